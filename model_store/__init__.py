@@ -1,0 +1,53 @@
+"""The on-disk contract of training and service, in prose in README.md beside this file. NumPy and pydantic only."""
+
+from model_store.manifest import (
+    FORMAT_VERSION,
+    BernoulliSpec,
+    CalibrationProtocol,
+    Description,
+    GaussianSpec,
+    ImageShape,
+    LikelihoodSpec,
+    Manifest,
+    Metric,
+    PixelPreparation,
+    Provenance,
+)
+from model_store.store import (
+    BUNDLED,
+    CALIBRATION,
+    DECODER,
+    ENCODER,
+    InvalidArtifactError,
+    ModelNotFoundError,
+    StoredModel,
+    StoreError,
+    list_versions,
+    open_version,
+    publish,
+)
+
+__all__ = [
+    "BUNDLED",
+    "CALIBRATION",
+    "DECODER",
+    "ENCODER",
+    "FORMAT_VERSION",
+    "BernoulliSpec",
+    "CalibrationProtocol",
+    "Description",
+    "GaussianSpec",
+    "ImageShape",
+    "InvalidArtifactError",
+    "LikelihoodSpec",
+    "Manifest",
+    "Metric",
+    "ModelNotFoundError",
+    "PixelPreparation",
+    "Provenance",
+    "StoreError",
+    "StoredModel",
+    "list_versions",
+    "open_version",
+    "publish",
+]

@@ -1,0 +1,120 @@
+"""What a published model says of itself: `manifest.json`, format version 1."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+FORMAT_VERSION = 1
+
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    """Immutable and strict: a field this version does not know is an error, never dropped in silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageShape(_Record):
+    """C, H and W of one image."""
+
+    channels: PositiveInt
+    height: PositiveInt
+    width: PositiveInt
+
+    @property
+    def chw(self) -> tuple[int, int, int]:
+        """The shape as NumPy writes it.
+
+        >>> ImageShape(channels=1, height=28, width=20).chw
+        (1, 28, 20)
+        """
+        return self.channels, self.height, self.width
+
+    @property
+    def size(self) -> int:
+        """C·H·W, the number of dimensions that `bits_per_dim` divides by."""
+        return self.channels * self.height * self.width
+
+
+class PixelPreparation(_Record):
+    """How pixels in [0, 1] become the graphs' input x: binarise, then multiply by `scale`.
+
+    `threshold` sets a pixel to 1 above 0.5. `dynamic` sets it to 1 with probability equal to its value, as in training;
+    the service does so against one fixed field of uniform numbers (seed `binarisation_seed`; see README.md), so that
+    an image is prepared the same way every time and on every route. Pixels that are 0 or 1 already stay as they are.
+    """
+
+    scale: PositiveFloat = 1.0
+    binarisation: Literal["none", "threshold", "dynamic"] = "none"
+    binarisation_seed: NonNegativeInt = 0
+
+
+class BernoulliSpec(_Record):
+    """p(x|z) = Π Bernoulli(x; sigmoid(logits)); the decoder's output is `logits` [N,C,H,W]."""
+
+    kind: Literal["bernoulli"] = "bernoulli"
+
+
+class GaussianSpec(_Record):
+    """p(x|z) = Π N(x; loc, scale²); the decoder's output is `loc` [N,C,H,W], the scale (in x's unit) is fixed."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    scale: PositiveFloat
+
+
+LikelihoodSpec = Annotated[BernoulliSpec | GaussianSpec, Field(discriminator="kind")]
+
+
+class Metric(_Record):
+    """One figure measured on the exported graphs, with the protocol that gave it."""
+
+    name: str
+    value: FiniteFloat
+    std_error: FiniteFloat | None = None
+    unit: str
+    num_images: PositiveInt
+    protocol: str
+
+
+class CalibrationProtocol(_Record):
+    """How the scores in `calibration.npz` were computed; a score compares only with scores made the same way."""
+
+    proposal: str
+    num_samples: PositiveInt
+    seed: NonNegativeInt
+    num_images: PositiveInt
+    source: str
+
+
+class Provenance(_Record):
+    """Where the model came from, enough to train it again."""
+
+    data_set: str
+    seed: NonNegativeInt
+    configuration: dict[str, Any]
+    library_versions: dict[str, str]
+
+
+class Description(_Record):
+    """All of a manifest but what publishing adds: version, time and hashes."""
+
+    name: ModelName
+    image: ImageShape
+    preparation: PixelPreparation
+    latent_dim: PositiveInt
+    likelihood: LikelihoodSpec
+    calibration: CalibrationProtocol
+    metrics: tuple[Metric, ...] = ()
+    provenance: Provenance
+
+
+class Manifest(Description):
+    """`manifest.json`, whole."""
+
+    format_version: Literal[1] = 1
+    version: PositiveInt
+    created: datetime
+    sha256: dict[str, Sha256]

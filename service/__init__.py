@@ -1,0 +1,1 @@
+"""The torch-free microservice: `engine` computes, `web` speaks HTTP."""

@@ -1,0 +1,1 @@
+"""Train variational autoencoders with PyTorch and publish them into the model store."""
