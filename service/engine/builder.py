@@ -1,0 +1,46 @@
+"""Write an ONNX graph node by node."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+PREFIX = "logpx."
+
+
+class GraphBuilder:
+    """Collects nodes and constants; every tensor it names starts with `logpx.`, so none collides with a model's own.
+
+    >>> builder = GraphBuilder()
+    >>> builder.add("Add", "a", builder.constant(np.float32(2)))
+    'logpx.1'
+    >>> [node.op_type for node in builder.nodes]
+    ['Add']
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+        self._names = 0
+
+    def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Append one node and return the name of its only output."""
+        output = output or self._name()
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        return output
+
+    def constant(self, value: NDArray[Any] | np.generic) -> str:
+        """Append a constant tensor and return its name."""
+        name = self._name()
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def sum_last(self, tensor: str) -> str:
+        """Sum over the last axis and drop it."""
+        return self.add("ReduceSum", tensor, self.constant(np.array([-1], np.int64)), keepdims=0)
+
+    def _name(self) -> str:
+        name = f"{PREFIX}{self._names}"
+        self._names += 1
+        return name

@@ -1,0 +1,41 @@
+"""Pixels in [0, 1] to the graphs' input x and back, as the manifest says."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store import ImageShape, PixelPreparation
+
+
+class Preparation:
+    """Binarises, then scales.
+
+    Dynamic binarisation compares each pixel with one fixed field of uniform numbers u: x = 1 where pixel > u. An image
+    is so prepared the same way every time, alone or in a batch, and P(x = 1) over fields is the pixel's value. The
+    field is the store's contract (model_store/README.md): PCG64's raw 64-bit output, top 24 bits, divided by 2^24.
+
+    >>> shape = ImageShape(channels=1, height=1, width=4)
+    >>> dynamic = Preparation(PixelPreparation(binarisation="dynamic"), shape)
+    >>> dynamic.prepare(np.array([[[[0.0, 0.1, 0.9, 1.0]]]], np.float32)).tolist()
+    [[[[0.0, 0.0, 1.0, 1.0]]]]
+    """
+
+    def __init__(self, specification: PixelPreparation, shape: ImageShape) -> None:
+        self._scale = np.float32(specification.scale)
+        self._threshold: NDArray[np.float32] | None = None
+        match specification.binarisation:
+            case "threshold":
+                self._threshold = np.full(shape.chw, 0.5, np.float32)
+            case "dynamic":
+                bits = np.random.PCG64(specification.binarisation_seed).random_raw(shape.size)
+                field = (bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+                self._threshold = field.reshape(shape.chw)
+
+    def prepare(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pixels [B, C, H, W] in [0, 1] → x [B, C, H, W] float32."""
+        if self._threshold is not None:
+            pixels = (pixels > self._threshold).astype(np.float32)
+        return np.ascontiguousarray(pixels * self._scale, np.float32)
+
+    def restore(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Expected x → pixels, clipped to [0, 1]: a Gaussian's mean may lie a little outside."""
+        return np.asarray(np.clip(x / self._scale, 0, 1), np.float32)

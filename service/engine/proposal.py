@@ -1,0 +1,74 @@
+"""Where importance samples come from: the proposal r(z|x), and the noise that all images of a request share."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime import OrtValue
+
+from service.engine.runtime import Runtime
+
+DEFAULT_SEED = 0
+PROPOSALS = ("prior", "encoder")
+DEFAULT_PROPOSAL = "encoder"
+
+
+class UnknownProposalError(ValueError):
+    """A proposal this engine does not have."""
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """N(mean, diag exp(log_var)), one for each image; both [B, D] float32."""
+
+    mean: NDArray[np.float32]
+    log_var: NDArray[np.float32]
+
+
+def choose(proposal: str, posterior: DiagonalGaussian) -> DiagonalGaussian:
+    """The Gaussian to sample from, given the encoder's q(z|x).
+
+    `prior` is N(0, I), nearly useless for images and kept because it shows why; `encoder` is q(z|x) itself, the
+    convention of Burda et al. 2016 (arXiv 1509.00519).
+
+    Raises:
+        UnknownProposalError: neither.
+    """
+    if proposal == "encoder":
+        return posterior
+    if proposal == "prior":
+        zeros = np.zeros_like(posterior.mean)
+        return DiagonalGaussian(mean=zeros, log_var=zeros)
+    raise UnknownProposalError(f"unknown proposal {proposal!r}; accepted: {', '.join(PROPOSALS)}")
+
+
+def standard_normal(num_samples: int, latent_dim: int, *, seed: int) -> NDArray[np.float32]:
+    """Noise [K, D] from one seeded generator; the first rows are the same whatever K is.
+
+    >>> bool((standard_normal(2, 3, seed=7) == standard_normal(5, 3, seed=7)[:2]).all())
+    True
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return generator.standard_normal((num_samples, latent_dim), np.float32)
+
+
+class NoiseCache:
+    """Noise rows by seed: the default seed's stay on the device, another's are drawn again when the seed changes."""
+
+    def __init__(self, latent_dim: int, runtime: Runtime) -> None:
+        self._latent_dim = latent_dim
+        self._drawn: dict[int, NDArray[np.float32]] = {}
+        self._placed = lru_cache(maxsize=64)(lambda start, stop: runtime.place(self._draw(DEFAULT_SEED, start, stop)))
+
+    def rows(self, seed: int, start: int, stop: int) -> "NDArray[np.float32] | OrtValue":
+        """Rows start to stop of the seed's noise, as [1, stop − start, D]."""
+        return self._placed(start, stop) if seed == DEFAULT_SEED else self._draw(seed, start, stop)
+
+    def _draw(self, seed: int, start: int, stop: int) -> NDArray[np.float32]:
+        drawn = self._drawn.get(seed)
+        if drawn is None or len(drawn) < stop:
+            kept = {DEFAULT_SEED: self._drawn[DEFAULT_SEED]} if DEFAULT_SEED in self._drawn else {}
+            drawn = standard_normal(1 << (stop - 1).bit_length(), self._latent_dim, seed=seed)
+            self._drawn = {**kept, seed: drawn}
+        return drawn[None, start:stop]
