@@ -1,0 +1,45 @@
+"""What can go wrong for reasons of the user's making; each prints as one line, and the command exits with 2.
+
+TrainingError
+├── ConfigurationError   an option has a value that cannot work
+├── DataError            a file or folder of images is missing, broken or of the wrong size; the message names it
+│   └── DownloadError    a known data set could not be fetched, or is not what it should be
+├── RunError             the run folder is in use, is missing, or was made by another configuration or data set
+├── DivergenceError      the training loss is no longer a finite number
+└── ParityError          the exported graphs disagree with PyTorch
+"""
+
+from pathlib import Path
+
+
+class TrainingError(Exception):
+    """Any refusal of this package."""
+
+
+class ConfigurationError(TrainingError):
+    """An option has a value that cannot work."""
+
+
+class DataError(TrainingError):
+    """A file or folder of images is missing, broken or of the wrong size."""
+
+    def __init__(self, file: str | Path, problem: str) -> None:
+        super().__init__(f"{file}: {problem}")
+        self.file = Path(file)
+        self.problem = problem
+
+
+class DownloadError(DataError):
+    """A known data set could not be fetched, or is not what it should be."""
+
+
+class RunError(TrainingError):
+    """The run folder is in use, is missing, or was made by another configuration or data set."""
+
+
+class DivergenceError(TrainingError):
+    """The training loss is no longer a finite number; the message names the epoch and step."""
+
+
+class ParityError(TrainingError):
+    """The exported graphs disagree with PyTorch; the message names the output, the batch size and the difference."""

@@ -1,0 +1,180 @@
+"""The folder of one training run: what defines it, where it stands, and its figures.
+
+run.json          the configuration and the data set's identity; never changed
+checkpoint.pt     the state after the last finished epoch, replaced atomically
+metrics.jsonl     one line an epoch
+curves.png, reconstructions.png, samples.png
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from training.configuration import Configuration
+from training.errors import RunError
+
+RUN_FORMAT_VERSION = 1
+RUN, CHECKPOINT, METRICS = "run.json", "checkpoint.pt", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What a run is made of; a run is resumed only with the very same.
+
+    Attributes:
+        configuration: the choices.
+        data_set: the data set's name.
+        sha256: of its pixels.
+        image_shape: C, H and W.
+        num_images: how many images each part has.
+        source: where the data was read from. Not part of the run's identity.
+    """
+
+    configuration: Configuration
+    data_set: str
+    sha256: str
+    image_shape: tuple[int, int, int]
+    num_images: Mapping[str, int]
+    source: str
+
+    def differences(self, other: "RunDescription") -> list[str]:
+        """What `other` has otherwise, one phrase for each difference; empty when the two are the same run."""
+        mine, theirs = _identity(self), _identity(other)
+        return [f"{key} is {mine[key]!r} there, {theirs[key]!r} now" for key in mine if mine[key] != theirs[key]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and description; see `create_run` and `open_run`."""
+
+    folder: Path
+    description: RunDescription
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint, atomically: a kill at any moment leaves the old one or the new one, whole."""
+        content = {"format_version": RUN_FORMAT_VERSION, **state}
+        write_atomically(self.folder / CHECKPOINT, lambda stream: torch.save(content, stream))
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """The last checkpoint, or None when no epoch has finished yet.
+
+        Raises:
+            RunError: the checkpoint cannot be read, or is of another format version.
+        """
+        file = self.folder / CHECKPOINT
+        if not file.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise RunError(f"{file}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+        if state.get("format_version") != RUN_FORMAT_VERSION:
+            raise RunError(f"{file}: format version {state.get('format_version')!r}, not {RUN_FORMAT_VERSION}")
+        return state
+
+    def append_metrics(self, figures: Mapping[str, float]) -> None:
+        """Add one epoch's line; on disk when this returns."""
+        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(figures) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def read_metrics(self, num_epochs: int) -> list[dict[str, float]]:
+        """The lines of the first `num_epochs` epochs; a line that a kill cut short, and any after it, is not there."""
+        file = self.folder / METRICS
+        lines: list[dict[str, float]] = []
+        for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                break
+            if line["epoch"] <= num_epochs:
+                lines.append(line)
+        return lines
+
+    def truncate_metrics(self, num_epochs: int) -> list[dict[str, float]]:
+        """Drop the lines of epochs that no checkpoint knows, so that a resumed run writes each epoch once."""
+        lines = self.read_metrics(num_epochs)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(self.folder / METRICS, lambda stream: stream.write(text.encode()))
+        return lines
+
+
+def create_run(folder: Path, description: RunDescription) -> Run:
+    """Begin a run in a folder that is new or empty.
+
+    Raises:
+        RunError: something is there already.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise RunError(f"{folder} is not empty: continue it with --resume, or choose another folder")
+        content = {"format_version": RUN_FORMAT_VERSION, **asdict(description)}
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(folder / RUN, lambda stream: stream.write(text.encode()))
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror})") from error
+    return Run(folder, description)
+
+
+def open_run(folder: Path) -> Run:
+    """Open the run in `folder`.
+
+    Raises:
+        RunError: there is none, or it is of another format version.
+    """
+    file = folder / RUN
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        if (version := fields.pop("format_version", None)) != RUN_FORMAT_VERSION:
+            raise RunError(f"{file}: format version {version!r}, not {RUN_FORMAT_VERSION}")
+        fields["configuration"] = Configuration(**fields["configuration"])
+        fields["image_shape"] = tuple(fields["image_shape"])
+        return Run(folder, RunDescription(**fields))
+    except OSError as error:
+        raise RunError(f"{folder}: no training run there ({RUN}: {error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file}: not a run's description ({error})") from error
+
+
+def resume_run(folder: Path, description: RunDescription) -> Run:
+    """Open the run in `folder` to go on with it.
+
+    Raises:
+        RunError: there is none, or it was made with another configuration or other data; the message names what differs.
+    """
+    run = open_run(folder)
+    if differences := run.description.differences(description):
+        raise RunError(f"{folder} is another run: {'; '.join(differences)}")
+    return run
+
+
+def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside its place, sync it to disk, and rename it into place."""
+    temporary = file.with_name(f".{file.name}.partial")
+    with temporary.open("wb") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+    descriptor = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _identity(description: RunDescription) -> dict[str, object]:
+    return {
+        **asdict(description.configuration),
+        "data set": description.data_set,
+        "data set's sha256": description.sha256,
+        "image shape": description.image_shape,
+    }
