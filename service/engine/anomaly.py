@@ -1,12 +1,14 @@
 """How strange is an image? A score, higher for stranger, and its conformal p-value."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-METHODS = ("log_likelihood",)
-DEFAULT_METHOD = "log_likelihood"
+Method = Literal["log_likelihood"]
+METHODS: tuple[Method, ...] = get_args(Method)
+DEFAULT_METHOD: Method = "log_likelihood"
 
 
 class UnknownMethodError(ValueError):

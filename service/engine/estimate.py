@@ -18,14 +18,14 @@ class LogLikelihood:
 
     log_likelihood: NDArray[np.float64]
     """logsumexp_k(log_weight) − log K."""
+    bits_per_dim: NDArray[np.float64]
+    """−log P(x) / (C·H·W·ln 2), in bits."""
     std_error: NDArray[np.float64]
     """sd(w) / (mean(w)·√K), the delta method's; NaN for a single sample."""
     elbo: NDArray[np.float64]
     """The evidence lower bound under the encoder, whatever the proposal."""
     posterior_gap: NDArray[np.float64]
     """log P(x) − ELBO = KL[q(z|x) ‖ p(z|x)]."""
-    bits_per_dim: NDArray[np.float64]
-    """−log P(x) / (C·H·W·ln 2), in bits."""
     effective_sample_size: NDArray[np.float64]
     """(Σw)² / Σw², between 1 and K."""
     pareto_k: NDArray[np.float64]
@@ -83,7 +83,8 @@ def estimate(log_weight: NDArray[np.floating], elbo: NDArray[np.float64], num_pi
 
 def evidence_lower_bound(encoder_log_weight: NDArray[np.floating]) -> NDArray[np.float64]:
     """E_q[log p(x|z) + log p(z) − log q(z|x)], by the mean of the encoder's log weights: [B, K] → [B], nats."""
-    return np.asarray(encoder_log_weight.mean(axis=-1, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        return np.asarray(encoder_log_weight.mean(axis=-1, dtype=np.float64))
 
 
 def is_reliable(tail_shape: NDArray[np.float64], std_error: NDArray[np.float64], num_samples: int) -> NDArray[np.bool_]:

@@ -3,12 +3,12 @@
 Built at load, so that any encoder and decoder in the store get them, and published files stay plain.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto, TensorProto, ValueInfoProto, external_data_helper, helper
 
 from model_store import Description, InvalidArtifactError
@@ -34,11 +34,14 @@ def read_graph(
     """
     try:
         model = onnx.load_from_string(content)
-        onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError) as error:
+    except DecodeError as error:
         raise InvalidArtifactError(file, f"not a valid ONNX graph ({error})") from error
-    if any(external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
+    if any(external_data_helper.uses_external_data(tensor) for tensor in _tensors(model)):
         raise InvalidArtifactError(file, "weights lie in another file; the store takes single-file graphs")
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:  # the latter: a name that is not UTF-8
+        raise InvalidArtifactError(file, f"not a valid ONNX graph ({error})") from error
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < MIN_OPSET:
         raise InvalidArtifactError(file, f"uses opset {opset}; {MIN_OPSET} or later is needed")
@@ -86,6 +89,7 @@ def log_weight_graph(decoder: ModelProto, likelihood: Likelihood, description: D
         ],
         outputs=[helper.make_tensor_value_info(LOG_WEIGHT, TensorProto.FLOAT, ["B", "K"])],
         initializer=[*decoder.graph.initializer, *builder.constants],
+        sparse_initializer=decoder.graph.sparse_initializer,
     )
     model = helper.make_model(
         graph,
@@ -94,6 +98,16 @@ def log_weight_graph(decoder: ModelProto, likelihood: Likelihood, description: D
         ir_version=decoder.ir_version,
     )
     return bytes(model.SerializeToString())
+
+
+def _tensors(message: Message) -> Iterator[TensorProto]:
+    """Every tensor of a model, wherever it lies: initialisers, attributes, subgraphs, functions."""
+    if isinstance(message, TensorProto):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _tensors(part)
 
 
 def _check_tensors(

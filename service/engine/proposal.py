@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,9 @@ from onnxruntime import OrtValue
 from service.engine.runtime import Runtime
 
 DEFAULT_SEED = 0
-PROPOSALS = ("prior", "encoder")
-DEFAULT_PROPOSAL = "encoder"
+Proposal = Literal["prior", "encoder"]
+PROPOSALS: tuple[Proposal, ...] = get_args(Proposal)
+DEFAULT_PROPOSAL: Proposal = "encoder"
 
 
 class UnknownProposalError(ValueError):

@@ -21,7 +21,7 @@ from model_store import InvalidArtifactError
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Choice = Literal["auto", "cuda", "cpu"]
 
-_ORT_ERRORS = (
+RUNTIME_ERRORS = (
     ort_errors.EPFail,
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -29,7 +29,9 @@ _ORT_ERRORS = (
     ort_errors.InvalidProtobuf,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
+    RuntimeError,  # what a run with bound inputs raises
 )
+"""Whatever ONNX Runtime raises when it cannot build or run a graph."""
 
 
 class ExecutionProviderError(Exception):
@@ -94,7 +96,7 @@ class Runtime:
         """
         try:
             return Session(self._open(graph, self.provider), self.device)
-        except _ORT_ERRORS as error:
+        except RUNTIME_ERRORS as error:
             raise InvalidArtifactError(file, f"ONNX Runtime refuses it on {self.provider} ({error})") from error
 
     def place(self, array: NDArray[Any]) -> ort.OrtValue:
@@ -137,6 +139,6 @@ class Runtime:
         a = np.array([[1, 2], [0, 3]], np.float32)
         try:
             b = Session(self._open(model.SerializeToString(), CUDA), "cuda").run({"a": a})["b"]
-        except (*_ORT_ERRORS, ExecutionProviderError) as error:
+        except (*RUNTIME_ERRORS, ExecutionProviderError) as error:
             return str(error)
         return None if np.allclose(a @ a, b) else "a matrix product came out wrong"

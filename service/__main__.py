@@ -1,0 +1,105 @@
+"""`python -m service`: serve the model store over HTTP until SIGTERM."""
+
+import asyncio
+import logging
+import sys
+from concurrent.futures import Future
+from types import FrameType
+
+import structlog
+import uvicorn
+from pydantic import ValidationError
+
+from service.web.app import create_app
+from service.web.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """Drains before it stops: `/readyz` turns 503 at the first signal, and accepted work is finished."""
+
+    failed = False
+    _drain: "Future[None] | None" = None
+
+    def fail(self) -> None:
+        """Stop, with exit status 1."""
+        self.failed = True
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain, then exit. Second: exit at once."""
+        if self._drain is None:
+            loop = asyncio.get_running_loop()
+            self._drain = asyncio.run_coroutine_threadsafe(
+                self._drain_then_exit(), loop
+            )  # safe in a signal handler too
+        else:
+            super().handle_exit(sig, frame)
+
+    async def _drain_then_exit(self) -> None:
+        app = self.config.app
+        await app.state.backend.drain()  # type: ignore[union-attr]
+        self.should_exit = True
+
+
+def main() -> int:
+    """Read the settings, serve, and return the exit status."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for item in error.errors():
+            name = "LOGPX_" + "_".join(str(part) for part in item["loc"]).upper()
+            print(f"{name}: {item['msg']}, not {item['input']!r}", file=sys.stderr)
+        return 2
+    configure_logging(settings)
+    server: Server | None = None
+
+    def fail() -> None:
+        if server is not None:
+            server.fail()
+
+    app = create_app(settings, on_failure=fail)
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
+        )
+    )
+    server.run()
+    return 1 if server.failed else 0
+
+
+def configure_logging(settings: Settings) -> None:
+    """One line an event on standard output, from our own code and from the libraries alike."""
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer()
+    )
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

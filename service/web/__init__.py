@@ -1,0 +1,1 @@
+"""HTTP only: requests to arrays, arrays to responses. Every number comes from `service.engine`."""

@@ -1,0 +1,57 @@
+"""Put the pieces together: settings in, an ASGI app out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI
+
+from service.web import errors, probes, routes
+from service.web.backend import Backend
+from service.web.metrics import Metrics
+from service.web.middleware import LimitBody, Observe
+from service.web.settings import Settings
+
+_log = structlog.get_logger()
+
+
+def create_app(settings: Settings, *, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
+    """The service as an ASGI app.
+
+    Models load in the background once the app starts: `/livez` answers at once, `/readyz` when they are warm. When
+    loading fails, the reason is logged and `on_failure` is called; the process should then exit.
+    """
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        backend = Backend(settings, metrics)
+        app.state.backend = backend
+
+        async def load() -> None:
+            try:
+                await asyncio.to_thread(backend.load)
+            except Exception as error:  # noqa: BLE001 - logged, then the process ends
+                _log.error("the models cannot be served", reason=str(error), kind=type(error).__name__)
+                on_failure()
+
+        loading = asyncio.create_task(load())
+        yield
+        await loading
+        backend.stop()
+
+    app = FastAPI(
+        title="logpx",
+        version=version("logpx"),
+        summary="Latent codes, imagined images, log P(x) with an error bar, and anomaly scores, for any image.",
+        lifespan=lifespan,
+    )
+    app.state.metrics = metrics
+    app.include_router(probes.router)
+    app.include_router(routes.router)
+    errors.install(app)
+    app.add_middleware(LimitBody, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Observe, metrics=metrics)
+    return app

@@ -1,0 +1,107 @@
+"""Request bodies by content type: image files, multipart, JSON and npy. No pickle anywhere."""
+
+import io
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from numpy.typing import NDArray
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from model_store import ImageShape
+from service.web.errors import InvalidBodyError, UnsupportedMediaTypeError
+from service.web.images import ImageReader
+
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
+NPY, JSON, MULTIPART = "application/x-npy", "application/json", "multipart/form-data"
+PIXEL_TYPES = (*IMAGE_TYPES, MULTIPART, JSON, NPY)
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+Array = NDArray[Any]
+
+
+def media_type(request: Request) -> str:
+    """The content type without its parameters, in lower case; empty when there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, max_pixels: int) -> NDArray[np.float32]:
+    """Images of any accepted content type → [B, C, H, W] float32 in [0, 1].
+
+    Raises:
+        UnsupportedMediaTypeError, InvalidBodyError, InvalidImageError, LimitError.
+    """
+    found = media_type(request)
+    reader = ImageReader(shape, resize=resize, max_pixels=max_pixels)
+    if found == MULTIPART:
+        return await run_in_threadpool(reader.read_items, await _multipart_files(request))
+    if found not in PIXEL_TYPES:
+        raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
+    body = await request.body()
+    if found == NPY:
+        return await run_in_threadpool(lambda: reader.read_array(parse_npy(body, (np.dtype("<f4"), np.dtype("u1")))))
+    if found == JSON:
+        return await run_in_threadpool(lambda: reader.read_items(json_list(body, "images")))
+    return await run_in_threadpool(reader.read_items, [body])
+
+
+def json_list(body: bytes, key: str) -> list[Any]:
+    """The list under the only key of a JSON object.
+
+    Raises:
+        InvalidBodyError: not JSON, or not such an object.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidBodyError(f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict) or set(document) != {key} or not isinstance(document[key], list):
+        raise InvalidBodyError(f'the body must be a JSON object {{"{key}": […]}} and nothing else')
+    items: list[Any] = document[key]
+    return items
+
+
+def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
+    """An npy file as a read-only view of the body, without a copy.
+
+    Raises:
+        InvalidBodyError: not an npy file, another dtype (objects among them), or a header that lies about the length.
+    """
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        shape, fortran_order, dtype = _NPY_HEADERS[version](stream)
+    except (ValueError, KeyError, SyntaxError, TypeError, EOFError, struct.error) as error:
+        raise InvalidBodyError(f"the body is not an npy file of version 1.0 or 2.0: {error}") from None
+    if dtype not in dtypes:
+        raise InvalidBodyError(f"the array holds {dtype}; accepted: {', '.join(str(item) for item in dtypes)}")
+    if any(size < 0 for size in shape):
+        raise InvalidBodyError(f"the npy header says shape {list(shape)}")
+    expected, found = dtype.itemsize, len(body) - stream.tell()
+    for size in shape:
+        expected *= size  # Python integers: a lying header cannot overflow them
+    if expected != found:
+        raise InvalidBodyError(f"the npy header says {expected} bytes of {dtype} {list(shape)}, the body has {found}")
+    flat: Array = np.frombuffer(body, dtype, offset=stream.tell())
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+async def _multipart_files(request: Request) -> list[bytes]:
+    """The bytes of every file in the repeated field `images`."""
+    try:
+        async with request.form() as form:
+            names = {name for name, _ in form.multi_items()}
+            if names - {"images"}:
+                unknown = ", ".join(sorted(names - {"images"}))
+                raise InvalidBodyError(f"the form has unknown fields: {unknown}; accepted: images, repeated")
+            parts = form.getlist("images")
+            if any(not isinstance(part, UploadFile) for part in parts):
+                raise InvalidBodyError("a part of the field images is not a file; give it a filename")
+            return [await part.read() for part in parts if isinstance(part, UploadFile)]
+    except HTTPException as error:
+        raise InvalidBodyError(f"the body is not multipart/form-data: {error.detail}") from None

@@ -1,0 +1,165 @@
+"""What a request can be refused for, and the one table that says how each refusal looks over HTTP (RFC 9457).
+
+RequestError
+├── InvalidBodyError            the body does not parse, or is not what the route takes
+│   └── InvalidImageError       one image of it; `index` says which
+├── UnsupportedMediaTypeError   a content type the route does not take
+├── NotAcceptableError          no form in `Accept` that the route can answer in
+├── LimitError                  bytes, pixels or rows beyond the settings
+└── NotReadyError               models still loading, draining, or the inference thread is dead
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from model_store import InvalidArtifactError, ModelNotFoundError
+from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
+from service.engine.proposal import UnknownProposalError
+from service.web.scheduler import DeadlineError, QueueFullError, StoppedError
+
+PROBLEM_JSON = "application/problem+json"
+_log = structlog.get_logger()
+
+
+class RequestError(Exception):
+    """A request that cannot be answered; the message is for its sender."""
+
+
+class InvalidBodyError(RequestError):
+    """The body does not parse, or is not what the route takes."""
+
+
+class InvalidImageError(InvalidBodyError):
+    """One image of the body is wrong."""
+
+    def __init__(self, detail: str, index: int) -> None:
+        super().__init__(detail)
+        self.index = index
+
+
+class UnsupportedMediaTypeError(RequestError):
+    """A content type the route does not take."""
+
+    def __init__(self, content_type: str, accepted: Sequence[str]) -> None:
+        found = f"content type {content_type!r} is not accepted" if content_type else "the content type is missing"
+        super().__init__(f"{found}; accepted: {', '.join(accepted)}")
+
+
+class NotAcceptableError(RequestError):
+    """No form in `Accept` that the route can answer in."""
+
+
+class LimitError(RequestError):
+    """Bytes, pixels or rows beyond the settings."""
+
+
+class NotReadyError(RequestError):
+    """Models still loading, draining, or the inference thread is dead."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one sort of refusal looks: its HTTP status and the stable end of its `type`."""
+
+    status: HTTPStatus
+    slug: str
+    title: str
+
+
+INVALID_PARAMETER = Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-parameter", "A parameter is not valid")
+NOT_READY = Kind(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "The service is not ready")
+INTERNAL = Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "The service failed")
+
+KINDS: Mapping[type[Exception], Kind] = {
+    InvalidImageError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-image", "An image is not valid"),
+    InvalidBodyError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-body", "The body is not valid"),
+    RequestValidationError: INVALID_PARAMETER,
+    UnknownProposalError: INVALID_PARAMETER,
+    UnknownMethodError: INVALID_PARAMETER,
+    UncalibratedModelError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "uncalibrated-model", "The model is not calibrated"),
+    UnsupportedMediaTypeError: Kind(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "The content type is not accepted"
+    ),
+    NotAcceptableError: Kind(HTTPStatus.NOT_ACCEPTABLE, "not-acceptable", "No form in Accept can be given"),
+    ModelNotFoundError: Kind(HTTPStatus.NOT_FOUND, "unknown-model", "No such model or version"),
+    InvalidArtifactError: Kind(HTTPStatus.SERVICE_UNAVAILABLE, "broken-model", "The model's files are broken"),
+    LimitError: Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "limit-exceeded", "The request passes a limit"),
+    QueueFullError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "queue-full", "No room in the queue"),
+    DeadlineError: Kind(HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"),
+    NotReadyError: NOT_READY,
+    StoppedError: NOT_READY,
+}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the table, FastAPI's own, and what nobody foresaw, as `application/problem+json`."""
+    for error_type, kind in KINDS.items():
+        app.add_exception_handler(error_type, _handler(kind))
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def problem(request: Request, kind: Kind, detail: str, **members: Any) -> Response:
+    """One problem document; `members` that are None are left out."""
+    headers = members.pop("headers", None)
+    document = {
+        "type": f"urn:logpx:problem:{kind.slug}",
+        "title": kind.title,
+        "status": int(kind.status),
+        "detail": detail,
+        "request_id": request.scope.get("state", {}).get("request_id"),
+        **{key: value for key, value in members.items() if value is not None},
+    }
+    request.scope["problem"] = kind.slug
+    return Response(orjson.dumps(document), kind.status, headers, PROBLEM_JSON)
+
+
+def _handler(kind: Kind) -> Any:
+    async def answer(request: Request, error: Exception) -> Response:
+        if isinstance(error, RequestValidationError):
+            return problem(request, kind, _sentence(error), errors=_located(error))
+        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFullError) else None
+        if kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            _log.warning("request refused", problem=kind.slug, detail=str(error))
+        return problem(request, kind, str(error), index=getattr(error, "index", None), headers=headers)
+
+    return answer
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: no such path, no such method."""
+    if not isinstance(error, HTTPException):
+        raise error
+    status = HTTPStatus(error.status_code)
+    kind = Kind(status, status.phrase.lower().replace(" ", "-"), status.phrase)
+    detail = f"{request.method} {request.url.path}: {error.detail}; the routes are listed at /docs"
+    return problem(request, kind, detail, headers=error.headers)
+
+
+async def _gone(request: Request, _: Exception) -> Response:
+    """Nobody is left to read this; 499 is what logs call a client that closed its request."""
+    request.scope["problem"] = "client-gone"
+    return Response(status_code=499)
+
+
+async def _unforeseen(request: Request, _: Exception) -> Response:
+    """A bug of ours; the log has the traceback, under the same request id."""
+    return problem(request, INTERNAL, "an unexpected error, which the service has logged under this request id")
+
+
+def _located(error: RequestValidationError) -> list[dict[str, str]]:
+    return [{"parameter": str(item["loc"][-1]), "problem": str(item["msg"])} for item in error.errors()]
+
+
+def _sentence(error: RequestValidationError) -> str:
+    return "; ".join(f"{item['parameter']}: {item['problem']}" for item in _located(error))

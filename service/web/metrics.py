@@ -1,0 +1,61 @@
+"""What Prometheus reads at `/metrics`; docs name each in README.md."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """One registry an app, so that two apps in one process do not share counters."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.requests = Counter(
+            "logpx_requests", "requests answered", ["route", "method", "status"], registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "logpx_request_seconds",
+            "from a request's first byte to its answer's last",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.refusals = Counter("logpx_refusals", "problem documents sent", ["problem"], registry=self.registry)
+        self.queue_seconds = Histogram(
+            "logpx_queue_seconds",
+            "a job's wait for the inference thread",
+            ["model", "version"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.compute_seconds = Histogram(
+            "logpx_compute_seconds",
+            "a job's time on the inference thread",
+            ["model", "version"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.rows = Counter("logpx_rows", "images × samples computed", ["model", "version"], registry=self.registry)
+        self.estimates = Counter(
+            "logpx_estimates",
+            "log-likelihood estimates, by whether they were reliable",
+            ["model", "version", "reliable"],
+            registry=self.registry,
+        )
+        self.queued_rows = Gauge("logpx_queued_rows", "rows waiting or running", registry=self.registry)
+        self.queued_requests = Gauge("logpx_queued_requests", "requests waiting or running", registry=self.registry)
+        self.ready = Gauge("logpx_ready", "1 when /readyz answers 200", registry=self.registry)
+        self.execution_provider = Gauge(
+            "logpx_execution_provider_info",
+            "1 for the ONNX Runtime execution provider that runs this model",
+            ["model", "version", "provider"],
+            registry=self.registry,
+        )
+
+    def text(self) -> bytes:
+        """The exposition format, version 0.0.4."""
+        return generate_latest(self.registry)

@@ -1,0 +1,28 @@
+"""`/livez`, `/readyz` and `/metrics`: for machines that watch the service."""
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.web.replies import json_reply
+from service.web.schemas import Problem
+
+router = APIRouter()
+
+
+@router.get("/livez")
+async def livez() -> Response:
+    """The process answers; it says nothing of models."""
+    return json_reply({"status": "alive"})
+
+
+@router.get("/readyz", responses={503: {"model": Problem}})
+async def readyz(request: Request) -> Response:
+    """Models are loaded and warm, the inference thread runs, and the service is not shutting down."""
+    request.app.state.backend.require_ready()
+    return json_reply({"status": "ready"})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus text format."""
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,108 @@
+"""Arrays to responses, in the form that `Accept` asks for."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from fastapi import Request, Response
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.web.errors import NotAcceptableError
+
+JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
+_GRID_LINE = 1
+
+
+def negotiate(request: Request, offered: Sequence[str]) -> str:
+    """The form the client likes best of those offered, first offered winning a tie (RFC 9110, 12.5.1).
+
+    Raises:
+        NotAcceptableError: it takes none of them.
+    """
+    accept = request.headers.get("accept", "*/*")
+    wanted = [_preference(item) for item in accept.split(",") if item.strip()]
+    best, best_quality = offered[0], 0.0
+    for form in offered:
+        matching = [entry for entry in wanted if entry[0] in (form, f"{form.split('/')[0]}/*", "*/*")]
+        quality = max(matching, key=lambda entry: _specificity(entry[0]), default=("", 0.0))[1]
+        if quality > best_quality:
+            best, best_quality = form, quality
+    if best_quality == 0:
+        raise NotAcceptableError(f"Accept is {accept!r}; this route answers in: {', '.join(offered)}")
+    return best
+
+
+def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """Strict JSON: NumPy arrays as nested lists, a value that is not finite as null."""
+    return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
+
+
+def npy_reply(array: NDArray[Any], headers: Mapping[str, str] | None = None) -> Response:
+    """One npy file, format version 1.0."""
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return Response(stream.getvalue(), headers=headers, media_type=NPY)
+
+
+def images_reply(
+    request: Request,
+    document: Mapping[str, Any],
+    images: NDArray[np.float32],
+    *,
+    form: Literal["png", "array"],
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Images [N, C, H, W] as JSON beside `document`, as one PNG (a grid when there are several), or as npy."""
+    match negotiate(request, (JSON, PNG, NPY)):
+        case "image/png":
+            return Response(_png(_grid(images)), headers=headers, media_type=PNG)
+        case "application/x-npy":
+            return npy_reply(images, headers)
+    listed = images if form == "array" else [base64.b64encode(_png(image)).decode() for image in images]
+    return json_reply({**document, "images": listed}, headers)
+
+
+def _preference(item: str) -> tuple[str, float]:
+    media_type, *parameters = (part.strip().lower() for part in item.split(";"))
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                return media_type, float(value)
+            except ValueError:
+                return media_type, 0.0
+    return media_type, 1.0
+
+
+def _specificity(media_range: str) -> int:
+    return 2 - media_range.count("*")
+
+
+def _png(image: NDArray[np.float32]) -> bytes:
+    """One image [C, H, W] in [0, 1] as 8-bit PNG."""
+    if len(image) not in (1, 3):
+        raise NotAcceptableError(f"a PNG has 1 or 3 channels, the images have {len(image)}; ask for npy or ?as=array")
+    levels = np.rint(image * 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _grid(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Images [N, C, H, W] side by side, row by row, in the squarest grid: [C, rows·(H+1)−1, columns·(W+1)−1]."""
+    count, channels, height, width = images.shape
+    if count == 1:
+        return np.asarray(images[0])
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    down, across = height + _GRID_LINE, width + _GRID_LINE
+    grid = np.full((channels, rows * down - _GRID_LINE, columns * across - _GRID_LINE), 0.5, np.float32)
+    for index, image in enumerate(images):
+        top, left = index // columns * down, index % columns * across
+        grid[:, top : top + height, left : left + width] = image
+    return grid

@@ -1,0 +1,194 @@
+"""The `/v1` routes: parse, compute on the inference thread, answer."""
+
+import secrets
+from collections.abc import Generator
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from numpy.typing import NDArray
+
+from service.engine.model import Model, Pixels
+from service.web import schemas
+from service.web.backend import Backend
+from service.web.bodies import JSON, NPY, json_list, media_type, parse_npy, read_pixels
+from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
+from service.web.errors import InvalidBodyError, InvalidImageError, LimitError, UnsupportedMediaTypeError
+from service.web.replies import images_reply, json_reply, negotiate, npy_reply
+from service.web.scheduler import Done
+
+router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
+T = TypeVar("T")
+
+
+@router.post("/encode", response_model=schemas.Latents, openapi_extra=describe_images_body())
+async def encode(request: Request, query: Annotated[schemas.ImagesQuery, Query()]) -> Response:
+    """The latent code of each image: q(z|x) = N(mean, diag exp(log_var)). As npy: float32 [B, 2, D]."""
+    form = negotiate(request, (JSON, NPY))
+    model, pixels = await _pixels(request, query)
+    done = await _run(request, model, model.encode(pixels), rows=len(pixels))
+    latents = done.result
+    if form == NPY:
+        return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), _timing(done))  # [B, 2, D]
+    return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, _timing(done))
+
+
+@router.post(
+    "/decode", response_model=schemas.Images, openapi_extra={**describe_latents_body(), **describe_images_reply()}
+)
+async def decode(request: Request, query: Annotated[schemas.ImagesOutQuery, Query()]) -> Response:
+    """What the model imagines at each latent: E[x|z], as pixels."""
+    model = await _model(request, query)
+    latents = await _latents(request, model)
+    _check_output_pixels(request, model, len(latents))
+    done = await _run(request, model, model.decode(latents), rows=len(latents))
+    return await run_in_threadpool(
+        images_reply, request, _named(model), done.result, form=query.as_, headers=_timing(done)
+    )
+
+
+@router.get("/samples", response_model=schemas.Samples, openapi_extra=describe_images_reply())
+async def samples(request: Request, query: Annotated[schemas.SamplesQuery, Query()]) -> Response:
+    """Images drawn from the prior: z ~ N(0, temperature²·I), then E[x|z]. The header `X-Seed` tells the seed."""
+    model = await _model(request, query)
+    _check_output_pixels(request, model, query.n)
+    seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
+    chunks = model.sample(query.n, seed=seed, temperature=query.temperature)
+    done = await _run(request, model, chunks, rows=query.n)
+    drawn = done.result
+    document = {**_named(model), "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
+    headers = {**_timing(done), "X-Seed": str(seed)}
+    return await run_in_threadpool(images_reply, request, document, drawn.images, form=query.as_, headers=headers)
+
+
+@router.post("/log-likelihood", response_model=schemas.LogLikelihoods, openapi_extra=describe_images_body())
+async def log_likelihood(request: Request, query: Annotated[schemas.LogLikelihoodQuery, Query()]) -> Response:
+    """log P(x) of each image in nats, by importance sampling, with its standard error and diagnostics."""
+    negotiate(request, (JSON,))
+    backend = _backend(request)
+    model, pixels = await _pixels(request, query)
+    num_samples = query.num_samples or backend.settings.num_samples
+    limit = min(backend.settings.max_num_samples, backend.settings.max_rows // len(pixels))
+    chunks = model.log_likelihood(
+        pixels,
+        proposal=query.proposal,
+        num_samples=num_samples,
+        seed=query.seed,
+        max_std_error=query.max_std_error,
+        max_num_samples=limit,
+    )
+    done = await _run(request, model, chunks, rows=len(pixels) * num_samples)
+    backend.count_estimates(model, done.result.reliable)
+    document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": _rows(done.result)}
+    return json_reply(document, _timing(done))
+
+
+@router.post("/anomaly-scores", response_model=schemas.Anomalies, openapi_extra=describe_images_body())
+async def anomaly_scores(request: Request, query: Annotated[schemas.AnomalyQuery, Query()]) -> Response:
+    """How strange each image is (higher is stranger), with a conformal p-value against held-out training images."""
+    negotiate(request, (JSON,))
+    model, pixels = await _pixels(request, query)
+    chunks = model.anomaly_scores(pixels, method=query.method, alpha=query.alpha)
+    rows = len(pixels) * model.description.calibration.num_samples
+    done = await _run(request, model, chunks, rows=rows)
+    document = {
+        **_named(model),
+        "method": query.method,
+        "alpha": query.alpha,
+        "calibration_size": done.result.calibration_size,
+        "results": _rows(done.result),
+    }
+    return json_reply(document, _timing(done))
+
+
+@router.get("/models", response_model=schemas.Models)
+async def models(request: Request) -> Response:
+    """Every model of the store: versions, manifest, and the execution provider that really runs it."""
+    backend = _backend(request)
+    found = await run_in_threadpool(backend.summaries)
+    return json_reply({"models": [summary.model_dump(mode="json") for summary in found]})
+
+
+@router.get("/models/{name}", response_model=schemas.ModelVersion)
+async def model(
+    request: Request, name: str, version: Annotated[int | None, Query(ge=1, description="default: the latest")] = None
+) -> Response:
+    """One version's manifest, and the execution provider that really runs it."""
+    found = await run_in_threadpool(_backend(request).model, name, version)
+    described = schemas.ModelVersion(manifest=found.manifest, execution_provider=found.provider)
+    return json_reply(described.model_dump(mode="json"))
+
+
+def _backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    backend.require_ready()
+    return backend
+
+
+async def _model(request: Request, query: schemas.ModelQuery) -> Model:
+    return await run_in_threadpool(_backend(request).model, query.model, query.version)
+
+
+async def _pixels(request: Request, query: schemas.ImagesQuery) -> tuple[Model, Pixels]:
+    model = await _model(request, query)
+    pixels = await read_pixels(
+        request,
+        model.description.image,
+        resize=query.resize,
+        max_pixels=_backend(request).settings.max_pixels,
+    )
+    return model, pixels
+
+
+async def _latents(request: Request, model: Model) -> NDArray[np.float32]:
+    """Latents [N, D] from `{"latents": [[D]]}` or npy, all finite."""
+    found = media_type(request)
+    if found not in (JSON, NPY):
+        raise UnsupportedMediaTypeError(found, (JSON, NPY))
+    body = await request.body()
+    if found == NPY:
+        latents = parse_npy(body, (np.dtype("<f4"), np.dtype("<f8")))
+    else:
+        try:
+            latents = np.asarray(json_list(body, "latents"), np.float64)
+        except (ValueError, TypeError):
+            raise InvalidBodyError("the latents are ragged or not numbers; accepted: [[D], …]") from None
+    latent_dim = model.description.latent_dim
+    if latents.ndim != 2 or latents.shape[1] != latent_dim or not len(latents):
+        shape = list(latents.shape)
+        raise InvalidBodyError(f"the latents have shape {shape}; this model takes [N, {latent_dim}], N at least 1")
+    with np.errstate(over="ignore"):
+        latents = latents.astype(np.float32)
+    finite = np.isfinite(latents).all(axis=1)
+    if not finite.all():
+        raise InvalidImageError("a latent is not a finite float32 number", int(np.argmin(finite)))
+    return latents
+
+
+def _check_output_pixels(request: Request, model: Model, num_images: int) -> None:
+    shape, limit = model.description.image, _backend(request).settings.max_pixels
+    pixels = num_images * shape.height * shape.width
+    if pixels > limit:
+        raise LimitError(f"{num_images} images have {pixels} pixels; at most {limit} are given in an answer")
+
+
+async def _run(request: Request, model: Model, chunks: Generator[None, None, T], *, rows: int) -> Done[T]:
+    return await _backend(request).run(model, chunks, rows=rows)
+
+
+def _named(model: Model) -> dict[str, Any]:
+    return {"model": model.manifest.name, "version": model.manifest.version}
+
+
+def _rows(record: Any) -> list[dict[str, Any]]:
+    """A record of arrays [B] as B objects; what is not per image is left out."""
+    columns = {item.name: getattr(record, item.name) for item in fields(record)}
+    arrays = {name: column.tolist() for name, column in columns.items() if isinstance(column, np.ndarray)}
+    return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
+
+
+def _timing(done: Done[Any]) -> dict[str, str]:
+    queue, compute = done.queue_seconds * 1000, done.compute_seconds * 1000
+    return {"Server-Timing": f"queue;dur={queue:.3f}, compute;dur={compute:.3f}"}

@@ -1,0 +1,160 @@
+"""Query parameters, and the JSON answers as `/docs` shows them."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt
+
+from model_store import Manifest
+from service.engine.anomaly import DEFAULT_METHOD, Method
+from service.engine.proposal import DEFAULT_PROPOSAL, DEFAULT_SEED, Proposal
+
+MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
+
+
+class ModelQuery(BaseModel):
+    """Strict: a parameter that does not exist is refused, so that a slip of the pen is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="model name; default: the configured or only one")
+    version: PositiveInt | None = Field(None, description="model version; default: the latest")
+
+
+class ImagesQuery(ModelQuery):
+    """Parameters of every route that takes images."""
+
+    resize: bool = Field(False, description="resample images of another height or width instead of refusing them")
+
+
+class LogLikelihoodQuery(ImagesQuery):
+    """Parameters of `POST /v1/log-likelihood`."""
+
+    proposal: Proposal = Field(DEFAULT_PROPOSAL, description="where importance samples come from")
+    num_samples: PositiveInt | None = Field(None, description="importance samples an image; default: a setting")
+    seed: int = Field(DEFAULT_SEED, ge=0, le=MAX_SEED, description="seed of the noise that all images share")
+    max_std_error: PositiveFloat | None = Field(
+        None, description="keep sampling, image by image, until the estimate is reliable to this many nats"
+    )
+
+
+class AnomalyQuery(ImagesQuery):
+    """Parameters of `POST /v1/anomaly-scores`."""
+
+    method: Method = Field(DEFAULT_METHOD, description="which score")
+    alpha: float = Field(0.05, gt=0, lt=1, description="an image is an anomaly when its p-value is at most this")
+
+
+class ImagesOutQuery(ModelQuery):
+    """Parameters of every route that answers with images."""
+
+    as_: Literal["png", "array"] = Field(
+        "png", alias="as", description="images in JSON: base64 PNGs, or nested numbers [B][C][H][W]"
+    )
+
+
+class SamplesQuery(ImagesOutQuery):
+    """Parameters of `GET /v1/samples`."""
+
+    n: PositiveInt = Field(16, description="how many images")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: a fresh one, told in the answer")
+    temperature: FiniteFloat = Field(1.0, ge=0, description="standard deviation of z; below 1, more typical images")
+
+
+class _Answer(BaseModel):
+    model: str
+    version: int
+
+
+class Latents(_Answer):
+    """Answer of `POST /v1/encode`: q(z|x) = N(mean, diag exp(log_var))."""
+
+    mean: list[list[float]]
+    log_var: list[list[float]]
+
+
+class Images(_Answer):
+    """Answer of `POST /v1/decode`."""
+
+    images: list[str] | list[list[list[list[float]]]]
+
+
+class Samples(Images):
+    """Answer of `GET /v1/samples`."""
+
+    seed: int
+    temperature: float
+    latents: list[list[float]]
+
+
+class LogLikelihoodResult(BaseModel):
+    """One image's estimate; nats where there is a unit, null where a value is not finite."""
+
+    log_likelihood: float | None
+    bits_per_dim: float | None
+    std_error: float | None
+    elbo: float | None
+    posterior_gap: float | None
+    effective_sample_size: float | None
+    pareto_k: float | None
+    num_samples: int
+    reliable: bool
+
+
+class LogLikelihoods(_Answer):
+    """Answer of `POST /v1/log-likelihood`."""
+
+    proposal: str
+    seed: int
+    results: list[LogLikelihoodResult]
+
+
+class AnomalyResult(BaseModel):
+    """One image's score; null where a value is not finite."""
+
+    score: float | None
+    p_value: float
+    is_anomaly: bool
+    log_likelihood: float | None
+    posterior_gap: float | None
+
+
+class Anomalies(_Answer):
+    """Answer of `POST /v1/anomaly-scores`."""
+
+    method: str
+    alpha: float
+    calibration_size: int
+    results: list[AnomalyResult]
+
+
+class ModelVersion(BaseModel):
+    """A manifest, and the execution provider that really runs it."""
+
+    manifest: Manifest
+    execution_provider: str
+
+
+class ModelSummary(BaseModel):
+    """One model of the store: its versions, and the one that is served by default."""
+
+    name: str
+    versions: list[int]
+    default: bool
+    latest: ModelVersion
+
+
+class Models(BaseModel):
+    """Answer of `GET /v1/models`."""
+
+    models: list[ModelSummary]
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    index: int | None = Field(None, description="the offending image, counted from 0")
