@@ -40,9 +40,9 @@ class LogLikelihood:
         """One record of several, images in order."""
         return LogLikelihood(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(parts[0])})
 
-    def take(self, index: int) -> "LogLikelihood":
-        """The record of one image."""
-        return LogLikelihood(**{f.name: getattr(self, f.name)[index : index + 1] for f in fields(self)})
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "LogLikelihood":
+        """The record of these images, by index or by mask."""
+        return LogLikelihood(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 def estimate(log_weight: NDArray[np.floating], elbo: NDArray[np.float64], num_pixels: int) -> LogLikelihood:

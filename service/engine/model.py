@@ -4,7 +4,8 @@ Each is a computation in chunks: a generator that yields between two runs on the
 whoever drives it can let others take their turn, or give up. `complete` drives one to its end.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store import DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
+from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
 from service.engine.anomaly import DEFAULT_METHOD, AnomalyScores, UncalibratedModelError, conformal_p_value, strangeness
 from service.engine.estimate import LogLikelihood, estimate, evidence_lower_bound
 from service.engine.graphs import LOG_VAR, LOG_WEIGHT, MEAN, NOISE, SHAPE, X, log_weight_graph, read_graph
@@ -21,12 +22,13 @@ from service.engine.preparation import Preparation
 from service.engine.proposal import (
     DEFAULT_PROPOSAL,
     DEFAULT_SEED,
+    PROPOSALS,
     DiagonalGaussian,
     NoiseCache,
     choose,
     standard_normal,
 )
-from service.engine.runtime import Runtime
+from service.engine.runtime import RUNTIME_ERRORS, Runtime
 
 Pixels = NDArray[np.float32]
 """Images [B, C, H, W], each pixel in [0, 1]."""
@@ -97,6 +99,9 @@ class Model:
         self._decoder = runtime.open(decoder, folder / DECODER)
         self._log_weight = runtime.open(log_weight, folder / DECODER)
         self._try_out(folder)
+        if calibration is not None and description.calibration.proposal not in PROPOSALS:
+            problem = f"made with the proposal {description.calibration.proposal!r}; known here: {', '.join(PROPOSALS)}"
+            raise InvalidArtifactError(folder / CALIBRATION, problem)
 
     @classmethod
     def open(cls, stored: StoredModel, *, runtime: Runtime, chunk_rows: int = 512) -> "Model":
@@ -163,7 +168,8 @@ class Model:
         encoder_is_proposal = gaussian is posterior
         limit = num_samples if max_std_error is None else max(max_num_samples or 0, num_samples)
 
-        records: dict[int, LogLikelihood] = {}
+        records: list[LogLikelihood] = []
+        order: list[NDArray[np.intp]] = []
         pending = np.arange(len(x))
         log_weight = np.empty((len(x), 0), np.float32)  # [B, K]
         elbo_log_weight = log_weight
@@ -180,9 +186,10 @@ class Model:
             done = np.full(len(pending), stop >= limit)
             if max_std_error is not None:
                 done |= record.reliable & (record.std_error <= max_std_error)
-            records |= {int(pending[row]): record.take(int(row)) for row in np.flatnonzero(done)}
+            records.append(record.take(done))
+            order.append(pending[done])
             if done.all():
-                return LogLikelihood.join([records[index] for index in range(len(x))])
+                return LogLikelihood.join(records).take(np.argsort(np.concatenate(order)))
             pending, log_weight, elbo_log_weight = pending[~done], log_weight[~done], elbo_log_weight[~done]
 
     def anomaly_scores(
@@ -234,7 +241,7 @@ class Model:
         stop: int,
     ) -> Chunks[NDArray[np.float32]]:
         """Log weights [B, stop − start] of the images at these indices, under noise rows start to stop."""
-        flat = x[images].reshape(len(images), 1, -1)  # [B, 1, P]
+        flat = x[images].reshape(len(images), 1, self.description.image.size)  # [B, 1, P]
         mean, log_var = gaussian.mean[images, None], gaussian.log_var[images, None]  # [B, 1, D]
         log_weight = np.empty((len(images), stop - start), np.float32)
         columns = min(self._chunk_rows, stop - start)
@@ -254,13 +261,24 @@ class Model:
         """Run every graph once on two images: a shape that only shows at run time is refused here, and not later."""
         pixels = np.zeros((2, *self.description.image.chw), np.float32)
         latent_shape = (2, self.description.latent_dim)
-        outputs = self._encoder.run({"x": self._preparation.prepare(pixels)})
+        with _blaming(folder / ENCODER):
+            outputs = self._encoder.run({"x": self._preparation.prepare(pixels)})
         for name in ("mean", "log_var"):
             _check_shape(folder / ENCODER, name, outputs[name].shape, latent_shape)
-        for name, value in self._decoder.run({"z": np.zeros(latent_shape, np.float32)}).items():
-            if name in self._likelihood.outputs:
-                _check_shape(folder / DECODER, name, value.shape, pixels.shape)
-        complete(self.log_likelihood(pixels, num_samples=2))
+        with _blaming(folder / DECODER):
+            outputs = self._decoder.run({"z": np.zeros(latent_shape, np.float32)})
+        for name in self._likelihood.outputs:
+            _check_shape(folder / DECODER, name, outputs[name].shape, pixels.shape)
+        with _blaming(folder / DECODER):
+            complete(self.log_likelihood(pixels, num_samples=2))
+
+
+@contextmanager
+def _blaming(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except RUNTIME_ERRORS as error:
+        raise InvalidArtifactError(file, f"cannot be run ({error})") from error
 
 
 def _check_shape(file: Path, output: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

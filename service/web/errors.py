@@ -46,6 +46,10 @@ class InvalidImageError(InvalidBodyError):
         self.index = index
 
 
+class InvalidLatentError(InvalidImageError):
+    """One latent of the body is wrong."""
+
+
 class UnsupportedMediaTypeError(RequestError):
     """A content type the route does not take."""
 
@@ -81,6 +85,7 @@ INTERNAL = Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "The service
 
 KINDS: Mapping[type[Exception], Kind] = {
     InvalidImageError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-image", "An image is not valid"),
+    InvalidLatentError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-latent", "A latent is not valid"),
     InvalidBodyError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-body", "The body is not valid"),
     RequestValidationError: INVALID_PARAMETER,
     UnknownProposalError: INVALID_PARAMETER,
@@ -121,7 +126,7 @@ def problem(request: Request, kind: Kind, detail: str, **members: Any) -> Respon
         **{key: value for key, value in members.items() if value is not None},
     }
     request.scope["problem"] = kind.slug
-    return Response(orjson.dumps(document), kind.status, headers, PROBLEM_JSON)
+    return Response(orjson.dumps(document), int(kind.status), headers, PROBLEM_JSON)
 
 
 def _handler(kind: Kind) -> Any:

@@ -15,7 +15,7 @@ from service.web import schemas
 from service.web.backend import Backend
 from service.web.bodies import JSON, NPY, json_list, media_type, parse_npy, read_pixels
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
-from service.web.errors import InvalidBodyError, InvalidImageError, LimitError, UnsupportedMediaTypeError
+from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
 from service.web.replies import images_reply, json_reply, negotiate, npy_reply
 from service.web.scheduler import Done
 
@@ -163,7 +163,7 @@ async def _latents(request: Request, model: Model) -> NDArray[np.float32]:
         latents = latents.astype(np.float32)
     finite = np.isfinite(latents).all(axis=1)
     if not finite.all():
-        raise InvalidImageError("a latent is not a finite float32 number", int(np.argmin(finite)))
+        raise InvalidLatentError("the latent is not made of finite float32 numbers", int(np.argmin(finite)))
     return latents
 
 

@@ -1,0 +1,74 @@
+"""The real app, in process, over stores of toys."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from model_store import ImageShape, PixelPreparation, publish
+from service.web.app import create_app
+from service.web.settings import Settings
+from tests.toys import LinearGaussian, Toy, bernoulli_toy
+
+DIGIT_SHAPE = ImageShape(channels=1, height=28, width=28)
+COLOUR_SHAPE = ImageShape(channels=3, height=8, width=6)
+GAUSSIAN_SHAPE = ImageShape(channels=1, height=5, width=4)
+
+Serve = Callable[..., TestClient]
+
+
+def put(store: Path, toy: Toy) -> None:
+    """Publish a toy."""
+    publish(store, toy.description, encoder=toy.encoder, decoder=toy.decoder, calibration=toy.calibration)
+
+
+@pytest.fixture(scope="session")
+def linear_gaussian() -> LinearGaussian:
+    return LinearGaussian.random(GAUSSIAN_SHAPE, 2, scale=0.2)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, linear_gaussian: LinearGaussian) -> Path:
+    """Three models: `digits` (two versions), `colour` and `linear-gaussian`."""
+    root = tmp_path_factory.mktemp("store")
+    dynamic = PixelPreparation(binarisation="dynamic")
+    put(root, bernoulli_toy(DIGIT_SHAPE, name="digits", preparation=dynamic))
+    put(root, bernoulli_toy(DIGIT_SHAPE, name="digits", preparation=dynamic, seed=6))
+    put(root, bernoulli_toy(COLOUR_SHAPE, name="colour"))
+    put(root, linear_gaussian.toy(GAUSSIAN_SHAPE, widen=1.1))
+    return root
+
+
+@pytest.fixture(scope="session")
+def serve(store: Path) -> Iterator[Serve]:
+    """Start an app with these settings and wait until it is ready."""
+    with ExitStack() as running:
+
+        def start(**settings: Any) -> TestClient:
+            app = create_app(Settings(**{"model_store": store, "model": "digits", **settings}))
+            client = running.enter_context(TestClient(app, raise_server_exceptions=False))
+            for _ in range(600):
+                if client.get("/readyz").status_code == 200:
+                    return client
+                time.sleep(0.01)
+            raise AssertionError(client.get("/readyz").text)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def client(serve: Serve) -> TestClient:
+    """One app with default settings."""
+    return serve()
+
+
+@pytest.fixture(scope="session")
+def digits() -> Any:
+    """Ten real test digits, uint8 [10, 28, 28]."""
+    with np.load(Path(__file__).parents[1] / "data" / "digits.npz", allow_pickle=False) as archive:
+        return archive["test"][:10]

@@ -1,0 +1,118 @@
+"""Colour modes, depths, transparency, orientation and size, down to the pixel."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from PIL import Image
+
+from model_store import ImageShape
+from service.web.errors import InvalidImageError, LimitError
+from service.web.images import ImageReader
+from tests.web.forms import image_file
+
+RNG = np.random.default_rng(4)
+GREY = RNG.integers(0, 256, (5, 7), np.uint8)
+COLOUR = RNG.integers(0, 256, (5, 7, 3), np.uint8)
+LUMA = COLOUR.astype(np.float64) @ [0.299, 0.587, 0.114] / 255
+
+
+def read(content: Any, channels: int = 1, *, height: int = 5, width: int = 7, resize: bool = False) -> Any:
+    shape = ImageShape(channels=channels, height=height, width=width)
+    pixels = ImageReader(shape, resize=resize, max_pixels=1_000_000).read_items([content])
+    assert pixels.dtype == np.float32
+    return pixels[0]
+
+
+def save(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, file_format, **options)
+    return stream.getvalue()
+
+
+def test_eight_bit_grey_and_colour() -> None:
+    assert_allclose(read(image_file(GREY))[0], GREY / 255, atol=1e-7)
+    assert_allclose(read(image_file(COLOUR), 3), COLOUR.transpose(2, 0, 1) / 255, atol=1e-7)
+
+
+def test_colour_to_grey_is_its_luma_and_grey_to_colour_three_copies() -> None:
+    assert_allclose(read(image_file(COLOUR))[0], LUMA, atol=1e-6)
+    assert_allclose(read(image_file(GREY), 3), np.stack([GREY / 255] * 3), atol=1e-7)
+
+
+def test_numbers_and_files_of_the_same_colours_agree() -> None:
+    numbers = (COLOUR.transpose(2, 0, 1) / 255).tolist()
+    assert_allclose(read(numbers), read(image_file(COLOUR)), atol=1e-6)
+    assert_allclose(read(numbers, 3), read(image_file(COLOUR), 3), atol=1e-6)
+
+
+def test_sixteen_bits_keep_their_precision() -> None:
+    deep = RNG.integers(0, 65536, (5, 7), np.uint16)
+    assert_allclose(read(image_file(deep))[0], deep / 65535, atol=1e-7)
+
+
+def test_one_bit_and_palette() -> None:
+    assert_allclose(read(save(Image.fromarray(GREY > 128)))[0], GREY > 128)
+    palette = Image.fromarray(COLOUR).quantize(16)
+    expected = np.asarray(palette.convert("RGB")).transpose(2, 0, 1) / 255
+    assert_allclose(read(save(palette), 3), expected, atol=1e-7)
+
+
+def test_cmyk_jpeg() -> None:
+    content = save(Image.fromarray(COLOUR).convert("CMYK"), "JPEG")
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1) / 255
+    assert_allclose(read(content, 3), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_parts_are_black(mode: str) -> None:
+    alpha = np.zeros((5, 7), np.uint8)
+    alpha[:, 3:] = 255
+    image = Image.fromarray(COLOUR if mode == "RGBA" else GREY).convert(mode)
+    image.putalpha(Image.fromarray(alpha))
+    opaque = COLOUR.transpose(2, 0, 1) if mode == "RGBA" else np.stack([GREY] * 3)
+    assert_allclose(read(save(image), 3), opaque / 255 * (alpha > 0), atol=1e-7)
+
+
+def test_a_photograph_is_turned_as_its_exif_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise
+    content = save(Image.fromarray(GREY), "PNG", exif=exif)
+    assert_allclose(read(content, height=7, width=5)[0], np.rot90(GREY, -1) / 255, atol=1e-7)
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    frames = [Image.fromarray(np.full((5, 7), level, np.uint8)) for level in (50, 200)]
+    assert_allclose(read(save(frames[0], save_all=True, append_images=frames[1:])), 50 / 255, atol=1e-7)
+
+
+def test_another_size_is_refused_or_resampled_with_its_mean_kept() -> None:
+    wide = np.kron(GREY, np.ones((4, 4), np.uint8))
+    with pytest.raises(InvalidImageError, match="20×28"):
+        read(image_file(wide))
+    small = read(image_file(wide), resize=True)
+    assert small.shape == (1, 5, 7)
+    assert_allclose(small.mean(), GREY.mean() / 255, atol=0.02)
+    flat = read(image_file(np.full((9, 3), 77, np.uint8)), 3, resize=True)
+    assert_allclose(flat, 77 / 255, atol=1e-6)
+    numbers = read((wide / 255).tolist(), resize=True)
+    assert_allclose(numbers, small, atol=1e-6)
+
+
+def test_pixels_are_counted_over_all_files_before_decoding() -> None:
+    shape = ImageShape(channels=1, height=5, width=7)
+    reader = ImageReader(shape, resize=False, max_pixels=100)
+    reader.read_items([image_file(GREY)] * 2)
+    with pytest.raises(LimitError, match="105 pixels"):
+        reader.read_items([image_file(GREY)] * 3)
+    with pytest.raises(LimitError, match="at most 100"):
+        reader.read_items([image_file(np.zeros((20, 6), np.uint8))])
+
+
+def test_arrays_of_bytes_and_floats_agree() -> None:
+    reader = ImageReader(ImageShape(channels=3, height=5, width=7), resize=False, max_pixels=1000)
+    levels = COLOUR.transpose(2, 0, 1)[None]
+    assert_allclose(reader.read_array(levels), reader.read_array(levels.astype(np.float32) / 255), atol=1e-7)
+    assert_allclose(reader.read_array(GREY[None]), np.stack([GREY / 255] * 3)[None], atol=1e-7)
