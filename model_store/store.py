@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from model_store.manifest import FORMAT_VERSION, Description, Manifest
+from model_store.manifest import FORMAT_VERSION, NAME_PATTERN, Description, Manifest
 
 BUNDLED = Path(__file__).parent / "artifacts"
 MANIFEST, ENCODER, DECODER, CALIBRATION = "manifest.json", "encoder.onnx", "decoder.onnx", "calibration.npz"
 _FILES = (ENCODER, DECODER, CALIBRATION)
 _CALIBRATION_ARRAYS = ("log_likelihood", "elbo")
-_VERSION = re.compile(r"^[1-9][0-9]{0,8}$")
+_NAME = re.compile(NAME_PATTERN)
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class StoreError(Exception):
@@ -65,15 +67,17 @@ class StoredModel:
 def list_versions(root: Path) -> dict[str, list[int]]:
     """Every model in the store with its versions in ascending order; unfinished publications are not listed.
 
+    Whatever is not a model's folder is passed over: a volume's root may well hold `lost+found`.
+
     >>> "mnist" in list_versions(BUNDLED)
     True
     """
     if not root.is_dir():
         raise StoreError(f"{root}: the model store is not a folder")
     found = {
-        model.name: sorted(int(version.name) for version in model.iterdir() if _VERSION.match(version.name))
+        model.name: sorted(int(version.name) for version in model.iterdir() if _VERSION.fullmatch(version.name))
         for model in sorted(root.iterdir())
-        if model.is_dir() and not model.name.startswith((".", "_"))
+        if _NAME.fullmatch(model.name) and model.is_dir()
     }
     return {name: versions for name, versions in found.items() if versions}
 
@@ -122,27 +126,28 @@ def publish(
     Raises:
         InvalidArtifactError: the calibration arrays are not what the description says.
     """
+    scores = {key: np.asarray(value) for key, value in calibration.items()}
+    _check_calibration(Path(CALIBRATION), scores, description.calibration.num_images)
     packed = io.BytesIO()
-    np.savez(packed, allow_pickle=False, **{key: np.asarray(value) for key, value in calibration.items()})
+    np.savez(packed, allow_pickle=False, **scores)
     contents = {ENCODER: encoder, DECODER: decoder, CALIBRATION: packed.getvalue()}
-    _parse_calibration(Path(CALIBRATION), contents[CALIBRATION], description.calibration.num_images)
-    model = root / description.name
-    model.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     while True:
         version = max(list_versions(root).get(description.name, [0])) + 1
-        if _place(model / str(version), _manifest_of(description, version, contents), contents):
+        if _place(root, _manifest_of(description, version, contents), contents):
             return open_version(root, description.name, version)
 
 
 def _manifest_of(description: Description, version: int, contents: Mapping[str, bytes]) -> Manifest:
     hashes = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     created = datetime.now(UTC).replace(microsecond=0)
-    return Manifest(**dict(description), version=version, created=created, sha256=hashes)
+    return Manifest(**{**dict(description), "version": version, "created": created, "sha256": hashes})
 
 
-def _place(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> bool:
+def _place(root: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> bool:
     """Write one version folder atomically; False when another publisher took this version number first."""
-    temporary = Path(tempfile.mkdtemp(prefix=".publishing-", dir=target.parent))
+    target = root / manifest.name / str(manifest.version)
+    temporary = Path(tempfile.mkdtemp(prefix=".publishing-", dir=root))
     try:
         manifest_text = manifest.model_dump_json(indent=2) + "\n"
         for file, content in {**contents, MANIFEST: manifest_text.encode()}.items():
@@ -152,6 +157,7 @@ def _place(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> b
                 os.fsync(stream.fileno())
         temporary.chmod(0o755)
         _sync_folder(temporary)
+        target.parent.mkdir(exist_ok=True)
         try:
             temporary.rename(target)
         except OSError:
@@ -159,6 +165,7 @@ def _place(target: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> b
                 return False
             raise
         _sync_folder(target.parent)
+        _sync_folder(root)
         return True
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -184,7 +191,7 @@ def _read(file: Path) -> bytes:
 def _read_manifest(file: Path) -> Manifest:
     try:
         fields = json.loads(_read(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArtifactError(file, f"not JSON ({error})") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:
@@ -209,10 +216,15 @@ def _read_verified(file: Path, manifest: Manifest) -> bytes:
 
 def _parse_calibration(file: Path, content: bytes, num_images: int) -> dict[str, NDArray[np.float64]]:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        with np.lib.npyio.NpzFile(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidArtifactError(file, f"not an .npz of plain arrays ({error})") from error
+    _check_calibration(file, arrays, num_images)
+    return arrays
+
+
+def _check_calibration(file: Path, arrays: Mapping[str, NDArray[np.float64]], num_images: int) -> None:
     for key in _CALIBRATION_ARRAYS:
         if key not in arrays:
             raise InvalidArtifactError(file, f"array {key!r} is missing")
@@ -220,4 +232,3 @@ def _parse_calibration(file: Path, content: bytes, num_images: int) -> dict[str,
         if array.dtype != np.float64 or array.shape != (num_images,) or not np.isfinite(array).all():
             found = f"{array.dtype} {list(array.shape)}"
             raise InvalidArtifactError(file, f"{key!r} must be {num_images} finite float64 numbers, found {found}")
-    return arrays

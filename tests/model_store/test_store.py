@@ -1,0 +1,334 @@
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from model_store import (
+    GaussianSpec,
+    ImageShape,
+    InvalidArtifactError,
+    ModelNotFoundError,
+    StoredModel,
+    StoreError,
+    list_versions,
+    open_version,
+    publish,
+)
+from tests.toys import Array, describe
+
+FILES = ("calibration.npz", "decoder.onnx", "encoder.onnx", "manifest.json")
+NUM_IMAGES = 5
+ROOT = Path(__file__).parents[2]
+SCORES = np.linspace(-91.5, -80.25, NUM_IMAGES)
+
+
+def add(root: Path, name: str = "toy", mark: int = 0, scores: Array = SCORES) -> StoredModel:
+    """Publish a version whose files tell which publisher wrote them; the store does not read graphs."""
+    description = describe(
+        name, ImageShape(channels=1, height=2, width=3), 2, GaussianSpec(scale=0.5), num_images=NUM_IMAGES
+    )
+    calibration = {"log_likelihood": scores - mark, "elbo": scores - mark - 1}
+    return publish(root, description, encoder=b"e%d" % mark, decoder=b"d%d" % mark, calibration=calibration)
+
+
+def add_many(root: Path, marks: range) -> list[tuple[int, int]]:
+    return [(mark, add(root, mark=mark).manifest.version) for mark in marks]
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_what_is_published_is_what_is_opened(tmp_path: Path) -> None:
+    published = add(tmp_path / "new" / "store", mark=3)
+    opened = open_version(tmp_path / "new" / "store", "toy")
+    assert opened.manifest == published.manifest
+    assert (opened.encoder, opened.decoder) == (b"e3", b"d3")
+    assert opened.path == tmp_path / "new" / "store" / "toy" / "1"
+    assert sorted(file.name for file in opened.path.iterdir()) == list(FILES)
+    np.testing.assert_array_equal(opened.calibration["log_likelihood"], SCORES - 3)
+    np.testing.assert_array_equal(opened.calibration["elbo"], SCORES - 4)
+    for file, digest in opened.manifest.sha256.items():
+        assert hashlib.sha256((opened.path / file).read_bytes()).hexdigest() == digest
+
+
+def test_an_opened_model_can_be_published_again(tmp_path: Path) -> None:
+    first = add(tmp_path)
+    second = publish(
+        tmp_path, first.manifest, encoder=b"better", decoder=first.decoder, calibration=first.calibration
+    ).manifest
+    assert (second.version, second.latent_dim) == (2, first.manifest.latent_dim)
+    assert second.sha256["encoder.onnx"] != first.manifest.sha256["encoder.onnx"]
+
+
+def test_versions_count_up_and_the_latest_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "toy" / "9").mkdir(parents=True)  # a number once taken is never used again, whatever is left of it
+    assert [add(tmp_path, mark=mark).manifest.version for mark in (0, 1)] == [10, 11]
+    assert add(tmp_path, "other").manifest.version == 1
+    assert list_versions(tmp_path) == {"other": [1], "toy": [9, 10, 11]}
+    assert open_version(tmp_path, "toy").encoder == b"e1"
+    assert open_version(tmp_path, "toy", 10).encoder == b"e0"
+
+
+def test_only_models_and_versions_are_listed(tmp_path: Path) -> None:
+    add(tmp_path)
+    for stray in (
+        "lost+found",
+        ".publishing-x/1",
+        "_old/1",
+        "Upper/1",
+        "empty",
+        "toy/01",
+        "toy/0",
+        "toy/latest",
+        "toy/2\n",
+    ):
+        (tmp_path / stray).mkdir(parents=True)
+    (tmp_path / "notes").write_text("not a folder")
+    assert list_versions(tmp_path) == {"toy": [1]}
+    with pytest.raises(StoreError, match="notes: the model store is not a folder"):
+        list_versions(tmp_path / "notes")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "/", "toy/1", "../toy", ".hidden", "Toy", "toy\n", "unknown"])
+def test_no_name_leads_out_of_the_store(tmp_path: Path, name: str) -> None:
+    add(tmp_path / "store")
+    add(tmp_path, "toy")
+    with pytest.raises(ModelNotFoundError):
+        open_version(tmp_path / "store", name)
+    if name != "unknown":
+        with pytest.raises(ValidationError, match="name"):
+            add(tmp_path / "store", name)
+
+
+def test_an_unknown_version_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    add_many(tmp_path, range(2))
+    for version in (0, -1, 3):
+        with pytest.raises(ModelNotFoundError, match=f"no version {version}; it has 1, 2"):
+            open_version(tmp_path, "toy", version)
+
+
+def test_concurrent_publishers_never_collide(tmp_path: Path) -> None:
+    with (
+        multiprocessing.get_context("spawn").Pool(2) as processes,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        others = [processes.apply_async(add_many, (tmp_path, range(start, start + 20))) for start in (100, 200)]
+        own = [threads.submit(add_many, tmp_path, range(start, start + 10)) for start in (300, 400, 500, 600)]
+        taken = [pair for other in others for pair in other.get(60)] + [pair for one in own for pair in one.result()]
+    assert sorted(version for _, version in taken) == list(range(1, 81))
+    for mark, version in taken:
+        stored = open_version(tmp_path, "toy", version)
+        assert (stored.encoder, stored.decoder) == (b"e%d" % mark, b"d%d" % mark)
+        np.testing.assert_array_equal(stored.calibration["log_likelihood"], SCORES - mark)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["toy"]
+
+
+KILLED_AT_EVERY_STEP = """
+import itertools, os, signal, sys
+from pathlib import Path
+from tests.model_store.test_store import add
+
+CALLS = {"mkdir", "open", "write", "flush", "fsync", "chmod", "rename"}
+
+for last_step in itertools.count(1):
+    store = Path(sys.argv[1]) / str(last_step)
+    add(store, mark=0)
+    child = os.fork()
+    if child == 0:
+        steps = itertools.count(1)
+        def kill(frame, event, function):
+            if event == "c_call" and function.__name__ in CALLS and next(steps) == last_step:
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.setprofile(kill)
+        add(store, mark=1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    if status == 0:
+        break
+"""
+
+
+def run(script: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)  # noqa: S603
+
+
+def test_kill_9_at_any_step_leaves_a_whole_store(tmp_path: Path) -> None:
+    driver = run(KILLED_AT_EVERY_STEP, tmp_path)
+    assert driver.returncode == 0, driver.stderr
+    outcomes = []
+    for store in sorted(tmp_path.iterdir(), key=lambda path: int(path.name)):
+        versions = list_versions(store)
+        assert versions in ({"toy": [1]}, {"toy": [1, 2]})
+        contents = [open_version(store, "toy", version).encoder for version in versions["toy"]]
+        assert contents == [b"e0", b"e1"][: len(contents)]
+        outcomes.append(len(contents))
+        next_one = add(store, mark=2).manifest.version
+        assert next_one == len(contents) + 1
+    assert outcomes == sorted(outcomes)  # once it is there, it stays
+    assert outcomes.count(1) > 15  # killed before the rename
+    assert outcomes.count(2) > 2  # and after it
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    add(tmp_path, mark=0)
+    before = folder_bytes(tmp_path)
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from tests.model_store.test_store import add
+
+sys.dont_write_bytecode = True
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))  # enough for the graphs of this test, not for the calibration
+add(Path(sys.argv[1]), sys.argv[2])
+"""
+    for name in ("toy", "newcomer"):
+        assert "OSError: [Errno 27] File too large" in run(script, tmp_path, name).stderr
+    assert folder_bytes(tmp_path) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["toy"]
+
+
+def rewrite(folder: Path, **fields: Any) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | fields))
+
+
+def replace_calibration(folder: Path, content: bytes) -> None:
+    """Put another calibration.npz there, with a hash that fits."""
+    (folder / "calibration.npz").write_bytes(content)
+    hashes = json.loads((folder / "manifest.json").read_text())["sha256"]
+    rewrite(folder, sha256=hashes | {"calibration.npz": hashlib.sha256(content).hexdigest()})
+
+
+def npz(**arrays: Any) -> bytes:
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    return packed.getvalue()
+
+
+def npy() -> bytes:
+    packed = io.BytesIO()
+    np.save(packed, SCORES)
+    return packed.getvalue()
+
+
+def flip(file: Path, byte: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[byte] ^= 1
+    file.write_bytes(content)
+
+
+def shorten(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+Damage = Callable[[Path], object]
+
+
+@pytest.mark.parametrize("file", ["encoder.onnx", "decoder.onnx", "calibration.npz"])
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        pytest.param(shorten, "truncated or altered", id="truncated"),
+        pytest.param(lambda file: file.write_bytes(b""), "truncated or altered", id="emptied"),
+        pytest.param(lambda file: flip(file, 0), "truncated or altered", id="first byte flipped"),
+        pytest.param(lambda file: flip(file, -1), "truncated or altered", id="last byte flipped"),
+        pytest.param(Path.unlink, "missing", id="missing"),
+        pytest.param(lambda file: (file.unlink(), file.mkdir()), "cannot be read", id="a folder"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, file: str, damage: Damage, problem: str) -> None:
+    folder = add(tmp_path).path
+    damage(folder / file)
+    with pytest.raises(InvalidArtifactError, match=problem) as caught:
+        open_version(tmp_path, "toy")
+    assert caught.value.file == folder / file
+    assert str(caught.value).startswith(f"{folder / file}: ")
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "missing"),
+        (lambda folder: os.truncate(folder / "manifest.json", 200), "not JSON"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "not JSON"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "not JSON"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "format version None"),
+        (lambda folder: rewrite(folder, format_version=2), "format version 2; this reader knows only 1"),
+        (lambda folder: rewrite(folder, format_version="1"), "format version '1'"),
+        (lambda folder: rewrite(folder, colour="blue"), "colour: Extra inputs are not permitted"),
+        (lambda folder: rewrite(folder, latent_dim=0), "latent_dim: Input should be greater than 0"),
+        (lambda folder: rewrite(folder, name="other"), "says it is other version 1, but lies in toy/1"),
+        (lambda folder: rewrite(folder, version=2), "says it is toy version 2, but lies in toy/1"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_by_name(tmp_path: Path, damage: Damage, problem: str) -> None:
+    folder = add(tmp_path).path
+    damage(folder)
+    with pytest.raises(InvalidArtifactError) as caught:
+        open_version(tmp_path, "toy")
+    assert caught.value.file == folder / "manifest.json"
+    assert problem in caught.value.problem
+
+
+def test_a_file_without_a_hash_is_refused(tmp_path: Path) -> None:
+    folder = add(tmp_path).path
+    rewrite(folder, sha256={})
+    with pytest.raises(InvalidArtifactError, match=r"encoder\.onnx: the manifest gives no SHA-256"):
+        open_version(tmp_path, "toy")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "not an .npz"),
+        (b"not a zip", "not an .npz"),
+        (npy(), "not an .npz"),
+        (npz(log_likelihood=SCORES, elbo=SCORES)[:-30], "not an .npz"),
+        (npz(log_likelihood=SCORES, elbo=np.array([None] * NUM_IMAGES)), "allow_pickle"),
+        (npz(log_likelihood=SCORES), "array 'elbo' is missing"),
+        (npz(elbo=SCORES), "array 'log_likelihood' is missing"),
+        (
+            npz(log_likelihood=SCORES[1:], elbo=SCORES),
+            "'log_likelihood' must be 5 finite float64 numbers, found float64 [4]",
+        ),
+        (
+            npz(log_likelihood=SCORES, elbo=SCORES[:, None]),
+            "'elbo' must be 5 finite float64 numbers, found float64 [5, 1]",
+        ),
+        (npz(log_likelihood=SCORES, elbo=SCORES.astype(np.float32)), "found float32 [5]"),
+        (npz(log_likelihood=SCORES, elbo=np.where(SCORES < -90, np.nan, SCORES)), "'elbo' must be 5 finite"),
+        (npz(log_likelihood=np.where(SCORES < -90, -np.inf, SCORES), elbo=SCORES), "'log_likelihood' must be 5 finite"),
+        (npz(log_likelihood=SCORES, elbo=SCORES, more=SCORES[:2]), "'more' must be 5 finite"),
+    ],
+)
+def test_a_wrong_calibration_is_refused_though_its_hash_fits(tmp_path: Path, content: bytes, problem: str) -> None:
+    folder = add(tmp_path).path
+    replace_calibration(folder, content)
+    with pytest.raises(InvalidArtifactError) as caught:
+        open_version(tmp_path, "toy")
+    assert caught.value.file == folder / "calibration.npz"
+    assert problem in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    "scores", [SCORES[1:], SCORES * np.nan, SCORES.astype(object), SCORES.astype(np.float32), np.zeros(0)]
+)
+def test_a_wrong_calibration_is_not_published(tmp_path: Path, scores: Array) -> None:
+    with pytest.raises(InvalidArtifactError, match=r"calibration\.npz: 'log_likelihood' must be 5 finite float64"):
+        add(tmp_path, scores=scores)
+    assert list(tmp_path.iterdir()) == []
