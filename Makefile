@@ -1,0 +1,74 @@
+# `make` lists what can be made. Needed: make and Python 3.11 or newer; everything else is installed into .venv, by plain pip.
+
+VENV = .venv
+PY = $(VENV)/bin/python
+EXTRA = cpu
+DATA = mnist
+NAME = $(basename $(notdir $(DATA:/=)))
+
+ifeq ($(filter $(EXTRA),cpu gpu),)
+$(error EXTRA=$(EXTRA) is not a runtime: say cpu or gpu)
+endif
+# The two packages own the same files, so one always gives way to the other.
+other_runtime = $(if $(filter gpu,$(EXTRA)),onnxruntime,onnxruntime-gpu)
+
+.PHONY: help serve test format train again
+
+help:
+	@echo 'make serve    the service on http://127.0.0.1:8000    (PORT=9000 another port, EXTRA=gpu with CUDA)'
+	@echo 'make test     every check: format, lint, types, tests with coverage    (EXTRA=gpu with CUDA)'
+	@echo 'make format   formats the code and mends what the linter can'
+	@echo 'make train    a model of MNIST, into the store    (DATA=folder or file, NAME=of the model; cut short, it goes on)'
+	@echo 'The first time, each installs what it needs into $(VENV)    (PYTHON=/path/to/python3 to choose one)'
+
+serve: $(VENV)/ready-$(EXTRA)
+	@$(if $(PORT),LOGPX_PORT=$(PORT)) exec $(PY) -m service
+
+test: $(VENV)/ready-$(EXTRA)-all
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest --cov
+
+format: $(VENV)/ready-$(EXTRA)-all
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+train: $(VENV)/ready-$(EXTRA)-all
+	$(PY) -m training fit --data $(DATA) --out runs/$(NAME) $(if $(wildcard runs/$(NAME)/run.json),--resume)
+	$(PY) -m training publish runs/$(NAME) --name $(NAME)
+
+# Set-up. A stamp says what .venv holds: ready-cpu the service alone, ready-cpu-all torch and the development tools as well.
+$(VENV)/ready-$(EXTRA): $(PY) pyproject.toml constraints.txt
+	$(call install,.[$(EXTRA)])
+	@touch $@
+
+$(VENV)/ready-$(EXTRA)-all: $(PY) pyproject.toml constraints.txt
+	$(call install,.[$(EXTRA)$(comma)training$(comma)dev])
+	@touch $(VENV)/ready-$(EXTRA) $@
+
+comma = ,
+define install
+	@rm -f $(VENV)/ready-* && echo $$PPID >$(VENV)/unfinished
+	@$(PY) -m pip uninstall --quiet --quiet --yes $(other_runtime)
+	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '$(1)'
+	@rm $(VENV)/unfinished
+endef
+
+# An environment that does not run, or whose set-up was cut short, is made anew: pip takes half a package for a whole one.
+broken := $(shell test ! -e $(VENV)/unfinished && $(PY) -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>&1 || echo yes)
+
+$(PY): $(if $(broken),again)
+	@if pid=$$(cat $(VENV)/unfinished 2>/dev/null) && kill -0 "$$pid" 2>/dev/null; then \
+	  echo "Another make (process $$pid) is setting up $(VENV): wait for it, or remove the folder." >&2; exit 1; \
+	fi; \
+	for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+	  version=$$("$$python" --version 2>&1) || continue; \
+	  found=$$version; \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || continue; \
+	  if ! "$$python" -c 'import venv, ensurepip' 2>/dev/null; then \
+	    echo "$$python cannot make a virtual environment (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1; \
+	  fi; \
+	  rm -rf $(VENV) && mkdir $(VENV) && echo $$PPID >$(VENV)/unfinished && exec "$$python" -m venv $(VENV); \
+	done; \
+	echo "logpx needs Python 3.11 or newer and found $${found:-none}: install it, or say PYTHON=/path/to/python3." >&2; exit 1
