@@ -56,7 +56,9 @@ def standard_normal(num_samples: int, latent_dim: int, *, seed: int) -> NDArray[
 
 
 class NoiseCache:
-    """Noise rows by seed: the default seed's stay on the device, another's are drawn again when the seed changes."""
+    """Noise rows by seed: the default seed's stay on the device, and a few seeds in memory, for requests that interleave."""
+
+    _MAX_SEEDS = 4
 
     def __init__(self, latent_dim: int, runtime: Runtime) -> None:
         self._latent_dim = latent_dim
@@ -68,9 +70,10 @@ class NoiseCache:
         return self._placed(start, stop) if seed == DEFAULT_SEED else self._draw(seed, start, stop)
 
     def _draw(self, seed: int, start: int, stop: int) -> NDArray[np.float32]:
-        drawn = self._drawn.get(seed)
+        drawn = self._drawn.pop(seed, None)
         if drawn is None or len(drawn) < stop:
-            kept = {DEFAULT_SEED: self._drawn[DEFAULT_SEED]} if DEFAULT_SEED in self._drawn else {}
             drawn = standard_normal(1 << (stop - 1).bit_length(), self._latent_dim, seed=seed)
-            self._drawn = {**kept, seed: drawn}
+        self._drawn[seed] = drawn  # last: the one used most recently
+        if len(self._drawn) > self._MAX_SEEDS:
+            del self._drawn[next(iter(self._drawn))]
         return drawn[None, start:stop]

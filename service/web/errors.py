@@ -15,7 +15,6 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -27,7 +26,6 @@ from service.engine.proposal import UnknownProposalError
 from service.web.scheduler import DeadlineError, QueueFullError, StoppedError
 
 PROBLEM_JSON = "application/problem+json"
-_log = structlog.get_logger()
 
 
 class RequestError(Exception):
@@ -106,12 +104,11 @@ KINDS: Mapping[type[Exception], Kind] = {
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the table, FastAPI's own, and what nobody foresaw, as `application/problem+json`."""
+    """Answer every error of the table, and Starlette's own, as `application/problem+json`."""
     for error_type, kind in KINDS.items():
         app.add_exception_handler(error_type, _handler(kind))
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _unforeseen)
 
 
 def problem(request: Request, kind: Kind, detail: str, **members: Any) -> Response:
@@ -125,7 +122,7 @@ def problem(request: Request, kind: Kind, detail: str, **members: Any) -> Respon
         "request_id": request.scope.get("state", {}).get("request_id"),
         **{key: value for key, value in members.items() if value is not None},
     }
-    request.scope["problem"] = kind.slug
+    request.scope["problem"] = {"problem": kind.slug, "detail": detail}
     return Response(orjson.dumps(document), int(kind.status), headers, PROBLEM_JSON)
 
 
@@ -134,8 +131,6 @@ def _handler(kind: Kind) -> Any:
         if isinstance(error, RequestValidationError):
             return problem(request, kind, _sentence(error), errors=_located(error))
         headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFullError) else None
-        if kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.warning("request refused", problem=kind.slug, detail=str(error))
         return problem(request, kind, str(error), index=getattr(error, "index", None), headers=headers)
 
     return answer
@@ -153,13 +148,8 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, _: Exception) -> Response:
     """Nobody is left to read this; 499 is what logs call a client that closed its request."""
-    request.scope["problem"] = "client-gone"
+    request.scope["problem"] = {"problem": "client-gone"}
     return Response(status_code=499)
-
-
-async def _unforeseen(request: Request, _: Exception) -> Response:
-    """A bug of ours; the log has the traceback, under the same request id."""
-    return problem(request, INTERNAL, "an unexpected error, which the service has logged under this request id")
 
 
 def _located(error: RequestValidationError) -> list[dict[str, str]]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.errors import LimitError
+from service.web.errors import INTERNAL, LimitError, problem
 from service.web.metrics import Metrics
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
@@ -36,7 +37,7 @@ class Observe:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started = time.perf_counter()
-        status = 500
+        status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -47,6 +48,12 @@ class Observe:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception:
+            _log.exception("unexpected error")
+            if status:
+                raise  # the answer has begun; only the server can cut it off
+            answer = problem(Request(scope), INTERNAL, "an unexpected error; the service's log has it under this id")
+            await answer(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - started)
 
@@ -54,11 +61,10 @@ class Observe:
         route = _route(scope)
         self._metrics.requests.labels(route, scope["method"], status).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
-        problem = scope.get("problem")
-        if problem:
-            self._metrics.refusals.labels(problem).inc()
+        more = scope.get("problem", {})
+        if more:
+            self._metrics.refusals.labels(more["problem"]).inc()
         write = _log.debug if route in _QUIET else _log.info
-        more = {"problem": problem} if problem else {}
         write("request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 6), **more)
 
 

@@ -1,0 +1,138 @@
+"""Request ids, logs, metrics and readiness."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+from fastapi.testclient import TestClient
+
+from service.web.app import create_app
+from service.web.settings import Settings
+from tests.web.conftest import Serve
+from tests.web.forms import npy
+
+BODY: dict[str, Any] = {
+    "content": npy(np.zeros((3, 28, 28), np.uint8)),
+    "headers": {"content-type": "application/x-npy"},
+}
+
+
+def test_a_well_formed_request_id_is_kept_and_another_replaced(client: TestClient) -> None:
+    assert client.get("/livez", headers={"x-request-id": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
+    for wrong in ("with space", "x" * 129, "semi;colon", ""):
+        given = client.get("/livez", headers={"x-request-id": wrong}).headers["x-request-id"]
+        assert given != wrong
+        assert len(given) == 32
+
+
+def test_each_request_is_logged_with_its_id(client: TestClient) -> None:
+    with structlog.testing.capture_logs() as lines:
+        client.post("/v1/encode", **BODY)
+        client.get("/v1/models/nobody", headers={"x-request-id": "mine"})
+    requests = [line for line in lines if line["event"] == "request"]
+    assert [(line["path"], line["status"]) for line in requests] == [("/v1/encode", 200), ("/v1/models/nobody", 404)]
+    assert requests[1]["problem"] == "unknown-model"
+
+
+def test_metrics_count_what_happened(serve: Serve) -> None:
+    client = serve()
+    client.post("/v1/log-likelihood?num_samples=40", **BODY)
+    client.post("/v1/encode", content=b"x")
+    lines = client.get("/metrics").text.splitlines()
+    assert 'logpx_execution_provider_info{model="digits",provider="CPUExecutionProvider",version="2"} 1.0' in lines
+    assert 'logpx_requests_total{method="POST",route="/v1/log-likelihood",status="200"} 1.0' in lines
+    assert 'logpx_requests_total{method="POST",route="/v1/encode",status="415"} 1.0' in lines
+    assert 'logpx_refusals_total{problem="unsupported-media-type"} 1.0' in lines
+    assert 'logpx_rows_total{model="digits",version="2"} 120.0' in lines
+    assert "logpx_queued_rows 0.0" in lines
+    assert "logpx_ready 1.0" in lines
+    estimates = [float(line.split()[-1]) for line in lines if line.startswith("logpx_estimates_total{")]
+    assert sum(estimates) == 3
+
+
+def test_unknown_paths_share_one_label(client: TestClient) -> None:
+    for path in ("/a", "/b", "/c"):
+        client.get(path)
+    text = client.get("/metrics").text
+    assert 'route="unknown"' in text
+    assert 'route="/a"' not in text
+
+
+def test_timings_are_told(client: TestClient) -> None:
+    header = client.post("/v1/encode", **BODY).headers["server-timing"]
+    assert header.startswith("queue;dur=")
+    assert "compute;dur=" in header
+
+
+def test_models_tell_their_manifest_and_provider(client: TestClient) -> None:
+    listed = {model["name"]: model for model in client.get("/v1/models").json()["models"]}
+    assert listed["digits"]["versions"] == [1, 2]
+    assert [name for name, model in listed.items() if model["default"]] == ["digits"]
+    assert listed["colour"]["latest"]["execution_provider"] == "CPUExecutionProvider"
+    assert listed["colour"]["latest"]["manifest"]["image"] == {"channels": 3, "height": 8, "width": 6}
+    one = client.get("/v1/models/digits?version=1").json()
+    assert one["manifest"]["version"] == 1
+    assert one["manifest"]["format_version"] == 1
+
+
+def test_before_models_are_loaded_and_while_draining_it_is_503(serve: Serve) -> None:
+    client = serve()
+    backend = client.app.state.backend  # type: ignore[attr-defined]
+    for state, words in [("starting", "loading"), ("draining", "shutting down"), ("failed", "could not be loaded")]:
+        backend.state = state
+        for answer in (client.get("/readyz"), client.post("/v1/encode", **BODY)):
+            assert answer.status_code == 503
+            assert answer.json()["type"] == "urn:logpx:problem:not-ready"
+            assert words in answer.json()["detail"]
+        assert client.get("/livez").status_code == 200
+    backend.state = "ready"
+    assert client.post("/v1/encode", **BODY).status_code == 200
+    backend.stop()
+    assert "dead" in client.get("/readyz").json()["detail"]
+
+
+def test_a_full_queue_is_429_with_retry_after(serve: Serve) -> None:
+    client = serve(max_queued_requests=1)
+    backend = client.app.state.backend  # type: ignore[attr-defined]
+    backend._scheduler._queued_jobs = 1  # as if another request were running
+    answer = client.post("/v1/encode", **BODY)
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["type"] == "urn:logpx:problem:queue-full"
+    assert "1 requests" in answer.json()["detail"]
+    backend._scheduler._queued_jobs = 0
+    assert client.post("/v1/encode", **BODY).status_code == 200
+
+
+def test_a_bug_of_ours_is_500_and_tells_nothing_but_its_id(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve()
+    backend = client.app.state.backend  # type: ignore[attr-defined]
+    monkeypatch.setattr(backend, "summaries", lambda: 1 / 0)
+    answer = client.get("/v1/models")
+    assert answer.status_code == 500
+    assert answer.json()["type"] == "urn:logpx:problem:internal-error"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert "division" not in answer.text
+
+
+def test_a_failed_start_calls_back(tmp_path: Any) -> None:
+    failed: list[bool] = []
+    app = create_app(Settings(model_store=tmp_path), on_failure=lambda: failed.append(True))
+    with TestClient(app) as client:
+        while not failed:
+            assert client.get("/livez").status_code == 200
+        assert client.get("/readyz").status_code == 503
+
+
+def test_openapi_lists_every_route_and_content_type(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert {"/v1/encode", "/v1/decode", "/v1/samples", "/v1/log-likelihood", "/v1/anomaly-scores", "/v1/models"} <= set(
+        document["paths"]
+    )
+    accepted = document["paths"]["/v1/encode"]["post"]["requestBody"]["content"]
+    assert set(accepted) >= {"image/png", "image/jpeg", "image/webp", "multipart/form-data", "application/x-npy"}
+    given = document["paths"]["/v1/samples"]["get"]["responses"]["200"]["content"]
+    assert set(given) == {"application/json", "image/png", "application/x-npy"}
+    assert json.dumps(document["components"]["schemas"]["Problem"])

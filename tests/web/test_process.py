@@ -1,0 +1,164 @@
+"""The real process: start, readiness, concurrency, SIGTERM, and starts that must fail."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.web.forms import npy
+
+NPY = {"content-type": "application/x-npy"}
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(store: Path) -> Iterator[Start]:
+    """Start `python -m service` with these settings."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(**settings: Any) -> "subprocess.Popen[str]":
+        settings = {"model_store": store, "model": "digits", "port": 0, **settings}
+        environment = {**os.environ, **{f"LOGPX_{key.upper()}": str(value) for key, value in settings.items()}}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def address(process: "subprocess.Popen[str]") -> str:
+    """Read the log until the port is known, then wait until the service is ready."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "running on http" in line:
+            url = line[line.index("http://") :].split(" ")[0].split('"')[0]
+            break
+    else:
+        raise AssertionError("the process ended without an address")
+    threading.Thread(target=process.stdout.read, daemon=True).start()  # keep the pipe empty
+    for _ in range(1000):
+        if httpx.get(f"{url}/readyz").status_code == 200:
+            return url
+        time.sleep(0.01)
+    raise AssertionError("never ready")
+
+
+def score(url: str, num_images: int, num_samples: int) -> httpx.Response:
+    body = npy(np.zeros((num_images, 28, 28), np.uint8))
+    parameters = {"num_samples": num_samples}
+    return httpx.post(f"{url}/v1/log-likelihood", params=parameters, content=body, headers=NPY, timeout=120)
+
+
+def test_liveness_and_short_requests_are_answered_while_a_long_one_runs(start: Start) -> None:
+    url = address(start())
+    answers: list[httpx.Response] = []
+    long = threading.Thread(target=lambda: answers.append(score(url, 200, 5000)))
+    long.start()
+    while "queued_rows 1e+06" not in httpx.get(f"{url}/metrics").text:
+        assert long.is_alive()
+    for _ in range(5):
+        assert httpx.get(f"{url}/livez").status_code == 200
+        assert score(url, 1, 10).status_code == 200
+    assert long.is_alive()  # all of the above was answered before the long one was
+    long.join()
+    assert answers[0].status_code == 200
+    assert len(answers[0].json()["results"]) == 200
+
+
+def test_sigterm_finishes_accepted_work_refuses_new_and_exits_0(start: Start) -> None:
+    process = start()
+    url = address(process)
+    answers: list[httpx.Response] = []
+    accepted = threading.Thread(target=lambda: answers.append(score(url, 200, 5000)))
+    accepted.start()
+    while "queued_rows 1e+06" not in httpx.get(f"{url}/metrics").text:
+        assert accepted.is_alive()
+    process.send_signal(signal.SIGTERM)
+    while (ready := httpx.get(f"{url}/readyz")).status_code == 200:
+        pass
+    assert ready.status_code == 503
+    assert "shutting down" in ready.json()["detail"]
+    assert httpx.get(f"{url}/livez").status_code == 200
+    refused = score(url, 1, 10)
+    assert refused.status_code == 503
+    assert refused.json()["type"] == "urn:logpx:problem:not-ready"
+    accepted.join()
+    assert answers[0].status_code == 200
+    assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_service_stops_with_status_0(start: Start, number: int) -> None:
+    process = start()
+    address(process)
+    process.send_signal(number)
+    assert process.wait(30) == 0
+
+
+def outcome(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def test_cuda_refuses_to_start_where_it_cannot_be_used(start: Start) -> None:
+    status, output = outcome(start(execution_provider="cuda"))
+    assert status == 1
+    assert "CUDA cannot be used" in output
+
+
+def test_a_missing_model_an_empty_store_and_no_store_refuse_to_start(start: Start, tmp_path: Path) -> None:
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"model": "nobody"}, "no model 'nobody'"),
+        ({"model_store": tmp_path}, "holds no model"),
+        ({"model_store": tmp_path / "absent"}, "not a folder"),
+    ]
+    for settings, words in refusals:
+        status, output = outcome(start(**settings))
+        assert status == 1
+        assert words in output
+
+
+def test_a_broken_version_refuses_to_start_and_is_named(start: Start, store: Path, tmp_path: Path) -> None:
+    for file in (store / "colour" / "1").iterdir():
+        copy = tmp_path / "colour" / "1" / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    decoder = tmp_path / "colour" / "1" / "decoder.onnx"
+    content = bytearray(decoder.read_bytes())
+    content[200] ^= 1
+    decoder.write_bytes(content)
+    status, output = outcome(start(model_store=tmp_path, model="colour"))
+    assert status == 1
+    assert "colour/1/decoder.onnx: SHA-256" in output
+
+
+def test_a_setting_that_does_not_fit_is_named(start: Start) -> None:
+    status, output = outcome(start(max_rows="many"))
+    assert status == 2
+    assert "LOGPX_MAX_ROWS" in output
+    assert "Traceback" not in output
+
+
+def test_a_port_in_use_is_reported(start: Start) -> None:
+    port = address(start()).rsplit(":", 1)[1]
+    status, output = outcome(start(port=port))
+    assert status != 0
+    assert "address already in use" in output
