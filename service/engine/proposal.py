@@ -56,9 +56,9 @@ def standard_normal(num_samples: int, latent_dim: int, *, seed: int) -> NDArray[
 
 
 class NoiseCache:
-    """Noise rows by seed: the default seed's stay on the device, and a few seeds in memory, for requests that interleave."""
+    """Noise rows by seed: the default seed's stay on the device, those of the last few seeds in memory."""
 
-    _MAX_SEEDS = 4
+    _MAX_SEEDS = 4  # requests take turns: their seeds should not drive one another out
 
     def __init__(self, latent_dim: int, runtime: Runtime) -> None:
         self._latent_dim = latent_dim
