@@ -38,12 +38,15 @@ train: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m training fit --data $(DATA) --out runs/$(NAME) $(if $(wildcard runs/$(NAME)/run.json),--resume)
 	$(PY) -m training publish runs/$(NAME) --name $(NAME)
 
+# An environment that does not run, or whose set-up was cut short, is made anew: pip takes half a package for a whole one.
+again := $(shell test ! -e $(VENV)/unfinished && $(PY) -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>/dev/null || echo again)
+
 # Set-up. A stamp says what .venv holds: ready-cpu the service alone, ready-cpu-all torch and the development tools as well.
-$(VENV)/ready-$(EXTRA): $(PY) pyproject.toml constraints.txt
+$(VENV)/ready-$(EXTRA): pyproject.toml constraints.txt $(again) | $(PY)
 	$(call install,.[$(EXTRA)])
 	@touch $@
 
-$(VENV)/ready-$(EXTRA)-all: $(PY) pyproject.toml constraints.txt
+$(VENV)/ready-$(EXTRA)-all: pyproject.toml constraints.txt $(again) | $(PY)
 	$(call install,.[$(EXTRA)$(comma)training$(comma)dev])
 	@touch $(VENV)/ready-$(EXTRA) $@
 
@@ -55,10 +58,7 @@ define install
 	@rm $(VENV)/unfinished
 endef
 
-# An environment that does not run, or whose set-up was cut short, is made anew: pip takes half a package for a whole one.
-broken := $(shell test ! -e $(VENV)/unfinished && $(PY) -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>&1 || echo yes)
-
-$(PY): $(if $(broken),again)
+$(PY): $(again)
 	@if pid=$$(cat $(VENV)/unfinished 2>/dev/null) && kill -0 "$$pid" 2>/dev/null; then \
 	  echo "Another make (process $$pid) is setting up $(VENV): wait for it, or remove the folder." >&2; exit 1; \
 	fi; \
