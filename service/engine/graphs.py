@@ -30,7 +30,8 @@ def read_graph(
     `inputs` and `outputs` map each tensor's name to its shape without the batch dimension, which must be dynamic.
 
     Raises:
-        InvalidArtifactError: not an ONNX graph, external data, an old opset, a missing tensor, another type or shape.
+        InvalidArtifactError: not an ONNX graph, external data, an old opset, a name of ours, a missing tensor, another
+            type or shape.
     """
     try:
         model = onnx.load_from_string(content)
@@ -46,6 +47,12 @@ def read_graph(
     if opset < MIN_OPSET:
         raise InvalidArtifactError(file, f"uses opset {opset}; {MIN_OPSET} or later is needed")
     constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    reserved = [name for name in {*constants, *_computed(model)} if name.startswith(PREFIX)]
+    if reserved:
+        raise InvalidArtifactError(
+            file, f"names that begin with {PREFIX!r} are reserved: {', '.join(sorted(reserved))}"
+        )
     _check_tensors(file, "input", [value for value in model.graph.input if value.name not in constants], inputs)
     _check_tensors(file, "output", model.graph.output, outputs)
     return model
@@ -108,6 +115,10 @@ def _tensors(message: Message) -> Iterator[TensorProto]:
         if field.message_type is not None:
             for part in [value] if isinstance(value, Message) else value:
                 yield from _tensors(part)
+
+
+def _computed(model: ModelProto) -> Iterator[str]:
+    return (name for node in model.graph.node for name in node.output)
 
 
 def _check_tensors(
