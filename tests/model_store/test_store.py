@@ -183,6 +183,24 @@ def test_kill_9_at_any_step_leaves_a_whole_store(tmp_path: Path) -> None:
     assert outcomes.count(2) > 2  # and after it
 
 
+def test_all_is_synced_to_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut cannot be staged here; the order of calls that outlasts one can be watched."""
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    add(tmp_path)
+    *files, folder, model, root = synced
+    assert sorted(file.name for file in files) == list(FILES)
+    assert {file.parent for file in files} == {folder}
+    assert folder.name.startswith(".publishing-")
+    assert (model, root) == (Path("toy"), Path())
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     add(tmp_path, mark=0)
     before = folder_bytes(tmp_path)
