@@ -1,24 +1,31 @@
 """python -m training fit|evaluate|publish."""
 
 import argparse
-import os
-import signal
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import torch
+from pydantic import TypeAdapter, ValidationError
 
+from model_store import StoreError
+from model_store.manifest import ModelName
+from service.engine.model import Model
+from service.engine.proposal import DEFAULT_PROPOSAL, PROPOSALS
+from service.engine.runtime import ExecutionProviderError, Runtime
 from training.configuration import Configuration
-from training.data import DataSplits, split
+from training.data import split
+from training.download import locate
 from training.errors import TrainingError
+from training.evaluate import Evaluation, Protocol, evaluate
+from training.export import export
 from training.figures import draw_figures
 from training.networks import Vae
-from training.run import RunDescription, create_run, resume_run
-from training.sources import Source, read_source
+from training.publication import SCORING_SEED, describe, load_engine, load_model, open_stored, publish_run
+from training.run import RUN, create_run, describe_run, open_run, resume_run
+from training.sources import read_source
 from training.trainer import EpochFigures, choose_device, fit
 
 _EPOCHS_BETWEEN_FIGURES = 10
@@ -46,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         parsed.command(parsed)
-    except TrainingError as error:
+    except (TrainingError, StoreError, ExecutionProviderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("\ninterrupted; a training run goes on with --resume", file=sys.stderr)
         return 130
     return 0
 
@@ -58,19 +65,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    fit_parser = _add_command(commands, "fit", _fit, "train a model")
-    fit_parser.add_argument("--data", required=True, help="mnist, fashion-mnist, a folder, or an .npy or .npz file")
-    fit_parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    data_help = "mnist or fashion-mnist (downloaded once), a folder, or an .npy or .npz file"
+
+    fit_parser = _add_command(commands, "fit", _fit, "Train a model; the defaults are the bundled model's recipe.")
+    fit_parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=data_help)
+    fit_parser.add_argument(
+        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="the run's folder, new or empty"
+    )
     fit_parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     fit_parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
     _add_configuration_options(fit_parser)
+
+    summary = "Score a data set's test images, or all its images where it has no test part."
+    evaluate_parser = _add_command(commands, "evaluate", _evaluate, summary)
+    evaluate_parser.add_argument("model", type=Path, help="a run's folder, or store/NAME or store/NAME/VERSION")
+    evaluate_parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=data_help)
+    evaluate_parser.add_argument(
+        "--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="where samples come from"
+    )
+    evaluate_parser.add_argument(
+        "--seed", type=_natural, default=SCORING_SEED, help="of the noise and the binarisation"
+    )
+
+    publish_parser = _add_command(
+        commands, "publish", _publish, "Export, check, evaluate, calibrate and publish a run."
+    )
+    publish_parser.add_argument("run", type=Path, help="the run's folder")
+    publish_parser.add_argument(
+        "--name", type=_model_name, required=True, default=argparse.SUPPRESS, help="the model's name in the store"
+    )
+    publish_parser.add_argument("--store", type=Path, default=Path("model_store/artifacts"), help="the store's folder")
+    publish_parser.add_argument(
+        "--data", default=argparse.SUPPRESS, help="the run's data (default: where it was read from)"
+    )
+    for scoring in (evaluate_parser, publish_parser):
+        scoring.add_argument("--num-samples", type=_positive, default=1000, help="importance samples an image")
+        scoring.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the graphs run")
     return parser
+
+
+def _model_name(text: str) -> str:
+    try:
+        name: str = TypeAdapter(ModelName).validate_python(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from error
+    return name
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _natural(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return number
 
 
 def _add_command(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
-    command: typing.Callable[[argparse.Namespace], None],
+    command: Callable[[argparse.Namespace], None],
     summary: str,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
@@ -98,13 +155,11 @@ def _fit(parsed: argparse.Namespace) -> None:
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
     configuration = Configuration(**given)
     device = choose_device(parsed.device)
-    splits = split(read_source(Path(parsed.data)), configuration)
-    counts = {part: len(getattr(splits, part)) for part in ("train", "validation", "calibration", "test")}
-    description = RunDescription(
-        configuration, splits.name, splits.sha256, splits.image_shape, counts, source=parsed.data
-    )
+    splits = split(read_source(locate(parsed.data)), configuration)
+    description = describe_run(configuration, splits, source=parsed.data)
     run = resume_run(parsed.out, description) if parsed.resume else create_run(parsed.out, description)
-    print(f"{splits.name}: {', '.join(f'{count} {part}' for part, count in counts.items())} images; on {device}")
+    parts = ", ".join(f"{count} {part}" for part, count in description.num_images.items())
+    print(f"{splits.name}: {parts} images of {list(splits.image_shape)}; on {device}")
 
     def on_epoch(figures: EpochFigures, model: Vae) -> None:
         print(
@@ -116,7 +171,59 @@ def _fit(parsed: argparse.Namespace) -> None:
         if figures.epoch % _EPOCHS_BETWEEN_FIGURES == 0 or figures.epoch == configuration.epochs:
             draw_figures(run, model, splits.validation)
 
-    fit(run, splits, device=device, on_epoch=on_epoch, progress=sys.stderr.isatty())
+    fit(run, splits, device=device, on_epoch=on_epoch, progress=_at_terminal())
+    seconds = sum(line["seconds"] for line in run.read_metrics(configuration.epochs))
+    print(f"{parsed.out}: trained in {seconds / 60:.1f} minutes")
+
+
+def _evaluate(parsed: argparse.Namespace) -> None:
+    runtime = Runtime(parsed.device)
+    if (parsed.model / RUN).is_file():
+        run = open_run(parsed.model)
+        model = load_engine(
+            describe(run.description, "run", num_samples=1), export(load_model(run)[0]), runtime=runtime
+        )
+    else:
+        model = Model.open(open_stored(parsed.model), runtime=runtime)
+    source = read_source(locate(parsed.data))
+    pixels = source.train if source.test is None else source.test
+    protocol = Protocol(parsed.proposal, parsed.num_samples, parsed.seed)
+    _print_evaluation(f"{parsed.model} on {source.name}", evaluate(model, pixels, protocol, progress=_at_terminal()))
+
+
+def _publish(parsed: argparse.Namespace) -> None:
+    runtime = Runtime(parsed.device)
+    run = open_run(parsed.run)
+    source = read_source(locate(getattr(parsed, "data", run.description.source)))
+    splits = split(source, run.description.configuration)
+    publication = publish_run(
+        run,
+        splits,
+        name=parsed.name,
+        store=parsed.store,
+        num_samples=parsed.num_samples,
+        runtime=runtime,
+        progress=_at_terminal(),
+    )
+    print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")
+    _print_evaluation(f"{parsed.name} on {source.name}", publication.evaluation)
+    print(f"published {publication.stored.path}")
+
+
+def _print_evaluation(title: str, evaluation: Evaluation) -> None:
+    print(f"{title}: {evaluation.num_images} images; {evaluation.protocol}")
+    rows = (
+        ("log_likelihood", evaluation.log_likelihood, evaluation.std_error, "nats/image"),
+        ("elbo", evaluation.elbo, evaluation.elbo_std_error, "nats/image"),
+        ("bits_per_dim", evaluation.bits_per_dim, evaluation.bits_per_dim_std_error, "bits/dim"),
+    )
+    for name, value, std_error, unit in rows:
+        print(f"  {name:<16}{value:>10.4f} ± {std_error:.4f} {unit}")
+    print(f"  {'reliable':<16}{100 * evaluation.reliable:>10.1f} % of images")
+
+
+def _at_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from training.configuration import Binarisation, Configuration
 from training.errors import DataError
 from training.sources import Pixels, Source
 
+PARTS = ("train", "validation", "calibration", "test")
 _DEFAULT_HELD_OUT = {"num_validation": 2000, "num_calibration": 3000, "num_test": 10_000}
 
 
@@ -100,5 +100,5 @@ def derive_seed(seed: int, *stream: int) -> int:
     >>> derive_seed(0, 1, 7) == derive_seed(0, 1, 7) != derive_seed(0, 7, 1)
     True
     """
-    state: NDArray[np.uint64] = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)
+    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)
     return int(state[0]) >> 1

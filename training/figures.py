@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from training.data import binarise, derive_seed, unit_pixels
+from training.files import write_atomically
 from training.networks import Vae
-from training.run import Run, write_atomically
+from training.run import Run
 
 CURVES, RECONSTRUCTIONS, SAMPLES = "curves.png", "reconstructions.png", "samples.png"
 _COLUMNS = 16
@@ -33,9 +34,11 @@ def draw_figures(run: Run, model: Vae, validation: NDArray[np.generic]) -> None:
         reconstructed = torch.sigmoid(model.decoder(model.encode(x)[0]))
         z = torch.randn((8 * _COLUMNS, model.latent_dim), generator=generator, device=device)
         samples = torch.sigmoid(model.decoder(z))
-    rows = [row for pair in zip(x.split(_COLUMNS), reconstructed.split(_COLUMNS), strict=True) for row in pair]
+    rows = [
+        row for pair in zip(torch.split(x, _COLUMNS), torch.split(reconstructed, _COLUMNS), strict=True) for row in pair
+    ]
     draw_grid(run.folder / RECONSTRUCTIONS, rows)
-    draw_grid(run.folder / SAMPLES, samples.split(_COLUMNS))
+    draw_grid(run.folder / SAMPLES, torch.split(samples, _COLUMNS))
 
 
 def draw_curves(file: Path, metrics: Sequence[dict[str, float]]) -> None:

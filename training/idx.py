@@ -47,4 +47,4 @@ def parse_idx_images(content: bytes, file: Path) -> NDArray[np.uint8]:
     if len(content) < start or len(content) - start != math.prod(shape):
         found = max(len(content) - start, 0)
         raise DataError(file, f"truncated or broken: {found} bytes of pixels where {math.prod(shape)} {shape} belong")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()

@@ -102,7 +102,7 @@ def build_vae(configuration: Configuration, image_shape: ImageShape, pixel_mean:
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A layer with Glorot-uniform weights and no bias yet, drawn from `generator` and not from global state."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer  # type: ignore[no-any-return]

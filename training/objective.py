@@ -93,7 +93,7 @@ def negative_iwae_bound(model: LatentVariableModel, x: Tensor, noise: Tensor) ->
     normalised = torch.softmax(log_weights.detach(), dim=1)
     if z.requires_grad:
         # What flows back into z already carries one factor w̃; the encoder's gradient takes a second one.
-        z.register_hook(lambda gradient: gradient * normalised.unsqueeze(-1))
+        z.register_hook(lambda gradient: gradient * normalised.unsqueeze(-1))  # type: ignore[no-untyped-call]
     surrogate = (normalised * log_weights).sum(1)  # its gradient is the wanted one, its value is not the bound
     bound = torch.logsumexp(log_weights.detach(), dim=1) - math.log(noise.shape[1])
     return (surrogate.detach() - bound) - surrogate

@@ -9,15 +9,17 @@ curves.png, reconstructions.png, samples.png
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from training.configuration import Configuration
+from training.data import PARTS, DataSplits
 from training.errors import RunError
+from training.files import write_atomically
 
 RUN_FORMAT_VERSION = 1
 RUN, CHECKPOINT, METRICS = "run.json", "checkpoint.pt", "metrics.jsonl"
@@ -73,7 +75,8 @@ class Run:
         try:
             state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise RunError(f"{file}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RunError(f"{file}: not a readable checkpoint ({reason})") from error
         if state.get("format_version") != RUN_FORMAT_VERSION:
             raise RunError(f"{file}: format version {state.get('format_version')!r}, not {RUN_FORMAT_VERSION}")
         return state
@@ -104,6 +107,18 @@ class Run:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self.folder / METRICS, lambda stream: stream.write(text.encode()))
         return lines
+
+
+def describe_run(configuration: Configuration, splits: DataSplits, *, source: str) -> RunDescription:
+    """The description of a run of `configuration` on `splits`, which were read from `source`."""
+    return RunDescription(
+        configuration=configuration,
+        data_set=splits.name,
+        sha256=splits.sha256,
+        image_shape=splits.image_shape,
+        num_images={part: len(getattr(splits, part)) for part in PARTS},
+        source=source,
+    )
 
 
 def create_run(folder: Path, description: RunDescription) -> Run:
@@ -148,27 +163,12 @@ def resume_run(folder: Path, description: RunDescription) -> Run:
     """Open the run in `folder` to go on with it.
 
     Raises:
-        RunError: there is none, or it was made with another configuration or other data; the message names what differs.
+        RunError: there is none, or it is of another configuration or other data; the message names what differs.
     """
     run = open_run(folder)
     if differences := run.description.differences(description):
         raise RunError(f"{folder} is another run: {'; '.join(differences)}")
     return run
-
-
-def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place, sync it to disk, and rename it into place."""
-    temporary = file.with_name(f".{file.name}.partial")
-    with temporary.open("wb") as stream:
-        write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    descriptor = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _identity(description: RunDescription) -> dict[str, object]:

@@ -52,8 +52,9 @@ def read_source(path: Path) -> Source:
 
     - A folder with IDX files, named as MNIST's are: `train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` (or `test-…`),
       perhaps `valid-…`; each plain or `.gz`.
-    - A folder of `.png`, `.jpg` and `.jpeg` files, at any depth, so that class subfolders may be there or not. Subfolders
-      `train` and, if there, `validation` and `test` are those parts. All grey gives one channel, otherwise three.
+    - A folder of `.png`, `.jpg` and `.jpeg` files, at any depth, so that class subfolders may be there or not.
+      Subfolders `train` and, if there, `validation` and `test` are those parts. All grey gives one channel, otherwise
+      three.
     - An `.npy` file, [N, H, W] or [N, C, H, W]: 8-bit, boolean, or floats in [0, 1].
     - An `.npz` file with such arrays called `train` and, if there, `validation` and `test` (the names of Keras and
       MedMNIST, `x_train` and `train_images`, are known too), or with one array.
@@ -119,9 +120,7 @@ def _read_idx_folder(folder: Path) -> dict[str, Pixels]:
 
 
 def _part_folders(path: Path) -> dict[str, Path]:
-    return {
-        part: path / name for part, names in _FOLDERS.items() for name in reversed(names) if (path / name).is_dir()
-    }
+    return {part: path / name for part, names in _FOLDERS.items() for name in reversed(names) if (path / name).is_dir()}
 
 
 def _read_image_folders(folders: Mapping[str, Path]) -> dict[str, Pixels]:

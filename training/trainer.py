@@ -133,8 +133,8 @@ def fit(
         DivergenceError: a loss is not finite; the checkpoint is the last finished epoch's.
     """
     configuration = run.description.configuration
-    # The name promises less than it does: on the CPU it lets PyTorch use oneDNN's kernels, 2.3 times as fast on AMD as
-    # MKL's and just as exact there; where the processor has bfloat16 matrix units it uses those, on CUDA TensorFloat-32.
+    # On the CPU this lets PyTorch use oneDNN's kernels: on AMD 2.3 times as fast as MKL's and no less exact, where the
+    # processor has bfloat16 matrix units in that precision. On CUDA it allows TensorFloat-32.
     previous_precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if device.type == "cpu" else "high")
     try:
@@ -175,7 +175,7 @@ def validate(model: Vae, images: Tensor, configuration: Configuration) -> tuple[
     """Mean ELBO and importance weighted bound of `images` [N, C, H, W] under 16 samples, in nats an image."""
     generator = torch.Generator(images.device).manual_seed(derive_seed(configuration.seed, _VALIDATION))
     elbo = bound = 0.0
-    for batch in images.split(_VALIDATION_BATCH):
+    for batch in torch.split(images, _VALIDATION_BATCH):
         x = binarise(unit_pixels(batch), configuration.binarisation, generator=generator)
         noise = _normal((len(batch), VALIDATION_SAMPLES, model.latent_dim), generator)
         log_weights = log_weight(model, x, noise)  # [B, K]
@@ -191,10 +191,13 @@ def _train_epoch(
     generator = torch.Generator(images.device)
     generator.manual_seed(derive_seed(configuration.seed, _TRAINING, epoch))
     negative_bound_of = OBJECTIVE_FUNCTIONS[configuration.objective]
-    batches = torch.randperm(len(images), generator=generator, device=images.device).split(configuration.batch_size)
+    order = torch.randperm(len(images), generator=generator, device=images.device)
+    batches = torch.split(order, configuration.batch_size)
     step = first_step = (epoch - 1) * len(batches)
     losses = torch.empty(len(batches), device=images.device)
-    with tqdm(total=len(images), desc=f"epoch {epoch}/{configuration.epochs}", unit="image", disable=not progress) as bar:
+    with tqdm(
+        total=len(images), desc=f"epoch {epoch}/{configuration.epochs}", unit="image", disable=not progress
+    ) as bar:
         for index, batch in enumerate(batches):
             x = binarise(unit_pixels(images[batch]), configuration.binarisation, generator=generator)
             noise = _normal((len(batch), configuration.num_samples, state.model.latent_dim), generator)

@@ -1,0 +1,41 @@
+"""A tiny model trained on real digits, once for all tests that need a finished run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.engine.runtime import Runtime
+from training.configuration import Configuration
+from training.data import DataSplits, split
+from training.publication import load_model
+from training.run import Run, create_run, describe_run
+from training.sources import read_source
+from training.trainer import fit
+
+DIGITS = Path(__file__).parents[1] / "data" / "digits.npz"
+TINY = Configuration(width=48, latent_dim=6, num_samples=4, epochs=25, batch_size=16, learning_rate=3e-3, ema_decay=0.9)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """200 training and 100 test images of MNIST."""
+    return DIGITS
+
+
+@pytest.fixture(scope="session")
+def splits() -> DataSplits:
+    return split(read_source(DIGITS), TINY)
+
+
+@pytest.fixture(scope="session")
+def finished_run(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = create_run(tmp_path_factory.mktemp("run") / "tiny", describe_run(TINY, splits, source=str(DIGITS)))
+    fit(run, splits, device=torch.device("cpu"), on_epoch=lambda figures, model: None)
+    assert load_model(run)[1] == TINY.epochs
+    return run
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Runtime:
+    return Runtime("cpu")

@@ -1,0 +1,138 @@
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_store import list_versions, open_version
+from training.__main__ import main
+from training.configuration import Configuration
+from training.run import METRICS, Run
+
+FAST = ["--width=16", "--latent-dim=3", "--num-samples=2", "--epochs=2", "--batch-size=40", "--device=cpu"]
+
+
+def fit_arguments(data: Path | str, out: Path, *more: str) -> list[str]:
+    return ["fit", f"--data={data}", f"--out={out}", *FAST, *more]
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """The one line on stderr of a command that must fail."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, store = tmp_path / "run", tmp_path / "store"
+    assert main(fit_arguments(digits, run)) == 0
+    output = capsys.readouterr().out
+    assert "digits.npz: 160 train, 20 validation, 20 calibration, 100 test images of [1, 28, 28]; on cpu" in output
+    assert "epoch 2/2: train -" in output
+    assert "images/s" in output
+    assert {file.name for file in run.iterdir()} == {
+        "run.json",
+        "checkpoint.pt",
+        "metrics.jsonl",
+        "curves.png",
+        "reconstructions.png",
+        "samples.png",
+    }
+    assert [json.loads(line)["epoch"] for line in (run / METRICS).read_text().splitlines()] == [1, 2]
+
+    assert main(["publish", str(run), "--name=tiny", f"--store={store}", "--num-samples=20", "--device=cpu"]) == 0
+    output = capsys.readouterr().out
+    assert "ONNX and PyTorch differ by at most" in output
+    assert f"published {store}/tiny/1" in output
+    assert list_versions(store) == {"tiny": [1]}
+
+    for model in (run, store / "tiny", store / "tiny" / "1"):
+        options = [f"--data={digits}", "--num-samples=20", "--proposal=encoder", "--device=cpu"]
+        assert main(["evaluate", str(model), *options]) == 0
+        output = capsys.readouterr().out
+        assert f"{model} on digits.npz: 100 images; importance sampling" in output
+        value = next(metric for metric in open_version(store, "tiny").manifest.metrics if metric.name == "elbo")
+        assert f"{value.value:.4f} ± {value.std_error:.4f} nats/image" in output
+
+    assert main(fit_arguments(digits, run, "--resume")) == 0
+    error = refused(capsys, fit_arguments(digits, run))
+    assert "is not empty: continue it with --resume" in error
+    error = refused(capsys, fit_arguments(digits, run, "--resume", "--seed=1", "--learning-rate=0.5"))
+    assert "learning_rate is 0.002 there, 0.5 now; seed is 0 there, 1 now" in error
+    other = tmp_path / "digits.npz"
+    with np.load(digits) as arrays:
+        np.savez(other, train=arrays["train"][::-1], test=arrays["test"])
+    assert "data set's sha256 is" in refused(capsys, fit_arguments(other, run, "--resume"))
+
+
+def test_images_without_a_test_part_are_scored_whole(
+    finished_run: Run, tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(digits) as arrays:
+        np.save(tmp_path / "some.npy", arrays["test"][:7] > 100)
+    arguments = ["evaluate", str(finished_run.folder), f"--data={tmp_path / 'some.npy'}", "--num-samples=5"]
+    assert main([*arguments, "--device=cpu"]) == 0
+    assert "on some.npy: 7 images" in capsys.readouterr().out
+
+
+def test_divergence_is_an_error_with_the_step(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = fit_arguments(digits, tmp_path / "run", "--learning-rate=1e30", "--warm-up-epochs=0")
+    assert "the loss is nan at step" in refused(capsys, arguments)
+
+
+def test_errors_of_the_users_making(
+    digits: Path, finished_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = str(finished_run.folder), tmp_path / "out"
+    assert "nowhere: does not exist" in refused(capsys, fit_arguments(tmp_path / "nowhere", out))
+    assert "width must be at least 1" in refused(capsys, fit_arguments(digits, out, "--width=0"))
+    error = refused(capsys, fit_arguments(digits, out, "--num-validation=100", "--num-calibration=100"))
+    assert "200 images cannot be divided" in error
+    (tmp_path / "images.npy").write_bytes(b"no array")
+    assert "images.npy: not a readable array file" in refused(capsys, fit_arguments(tmp_path / "images.npy", out))
+    assert not out.exists()
+    assert "no training run there" in refused(capsys, fit_arguments(digits, out, "--resume"))
+    assert "no training run there" in refused(capsys, ["publish", str(out), "--name=tiny"])
+    assert "no model 'nothing'" in refused(capsys, ["evaluate", str(tmp_path / "nothing"), f"--data={digits}"])
+    np.save(tmp_path / "small.npy", np.ones((12, 4, 4), np.uint8))
+    error = refused(capsys, ["evaluate", run, f"--data={tmp_path / 'small.npy'}"])
+    assert "images: [1, 4, 4] each, but the model takes [1, 28, 28]" in error
+    (tmp_path / "file").write_text("where a folder belongs")
+    error = refused(capsys, ["publish", run, "--name=tiny", f"--store={tmp_path / 'file'}", "--num-samples=2"])
+    assert "file" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["train"],
+        ["fit", "--data=mnist"],
+        ["fit", "--data=mnist", "--out=run", "--objective=vae"],
+        ["publish", "run", "--name=../escape"],
+        ["publish", "run", "--name=tiny", "--num-samples=0"],
+        ["evaluate", "run", "--data=mnist", "--proposal=posterior"],
+        ["evaluate", "run", "--data=mnist", "--seed=-1"],
+    ],
+)
+def test_wrong_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_help_shows_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: None)" not in text
+    for field in fields(Configuration):
+        assert f"--{field.name.replace('_', '-')} " in text
+        if field.default is not None:
+            assert f"(default: {field.default})" in text

@@ -1,0 +1,100 @@
+import re
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from service.engine.runtime import Runtime
+from training.errors import ParityError
+from training.export import OPSET, ExportedGraphs, check_parity, export
+from training.networks import Vae
+
+SHAPE = (2, 5, 3)
+
+
+@pytest.fixture(scope="module")
+def vae() -> Vae:
+    generator = torch.Generator().manual_seed(4)
+    return Vae(SHAPE, width=12, latent_dim=4, pixel_mean=torch.rand(SHAPE, generator=generator), generator=generator)
+
+
+@pytest.fixture(scope="module")
+def graphs(vae: Vae) -> ExportedGraphs:
+    return export(vae)
+
+
+@pytest.fixture(scope="module")
+def x() -> torch.Tensor:
+    return (torch.rand(70, *SHAPE, generator=torch.Generator().manual_seed(5)) < 0.4).float()
+
+
+def axes(values: "list[onnx.ValueInfoProto]") -> dict[str, list[str | int]]:
+    return {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values
+    }
+
+
+def test_the_interface_is_the_stores(graphs: ExportedGraphs) -> None:
+    encoder, decoder = (onnx.load_from_string(content) for content in (graphs.encoder, graphs.decoder))
+    assert axes(list(encoder.graph.input)) == {"x": ["B", *SHAPE]}
+    assert axes(list(encoder.graph.output)) == {"mean": ["B", 4], "log_var": ["B", 4]}
+    assert axes(list(decoder.graph.input)) == {"z": ["N", 4]}
+    assert axes(list(decoder.graph.output)) == {"logits": ["N", *SHAPE]}
+    for model in (encoder, decoder):
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+        assert all(entry.data_location == onnx.TensorProto.DEFAULT for entry in model.graph.initializer)
+        assert "Shape" not in {node.op_type for node in model.graph.node}
+
+
+def test_no_trace_of_this_machine_is_left(graphs: ExportedGraphs) -> None:
+    for content in (graphs.encoder, graphs.decoder):
+        assert re.findall(rb"(?:/[\w.-]+){2,}|\.py\b|site-packages|Traceback", content) == []
+
+
+def test_the_graphs_agree_with_pytorch(vae: Vae, graphs: ExportedGraphs, x: torch.Tensor, runtime: Runtime) -> None:
+    assert 0 <= check_parity(vae, graphs, x, runtime=runtime) < 1e-5
+    assert check_parity(vae, graphs, x[:3], runtime=runtime) < 1e-5  # fewer images than the largest batch
+
+
+def shifted(content: bytes, initializer: str, by: float) -> bytes:
+    model = onnx.load_from_string(content)
+    tensor = next(entry for entry in model.graph.initializer if entry.name.endswith(initializer))
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[-1] += np.float32(by)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    changed: bytes = model.SerializeToString()
+    return changed
+
+
+def test_a_difference_is_refused_by_name(vae: Vae, graphs: ExportedGraphs, x: torch.Tensor, runtime: Runtime) -> None:
+    wrong = ExportedGraphs(graphs.encoder, shifted(graphs.decoder, "logits.bias", 3e-3))
+    with pytest.raises(
+        ParityError, match=r"output 'logits' at batch 1 differs from PyTorch's by 0\.003, more than 0\.0001"
+    ):
+        check_parity(vae, wrong, x, runtime=runtime)
+    wrong = ExportedGraphs(shifted(graphs.encoder, "log_var.weight", 50.0), graphs.decoder)
+    with pytest.raises(ParityError, match="output 'log_var' at batch"):
+        check_parity(vae, wrong, x, runtime=runtime)
+
+
+def test_not_a_number_is_refused(vae: Vae, graphs: ExportedGraphs, x: torch.Tensor, runtime: Runtime) -> None:
+    wrong = ExportedGraphs(graphs.encoder, shifted(graphs.decoder, "logits.bias", float("nan")))
+    with pytest.raises(ParityError, match="differs from PyTorch's by nan"):
+        check_parity(vae, wrong, x, runtime=runtime)
+
+
+def test_another_shape_is_refused(vae: Vae, graphs: ExportedGraphs, x: torch.Tensor, runtime: Runtime) -> None:
+    generator = torch.Generator().manual_seed(0)
+    other = Vae((2, 3, 5), width=8, latent_dim=4, pixel_mean=torch.full((2, 3, 5), 0.1), generator=generator)
+    wrong = ExportedGraphs(graphs.encoder, export(other).decoder)
+    with pytest.raises(
+        ParityError, match=r"'logits' at batch 1 has the shape \[1, 2, 3, 5\], PyTorch's is \[1, 2, 5, 3\]"
+    ):
+        check_parity(vae, wrong, x, runtime=runtime)
+
+
+def test_exporting_leaves_the_model_as_it_was(vae: Vae, graphs: ExportedGraphs) -> None:
+    assert vae.training
+    assert all(parameter.requires_grad for parameter in vae.parameters())

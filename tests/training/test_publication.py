@@ -1,0 +1,125 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_store import StoreError, list_versions, open_version
+from service.engine.model import Model, complete
+from service.engine.runtime import Runtime
+from training.data import DataSplits
+from training.errors import ParityError, RunError
+from training.evaluate import in_unit_interval
+from training.publication import Publication, load_model, open_stored, publish_run
+from training.run import Run, create_run
+from training.trainer import fit
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def publication(store: Path, finished_run: Run, splits: DataSplits, runtime: Runtime) -> Publication:
+    return publish_run(finished_run, splits, name="tiny", store=store, num_samples=40, runtime=runtime)
+
+
+def test_the_manifest_tells_what_was_done(publication: Publication, store: Path, finished_run: Run) -> None:
+    manifest = open_version(store, "tiny").manifest
+    assert manifest == publication.stored.manifest
+    assert manifest.image.chw == (1, 28, 28)
+    assert manifest.latent_dim == 6
+    assert manifest.likelihood.kind == "bernoulli"
+    assert manifest.preparation.binarisation == "dynamic"
+    assert {metric.name: metric.value for metric in manifest.metrics} == {
+        "log_likelihood": publication.evaluation.log_likelihood,
+        "elbo": publication.evaluation.elbo,
+        "bits_per_dim": publication.evaluation.bits_per_dim,
+    }
+    assert manifest.metrics[0].num_images == 100
+    provenance = manifest.provenance
+    assert provenance.data_set == f"digits.npz (pixels SHA-256 {finished_run.description.sha256})"
+    assert provenance.configuration["epochs"] == 25
+    assert provenance.configuration["num_images"] == {"train": 160, "validation": 20, "calibration": 20, "test": 100}
+    assert provenance.library_versions["torch"] == torch.__version__
+
+
+def test_no_file_of_a_version_tells_of_this_machine(publication: Publication, finished_run: Run) -> None:
+    secrets = [str(finished_run.folder), finished_run.description.source, str(Path.home()), str(Path.cwd())]
+    for file in publication.stored.path.iterdir():
+        content = file.read_bytes()
+        assert not [secret for secret in secrets if len(secret) > 1 and secret.encode() in content], file.name
+
+
+def test_the_calibration_is_what_a_request_would_get(
+    publication: Publication, splits: DataSplits, runtime: Runtime
+) -> None:
+    protocol = publication.stored.manifest.calibration
+    assert (protocol.proposal, protocol.num_samples, protocol.seed, protocol.num_images) == ("encoder", 40, 0, 20)
+    model = Model.open(publication.stored, runtime=runtime)
+    record = complete(model.log_likelihood(in_unit_interval(splits.calibration), num_samples=40))
+    assert np.allclose(record.log_likelihood, publication.stored.calibration["log_likelihood"], atol=1e-4)
+    assert np.allclose(record.elbo, publication.stored.calibration["elbo"], atol=1e-4)
+    scores = complete(model.anomaly_scores(in_unit_interval(splits.calibration)))
+    assert np.abs(np.sort(scores.p_value) - np.arange(2, 22) / 21).max() < 0.11
+
+
+def test_the_published_graphs_are_the_averaged_weights(
+    publication: Publication, finished_run: Run, splits: DataSplits, runtime: Runtime
+) -> None:
+    model = Model.open(publication.stored, runtime=runtime)
+    pixels = np.where(splits.test[:5] > 127, 1, 0).astype(np.float32)
+    with torch.no_grad():
+        mean, _ = load_model(finished_run)[0].encode(torch.from_numpy(pixels))
+    assert np.allclose(complete(model.encode(pixels)).mean, mean.numpy(), atol=1e-4)
+    assert publication.largest_difference < 1e-4
+
+
+def test_publishing_again_adds_a_version(
+    publication: Publication, store: Path, finished_run: Run, splits: DataSplits, runtime: Runtime
+) -> None:
+    again = publish_run(finished_run, splits, name="tiny", store=store, num_samples=40, runtime=runtime)
+    assert again.stored.manifest.version == 2
+    assert again.evaluation == publication.evaluation
+    assert again.stored.encoder == publication.stored.encoder
+    assert again.stored.manifest.sha256 == publication.stored.manifest.sha256
+    assert open_stored(store / "tiny").manifest.version == 2
+    assert open_stored(store / "tiny" / "1").manifest.version == 1
+    with pytest.raises(StoreError, match="has no version 3"):
+        open_stored(store / "tiny" / "3")
+
+
+def test_graphs_that_differ_are_not_published(
+    tmp_path: Path, finished_run: Run, splits: DataSplits, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.export.PARITY_TOLERANCE", -1.0)
+    with pytest.raises(ParityError, match="output 'mean' at batch 1 differs"):
+        publish_run(finished_run, splits, name="tiny", store=tmp_path, num_samples=10, runtime=runtime)
+    assert list_versions(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run_is_not_published(
+    tmp_path: Path, finished_run: Run, splits: DataSplits, runtime: Runtime
+) -> None:
+    run = create_run(tmp_path / "run", finished_run.description)
+    with pytest.raises(RunError, match="no epoch has finished yet"):
+        publish_run(run, splits, name="tiny", store=tmp_path, num_samples=10, runtime=runtime)
+
+    def stop(figures: object, model: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(run, splits, device=torch.device("cpu"), on_epoch=stop)
+    with pytest.raises(RunError, match="1 of 25 epochs are done"):
+        publish_run(run, splits, name="tiny", store=tmp_path, num_samples=10, runtime=runtime)
+
+
+def test_other_data_than_the_runs_is_refused(
+    tmp_path: Path, finished_run: Run, splits: DataSplits, runtime: Runtime
+) -> None:
+    other = replace(splits, sha256="0" * 64)
+    with pytest.raises(RunError, match=r"was not trained on these images of digits\.npz"):
+        publish_run(finished_run, other, name="tiny", store=tmp_path, num_samples=10, runtime=runtime)

@@ -1,0 +1,92 @@
+"""Real processes, really killed: what they leave behind is continued to the same weights, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.run import CHECKPOINT, METRICS
+
+EPOCHS = 10
+ROOT = Path(__file__).parents[2]
+
+
+def command(digits: Path, folder: Path, *more: str) -> list[str]:
+    recipe = {"epochs": EPOCHS, "width": 96, "latent-dim": 8, "num-samples": 32, "batch-size": 4, "device": "cpu"}
+    options = [f"--{name}={value}" for name, value in recipe.items()]
+    return [sys.executable, "-m", "training", "fit", f"--data={digits}", f"--out={folder}", *options, *more]
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    # One thread: threads that wait for each other on a busy machine would make the test slow.
+    return subprocess.Popen(  # noqa: S603 (our own command)
+        arguments,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(arguments: list[str]) -> None:
+    process = start(arguments)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def epochs_in(folder: Path) -> list[int]:
+    file = folder / METRICS
+    return [json.loads(line)["epoch"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(folder / CHECKPOINT, weights_only=True)
+    assert checkpoint["epoch"] == EPOCHS
+    optimiser = {
+        f"optimiser {index} {name}": value
+        for index, state in checkpoint["optimiser"]["state"].items()
+        for name, value in state.items()
+    }
+    return optimiser | {
+        f"{part} {key}": checkpoint[part][key] for part in ("model", "averaged") for key in checkpoint[part]
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finish(command(digits, folder))
+    return folder
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_killed_run_ends_with_the_same_weights(
+    digits: Path, tmp_path: Path, uninterrupted: Path, number: signal.Signals, code: int
+) -> None:
+    folder = tmp_path / "run"
+    process = start(command(digits, folder))
+    deadline = time.monotonic() + 60
+    while len(epochs_in(folder)) < 3:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.02)  # into the next epoch
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert 3 <= len(epochs_in(folder)) < EPOCHS
+
+    finish(command(digits, folder, "--resume"))
+    assert epochs_in(folder) == epochs_in(uninterrupted) == list(range(1, EPOCHS + 1))
+    expected, found = weights(uninterrupted), weights(folder)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert not [file.name for file in folder.iterdir() if file.name.endswith(".partial")]

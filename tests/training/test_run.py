@@ -1,0 +1,132 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.configuration import Configuration
+from training.errors import RunError
+from training.run import CHECKPOINT, METRICS, RUN, RunDescription, create_run, open_run, resume_run
+
+CPU = torch.device("cpu")
+DESCRIPTION = RunDescription(
+    configuration=Configuration(width=8),
+    data_set="digits",
+    sha256="ab" * 32,
+    image_shape=(1, 4, 3),
+    num_images={"train": 10, "validation": 1, "calibration": 1, "test": 2},
+    source="somewhere/digits",
+)
+
+
+def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
+    created = create_run(tmp_path / "deep" / "run", DESCRIPTION)
+    assert open_run(created.folder) == created
+    assert resume_run(created.folder, replace(DESCRIPTION, source="moved")) == created
+    assert [file.name for file in created.folder.iterdir()] == [RUN]
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not empty: continue it with --resume"):
+        create_run(tmp_path, DESCRIPTION)
+    with pytest.raises(RunError, match=r"notes\.txt: cannot be written"):
+        create_run(tmp_path / "notes.txt", DESCRIPTION)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "phrase"),
+    [
+        (replace(DESCRIPTION, configuration=Configuration(width=9)), "width is 8 there, 9 now"),
+        (replace(DESCRIPTION, sha256="cd" * 32), "data set's sha256 is 'abab"),
+        (replace(DESCRIPTION, image_shape=(1, 3, 4)), r"image shape is \(1, 4, 3\) there, \(1, 3, 4\) now"),
+        (
+            replace(DESCRIPTION, data_set="letters", configuration=Configuration(width=8, seed=1)),
+            "seed is 0 there, 1 now; data set is 'digits' there, 'letters' now",
+        ),
+    ],
+)
+def test_another_configuration_or_data_set_is_named(tmp_path: Path, changed: RunDescription, phrase: str) -> None:
+    create_run(tmp_path, DESCRIPTION)
+    with pytest.raises(RunError, match=phrase):
+        resume_run(tmp_path, changed)
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no training run there"):
+        open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "not a run's description"),
+        ("[]", "not a run's description"),
+        ('{"format_version": 2}', "format version 2, not 1"),
+        ('{"format_version": 1}', "not a run's description"),
+    ],
+)
+def test_a_broken_description_is_named(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / RUN).write_text(text)
+    with pytest.raises(RunError, match=rf"run\.json: {problem}"):
+        open_run(tmp_path)
+
+
+def test_checkpoints_are_replaced_whole(tmp_path: Path) -> None:
+    run = create_run(tmp_path, DESCRIPTION)
+    assert run.load_checkpoint(CPU) is None
+    run.save_checkpoint({"epoch": 1, "weights": torch.arange(3)})
+    run.save_checkpoint({"epoch": 2, "weights": torch.arange(4)})
+    checkpoint = run.load_checkpoint(CPU)
+    assert checkpoint is not None
+    assert checkpoint["epoch"] == 2
+    assert checkpoint["weights"].tolist() == [0, 1, 2, 3]
+    assert {file.name for file in tmp_path.iterdir()} == {RUN, CHECKPOINT}
+
+
+def test_a_write_that_fails_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    run = create_run(tmp_path, DESCRIPTION)
+    run.save_checkpoint({"epoch": 1})
+    with pytest.raises((TypeError, AttributeError, RuntimeError), match="pickle"):
+        run.save_checkpoint({"epoch": 2, "broken": (number for number in range(3))})
+    checkpoint = run.load_checkpoint(CPU)
+    assert checkpoint is not None
+    assert checkpoint["epoch"] == 1
+
+
+@pytest.mark.parametrize("keep", [0, 100])
+def test_a_truncated_checkpoint_is_named(tmp_path: Path, keep: int) -> None:
+    run = create_run(tmp_path, DESCRIPTION)
+    run.save_checkpoint({"epoch": 1, "weights": torch.zeros(1000)})
+    (tmp_path / CHECKPOINT).write_bytes((tmp_path / CHECKPOINT).read_bytes()[:keep])
+    with pytest.raises(RunError, match=r"checkpoint\.pt: not a readable checkpoint"):
+        run.load_checkpoint(CPU)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    run = create_run(tmp_path, DESCRIPTION)
+    torch.save({"epoch": 1, "format_version": 7}, tmp_path / CHECKPOINT)
+    with pytest.raises(RunError, match="format version 7, not 1"):
+        run.load_checkpoint(CPU)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    run = create_run(tmp_path, DESCRIPTION)
+    torch.save({"epoch": 1, "code": Path}, tmp_path / CHECKPOINT)
+    with pytest.raises(RunError, match="not a readable checkpoint"):
+        run.load_checkpoint(CPU)
+
+
+def test_epochs_without_a_checkpoint_are_dropped_from_the_figures(tmp_path: Path) -> None:
+    run = create_run(tmp_path, DESCRIPTION)
+    assert run.truncate_metrics(0) == []
+    for epoch in (1, 2, 3):
+        run.append_metrics({"epoch": epoch, "train_bound": -epoch})
+    with (tmp_path / METRICS).open("a") as stream:
+        stream.write('{"epoch": 4, "trai')
+    assert [line["epoch"] for line in run.truncate_metrics(2)] == [1, 2]
+    run.append_metrics({"epoch": 3, "train_bound": -3.5})
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]

@@ -1,0 +1,222 @@
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from training.errors import DataError
+from training.sources import read_source
+
+RANDOM = np.random.default_rng(5)
+TRAIN = RANDOM.integers(0, 256, (6, 4, 3), dtype=np.uint8)
+TEST = RANDOM.integers(0, 256, (2, 4, 3), dtype=np.uint8)
+
+
+def write_idx(file: Path, images: NDArray[np.uint8]) -> None:
+    sizes = b"".join(size.to_bytes(4, "big") for size in images.shape)
+    content = bytes([0, 0, 8, images.ndim]) + sizes + images.tobytes()
+    file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+
+
+def write_png(file: Path, pixels: NDArray[np.uint8]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+
+
+def test_an_idx_folder_of_mnist(tmp_path: Path) -> None:
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", TRAIN)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", TEST)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"not looked at")
+    source = read_source(tmp_path)
+    assert source.train.shape == (6, 1, 4, 3)
+    assert (source.train[:, 0] == TRAIN).all()
+    assert source.test is not None
+    assert (source.test[:, 0] == TEST).all()
+    assert source.validation is None
+    assert source.name == tmp_path.name
+
+
+def test_an_idx_folder_of_binarised_images(tmp_path: Path) -> None:
+    for name, images in {"train": TRAIN, "valid": TEST[:1], "test": TEST}.items():
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", (images > 127).astype(np.uint8))
+    source = read_source(tmp_path)
+    assert source.validation is not None
+    assert source.validation.shape == (1, 1, 4, 3)
+    assert (source.train[:, 0] == np.where(TRAIN > 127, 255, 0)).all()
+    assert set(np.unique(source.train)) == {0, 255}
+
+
+def test_one_dark_part_is_not_taken_for_binarised_images(tmp_path: Path) -> None:
+    write_idx(tmp_path / "train-images-idx3-ubyte", TRAIN)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", (TEST > 127).astype(np.uint8))
+    source = read_source(tmp_path)
+    assert source.test is not None
+    assert source.test.max() == 1
+
+
+def test_compression_and_place_do_not_change_the_hash_but_pixels_do(tmp_path: Path) -> None:
+    for name in ("plain", "packed", "other"):
+        (tmp_path / name).mkdir()
+    write_idx(tmp_path / "plain" / "train-images-idx3-ubyte", TRAIN)
+    write_idx(tmp_path / "packed" / "train-images-idx3-ubyte.gz", TRAIN)
+    write_idx(tmp_path / "other" / "train-images-idx3-ubyte", TRAIN[::-1].copy())
+    np.save(tmp_path / "array.npy", TRAIN)
+    plain, packed, other = (read_source(tmp_path / name).sha256 for name in ("plain", "packed", "other"))
+    assert plain == packed == read_source(tmp_path / "array.npy").sha256 != other
+
+
+def test_an_idx_folder_without_training_images(tmp_path: Path) -> None:
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", TEST)
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte: missing"):
+        read_source(tmp_path)
+
+
+def test_parts_of_different_sizes(tmp_path: Path) -> None:
+    write_idx(tmp_path / "train-images-idx3-ubyte", TRAIN)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", TEST[:, :3])
+    with pytest.raises(DataError, match=r"test images are uint8 \[1, 3, 3\], but train images uint8 \[1, 4, 3\]"):
+        read_source(tmp_path)
+
+
+def test_a_folder_of_grey_files_in_class_subfolders(tmp_path: Path) -> None:
+    for index, image in enumerate(TRAIN):
+        write_png(tmp_path / "ab"[index % 2] / f"{index}.png", image)
+    (tmp_path / "README.txt").write_text("not looked at")
+    source = read_source(tmp_path)
+    assert (source.train[:, 0] == TRAIN[[0, 2, 4, 1, 3, 5]]).all()
+    assert source.test is None
+
+
+def test_a_flat_folder_with_one_colour_file_has_three_channels(tmp_path: Path) -> None:
+    colour = RANDOM.integers(0, 256, (4, 3, 3), dtype=np.uint8)
+    write_png(tmp_path / "0.png", TRAIN[0])
+    write_png(tmp_path / "1.PNG", colour)
+    source = read_source(tmp_path)
+    assert source.train.shape == (2, 3, 4, 3)
+    assert (source.train[0] == TRAIN[0]).all()
+    assert (source.train[1] == np.moveaxis(colour, -1, 0)).all()
+
+
+def test_jpeg_and_part_folders(tmp_path: Path) -> None:
+    grey = np.full((16, 8), 200, dtype=np.uint8)
+    for part in ("train", "val", "test"):
+        (tmp_path / part).mkdir()
+        Image.fromarray(grey).save(tmp_path / part / "0.jpg", quality=95)
+    source = read_source(tmp_path)
+    assert source.train.shape == (1, 1, 16, 8)
+    assert np.abs(source.train.astype(int) - 200).max() <= 2
+    assert source.validation is not None
+    assert source.test is not None
+
+
+def test_a_file_of_another_size_is_named(tmp_path: Path) -> None:
+    write_png(tmp_path / "0.png", TRAIN[0])
+    write_png(tmp_path / "1.png", TRAIN[1].T.copy())
+    with pytest.raises(DataError, match=r"1\.png: 4x3 pixels, but .*0\.png is 3x4"):
+        read_source(tmp_path)
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    noise = RANDOM.integers(0, 256, (64, 64), dtype=np.uint8)
+    write_png(tmp_path / "0.png", noise)
+    write_png(tmp_path / "1.png", noise)
+    content = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"1\.png: truncated or broken image"):
+        read_source(tmp_path)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"hello")
+    with pytest.raises(DataError, match=r"0\.png: not a readable image"):
+        read_source(tmp_path)
+
+
+def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 3), 40_000, dtype=np.uint16)).save(tmp_path / "0.png")
+    with pytest.raises(DataError, match=r"0\.png: pixels of Pillow's mode I;16"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (TRAIN, TRAIN[:, None]),
+        (TRAIN[:, None] > 127, np.where(TRAIN > 127, 255, 0)[:, None]),
+        (TRAIN / 255.0, (TRAIN / 255.0).astype(np.float32)[:, None]),
+        (np.stack([TRAIN, TRAIN // 2], 1), np.stack([TRAIN, TRAIN // 2], 1)),
+    ],
+    ids=["8-bit", "boolean", "floats", "two channels"],
+)
+def test_npy(tmp_path: Path, array: NDArray[np.generic], expected: NDArray[np.generic]) -> None:
+    np.save(tmp_path / "images.npy", array)
+    source = read_source(tmp_path / "images.npy")
+    assert source.train.shape == expected.shape
+    assert (source.train == expected).all()
+
+
+@pytest.mark.parametrize("keys", [("train", "test"), ("x_train", "x_test"), ("train_images", "test_images")])
+def test_npz(tmp_path: Path, keys: tuple[str, str]) -> None:
+    arrays: dict[str, NDArray[np.generic]] = {keys[0]: TRAIN, keys[1]: TEST, "labels": np.arange(6)}
+    np.savez(tmp_path / "images.npz", allow_pickle=False, **arrays)
+    source = read_source(tmp_path / "images.npz")
+    assert (source.train[:, 0] == TRAIN).all()
+    assert source.test is not None
+    assert (source.test[:, 0] == TEST).all()
+
+
+def test_npz_with_one_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", whatever=TRAIN)
+    assert (read_source(tmp_path / "images.npz").train[:, 0] == TRAIN).all()
+
+
+def test_npz_without_a_training_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=TRAIN, labels=np.arange(6))
+    with pytest.raises(DataError, match=r"images\.npz: holds the arrays images, labels; one called 'train'"):
+        read_source(tmp_path / "images.npz")
+
+
+@pytest.mark.parametrize(
+    ("array", "problem"),
+    [
+        (TRAIN.reshape(6, 12), r"shape \[6, 12\]; images are"),
+        (np.zeros((6, 32, 32, 3), np.uint8), "channels come second"),
+        (TRAIN.astype(np.int64), "is int64; pixels are 8-bit"),
+        (TRAIN / 200.0, r"not in \[0, 1\]"),
+        (np.full((2, 4, 3), np.nan), r"not in \[0, 1\]"),
+        (TRAIN[:0], "the train part holds no pixels"),
+        (np.zeros_like(TRAIN), "every pixel of every image is 0"),
+    ],
+)
+def test_an_array_that_is_no_images_is_refused(tmp_path: Path, array: NDArray[np.generic], problem: str) -> None:
+    np.save(tmp_path / "images.npy", array)
+    with pytest.raises(DataError, match=problem) as caught:
+        read_source(tmp_path / "images.npy")
+    assert caught.value.file == tmp_path / "images.npy"
+
+
+def test_pickled_objects_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"images\.npy: not a readable array file"):
+        read_source(tmp_path / "images.npy")
+
+
+@pytest.mark.parametrize("name", ["images.npy", "images.npz"])
+def test_a_truncated_array_file_is_named(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    np.save(file, TRAIN) if file.suffix == ".npy" else np.savez(file, train=TRAIN)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match=rf"{name}: not a readable array file"):
+        read_source(file)
+
+
+def test_what_is_not_there_or_not_known(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: does not exist"):
+        read_source(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no IDX files and no \.png"):
+        read_source(tmp_path)
+    (tmp_path / "images.csv").write_text("1,2,3")
+    with pytest.raises(DataError, match=r"images\.csv: not a folder and not an \.npy"):
+        read_source(tmp_path / "images.csv")

@@ -1,0 +1,210 @@
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.configuration import Configuration
+from training.data import DataSplits, unit_pixels
+from training.errors import ConfigurationError, DivergenceError
+from training.figures import CURVES, RECONSTRUCTIONS, SAMPLES, draw_figures, draw_grid
+from training.networks import Vae
+from training.publication import load_model
+from training.run import METRICS, Run, create_run, describe_run
+from training.trainer import EpochFigures, build_state, choose_device, fit, learning_rate, validate
+
+CPU = torch.device("cpu")
+SHORT = Configuration(width=24, latent_dim=3, num_samples=3, epochs=4, batch_size=48, ema_decay=0.9)
+
+
+class Interrupted(Exception):  # noqa: N818 (stands for a signal)
+    pass
+
+
+def train(run: Run, splits: DataSplits, *, stop_after: int | None = None) -> tuple[Vae | None, list[EpochFigures]]:
+    told: list[EpochFigures] = []
+
+    def on_epoch(figures: EpochFigures, model: Vae) -> None:
+        told.append(figures)
+        if figures.epoch == stop_after:
+            raise Interrupted
+
+    try:
+        return fit(run, splits, device=CPU, on_epoch=on_epoch), told
+    except Interrupted:
+        return None, told
+
+
+def new_run(folder: Path, splits: DataSplits, configuration: Configuration) -> Run:
+    return create_run(folder, describe_run(configuration, splits, source="here"))
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    checkpoint = run.load_checkpoint(CPU)
+    assert checkpoint is not None
+    found = {f"model {name}": value for name, value in checkpoint["model"].items()}
+    return found | {f"averaged {name}": value for name, value in checkpoint["averaged"].items()}
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_learns_digits(finished_run: Run, splits: DataSplits) -> None:
+    metrics = finished_run.read_metrics(1000)
+    assert [line["epoch"] for line in metrics] == list(range(1, 26))
+    assert metrics[-1]["step"] == 25 * 10
+    assert metrics[-1]["validation_bound"] > metrics[0]["validation_bound"] + 15
+    assert metrics[-1]["validation_bound"] > metrics[-1]["validation_elbo"]
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+    assert set(metrics[0]) == set(EpochFigures.__dataclass_fields__)
+    validation = torch.from_numpy(splits.validation)
+    elbo, bound = validate(load_model(finished_run)[0], validation, finished_run.description.configuration)
+    assert elbo == pytest.approx(metrics[-1]["validation_elbo"], abs=1e-3)  # of other matrix kernels than in `fit`
+    assert bound == pytest.approx(metrics[-1]["validation_bound"], abs=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["iwae", "elbo"])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_resumed_run_equals_one_never_interrupted(
+    tmp_path: Path, splits: DataSplits, objective: str, ema_decay: float
+) -> None:
+    recipe = Configuration(**{**vars(SHORT), "objective": objective, "ema_decay": ema_decay})
+    whole, broken = (new_run(tmp_path / name, splits, recipe) for name in ("whole", "broken"))
+    train(whole, splits)
+    assert train(broken, splits, stop_after=2)[0] is None
+    assert not equal(weights(whole), weights(broken))
+    train(broken, splits)
+    assert equal(weights(whole), weights(broken))
+    assert [line["epoch"] for line in broken.read_metrics(9)] == [1, 2, 3, 4]
+    timeless = [{**line, "seconds": 0, "images_per_second": 0} for line in whole.read_metrics(9)]
+    assert timeless == [{**line, "seconds": 0, "images_per_second": 0} for line in broken.read_metrics(9)]
+
+
+def test_resuming_a_finished_run_does_nothing(tmp_path: Path, splits: DataSplits) -> None:
+    run = new_run(tmp_path, splits, replace(SHORT, epochs=1))
+    train(run, splits)
+    before = weights(run)
+    model, told = train(run, splits)
+    assert told == []
+    assert model is not None
+    assert equal(before, weights(run))
+
+
+def test_the_seed_decides_the_weights(tmp_path: Path, splits: DataSplits) -> None:
+    runs = [
+        new_run(tmp_path / str(index), splits, replace(SHORT, epochs=1, seed=seed))
+        for index, seed in enumerate((0, 0, 1))
+    ]
+    for run in runs:
+        train(run, splits)
+    first, again, other = map(weights, runs)
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+def test_the_average_follows_the_weights(tmp_path: Path, splits: DataSplits) -> None:
+    averaging, plain = (replace(SHORT, epochs=2, ema_decay=decay) for decay in (0.99, 0.0))
+    for name, recipe in {"averaging": averaging, "plain": plain}.items():
+        train(new_run(tmp_path / name, splits, recipe), splits)
+    averaged = weights(Run(tmp_path / "averaging", describe_run(averaging, splits, source="")))
+    unaveraged = weights(Run(tmp_path / "plain", describe_run(plain, splits, source="")))
+    for name in (name.removeprefix("model ") for name in averaged if name.startswith("model ")):
+        assert torch.equal(averaged[f"model {name}"], unaveraged[f"model {name}"])
+        assert torch.equal(unaveraged[f"averaged {name}"], unaveraged[f"model {name}"])
+    assert not torch.equal(averaged["averaged decoder.hidden1.weight"], averaged["model decoder.hidden1.weight"])
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, splits: DataSplits) -> None:
+    recipe = replace(SHORT, binarisation="none", batch_size=20)
+    clean = replace(splits, train=splits.train.astype(np.float32) / np.float32(255))
+    poisoned_images = clean.train.copy()
+    poisoned_images[7, 0, 3, 4] = np.nan
+    run = new_run(tmp_path, splits, recipe)
+    train(run, clean, stop_after=2)
+    before = weights(run)
+    with pytest.raises(DivergenceError, match=r"the loss is nan at step (1[7-9]|2[0-4]) \(epoch 3\)") as caught:
+        train(run, replace(clean, train=poisoned_images))
+    assert "last checkpoint is kept" in str(caught.value)
+    assert equal(before, weights(run))
+    assert [line["epoch"] for line in run.read_metrics(9)] == [1, 2]
+    train(run, clean)
+    assert load_model(run)[1] == 4
+
+
+def test_weights_broken_by_the_last_step_are_not_kept(tmp_path: Path, splits: DataSplits) -> None:
+    recipe = replace(SHORT, epochs=1, batch_size=1000, learning_rate=1e38, ema_decay=0.0, warm_up_epochs=0.0)
+    run = new_run(tmp_path, splits, recipe)
+    with pytest.raises(DivergenceError, match=r"validation bound is (nan|-inf) after epoch 1, step 1"):
+        train(run, splits)
+    assert run.load_checkpoint(CPU) is None
+
+
+def test_the_schedule_never_jumps() -> None:
+    recipe = replace(SHORT, epochs=10, warm_up_epochs=0.5)
+    rates = [learning_rate(step, 7, recipe) for step in range(70)]
+    assert max(rates) == recipe.learning_rate
+    assert rates.index(max(rates)) in (3, 4)
+    assert all(later <= earlier for earlier, later in pairwise(rates[4:]))
+    assert 0 < rates[-1] < 0.01 * max(rates)
+    assert learning_rate(0, 7, replace(recipe, warm_up_epochs=0.0)) == recipe.learning_rate
+    assert learning_rate(69, 7, replace(recipe, warm_up_epochs=100.0)) == recipe.learning_rate
+
+
+def test_the_global_precision_is_put_back(tmp_path: Path, splits: DataSplits) -> None:
+    before = torch.get_float32_matmul_precision()
+    train(new_run(tmp_path, splits, SHORT), splits, stop_after=1)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_state_starts_as_its_own_average() -> None:
+    state = build_state(SHORT, torch.full((1, 4, 3), 0.2), CPU)
+    for average, parameter in zip(state.averaged.parameters(), state.model.parameters(), strict=True):
+        assert torch.equal(average, parameter)
+        assert average is not parameter
+        assert not average.requires_grad
+
+
+def test_cuda_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigurationError, match="finds no usable CUDA device"):
+        choose_device("cuda")
+    assert choose_device("auto") == CPU
+
+
+def test_pictures(finished_run: Run, splits: DataSplits) -> None:
+    draw_figures(finished_run, load_model(finished_run)[0], splits.validation)
+    sizes = {}
+    for name in (CURVES, RECONSTRUCTIONS, SAMPLES):
+        with Image.open(finished_run.folder / name) as image:
+            sizes[name] = image.size
+            assert np.asarray(image.convert("L")).std() > 5
+    assert sizes[RECONSTRUCTIONS] == (16 * 28, 4 * 28)
+    assert sizes[SAMPLES] == (16 * 28, 8 * 28)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB")])
+def test_a_grid_of_any_channels(tmp_path: Path, channels: int, mode: str) -> None:
+    rows = [torch.rand(4, channels, 5, 3), torch.rand(2, channels, 5, 3)]
+    draw_grid(tmp_path / "grid.png", rows)
+    with Image.open(tmp_path / "grid.png") as image:
+        assert (image.mode, image.size) == (mode, (12, 10))
+        last = np.asarray(image)[5:, 3:6].reshape(5, 3, -1)[:, :, 0]
+    assert np.abs(last - rows[1][1, 0].numpy() * 255).max() <= 0.51
+
+
+def test_metrics_are_lines_of_json(finished_run: Run) -> None:
+    text = (finished_run.folder / METRICS).read_text()
+    assert text.endswith("\n")
+    assert [json.loads(line)["epoch"] for line in text.splitlines()] == list(range(1, 26))
+
+
+def test_unit_pixels_of_both_kinds() -> None:
+    grey = torch.arange(0, 256, 5, dtype=torch.uint8)
+    assert (unit_pixels(grey) * 255).round().int().tolist() == list(range(0, 256, 5))
+    assert unit_pixels(torch.tensor([0.25], dtype=torch.float64)).dtype == torch.float32

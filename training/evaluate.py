@@ -1,0 +1,161 @@
+"""How good a model is: log P(x) of images it has never seen, through the serving engine on the exported graphs."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from model_store import Metric
+from service.engine.estimate import LogLikelihood
+from service.engine.model import Model, complete
+from training.configuration import Binarisation
+from training.errors import DataError
+from training.sources import Pixels
+
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How to estimate log P(x): the engine's proposal, the samples an image, and the seed of noise and binarisation."""
+
+    proposal: str
+    num_samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over the images of a set; nats an image but for `bits_per_dim`.
+
+    Attributes:
+        log_likelihood: mean estimate of log P(x).
+        std_error: of that mean, from the spread between images.
+        elbo: mean evidence lower bound, under the encoder.
+        elbo_std_error: of that mean, likewise.
+        bits_per_dim: -log P(x) / (C·H·W·ln 2).
+        bits_per_dim_std_error: of that mean, likewise.
+        reliable: share of images whose own estimate the engine calls reliable, 0 to 1.
+        num_images: how many.
+        protocol: how it was measured, in words.
+    """
+
+    log_likelihood: float
+    std_error: float
+    elbo: float
+    elbo_std_error: float
+    bits_per_dim: float
+    bits_per_dim_std_error: float
+    reliable: float
+    num_images: int
+    protocol: str
+
+    def as_metrics(self) -> tuple[Metric, ...]:
+        """The figures as a manifest holds them."""
+        figures = (
+            ("log_likelihood", self.log_likelihood, self.std_error, "nats/image"),
+            ("elbo", self.elbo, self.elbo_std_error, "nats/image"),
+            ("bits_per_dim", self.bits_per_dim, self.bits_per_dim_std_error, "bits/dim"),
+        )
+        return tuple(
+            Metric(
+                name=name,
+                value=value,
+                std_error=std_error,
+                unit=unit,
+                num_images=self.num_images,
+                protocol=self.protocol,
+            )
+            for name, value, std_error, unit in figures
+        )
+
+
+def evaluate(model: Model, pixels: Pixels, protocol: Protocol, *, progress: bool = False) -> Evaluation:
+    """Score a set of images [N, C, H, W], uint8 in 0..255 or float32 in [0, 1].
+
+    Where the model wants dynamic binarisation, the images are binarised first, once and afresh from the protocol's
+    seed, as the literature does (Burda et al. 2015, arXiv 1509.00519); black and white images stay as they are.
+
+    Raises:
+        DataError: the images are not of the model's size.
+        service.engine.proposal.UnknownProposalError: the engine has no such proposal.
+    """
+    binarisation = model.description.preparation.binarisation
+    white = 255 if pixels.dtype == np.uint8 else 1
+    prepared = "black and white already"
+    if ((pixels != 0) & (pixels != white)).any():
+        prepared = {
+            "dynamic": f"binarised once, afresh, each pixel with probability equal to its value (seed {protocol.seed})",
+            "threshold": "binarised at a half",
+            "none": "grey values as they are",
+        }[binarisation]
+    images = fresh_binarisation(pixels, binarisation, seed=protocol.seed)
+    record = score(model, images, protocol, progress=progress)
+    return Evaluation(
+        log_likelihood=float(record.log_likelihood.mean()),
+        std_error=_standard_error(record.log_likelihood),
+        elbo=float(record.elbo.mean()),
+        elbo_std_error=_standard_error(record.elbo),
+        bits_per_dim=float(record.bits_per_dim.mean()),
+        bits_per_dim_std_error=_standard_error(record.bits_per_dim),
+        reliable=float(record.reliable.mean()),
+        num_images=len(pixels),
+        protocol=(
+            f"importance sampling by the serving engine on the exported graphs: proposal {protocol.proposal}, "
+            f"{protocol.num_samples} samples, seed {protocol.seed}; images {prepared}; standard error over images"
+        ),
+    )
+
+
+def score(model: Model, pixels: Pixels, protocol: Protocol, *, progress: bool = False) -> LogLikelihood:
+    """The engine's record for a set of images [N, C, H, W], handed to it as requests hand them: pixels in [0, 1].
+
+    Raises:
+        DataError: the images are not of the model's size.
+    """
+    if pixels.shape[1:] != model.description.image.chw:
+        raise DataError(
+            "images", f"{list(pixels.shape[1:])} each, but the model takes {list(model.description.image.chw)}"
+        )
+    records = []
+    with tqdm(total=len(pixels), desc="scoring", unit="image", disable=not progress) as bar:
+        for start in range(0, len(pixels), _BATCH):
+            images = in_unit_interval(pixels[start : start + _BATCH])
+            chunks = model.log_likelihood(
+                images, proposal=protocol.proposal, num_samples=protocol.num_samples, seed=protocol.seed
+            )
+            records.append(complete(chunks))
+            bar.update(len(images))
+    return LogLikelihood.join(records)
+
+
+def fresh_binarisation(pixels: Pixels, binarisation: Binarisation, *, seed: int) -> Pixels:
+    """A seeded draw of 0 or 1 for each pixel where `binarisation` is dynamic; otherwise the pixels themselves.
+
+    >>> grey = np.full((1, 1, 2, 8), 0.5, dtype=np.float32)
+    >>> sorted(set(fresh_binarisation(grey, "dynamic", seed=3).ravel().tolist()))
+    [0.0, 1.0]
+    """
+    if binarisation != "dynamic":
+        return pixels
+    generator = np.random.default_rng(seed)
+    drawn = np.empty(pixels.shape, dtype=np.float32)
+    for index, image in enumerate(pixels):  # one at a time: the uniform numbers of a whole set would fill the memory
+        drawn[index] = generator.random(image.shape, dtype=np.float32) < in_unit_interval(image)
+    return drawn
+
+
+def in_unit_interval(pixels: Pixels) -> NDArray[np.float32]:
+    """Pixels as float32 in [0, 1].
+
+    >>> in_unit_interval(np.array([0, 255], dtype=np.uint8)).tolist()
+    [0.0, 1.0]
+    """
+    return pixels.astype(np.float32) / np.float32(255) if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    """Of the mean; of a single value nothing is known, which is written as 0."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
