@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -154,6 +155,15 @@ def test_the_schedule_never_jumps() -> None:
     assert 0 < rates[-1] < 0.01 * max(rates)
     assert learning_rate(0, 7, replace(recipe, warm_up_epochs=0.0)) == recipe.learning_rate
     assert learning_rate(69, 7, replace(recipe, warm_up_epochs=100.0)) == recipe.learning_rate
+
+
+def test_the_bar_shows_nats_and_images_a_second(
+    tmp_path: Path, splits: DataSplits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(tmp_path, splits, replace(SHORT, epochs=1, batch_size=4))
+    fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, progress=True)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert re.search(r"epoch 1/1: 100%.* 160/160 .*image/s, -\d+\.\d\d nats\]", last), last
 
 
 def test_the_global_precision_is_put_back(tmp_path: Path, splits: DataSplits) -> None:
