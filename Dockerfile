@@ -31,7 +31,8 @@ RUN pip install --no-deps --no-compile --target /app . \
 
 FROM python:3.11-slim-bookworm AS runtime
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent logpx
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# ONNX Runtime reports its use to Microsoft unless told not to before it starts.
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 WORKDIR /app
 STOPSIGNAL SIGTERM
 

@@ -12,6 +12,9 @@ endif
 # The two packages own the same files, so one always gives way to the other.
 other_runtime = $(if $(filter gpu,$(EXTRA)),onnxruntime,onnxruntime-gpu)
 
+# ONNX Runtime reports its use to Microsoft unless told not to before it starts.
+export ORT_DISABLE_TELEMETRY ?= 1
+
 .PHONY: help serve test format train again
 
 help:
