@@ -1,9 +1,18 @@
 """What a published model says of itself: `manifest.json`, format version 1."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 FORMAT_VERSION = 1
 
@@ -60,13 +69,26 @@ class BernoulliSpec(_Record):
 
 
 class GaussianSpec(_Record):
-    """p(x|z) = Π N(x; loc, scale²); the decoder's output is `loc` [N,C,H,W], the scale (in x's unit) is fixed."""
+    """p(x|z) = Π N(x; loc, scale²); the decoder's output is `loc` [N,C,H,W], the scale (in x's unit) is fixed.
+
+    With `scale` null the decoder gives it too: a second output `log_scale` [N,C,H,W].
+    """
 
     kind: Literal["gaussian"] = "gaussian"
-    scale: PositiveFloat
+    scale: PositiveFloat | None
 
 
-LikelihoodSpec = Annotated[BernoulliSpec | GaussianSpec, Field(discriminator="kind")]
+class DiscretisedLogisticSpec(_Record):
+    """p(x|z) = Π P(level of x), a logistic density over each level's bin; outputs `loc` and `log_scale` [N,C,H,W].
+
+    x lies on `levels` levels k/(levels − 1) in [0, 1]: pixels are moved to the nearest one, and `scale` must be 1.
+    """
+
+    kind: Literal["discretised_logistic"] = "discretised_logistic"
+    levels: Annotated[int, Field(ge=2, le=65536)] = 256
+
+
+LikelihoodSpec = Annotated[BernoulliSpec | GaussianSpec | DiscretisedLogisticSpec, Field(discriminator="kind")]
 
 
 class Metric(_Record):
@@ -110,6 +132,14 @@ class Description(_Record):
     calibration: CalibrationProtocol
     metrics: tuple[Metric, ...] = ()
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _levels_need_unit_scale(self) -> Self:
+        if isinstance(self.likelihood, DiscretisedLogisticSpec) and self.preparation.scale != 1:
+            raise ValueError(
+                "preparation.scale must be 1 for a discretised_logistic likelihood, whose levels lie in [0, 1]"
+            )
+        return self
 
 
 class Manifest(Description):

@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from model_store import ImageShape
 from service.engine.likelihood import Bernoulli, Gaussian
-from service.engine.model import complete
+from service.engine.chunks import complete
 from tests import reference
 from tests.toys import Array, LinearGaussian, bernoulli_toy
 

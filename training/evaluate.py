@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from model_store import Metric
 from service.engine.estimate import LogLikelihood
-from service.engine.model import Model, complete
+from service.engine.chunks import complete
+from service.engine.model import Model
 from training.configuration import Binarisation
 from training.errors import DataError
 from training.sources import Pixels

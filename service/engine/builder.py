@@ -40,6 +40,10 @@ class GraphBuilder:
         """Sum over the last axis and drop it."""
         return self.add("ReduceSum", tensor, self.constant(np.array([-1], np.int64)), keepdims=0)
 
+    def fill_like(self, tensor: str, value: str) -> str:
+        """A scalar constant in the shape of a finite tensor; `Shape` would run on the CPU, whatever the provider."""
+        return self.add("Add", self.add("Mul", tensor, self.constant(np.float32(0))), value)
+
     def _name(self) -> str:
         name = f"{PREFIX}{self._names}"
         self._names += 1

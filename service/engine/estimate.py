@@ -32,6 +32,8 @@ class LogLikelihood:
     """Tail shape of the weights, see pareto.py; no unit."""
     num_samples: NDArray[np.int64]
     """K, the samples this image's estimate took."""
+    proposal: NDArray[np.str_]
+    """The proposal really used: `encoder` where `laplace` was asked for and found no curvature to use."""
     reliable: NDArray[np.bool_]
     """Whether `std_error` can be believed: see `is_reliable`."""
 
@@ -45,7 +47,9 @@ class LogLikelihood:
         return LogLikelihood(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
-def estimate(log_weight: NDArray[np.floating], elbo: NDArray[np.float64], num_pixels: int) -> LogLikelihood:
+def estimate(
+    log_weight: NDArray[np.floating], elbo: NDArray[np.float64], num_pixels: int, proposal: str = "encoder"
+) -> LogLikelihood:
     """Reduce log weights [B, K] to estimates [B], in float64.
 
     `elbo` [B] is the encoder's, see `evidence_lower_bound`. A log weight of −∞ is a weight of zero; one that is not a
@@ -77,6 +81,7 @@ def estimate(log_weight: NDArray[np.floating], elbo: NDArray[np.float64], num_pi
         effective_sample_size=effective_sample_size,
         pareto_k=tail_shape,
         num_samples=np.full(total.shape, num_samples),
+        proposal=np.full(total.shape, proposal),
         reliable=is_reliable(tail_shape, std_error, num_samples),
     )
 

@@ -1,52 +1,40 @@
 """One loaded model: encode, decode, sample, log_likelihood, anomaly_scores. This is the engine's whole interface.
 
-Each is a computation in chunks: a generator that yields between two runs on the device and returns its result, so that
-whoever drives it can let others take their turn, or give up. `complete` drives one to its end.
+Each is a computation in chunks, see chunks.py: `complete(model.encode(pixels))` gives the result.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
 from service.engine.anomaly import DEFAULT_METHOD, AnomalyScores, UncalibratedModelError, conformal_p_value, strangeness
-from service.engine.estimate import LogLikelihood, estimate, evidence_lower_bound
-from service.engine.graphs import LOG_VAR, LOG_WEIGHT, MEAN, NOISE, SHAPE, X, log_weight_graph, read_graph
+from service.engine.chunks import Chunks, complete
+from service.engine.contract import read_graph
+from service.engine.estimate import LogLikelihood
+from service.engine.estimator import Estimator
 from service.engine.likelihood import likelihood_of
 from service.engine.preparation import Preparation
 from service.engine.proposal import (
+    DEFAULT_NUM_SAMPLES,
     DEFAULT_PROPOSAL,
     DEFAULT_SEED,
     PROPOSALS,
     DiagonalGaussian,
-    NoiseCache,
-    choose,
+    check_request,
     standard_normal,
 )
 from service.engine.runtime import RUNTIME_ERRORS, Runtime
+from service.engine.sampling import Sampler
+
+DEFAULT_MAX_STEPS = 100
 
 Pixels = NDArray[np.float32]
 """Images [B, C, H, W], each pixel in [0, 1]."""
-
-T = TypeVar("T")
-Chunks = Generator[None, None, T]
-
-DEFAULT_NUM_SAMPLES = 1000
-
-
-def complete(chunks: Chunks[T]) -> T:
-    """Run a chunked computation to its end."""
-    while True:
-        try:
-            next(chunks)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
 
 
 @dataclass(frozen=True)
@@ -67,6 +55,7 @@ class Model:
         calibration: scores of held-out training images; without them there are no anomaly scores.
         folder: where the files came from, for error messages.
         chunk_rows: decoder rows (images × samples) of one run; bounds memory and how long others wait.
+        max_steps: tries after which an image's climb to its posterior's mode ends; see laplace.py.
 
     Raises:
         InvalidArtifactError: a graph is not what the description says; the message names the file.
@@ -82,29 +71,41 @@ class Model:
         calibration: Mapping[str, NDArray[np.float64]] | None = None,
         folder: Path = Path(),
         chunk_rows: int = 512,
+        max_steps: int = DEFAULT_MAX_STEPS,
     ) -> None:
         self.description = description
         self.provider = runtime.provider
         self._chunk_rows = chunk_rows
         self._calibration = calibration
         self._likelihood = likelihood_of(description.likelihood)
-        self._preparation = Preparation(description.preparation, description.image)
-        self._noise = NoiseCache(description.latent_dim, runtime)
+        self._preparation = Preparation(description.preparation, description.image, self._likelihood.levels)
         chw, latent = description.image.chw, (description.latent_dim,)
         read_graph(encoder, folder / ENCODER, inputs={"x": chw}, outputs={"mean": latent, "log_var": latent})
         parameters = dict.fromkeys(self._likelihood.outputs, chw)
         decoder_graph = read_graph(decoder, folder / DECODER, inputs={"z": latent}, outputs=parameters)
-        log_weight = log_weight_graph(decoder_graph, self._likelihood, description)
         self._encoder = runtime.open(encoder, folder / ENCODER)
         self._decoder = runtime.open(decoder, folder / DECODER)
-        self._log_weight = runtime.open(log_weight, folder / DECODER)
         self._try_out(folder)
+        with _blaming(folder / DECODER):
+            sampler = Sampler(
+                decoder_graph,
+                self._likelihood,
+                description,
+                runtime=runtime,
+                file=folder / DECODER,
+                chunk_rows=chunk_rows,
+            )
+            self._estimator = Estimator(sampler, num_pixels=description.image.size, max_steps=max_steps)
+            for proposal in PROPOSALS:
+                complete(self.log_likelihood(np.zeros((2, *chw), np.float32), proposal=proposal, num_samples=2))
         if calibration is not None and description.calibration.proposal not in PROPOSALS:
             problem = f"made with the proposal {description.calibration.proposal!r}; known here: {', '.join(PROPOSALS)}"
             raise InvalidArtifactError(folder / CALIBRATION, problem)
 
     @classmethod
-    def open(cls, stored: StoredModel, *, runtime: Runtime, chunk_rows: int = 512) -> "Model":
+    def open(
+        cls, stored: StoredModel, *, runtime: Runtime, chunk_rows: int = 512, max_steps: int = DEFAULT_MAX_STEPS
+    ) -> "Model":
         """Load one version of the store."""
         return cls(
             stored.manifest,
@@ -114,6 +115,7 @@ class Model:
             calibration=stored.calibration,
             folder=stored.path,
             chunk_rows=chunk_rows,
+            max_steps=max_steps,
         )
 
     @property
@@ -148,49 +150,35 @@ class Model:
         pixels: Pixels,
         *,
         proposal: str = DEFAULT_PROPOSAL,
-        num_samples: int = DEFAULT_NUM_SAMPLES,
+        num_samples: int | None = None,
         seed: int = DEFAULT_SEED,
         max_std_error: float | None = None,
         max_num_samples: int | None = None,
     ) -> Chunks[LogLikelihood]:
         """log P(x) by importance sampling, in nats: images [B, C, H, W] → one record of arrays [B].
 
-        All images share the seed's noise [K, D], so an image's estimate does not depend on its batch. With
-        `max_std_error`, an image keeps doubling its samples until its estimate is reliable with a standard error at
-        most that, or until `max_num_samples` (default: no more than `num_samples`).
+        All images share the seed's noise [K, D], so an image's estimate does not depend on its batch. `num_samples` is
+        the proposal's default where it is None. With `max_std_error`, an image keeps doubling its samples until its
+        estimate is reliable with a standard error at most that, or until `max_num_samples` (default: no more).
 
         Raises:
-            UnknownProposalError: see proposal.py.
+            UnknownProposalError, TooFewSamplesError: see proposal.py.
         """
+        num_samples = num_samples or DEFAULT_NUM_SAMPLES.get(proposal, 1)
+        check_request(proposal, num_samples)
         x = self._preparation.prepare(pixels)
         posterior = yield from self._encode(x)
-        gaussian = choose(proposal, posterior)
-        encoder_is_proposal = gaussian is posterior
-        limit = num_samples if max_std_error is None else max(max_num_samples or 0, num_samples)
-
-        records: list[LogLikelihood] = []
-        order: list[NDArray[np.intp]] = []
-        pending = np.arange(len(x))
-        log_weight = np.empty((len(x), 0), np.float32)  # [B, K]
-        elbo_log_weight = log_weight
-        while True:
-            start, stop = log_weight.shape[1], min(max(num_samples, 2 * log_weight.shape[1]), limit)
-            more = yield from self._log_weights(x, gaussian, pending, seed, start, stop)
-            log_weight = np.concatenate([log_weight, more], axis=1)
-            if encoder_is_proposal:
-                elbo_log_weight = log_weight
-            elif start == 0:
-                elbo_log_weight = yield from self._log_weights(x, posterior, pending, seed, 0, stop)
-            elbo = evidence_lower_bound(elbo_log_weight)
-            record = estimate(log_weight, elbo, self.description.image.size)
-            done = np.full(len(pending), stop >= limit)
-            if max_std_error is not None:
-                done |= record.reliable & (record.std_error <= max_std_error)
-            records.append(record.take(done))
-            order.append(pending[done])
-            if done.all():
-                return LogLikelihood.join(records).take(np.argsort(np.concatenate(order)))
-            pending, log_weight, elbo_log_weight = pending[~done], log_weight[~done], elbo_log_weight[~done]
+        return (
+            yield from self._estimator.log_likelihood(
+                x.reshape(len(x), self.description.image.size),
+                posterior,
+                proposal=proposal,
+                num_samples=num_samples,
+                seed=seed,
+                max_std_error=max_std_error,
+                max_num_samples=max_num_samples or num_samples,
+            )
+        )
 
     def anomaly_scores(
         self, pixels: Pixels, *, method: str = DEFAULT_METHOD, alpha: float = 0.05
@@ -231,32 +219,6 @@ class Model:
             yield
         return DiagonalGaussian(mean=mean, log_var=log_var)
 
-    def _log_weights(
-        self,
-        x: NDArray[np.float32],
-        gaussian: DiagonalGaussian,
-        images: NDArray[np.intp],
-        seed: int,
-        start: int,
-        stop: int,
-    ) -> Chunks[NDArray[np.float32]]:
-        """Log weights [B, stop − start] of the images at these indices, under noise rows start to stop."""
-        flat = x[images].reshape(len(images), 1, self.description.image.size)  # [B, 1, P]
-        mean, log_var = gaussian.mean[images, None], gaussian.log_var[images, None]  # [B, 1, D]
-        log_weight = np.empty((len(images), stop - start), np.float32)
-        columns = min(self._chunk_rows, stop - start)
-        rows = max(1, self._chunk_rows // columns)
-        for row in range(0, len(images), rows):
-            batch = slice(row, min(row + rows, len(images)))
-            for column in range(start, stop, columns):
-                end = min(column + columns, stop)
-                shape = np.array([batch.stop - row, end - column, flat.shape[2]], np.int64)
-                noise = self._noise.rows(seed, column, end)
-                inputs = {X: flat[batch], MEAN: mean[batch], LOG_VAR: log_var[batch], NOISE: noise, SHAPE: shape}
-                log_weight[batch, column - start : end - start] = self._log_weight.run(inputs)[LOG_WEIGHT]
-                yield
-        return log_weight
-
     def _try_out(self, folder: Path) -> None:
         """Run every graph once on two images: a shape that only shows at run time is refused here, and not later."""
         pixels = np.zeros((2, *self.description.image.chw), np.float32)
@@ -269,8 +231,6 @@ class Model:
             outputs = self._decoder.run({"z": np.zeros(latent_shape, np.float32)})
         for name in self._likelihood.outputs:
             _check_shape(folder / DECODER, name, outputs[name].shape, pixels.shape)
-        with _blaming(folder / DECODER):
-            complete(self.log_likelihood(pixels, num_samples=2))
 
 
 @contextmanager

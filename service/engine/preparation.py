@@ -7,7 +7,7 @@ from model_store import ImageShape, PixelPreparation
 
 
 class Preparation:
-    """Binarises, then scales.
+    """Binarises or moves pixels to the nearest of `levels` levels (8-bit likelihoods), then scales.
 
     Dynamic binarisation compares each pixel with one fixed field of uniform numbers u: x = 1 where pixel > u. An image
     is so prepared the same way every time, alone or in a batch, and P(x = 1) over fields is the pixel's value. The
@@ -19,7 +19,8 @@ class Preparation:
     [[[[0.0, 0.0, 1.0, 1.0]]]]
     """
 
-    def __init__(self, specification: PixelPreparation, shape: ImageShape) -> None:
+    def __init__(self, specification: PixelPreparation, shape: ImageShape, levels: int | None = None) -> None:
+        self._top = None if levels is None else np.float32(levels - 1)
         self._scale = np.float32(specification.scale)
         self._threshold: NDArray[np.float32] | None = None
         match specification.binarisation:
@@ -34,6 +35,8 @@ class Preparation:
         """Pixels [B, C, H, W] in [0, 1] → x [B, C, H, W] float32."""
         if self._threshold is not None:
             pixels = (pixels > self._threshold).astype(np.float32)
+        if self._top is not None:
+            pixels = np.rint(pixels * self._top) / self._top
         return np.ascontiguousarray(pixels * self._scale, np.float32)
 
     def restore(self, x: NDArray[np.float32]) -> NDArray[np.float32]:

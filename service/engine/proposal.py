@@ -1,5 +1,6 @@
 """Where importance samples come from: the proposal r(z|x), and the noise that all images of a request share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -11,13 +12,32 @@ from onnxruntime import OrtValue
 from service.engine.runtime import Runtime
 
 DEFAULT_SEED = 0
-Proposal = Literal["prior", "encoder"]
+Proposal = Literal["prior", "encoder", "laplace"]
 PROPOSALS: tuple[Proposal, ...] = get_args(Proposal)
-DEFAULT_PROPOSAL: Proposal = "encoder"
+DEFAULT_PROPOSAL: Proposal = "laplace"
+DEFAULT_NUM_SAMPLES: Mapping[str, int] = {"prior": 5000, "encoder": 5000, "laplace": 400}
+MIN_NUM_SAMPLES: Mapping[str, int] = {"prior": 1, "encoder": 1, "laplace": 2}
 
 
 class UnknownProposalError(ValueError):
     """A proposal this engine does not have."""
+
+
+class TooFewSamplesError(ValueError):
+    """Fewer samples than the proposal has parts: the Laplace mixture needs one from each."""
+
+
+def check_request(proposal: str, num_samples: int) -> None:
+    """Refuse what no proposal can do.
+
+    Raises:
+        UnknownProposalError, TooFewSamplesError.
+    """
+    if proposal not in PROPOSALS:
+        raise UnknownProposalError(f"unknown proposal {proposal!r}; accepted: {', '.join(PROPOSALS)}")
+    least = MIN_NUM_SAMPLES[proposal]
+    if num_samples < least:
+        raise TooFewSamplesError(f"num_samples is {num_samples}; the proposal {proposal} takes at least {least}")
 
 
 @dataclass(frozen=True)
@@ -26,23 +46,6 @@ class DiagonalGaussian:
 
     mean: NDArray[np.float32]
     log_var: NDArray[np.float32]
-
-
-def choose(proposal: str, posterior: DiagonalGaussian) -> DiagonalGaussian:
-    """The Gaussian to sample from, given the encoder's q(z|x).
-
-    `prior` is N(0, I), nearly useless for images and kept because it shows why; `encoder` is q(z|x) itself, the
-    convention of Burda et al. 2016 (arXiv 1509.00519).
-
-    Raises:
-        UnknownProposalError: neither.
-    """
-    if proposal == "encoder":
-        return posterior
-    if proposal == "prior":
-        zeros = np.zeros_like(posterior.mean)
-        return DiagonalGaussian(mean=zeros, log_var=zeros)
-    raise UnknownProposalError(f"unknown proposal {proposal!r}; accepted: {', '.join(PROPOSALS)}")
 
 
 def standard_normal(num_samples: int, latent_dim: int, *, seed: int) -> NDArray[np.float32]:

@@ -159,7 +159,9 @@ class Backend:
         if self._runtime is None:
             raise NotReadyError("the models are still loading")
         stored = open_version(self.settings.model_store, name, version)
-        model = Model.open(stored, runtime=self._runtime, chunk_rows=self.settings.chunk_rows)
+        model = Model.open(
+            stored, runtime=self._runtime, chunk_rows=self.settings.chunk_rows, max_steps=self.settings.max_steps
+        )
         labels = {"model": name, "version": stored.manifest.version, "provider": model.provider}
         self.metrics.execution_provider.labels(**labels).set(1)
         _log.info("model loaded", **labels)

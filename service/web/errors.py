@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from model_store import InvalidArtifactError, ModelNotFoundError
 from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
-from service.engine.proposal import UnknownProposalError
+from service.engine.proposal import TooFewSamplesError, UnknownProposalError
 from service.web.scheduler import DeadlineError, QueueFullError, StoppedError
 
 PROBLEM_JSON = "application/problem+json"
@@ -87,6 +87,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     InvalidBodyError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-body", "The body is not valid"),
     RequestValidationError: INVALID_PARAMETER,
     UnknownProposalError: INVALID_PARAMETER,
+    TooFewSamplesError: INVALID_PARAMETER,
     UnknownMethodError: INVALID_PARAMETER,
     UncalibratedModelError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "uncalibrated-model", "The model is not calibrated"),
     UnsupportedMediaTypeError: Kind(

@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 
 from service.engine.model import Model, Pixels
+from service.engine.proposal import DEFAULT_NUM_SAMPLES, check_request
 from service.web import schemas
 from service.web.backend import Backend
 from service.web.bodies import JSON, NPY, json_list, media_type, parse_npy, read_pixels
@@ -69,7 +70,8 @@ async def log_likelihood(request: Request, query: Annotated[schemas.LogLikelihoo
     negotiate(request, (JSON,))
     backend = _backend(request)
     model, pixels = await _pixels(request, query)
-    num_samples = query.num_samples or backend.settings.num_samples
+    num_samples = query.num_samples or backend.settings.num_samples or DEFAULT_NUM_SAMPLES[query.proposal]
+    check_request(query.proposal, num_samples)
     limit = min(backend.settings.max_num_samples, backend.settings.max_rows // len(pixels))
     chunks = model.log_likelihood(
         pixels,

@@ -97,6 +97,7 @@ class LogLikelihoodResult(BaseModel):
     effective_sample_size: float | None
     pareto_k: float | None
     num_samples: int
+    proposal: str
     reliable: bool
 
 

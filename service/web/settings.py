@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_store import BUNDLED
-from service.engine.model import DEFAULT_NUM_SAMPLES
+from service.engine.model import DEFAULT_MAX_STEPS
 
 
 class Settings(BaseSettings):
@@ -24,7 +24,13 @@ class Settings(BaseSettings):
     )
     num_threads: int = Field(0, ge=0, description="threads of one operator on the CPU; 0: one a physical core")
     chunk_rows: PositiveInt = Field(512, description="decoder rows of one run on the device; others wait no longer")
-    num_samples: PositiveInt = Field(DEFAULT_NUM_SAMPLES, description="importance samples an image when none is asked")
+    num_samples: PositiveInt | None = Field(
+        None, description="importance samples an image when none is asked; else the proposal's own default"
+    )
+    max_steps: PositiveInt = Field(
+        DEFAULT_MAX_STEPS,
+        description="tries to find an image's posterior mode before its estimate is called unreliable",
+    )
     max_num_samples: PositiveInt = Field(100_000, description="samples an image at which `max_std_error` gives up")
     max_body_bytes: PositiveInt = Field(64 * 2**20, description="bytes of a request's body (413)")
     max_pixels: PositiveInt = Field(

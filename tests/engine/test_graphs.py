@@ -7,7 +7,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from model_store import BernoulliSpec, ImageShape, InvalidArtifactError
-from service.engine.model import complete
+from service.engine.chunks import complete
 from tests import reference
 from tests.toys import Array, Toy, bernoulli_toy, constant, describe, graph, node
 

@@ -10,7 +10,8 @@ import pytest
 from model_store import ImageShape, InvalidArtifactError, PixelPreparation, open_version, publish
 from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
 from service.engine.estimate import LogLikelihood
-from service.engine.model import Chunks, Model, complete
+from service.engine.chunks import Chunks, complete
+from service.engine.model import Model
 from service.engine.proposal import UnknownProposalError, standard_normal
 from service.engine.runtime import Runtime
 from tests import reference

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from service.engine.model import Model, complete
+from service.engine.chunks import complete
+from service.engine.model import Model
 from service.engine.proposal import UnknownProposalError
 from service.engine.runtime import Runtime
 from training.data import DataSplits

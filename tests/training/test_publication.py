@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from model_store import StoreError, list_versions, open_version
-from service.engine.model import Model, complete
+from service.engine.chunks import complete
+from service.engine.model import Model
 from service.engine.runtime import Runtime
 from training.data import DataSplits
 from training.errors import ParityError, RunError

@@ -1,0 +1,88 @@
+"""Is a stored graph what the manifest says? Checked before anything is built on it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, Message
+from onnx import ModelProto, TensorProto, ValueInfoProto, external_data_helper
+
+from model_store import InvalidArtifactError
+from service.engine.builder import PREFIX
+
+MIN_OPSET = 18
+
+
+def read_graph(
+    content: bytes, file: Path, *, inputs: Mapping[str, Sequence[int]], outputs: Mapping[str, Sequence[int]]
+) -> ModelProto:
+    """Parse a stored graph and check that it is what the manifest says.
+
+    `inputs` and `outputs` map each tensor's name to its shape without the batch dimension, which must be dynamic.
+
+    Raises:
+        InvalidArtifactError: not an ONNX graph, external data, an old opset, a name of ours, a missing tensor, another
+            type or shape.
+    """
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError as error:
+        raise InvalidArtifactError(file, f"not a valid ONNX graph ({error})") from error
+    if any(external_data_helper.uses_external_data(tensor) for tensor in _tensors(model)):
+        raise InvalidArtifactError(file, "weights lie in another file; the store takes single-file graphs")
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:  # the latter: a name that is not UTF-8
+        raise InvalidArtifactError(file, f"not a valid ONNX graph ({error})") from error
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset < MIN_OPSET:
+        raise InvalidArtifactError(file, f"uses opset {opset}; {MIN_OPSET} or later is needed")
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    reserved = [name for name in {*constants, *_computed(model)} if name.startswith(PREFIX)]
+    if reserved:
+        raise InvalidArtifactError(
+            file, f"names that begin with {PREFIX!r} are reserved: {', '.join(sorted(reserved))}"
+        )
+    _check_tensors(file, "input", [value for value in model.graph.input if value.name not in constants], inputs)
+    _check_tensors(file, "output", model.graph.output, outputs)
+    return model
+
+
+def _tensors(message: Message) -> Iterator[TensorProto]:
+    """Every tensor of a model, wherever it lies: initialisers, attributes, subgraphs, functions."""
+    if isinstance(message, TensorProto):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _tensors(part)
+
+
+def _computed(model: ModelProto) -> Iterator[str]:
+    return (name for node in model.graph.node for name in node.output)
+
+
+def _check_tensors(
+    file: Path, role: str, found: Sequence[ValueInfoProto], expected: Mapping[str, Sequence[int]]
+) -> None:
+    tensors = {value.name: value.type.tensor_type for value in found}
+    for name in expected:
+        if name not in tensors:
+            raise InvalidArtifactError(file, f"{role} {name!r} is missing; found {', '.join(tensors) or 'none'}")
+    if role == "input" and len(tensors) > len(expected):
+        raise InvalidArtifactError(file, f"unknown inputs: {', '.join(sorted(set(tensors) - set(expected)))}")
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.elem_type != TensorProto.FLOAT:
+            raise InvalidArtifactError(file, f"{role} {name!r} is not float32")
+        dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+        wanted = [None, *shape]
+        if (
+            len(dims) != len(wanted)
+            or dims[0] is not None
+            or any(have not in (None, want) for have, want in zip(dims[1:], shape, strict=True))
+        ):
+            stated = [size if size is not None else "batch" for size in dims]
+            problem = f"{role} {name!r} has shape {stated}; the manifest says ['batch', {', '.join(map(str, shape))}]"
+            raise InvalidArtifactError(file, problem)

@@ -1,0 +1,147 @@
+"""log P(x) of images, by the proposal asked for: finds modes, draws samples, and stops when the error bar is met."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.chunks import Chunks
+from service.engine.estimate import LogLikelihood, estimate, evidence_lower_bound
+from service.engine.laplace import Array, Evaluation, GaussianFactors, find_modes, widened
+from service.engine.proposal import DiagonalGaussian
+from service.engine.sampling import Floats, Sampler, balanced, from_encoder
+
+Indices = NDArray[np.intp]
+_BLOCK_IMAGES = 256
+_BLOCK_NUMBERS = 2**22
+"""Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a block of images is sampled, and what was found out before."""
+
+    draw: Callable[[Indices, int, int], Chunks[tuple[Floats, Floats]]]
+    """Images by index, first and last sample → log weights of the proposal, and of the encoder, for the ELBO."""
+    proposal: NDArray[np.str_]
+    """The proposal really used, image by image."""
+    converged: NDArray[np.bool_]
+    """Where it is the right one: for `laplace`, where the mode was found."""
+    mixture: bool
+
+
+class Estimator:
+    """Estimates log P(x) with one model's sampler.
+
+    Args:
+        max_steps: tries after which an image's climb to its posterior's mode ends, converged or not.
+    """
+
+    def __init__(self, sampler: Sampler, *, num_pixels: int, max_steps: int) -> None:
+        self._sampler = sampler
+        self._num_pixels = num_pixels
+        self._max_steps = max_steps
+
+    def log_likelihood(
+        self,
+        x: Floats,
+        posterior: DiagonalGaussian,
+        *,
+        proposal: str,
+        num_samples: int,
+        seed: int,
+        max_std_error: float | None,
+        max_num_samples: int,
+    ) -> Chunks[LogLikelihood]:
+        """Prepared images [B, P] and their q(z|x) → one record of arrays [B]; see `Model.log_likelihood`."""
+        latent_dim = posterior.mean.shape[1]
+        size = max(1, min(_BLOCK_IMAGES, _BLOCK_NUMBERS // latent_dim**2))
+        records = []
+        for first in range(0, max(1, len(x)), size):
+            images = slice(first, first + size)
+            block = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
+            plan = yield from self._plan(proposal, x[images], block, seed)
+            limit = num_samples if max_std_error is None else max(num_samples, max_num_samples)
+            records.append((yield from self._sample(plan, len(x[images]), num_samples, limit, max_std_error)))
+        return LogLikelihood.join(records)
+
+    def _sample(
+        self, plan: _Plan, num_images: int, num_samples: int, limit: int, max_std_error: float | None
+    ) -> Chunks[LogLikelihood]:
+        """Draw until every image is done; one that is not doubles its samples."""
+        records, order = [], []
+        pending = np.arange(num_images)
+        log_weight = np.empty((num_images, 0), np.float32)  # [B, K]
+        encoder_log_weight = log_weight
+        while True:
+            start, stop = log_weight.shape[1], min(max(num_samples, 2 * log_weight.shape[1]), limit)
+            more, encoder_more = yield from plan.draw(pending, start, stop)
+            log_weight = np.concatenate([log_weight, more], axis=1)
+            encoder_log_weight = np.concatenate([encoder_log_weight, encoder_more], axis=1)
+            elbo = evidence_lower_bound(encoder_log_weight)
+            record = estimate(balanced(log_weight) if plan.mixture else log_weight, elbo, self._num_pixels)
+            converged = plan.converged[pending]
+            record = replace(record, proposal=plan.proposal[pending], reliable=record.reliable & converged)
+            done = np.full(len(pending), stop >= limit)
+            if max_std_error is not None:
+                done |= record.reliable & (record.std_error <= max_std_error)
+            done |= ~converged  # more samples would not make it reliable
+            records.append(record.take(done))
+            order.append(pending[done])
+            if done.all():
+                return LogLikelihood.join(records).take(np.argsort(np.concatenate(order)))
+            pending, log_weight, encoder_log_weight = pending[~done], log_weight[~done], encoder_log_weight[~done]
+
+    def _plan(self, proposal: str, x: Floats, posterior: DiagonalGaussian, seed: int) -> Chunks[_Plan]:
+        sampler, every = self._sampler, np.ones(len(x), np.bool_)
+
+        def by(gaussian: DiagonalGaussian, images: Indices, start: int, stop: int) -> Chunks[Floats]:
+            part = DiagonalGaussian(gaussian.mean[images], gaussian.log_var[images])
+            return sampler.log_weights(x[images], part, seed=seed, start=start, stop=stop)
+
+        def draw_encoder(images: Indices, start: int, stop: int) -> Chunks[tuple[Floats, Floats]]:
+            log_weight = yield from by(posterior, images, start, stop)
+            return log_weight, log_weight
+
+        def draw_prior(images: Indices, start: int, stop: int) -> Chunks[tuple[Floats, Floats]]:
+            log_weight = yield from by(DiagonalGaussian(zeros, zeros), images, start, stop)
+            return log_weight, (yield from by(posterior, images, start, stop))
+
+        if proposal == "encoder":
+            return _Plan(draw_encoder, np.full(len(x), proposal), every, mixture=False)
+        if proposal == "prior":
+            zeros = np.zeros_like(posterior.mean)
+            return _Plan(draw_prior, np.full(len(x), proposal), every, mixture=False)
+
+        laplace, usable, converged = yield from self._laplace(x, posterior)
+
+        def draw_mixture(images: Indices, start: int, stop: int) -> Chunks[tuple[Floats, Floats]]:
+            part = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
+            mixture, by_encoder = yield from sampler.mixture_log_weights(
+                x[images], part, laplace.take(images), seed=seed, start=start, stop=stop
+            )
+            return mixture, by_encoder[:, from_encoder(start, stop)]
+
+        used = np.where(usable, "laplace", "encoder")
+        return _Plan(draw_mixture, used, converged | ~usable, mixture=True)
+
+    def _laplace(
+        self, x: Floats, posterior: DiagonalGaussian
+    ) -> Chunks[tuple[GaussianFactors, NDArray[np.bool_], NDArray[np.bool_]]]:
+        """The Laplace Gaussian of each image, where that is usable, and where its mode was found.
+
+        Where it is not usable the encoder's Gaussian stands in: the mixture of both is then the encoder itself.
+        """
+        sampler = self._sampler
+
+        def evaluate(images: Indices, points: Array) -> Chunks[Evaluation]:
+            return sampler.evaluate(x[images], points)
+
+        def values(images: Indices, points: Array) -> Chunks[Array]:
+            return sampler.log_likelihoods(x[images], points)
+
+        start = posterior.mean[:, sampler.dimensions].astype(np.float64)
+        modes = yield from find_modes(start, evaluate=evaluate, values=values, max_steps=self._max_steps)
+        laplace = widened(modes, sampler.dimensions, posterior.mean.shape[1])
+        return laplace.replaced_by(posterior, ~modes.usable), modes.usable, modes.converged

@@ -1,0 +1,263 @@
+"""The Laplace proposal: climb from the encoder's mean to the mode of p(z|x), and take its curvature there.
+
+Importance sampling from the encoder is low by whole nats where the encoder has not learned to infer (Wu et al. 2017,
+arXiv 1611.04273). The posterior's own mode and curvature depend on no training. Steps are damped Gauss-Newton; far from
+the training set the residuals are large and Gauss-Newton alone crawls, so the part of the Hessian that it leaves out is
+learned from the gradients along the way (the structured secant update of Dennis, Gay, Welsch 1981, ACM TOMS 7:348, with
+their sizing). The same part then widens or narrows the proposal.
+
+Everything here is NumPy in float64 on small matrices; the decoder is behind `evaluate`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.chunks import Chunks
+from service.engine.proposal import DiagonalGaussian
+
+Array = NDArray[np.float64]
+TOLERANCE = 0.05
+"""Nats that one more Newton step may still gain for a mode to count as found."""
+WIDENING = 1.05
+"""The likelihood's part of the precision is divided by this squared: a proposal should rather be too wide."""
+MIN_PRECISION = 0.5
+"""Least precision in any direction; the prior's is 1, so the proposal is never much wider than the prior."""
+_SHORTER_STEPS = np.array([0.5, 0.2, 0.05])
+_MAX_DAMPING = 1e5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The log likelihood around points z, for n images: value [n], gradient [n, A], information [n, A, A]."""
+
+    value: Array
+    gradient: Array
+    information: Array
+
+
+Evaluate = Callable[[NDArray[np.intp], Array], Chunks[Evaluation]]
+"""Images by index [n] and points [n, A] → Evaluation. A ≤ D: dimensions that the decoder ignores are left out."""
+Values = Callable[[NDArray[np.intp], Array], Chunks[Array]]
+"""Images by index [n] and points [n, K, A] → log likelihoods [n, K]."""
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Where the climb ended: mode [B, A], precision of p(z|x) there [B, A, A], and how it went, image by image."""
+
+    mode: Array
+    precision: Array
+    converged: NDArray[np.bool_]
+    """One more step would gain less than the tolerance."""
+    usable: NDArray[np.bool_]
+    """Values stayed finite, and the climb converged or at least rose."""
+    num_steps: NDArray[np.int64]
+
+
+@dataclass
+class _Climb:
+    """The state of all images; log p(x, z) without constants, and its derivatives, at the best point so far."""
+
+    point: Array  # [B, A]
+    value: Array  # [B]
+    gradient: Array  # [B, A]
+    information: Array  # [B, A, A]
+    secant: Array  # [B, A, A], what Gauss-Newton leaves out of the Hessian
+    damping: Array  # [B]
+    num_steps: NDArray[np.int64]  # [B]
+
+    def precision(self, images: NDArray[np.intp]) -> Array:
+        """Minus the Hessian of log p(x, z), made positive definite: [n, A, A]."""
+        prior = np.eye(self.point.shape[1])
+        return positive_definite(self.information[images] + self.secant[images] + prior)
+
+    def move(self, images: NDArray[np.intp], point: Array, at: Evaluation, value: Array) -> None:
+        """Take new points, and learn the Hessian's missing part from how the gradient changed."""
+        step = point - self.point[images]
+        gradient = at.gradient - point
+        fall = self.gradient[images] - gradient  # y, what minus the Hessian times the step should be
+        prior = np.eye(point.shape[1])
+        missing = fall - _times(at.information + prior, step)
+        secant, told = self.secant[images], _times(self.secant[images], step)
+        wanted, has = np.abs(_dot(step, missing)), np.abs(_dot(step, told))
+        size = np.where(self.num_steps[images] == 0, 1.0, np.minimum(1.0, wanted / np.maximum(has, 1e-12)))
+        error = missing - size[:, None] * told
+        along = np.where((_dot(step, fall) > 1e-8)[:, None], fall, step)
+        scale = np.maximum(_dot(along, step), 1e-12)[:, None, None]
+        update = (_outer(error, along) + _outer(along, error)) / scale
+        update -= _dot(error, step)[:, None, None] / scale**2 * _outer(along, along)
+        self.secant[images] = size[:, None, None] * secant + update
+        self.point[images], self.value[images], self.gradient[images] = point, value, gradient
+        self.information[images] = at.information
+        self.num_steps[images] += 1
+
+
+def find_modes(start: Array, *, evaluate: Evaluate, values: Values, max_steps: int) -> Chunks[Modes]:
+    """Climb log p(x, z) from `start` [B, A] until each image has converged, is stuck, or has made `max_steps` tries.
+
+    Familiar images take two or three tries. An image leaves the batch as soon as it is done.
+    """
+    images = np.arange(len(start))
+    with np.errstate(all="ignore"):
+        at = yield from evaluate(images, start)
+        climb = _Climb(
+            point=start.copy(),
+            value=_joint(at.value, start),
+            gradient=at.gradient - start,
+            information=at.information.copy(),
+            secant=np.zeros_like(at.information),
+            damping=np.zeros(len(start)),
+            num_steps=np.zeros(len(start), np.int64),
+        )
+        finite = _finite(climb.value, at)
+        converged = np.zeros(len(start), np.bool_)
+        active = images[finite]
+        for _ in range(max_steps):
+            precision = climb.precision(active)
+            newton = _solve(precision, climb.gradient[active])
+            near = 0.5 * _dot(climb.gradient[active], newton) < TOLERANCE
+            converged[active[near]] = True
+            keep = ~near & (climb.damping[active] < _MAX_DAMPING)
+            active, precision, newton = active[keep], precision[keep], newton[keep]
+            if not len(active):
+                break
+            damping = climb.damping[active]
+            if damping.any():
+                precision = precision + damping[:, None, None] * np.eye(start.shape[1])
+                newton = _solve(precision, climb.gradient[active])
+            yield from _try(climb, active, newton, evaluate, values)
+        return Modes(
+            mode=climb.point,
+            precision=_final_precision(climb, finite),
+            converged=converged,
+            usable=finite & (converged | (climb.num_steps > 0)),
+            num_steps=climb.num_steps,
+        )
+
+
+def _try(climb: _Climb, active: NDArray[np.intp], newton: Array, evaluate: Evaluate, values: Values) -> Chunks[None]:
+    """One step for each image: in full if that rises, else the best of some shorter ones, else more damping."""
+    start = climb.point[active]
+    point = start + newton
+    at = yield from evaluate(active, point)
+    value = _joint(at.value, point)
+    rises = (value > climb.value[active]) & _finite(value, at)
+    climb.move(active[rises], point[rises], _take(at, rises), value[rises])
+    eased = climb.damping[active[rises]] / 4
+    climb.damping[active[rises]] = np.where(eased < 0.05, 0, eased)
+
+    failed, start, newton = active[~rises], start[~rises], newton[~rises]
+    if not len(failed):
+        return
+    points = start[:, None] + _SHORTER_STEPS[:, None] * newton[:, None]  # [n, 3, A]
+    found = yield from values(failed, points)
+    found = np.nan_to_num(_joint(found, points), nan=-np.inf)
+    best = found.argmax(axis=1)
+    value = found[np.arange(len(failed)), best]
+    rises = value > climb.value[failed]
+    climb.damping[failed] = np.where(
+        rises, np.maximum(2 * climb.damping[failed], 1), np.maximum(10 * climb.damping[failed], 5)
+    )
+    climb.secant[failed[~rises]] = 0
+    shorter, point = failed[rises], points[rises, best[rises]]
+    if len(shorter):
+        at = yield from evaluate(shorter, point)
+        fine = _finite(at.value, at)
+        climb.move(shorter[fine], point[fine], _take(at, fine), _joint(at.value, point)[fine])
+
+
+def positive_definite(matrix: Array) -> Array:
+    """Raise every eigenvalue below MIN_PRECISION to it: [n, A, A] → [n, A, A]. What is positive definite stays."""
+    try:
+        np.linalg.cholesky(matrix - MIN_PRECISION * np.eye(matrix.shape[-1]))
+    except np.linalg.LinAlgError:
+        eigenvalues, vectors = np.linalg.eigh(matrix)
+        raised = np.maximum(eigenvalues, MIN_PRECISION)
+        return np.asarray((vectors * raised[:, None]) @ vectors.transpose(0, 2, 1))
+    return matrix
+
+
+@dataclass(frozen=True)
+class GaussianFactors:
+    """N(mode, FᵀF) as the graphs take it: factor F and its inverse [B, D, D], log_det = log |F| [B, 1], float32."""
+
+    mode: NDArray[np.float32]
+    factor: NDArray[np.float32]
+    inverse: NDArray[np.float32]
+    log_det: NDArray[np.float32]
+
+    def take(self, images: NDArray[np.intp]) -> "GaussianFactors":
+        """The Gaussians of these images."""
+        return GaussianFactors(self.mode[images], self.factor[images], self.inverse[images], self.log_det[images])
+
+    def replaced_by(self, other: DiagonalGaussian, where: NDArray[np.bool_]) -> "GaussianFactors":
+        """These, but the other's where told."""
+        if not where.any():
+            return self
+        scale = np.exp(other.log_var / 2)
+        eye = np.eye(scale.shape[1], dtype=np.float32)
+        return GaussianFactors(
+            mode=np.where(where[:, None], other.mean, self.mode),
+            factor=np.where(where[:, None, None], eye * scale[:, None], self.factor),
+            inverse=np.where(where[:, None, None], eye / scale[:, None], self.inverse),
+            log_det=np.where(where[:, None], other.log_var.sum(axis=1, keepdims=True) / 2, self.log_det),
+        )
+
+
+def widened(modes: Modes, dimensions: NDArray[np.intp], latent_dim: int) -> GaussianFactors:
+    """The proposal N(mode, precision⁻¹), a little wider, over all D dimensions.
+
+    Only the likelihood's part of the precision is weakened, so a dimension that the image says nothing of keeps the
+    prior's width and costs no effective samples. Dimensions that the decoder ignores have the prior itself.
+    """
+    num_images, prior = len(modes.mode), np.eye(len(dimensions))
+    precision = positive_definite((modes.precision - prior) / WIDENING**2 + prior)
+    lower = np.linalg.cholesky(precision)  # [B, A, A], precision = L·Lᵀ; z = mode + noise·L⁻¹
+    inverse = np.broadcast_to(np.eye(latent_dim, dtype=np.float32), (num_images, latent_dim, latent_dim)).copy()
+    factor = inverse.copy()
+    block = np.ix_(np.arange(num_images), dimensions, dimensions)
+    inverse[block], factor[block] = lower, np.linalg.inv(lower)
+    mode = np.zeros((num_images, latent_dim), np.float32)
+    mode[:, dimensions] = modes.mode
+    log_det = -np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1, keepdims=True)
+    return GaussianFactors(mode, factor, inverse, log_det.astype(np.float32))
+
+
+def _final_precision(climb: _Climb, finite: NDArray[np.bool_]) -> Array:
+    """The precision where values are finite, the prior's elsewhere."""
+    precision = np.broadcast_to(np.eye(climb.point.shape[1]), climb.information.shape).copy()
+    precision[finite] = climb.precision(np.flatnonzero(finite))
+    return precision
+
+
+def _joint(log_likelihood: Array, point: Array) -> Array:
+    """log p(x|z) + log p(z), without the prior's constant: [..., A] → [...]."""
+    return np.asarray(log_likelihood - 0.5 * (point**2).sum(axis=-1))
+
+
+def _finite(value: Array, at: Evaluation) -> NDArray[np.bool_]:
+    derivatives = np.isfinite(at.gradient).all(axis=1) & np.isfinite(at.information).all(axis=(1, 2))
+    return np.asarray(np.isfinite(value) & derivatives)
+
+
+def _take(at: Evaluation, rows: NDArray[np.bool_]) -> Evaluation:
+    return Evaluation(at.value[rows], at.gradient[rows], at.information[rows])
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return np.asarray(np.einsum("nd,nd->n", a, b))
+
+
+def _times(matrix: Array, vector: Array) -> Array:
+    return np.asarray(np.einsum("nde,ne->nd", matrix, vector))
+
+
+def _outer(a: Array, b: Array) -> Array:
+    return a[:, :, None] * b[:, None, :]
+
+
+def _solve(matrix: Array, vector: Array) -> Array:
+    return np.asarray(np.linalg.solve(matrix, vector[..., None])[..., 0])

@@ -1,0 +1,70 @@
+"""What every likelihood p(x|z) states about itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.builder import GraphBuilder
+
+Parameters = Mapping[str, NDArray[Any]]
+"""The decoder's outputs by name, each [..., C, H, W]."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Names of two tensors [B, 1, P] for one output of the decoder."""
+
+    score: str
+    """∂ log p(x|z) / ∂ output."""
+    information: str
+    """Fisher information E[score²] under p(x|z): never negative."""
+
+
+class Likelihood(ABC):
+    """A density over images x [..., C, H, W], whose pixels are independent given the decoder's outputs.
+
+    It states the same density twice: `log_prob` in NumPy (float64, the reference) and `fragment` as ONNX nodes (what
+    serves); tests hold the two against each other, and `curvature` against both.
+    """
+
+    outputs: ClassVar[tuple[str, ...]]
+    """Names of the decoder's outputs, in order."""
+
+    levels: int | None = None
+    """How many values a pixel can take, k/(levels − 1) in [0, 1]; None where x is not bound to levels."""
+
+    @abstractmethod
+    def log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
+        """log p(x|z) in nats, summed over C, H, W: [..., C, H, W] → [...]."""
+
+    @abstractmethod
+    def mean(self, parameters: Parameters) -> NDArray[Any]:
+        """E[x|z], [..., C, H, W], in x's unit."""
+
+    @abstractmethod
+    def sample(self, parameters: Parameters, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Draw x ~ p(x|z), [..., C, H, W]."""
+
+    @abstractmethod
+    def fragment(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str], num_pixels: int) -> str:
+        """Append nodes that compute log p(x|z) and return the name of their result.
+
+        `x` names a tensor [B, 1, P] and each parameter one [B, K, P], P = C·H·W; the result is [B, K], in nats.
+        """
+
+    @abstractmethod
+    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> dict[str, Curvature]:
+        """Append nodes for the score and the Fisher information in each output, pixel by pixel.
+
+        `x` and each parameter name tensors [B, 1, P]. Information between two outputs is taken as zero, as it is for
+        every location and scale of a symmetric density.
+        """
+
+
+def sum_pixels(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum over C, H, W in float64."""
+    return np.asarray(values.sum(axis=(-3, -2, -1), dtype=np.float64))

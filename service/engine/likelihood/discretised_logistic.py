@@ -1,0 +1,112 @@
+"""8-bit pixels: a proper probability for each of the 256 values."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.builder import GraphBuilder
+from service.engine.likelihood.base import Curvature, Likelihood, Parameters, sum_pixels
+
+
+class DiscretisedLogistic(Likelihood):
+    """A logistic density integrated over each level's bin (Kingma et al. 2016, arXiv 1606.04934; PixelCNN++).
+
+    x lies on L levels k/(L − 1) in [0, 1]; a bin reaches half a step δ = ½/(L − 1) to either side, the first and the
+    last one to infinity. With a = (x + δ − loc)/s, b = (x − δ − loc)/s and s = exp(log_scale):
+
+        P(x) = sigmoid(a) − sigmoid(b) = sigmoid(a)·sigmoid(−b)·(1 − exp(−2δ/s))
+
+    The product form loses no digit however far x is from loc; the first level keeps only sigmoid(a), the last only
+    sigmoid(−b).
+
+    >>> levels = (np.arange(4) / 3).reshape(4, 1, 1, 1)
+    >>> parameters = {"loc": np.full((1, 1, 1), 0.4), "log_scale": np.full((1, 1, 1), -2.0)}
+    >>> bool(np.isclose(np.exp(DiscretisedLogistic(4).log_prob(levels, parameters)).sum(), 1))
+    True
+    """
+
+    outputs = ("loc", "log_scale")
+
+    def __init__(self, levels: int = 256) -> None:
+        self.levels = levels
+        self._top = levels - 1
+        self._half_step = 0.5 / (levels - 1)
+
+    def log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
+        """Σ log P(x), in the product form."""
+        loc, log_scale = (np.asarray(parameters[name], np.float64) for name in self.outputs)
+        inverse = np.exp(-log_scale)
+        above = -np.logaddexp(0, -(x + self._half_step - loc) * inverse)  # log sigmoid(a)
+        below = -np.logaddexp(0, (x - self._half_step - loc) * inverse)  # log sigmoid(−b)
+        with np.errstate(divide="ignore"):
+            width = np.log(-np.expm1(-2 * self._half_step * inverse))
+        first, last = x < self._half_step, x > 1 - self._half_step
+        inner = ~(first | last)
+        return sum_pixels(np.where(last, 0, above) + np.where(first, 0, below) + np.where(inner, width, 0))
+
+    def mean(self, parameters: Parameters) -> NDArray[Any]:
+        """The decoder's `loc`: the mean of the logistic before it is binned and cut off at 0 and 1."""
+        return parameters["loc"]
+
+    def sample(self, parameters: Parameters, rng: np.random.Generator) -> NDArray[np.float32]:
+        """loc + s·logit(U), moved to the nearest level."""
+        uniform = rng.uniform(np.finfo(np.float64).tiny, 1, parameters["loc"].shape)
+        logistic = np.log(uniform) - np.log1p(-uniform)
+        value = parameters["loc"] + np.exp(parameters["log_scale"]) * logistic
+        return np.asarray(np.rint(np.clip(value, 0, 1) * self._top) / self._top, np.float32)
+
+    def fragment(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str], num_pixels: int) -> str:
+        """The product form."""
+        above, below, width, first, last = self._terms(builder, x, parameters)
+        zero = builder.constant(np.float32(0))
+        costs = [
+            builder.add("Where", last, zero, builder.add("Softplus", builder.add("Neg", above))),
+            builder.add("Where", first, zero, builder.add("Softplus", below)),
+        ]
+        inner = builder.add("Not", builder.add("Or", first, last))
+        log_width = builder.add("Where", inner, _log1mexp(builder, width), zero)
+        cost = builder.add("Add", *costs)  # [B, K, P]
+        return builder.sum_last(builder.add("Sub", log_width, cost))
+
+    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> dict[str, Curvature]:
+        """Exact scores; the information is the continuous logistic's, 1/(3·s²) in loc and (3 + π²)/9 in log_scale.
+
+        With t = 2δ/s, inner bins have ∂ log P/∂loc = (sigmoid(a) + sigmoid(b) − 1)/s and
+        ∂ log P/∂log_scale = −a·sigmoid(−a) + b·sigmoid(b) − t/(exp(t) − 1); the outer two keep their own terms.
+        """
+        above, below, width, first, last = self._terms(builder, x, parameters)
+        zero, one = builder.constant(np.float32(0)), builder.constant(np.float32(1))
+        inverse = builder.add("Exp", builder.add("Neg", parameters["log_scale"]))
+        up = builder.add("Where", last, zero, builder.add("Sigmoid", builder.add("Neg", above)))  # sigmoid(−a)
+        down = builder.add("Where", first, zero, builder.add("Sigmoid", below))  # sigmoid(b)
+        loc_score = builder.add("Mul", builder.add("Sub", down, up), inverse)
+        pull = builder.add("Sub", builder.add("Mul", below, down), builder.add("Mul", above, up))
+        h = builder.add("Tanh", builder.add("Mul", width, builder.constant(np.float32(0.5))))
+        ratio = builder.add("Div", builder.add("Sub", one, h), builder.add("Add", h, h))  # 1/(exp(t) − 1)
+        spread = builder.add("Where", builder.add("Or", first, last), zero, builder.add("Mul", width, ratio))
+        scale_score = builder.add("Sub", pull, spread)
+        precision = builder.add("Mul", builder.add("Mul", inverse, inverse), builder.constant(np.float32(1 / 3)))
+        information = builder.fill_like(precision, builder.constant(np.float32((3 + math.pi**2) / 9)))
+        return {"loc": Curvature(loc_score, precision), "log_scale": Curvature(scale_score, information)}
+
+    def _terms(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> tuple[str, str, str, str, str]:
+        """a, b, t = 2δ/s, and whether x is the first or the last level; [B, K, P] or, for the last two, [B, 1, P]."""
+        half_step = builder.constant(np.float32(self._half_step))
+        inverse = builder.add("Exp", builder.add("Neg", parameters["log_scale"]))
+        difference = builder.add("Sub", x, parameters["loc"])
+        above = builder.add("Mul", builder.add("Add", difference, half_step), inverse)
+        below = builder.add("Mul", builder.add("Sub", difference, half_step), inverse)
+        width = builder.add("Mul", inverse, builder.constant(np.float32(2 * self._half_step)))
+        first = builder.add("Less", x, half_step)
+        last = builder.add("Greater", x, builder.constant(np.float32(1 - self._half_step)))
+        return above, below, width, first, last
+
+
+def _log1mexp(builder: GraphBuilder, t: str) -> str:
+    """log(1 − exp(−t)) for t > 0, as log(2·h / (1 + h)) with h = tanh(t/2): exact for the smallest t."""
+    h = builder.add("Tanh", builder.add("Mul", t, builder.constant(np.float32(0.5))))
+    denominator = builder.add("Add", h, builder.constant(np.float32(1)))
+    return builder.add("Log", builder.add("Div", builder.add("Add", h, h), denominator))

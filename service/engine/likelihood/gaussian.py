@@ -1,0 +1,111 @@
+"""Real-valued pixels, with one fixed scale or a scale a pixel."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.builder import GraphBuilder
+from service.engine.likelihood.base import Curvature, Likelihood, Parameters, sum_pixels
+
+
+class Gaussian(Likelihood):
+    """log p(x|z) = −Σ (x − loc)² / (2·scale²) − P·log(scale·√(2π)), with a fixed `scale` in x's unit.
+
+    >>> log_prob = Gaussian(scale=2.0).log_prob(np.zeros((1, 1, 3)), {"loc": np.zeros((1, 1, 3))})
+    >>> bool(np.isclose(log_prob, -3 * np.log(2 * np.sqrt(2 * np.pi))))
+    True
+    """
+
+    outputs = ("loc",)
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
+        """−Σ (x − loc)² / (2·scale²) − P·log(scale·√(2π))."""
+        standardised = (x - np.asarray(parameters["loc"], np.float64)) / self.scale
+        return sum_pixels(-0.5 * standardised**2 - self._log_normaliser)
+
+    def mean(self, parameters: Parameters) -> NDArray[Any]:
+        """The decoder's `loc`."""
+        return parameters["loc"]
+
+    def sample(self, parameters: Parameters, rng: np.random.Generator) -> NDArray[np.float32]:
+        """loc + scale·N(0, 1)."""
+        loc = parameters["loc"]
+        return np.asarray(loc + self.scale * rng.standard_normal(loc.shape), np.float32)
+
+    def fragment(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str], num_pixels: int) -> str:
+        """The same, with the normaliser as one constant."""
+        difference = builder.add("Sub", parameters["loc"], x)  # [B, K, P]
+        standardised = builder.add("Mul", difference, builder.constant(np.float32(math.sqrt(0.5) / self.scale)))
+        squares = builder.sum_last(builder.add("Mul", standardised, standardised))  # [B, K]
+        normaliser = builder.constant(np.float32(-num_pixels * self._log_normaliser))
+        return builder.add("Sub", normaliser, squares)
+
+    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> dict[str, Curvature]:
+        """Score (x − loc)/scale² and information 1/scale²."""
+        precision = builder.constant(np.float32(1 / self.scale**2))
+        difference = builder.add("Sub", x, parameters["loc"])  # [B, 1, P]
+        return {"loc": Curvature(builder.add("Mul", difference, precision), builder.fill_like(difference, precision))}
+
+    @property
+    def _log_normaliser(self) -> float:
+        return math.log(self.scale) + 0.5 * math.log(2 * math.pi)
+
+
+class GaussianWithScale(Likelihood):
+    """log p(x|z) = −Σ ½·((x − loc)·exp(−log_scale))² + log_scale + ½·log(2π): the decoder gives the scale as well.
+
+    >>> parameters = {"loc": np.zeros((1, 1, 3)), "log_scale": np.full((1, 1, 3), np.log(2))}
+    >>> x = np.ones((1, 1, 3))
+    >>> bool(np.isclose(GaussianWithScale().log_prob(x, parameters), Gaussian(2.0).log_prob(x, parameters)))
+    True
+    """
+
+    outputs = ("loc", "log_scale")
+
+    def log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
+        """−Σ ½·((x − loc)·exp(−log_scale))² + log_scale + ½·log(2π)."""
+        log_scale = np.asarray(parameters["log_scale"], np.float64)
+        standardised = (x - np.asarray(parameters["loc"], np.float64)) * np.exp(-log_scale)
+        return sum_pixels(-0.5 * standardised**2 - log_scale - 0.5 * math.log(2 * math.pi))
+
+    def mean(self, parameters: Parameters) -> NDArray[Any]:
+        """The decoder's `loc`."""
+        return parameters["loc"]
+
+    def sample(self, parameters: Parameters, rng: np.random.Generator) -> NDArray[np.float32]:
+        """loc + exp(log_scale)·N(0, 1)."""
+        loc, log_scale = parameters["loc"], parameters["log_scale"]
+        return np.asarray(loc + np.exp(log_scale) * rng.standard_normal(loc.shape), np.float32)
+
+    def fragment(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str], num_pixels: int) -> str:
+        """The same, with ½·log(2π) once for all pixels."""
+        standardised = _standardise(builder, x, parameters)  # [B, K, P]
+        half_square = builder.add(
+            "Mul", builder.add("Mul", standardised, standardised), builder.constant(np.float32(0.5))
+        )
+        cost = builder.sum_last(builder.add("Add", half_square, parameters["log_scale"]))  # [B, K]
+        normaliser = builder.constant(np.float32(-0.5 * num_pixels * math.log(2 * math.pi)))
+        return builder.add("Sub", normaliser, cost)
+
+    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> dict[str, Curvature]:
+        """With u = (x − loc)/scale: scores u/scale and u² − 1, information 1/scale² and 2."""
+        standardised = _standardise(builder, x, parameters)  # [B, 1, P]
+        inverse = builder.add("Exp", builder.add("Neg", parameters["log_scale"]))
+        one, two = builder.constant(np.float32(1)), builder.constant(np.float32(2))
+        square = builder.add("Mul", standardised, standardised)
+        return {
+            "loc": Curvature(builder.add("Mul", standardised, inverse), builder.add("Mul", inverse, inverse)),
+            "log_scale": Curvature(builder.add("Sub", square, one), builder.fill_like(square, two)),
+        }
+
+
+def _standardise(builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> str:
+    """(x − loc)·exp(−log_scale)."""
+    inverse = builder.add("Exp", builder.add("Neg", parameters["log_scale"]))
+    return builder.add("Mul", builder.add("Sub", x, parameters["loc"]), inverse)
