@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 
 SECONDS = 15
@@ -28,7 +28,7 @@ def quantiles(milliseconds: list[float]) -> str:
 def probe(url: str, seconds: float) -> list[float]:
     """Ask for `/livez` once every 10 ms on a kept connection; milliseconds of each answer."""
     taken: list[float] = []
-    with httpx.Client(base_url=url) as client:
+    with httpx2.Client(base_url=url) as client:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             started = time.perf_counter()
@@ -50,7 +50,7 @@ def main() -> None:
     assert process.stdout is not None
     url = next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line)))
     threading.Thread(target=process.stdout.read, daemon=True).start()
-    while httpx.get(f"{url}/readyz").status_code != 200:
+    while httpx2.get(f"{url}/readyz").status_code != 200:
         time.sleep(0.05)
     idle = probe(url, SECONDS / 3)
 
@@ -60,11 +60,9 @@ def main() -> None:
     header += f"{{'descr': '<f4', 'fortran_order': False, 'shape': {body.shape}, }}".ljust(117).encode() + b"\n"
 
     def load() -> None:
-        query = {"proposal": "encoder", "num_samples": 5000}
         while not stop.is_set():
-            answer = httpx.post(
-                f"{url}/v1/log-likelihood",
-                params=query,
+            answer = httpx2.post(
+                f"{url}/v1/log-likelihood?proposal=encoder&num_samples=5000",
                 content=header + body.tobytes(),
                 headers={"content-type": "application/x-npy"},
                 timeout=300,
