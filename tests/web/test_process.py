@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -55,27 +55,27 @@ def address(process: "subprocess.Popen[str]") -> str:
         raise AssertionError("the process ended without an address")
     threading.Thread(target=process.stdout.read, daemon=True).start()  # keep the pipe empty
     for _ in range(1000):
-        if httpx.get(f"{url}/readyz").status_code == 200:
+        if httpx2.get(f"{url}/readyz").status_code == 200:
             return url
         time.sleep(0.01)
     raise AssertionError("never ready")
 
 
-def score(url: str, num_images: int, num_samples: int) -> httpx.Response:
+def score(url: str, num_images: int, num_samples: int) -> httpx2.Response:
     body = npy(np.zeros((num_images, 28, 28), np.uint8))
     parameters = {"num_samples": num_samples}
-    return httpx.post(f"{url}/v1/log-likelihood", params=parameters, content=body, headers=NPY, timeout=120)
+    return httpx2.post(f"{url}/v1/log-likelihood", params=parameters, content=body, headers=NPY, timeout=120)
 
 
 def test_liveness_and_short_requests_are_answered_while_a_long_one_runs(start: Start) -> None:
     url = address(start())
-    answers: list[httpx.Response] = []
+    answers: list[httpx2.Response] = []
     long = threading.Thread(target=lambda: answers.append(score(url, 200, 5000)))
     long.start()
-    while "queued_rows 1e+06" not in httpx.get(f"{url}/metrics").text:
+    while "queued_rows 1e+06" not in httpx2.get(f"{url}/metrics").text:
         assert long.is_alive()
     for _ in range(5):
-        assert httpx.get(f"{url}/livez").status_code == 200
+        assert httpx2.get(f"{url}/livez").status_code == 200
         assert score(url, 1, 10).status_code == 200
     assert long.is_alive()  # all of the above was answered before the long one was
     long.join()
@@ -86,17 +86,17 @@ def test_liveness_and_short_requests_are_answered_while_a_long_one_runs(start: S
 def test_sigterm_finishes_accepted_work_refuses_new_and_exits_0(start: Start) -> None:
     process = start()
     url = address(process)
-    answers: list[httpx.Response] = []
+    answers: list[httpx2.Response] = []
     accepted = threading.Thread(target=lambda: answers.append(score(url, 200, 5000)))
     accepted.start()
-    while "queued_rows 1e+06" not in httpx.get(f"{url}/metrics").text:
+    while "queued_rows 1e+06" not in httpx2.get(f"{url}/metrics").text:
         assert accepted.is_alive()
     process.send_signal(signal.SIGTERM)
-    while (ready := httpx.get(f"{url}/readyz")).status_code == 200:
+    while (ready := httpx2.get(f"{url}/readyz")).status_code == 200:
         pass
     assert ready.status_code == 503
     assert "shutting down" in ready.json()["detail"]
-    assert httpx.get(f"{url}/livez").status_code == 200
+    assert httpx2.get(f"{url}/livez").status_code == 200
     refused = score(url, 1, 10)
     assert refused.status_code == 503
     assert refused.json()["type"] == "urn:logpx:problem:not-ready"

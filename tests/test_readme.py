@@ -1,0 +1,96 @@
+"""The README's commands, run against a fresh service: each gives the answer that is shown.
+
+An ellipsis stands for anything, and a number for one within a thousandth of it: processors round differently.
+"""
+
+import argparse
+import math
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.web.app import create_app
+from service.web.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+NUMBER = re.compile(r"(-?\d+\.\d+(?:e-?\d+)?)")
+
+
+def examples() -> list[tuple[str, str]]:
+    """Each curl command of the README with what is shown below it."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = "".join(blocks).split("$ ")[1:]
+    return [(command.strip(), "".join(answer).strip()) for command, *answer in (x.split("\n", 1) for x in lines)]
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[TestClient]:
+    """The bundled store with default settings, as `make serve` runs it."""
+    with TestClient(create_app(Settings()), base_url="http://127.0.0.1:8000") as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.01)
+        yield client
+
+
+def run(client: TestClient, command: str) -> Any:
+    """What curl would send; only the options that the README uses."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    for option in ("-H", "-F"):
+        parser.add_argument(option, action="append", default=[])
+    for option in ("--data-binary", "--json", "-o"):
+        parser.add_argument(option)
+    parser.add_argument("url")
+    program, *words = shlex.split(command)
+    assert program == "curl"
+    given = parser.parse_args(words)
+    headers = dict(header.split(": ", 1) for header in given.H)
+    if given.F:
+        fields = [field.split("=@") for field in given.F]
+        files = [(name, (path, (ROOT / path).read_bytes())) for name, path in fields]
+        return client.post(given.url, files=files, headers=headers)
+    if given.data_binary:
+        body = (ROOT / given.data_binary.removeprefix("@")).read_bytes()
+        return client.post(given.url, content=body, headers=headers)
+    if given.json:
+        body = (ROOT / given.json.removeprefix("@")).read_bytes()
+        return client.post(given.url, content=body, headers={**headers, "content-type": "application/json"})
+    return client.get(given.url, headers=headers)
+
+
+def matches(shown: str, found: str) -> bool:
+    """Whether the answer is the one shown, up to ellipses and rounding."""
+    parts = NUMBER.split(shown)
+    pattern = "".join(
+        r"(-?\d+\.\d+(?:e-?\d+)?)" if index % 2 else re.escape(part).replace("…", ".*")
+        for index, part in enumerate(parts)
+    )
+    match = re.fullmatch(pattern, found, re.DOTALL)
+    if match is None:
+        return False
+    return all(
+        math.isclose(float(want), float(have), rel_tol=1e-3, abs_tol=2e-3)
+        for want, have in zip(parts[1::2], match.groups(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("command", "shown"), examples(), ids=lambda value: value[:60])
+def test_a_command_gives_the_answer_shown(service: TestClient, command: str, shown: str) -> None:
+    answer = run(service, command)
+    assert answer.status_code == 200, answer.text
+    if answer.headers["content-type"] == "image/png":
+        assert answer.content.startswith(b"\x89PNG")
+    else:
+        assert matches(shown, answer.text), answer.text
+
+
+def test_a_wrong_answer_would_not_pass() -> None:
+    assert matches('{"a":1.500,"b":…}', '{"a":1.5004,"b":[1,2]}')
+    assert not matches('{"a":1.500,"b":…}', '{"a":1.51,"b":[1,2]}')
+    assert not matches('{"a":1.500}', '{"a":1.5,"b":1}')
+    assert len(examples()) >= 9
