@@ -8,8 +8,8 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from model_store import ImageShape
-from service.engine.likelihood import Bernoulli, Gaussian
 from service.engine.chunks import complete
+from service.engine.likelihood import Bernoulli, Gaussian
 from tests import reference
 from tests.toys import Array, LinearGaussian, bernoulli_toy
 
@@ -104,8 +104,9 @@ def test_gaussian_likelihood_integrates_to_one(scale: float) -> None:
     np.testing.assert_allclose(np.exp(two).sum() * 0.04**2, 1, rtol=1e-9)
 
 
+@pytest.mark.parametrize("proposal", ["encoder", "laplace"])
 @pytest.mark.parametrize("width", [1, 2])
-def test_gaussian_evidence_integrates_to_one(width: int) -> None:
+def test_gaussian_evidence_integrates_to_one(width: int, proposal: str) -> None:
     shape = ImageShape(channels=1, height=1, width=width)
     oracle = LinearGaussian(
         weight=np.array([[0.7, -0.2], [0.1, 0.4]])[:width], bias=np.array([0.3, 0.6])[:width], scale=0.3
@@ -114,7 +115,7 @@ def test_gaussian_evidence_integrates_to_one(width: int) -> None:
     line = np.arange(-4.0, 5.0, step)
     x = np.array(list(itertools.product(line, repeat=width)), np.float32).reshape(-1, *shape.chw)
     model = reference.load(oracle.toy(shape, widen=1.3))
-    record = complete(model.log_likelihood(x, num_samples=256))
+    record = complete(model.log_likelihood(x, proposal=proposal, num_samples=2000))
     np.testing.assert_allclose(np.exp(record.log_likelihood).sum() * step**width, 1, atol=0.02)
 
 
@@ -138,7 +139,7 @@ def test_bernoulli_evidence_is_the_integral_over_z_and_sums_to_one(latent_dim: i
     np.testing.assert_allclose(logsumexp(exact), 0, atol=1e-6)  # the quadrature is good
 
     model = reference.load(toy)
-    for proposal in ("prior", "encoder"):
+    for proposal in ("prior", "encoder", "laplace"):
         record = complete(model.log_likelihood(x, proposal=proposal, num_samples=10_000))
         assert (np.abs(record.log_likelihood - exact) < 3.5 * record.std_error).all()  # 64 images under one noise
         # Under one noise, the prior's estimates sum to one exactly: Σ_x mean_k p(x|z_k) = mean_k 1.

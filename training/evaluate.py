@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model_store import Metric
-from service.engine.estimate import LogLikelihood
 from service.engine.chunks import complete
+from service.engine.estimate import LogLikelihood
 from service.engine.model import Model
 from training.configuration import Binarisation
 from training.errors import DataError

@@ -40,6 +40,10 @@ class GraphBuilder:
         """Sum over the last axis and drop it."""
         return self.add("ReduceSum", tensor, self.constant(np.array([-1], np.int64)), keepdims=0)
 
+    def slice(self, tensor: str, start: int, stop: int, *, axis: int) -> str:
+        """Entries start to stop along an axis."""
+        return self.add("Slice", tensor, *(self.constant(np.array([value], np.int64)) for value in (start, stop, axis)))
+
     def fill_like(self, tensor: str, value: str) -> str:
         """A scalar constant in the shape of a finite tensor; `Shape` would run on the CPU, whatever the provider."""
         return self.add("Add", self.add("Mul", tensor, self.constant(np.float32(0))), value)

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from service.engine.chunks import Chunks
 from service.engine.estimate import LogLikelihood, estimate, evidence_lower_bound
-from service.engine.laplace import Array, Evaluation, GaussianFactors, find_modes, widened
+from service.engine.laplace import SHARES, Array, Evaluation, Mixture, Modes, find_modes, mixture
 from service.engine.proposal import DiagonalGaussian
-from service.engine.sampling import Floats, Sampler, balanced, from_encoder
+from service.engine.sampling import Floats, Sampler, balanced, part_of
 
 Indices = NDArray[np.intp]
+_FAMILIAR_STEPS = 5
 _BLOCK_IMAGES = 256
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
@@ -114,34 +115,45 @@ class Estimator:
             zeros = np.zeros_like(posterior.mean)
             return _Plan(draw_prior, np.full(len(x), proposal), every, mixture=False)
 
-        laplace, usable, converged = yield from self._laplace(x, posterior)
+        modes = yield from self._modes(x, posterior)
+        gaussians: Mixture = mixture(modes, posterior)
+        encoder_part = len(SHARES) - 1
 
         def draw_mixture(images: Indices, start: int, stop: int) -> Chunks[tuple[Floats, Floats]]:
             part = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
-            mixture, by_encoder = yield from sampler.mixture_log_weights(
-                x[images], part, laplace.take(images), seed=seed, start=start, stop=stop
+            by_mixture, by_encoder = yield from sampler.mixture_log_weights(
+                x[images], part, gaussians.take(images), seed=seed, start=start, stop=stop
             )
-            return mixture, by_encoder[:, from_encoder(start, stop)]
+            return by_mixture, by_encoder[:, part_of(start, stop) == encoder_part]
 
-        used = np.where(usable, "laplace", "encoder")
-        return _Plan(draw_mixture, used, converged | ~usable, mixture=True)
+        used = np.where(modes.usable, "laplace", "encoder")
+        return _Plan(draw_mixture, used, modes.converged | ~modes.usable, mixture=True)
 
-    def _laplace(
-        self, x: Floats, posterior: DiagonalGaussian
-    ) -> Chunks[tuple[GaussianFactors, NDArray[np.bool_], NDArray[np.bool_]]]:
-        """The Laplace Gaussian of each image, where that is usable, and where its mode was found.
+    def _modes(self, x: Floats, posterior: DiagonalGaussian) -> Chunks[Modes]:
+        """The posterior's mode for each image: [B, P] → modes in all D dimensions.
 
-        Where it is not usable the encoder's Gaussian stands in: the mixture of both is then the encoder itself.
+        First in the dimensions that familiar images need; what has not converged in a few tries goes on in all.
         """
         sampler = self._sampler
+        latent_dim = posterior.mean.shape[1]
 
-        def evaluate(images: Indices, points: Array) -> Chunks[Evaluation]:
-            return sampler.evaluate(x[images], points)
+        def climb(images: Indices, start: Array, max_steps: int) -> Chunks[Modes]:
+            def evaluate(chosen: Indices, points: Array) -> Chunks[Evaluation]:
+                return sampler.evaluate(x[images[chosen]], points)
 
-        def values(images: Indices, points: Array) -> Chunks[Array]:
-            return sampler.log_likelihoods(x[images], points)
+            def values(chosen: Indices, points: Array) -> Chunks[Array]:
+                return sampler.log_likelihoods(x[images[chosen]], points)
 
-        start = posterior.mean[:, sampler.dimensions].astype(np.float64)
-        modes = yield from find_modes(start, evaluate=evaluate, values=values, max_steps=self._max_steps)
-        laplace = widened(modes, sampler.dimensions, posterior.mean.shape[1])
-        return laplace.replaced_by(posterior, ~modes.usable), modes.usable, modes.converged
+            return find_modes(start, evaluate=evaluate, values=values, max_steps=max_steps)
+
+        every, dimensions = np.arange(len(x)), sampler.familiar_dimensions
+        start = posterior.mean.astype(np.float64)
+        if len(dimensions) == latent_dim:
+            return (yield from climb(every, start, self._max_steps))
+        tries = min(_FAMILIAR_STEPS, self._max_steps)
+        first = yield from climb(every, start[:, dimensions], tries)
+        modes = first.spread(dimensions, latent_dim)
+        strange = np.flatnonzero(~modes.converged)
+        if not len(strange) or tries == self._max_steps:
+            return modes
+        return modes.replaced(strange, (yield from climb(strange, modes.mode[strange], self._max_steps - tries)))

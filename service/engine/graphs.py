@@ -17,12 +17,10 @@ Shape = Sequence[str | int]
 """A tensor's dimensions, dynamic ones by name."""
 
 X, LATENTS, MEAN, LOG_VAR, NOISE, SHAPE = (PREFIX + n for n in ("x", "latents", "mean", "log_var", "noise", "shape"))
-MODE, FACTOR, INVERSE, LOG_DET, MASK = (PREFIX + n for n in ("mode", "factor", "inverse", "log_det", "mask"))
+MODE, BASIS, SCALES, CHOSEN = (PREFIX + n for n in ("mode", "basis", "scales", "chosen"))
+HALF_PRECISIONS, LOG_DETS = PREFIX + "half_precisions", PREFIX + "log_dets"
 LOG_WEIGHT, ENCODER_LOG_WEIGHT = PREFIX + "log_weight", PREFIX + "encoder_log_weight"
 LOG_LIKELIHOOD, GRADIENT, INFORMATION = (PREFIX + n for n in ("log_likelihood", "gradient", "information"))
-
-ENCODER_SHARE = 0.1
-"""Share of the encoder in the Laplace proposal's defensive mixture."""
 
 DIFFERENCE_STEP = 0.005
 """Step h of forward differences, in latent units: small beside a posterior's width, large beside float32's rounding."""
@@ -64,50 +62,53 @@ class DecoderGraphs:
         inputs: dict[str, Shape] = {MEAN: self._row, LOG_VAR: self._row, NOISE: ["N", "K", self._latent_dim]}
         return self._assemble(builder, inputs, {LOG_WEIGHT: ["B", "K"]})
 
-    def mixture_log_weight(self) -> bytes:
-        """The log weight of samples from the defensive mixture r = (1 − α)·N(mode, FᵀF) + α·q, α = ENCODER_SHARE.
+    def mixture_log_weight(self, shares: Sequence[float]) -> bytes:
+        """The log weight of samples from a mixture of J Gaussians around one mode, and the encoder's as the last.
 
-        Where `mask` [1, K, 1] is 1 the sample is the encoder's, z = mean + exp(log_var / 2)·noise, elsewhere
-        z = mode + noise·F. Either way `log_weight` divides by the mixture's density, and `encoder_log_weight` by q's.
+        Gaussian j has the axes of `basis` U (its columns) and a scale along each: z = mode + (scale_j·noise)·Uᵀ. The
+        encoder's is z = mean + exp(log_var / 2)·noise. `chosen` [1, K, J + 1] has a single 1 a sample, at the part that
+        drew it; whichever it was, `log_weight` divides by the density of the whole mixture (the balance heuristic of
+        Veach and Guibas 1995), and `encoder_log_weight` by the encoder's.
 
-        Inputs beside x and shape: `mean`, `log_var`, `mode` [B, 1, D]; `factor` F and its `inverse` [B, D, D];
-        `log_det` [B, 1] = log |F|; `noise` [1, K, D]; `mask`. Outputs: [B, K] each.
+        Inputs beside x and shape: `mean`, `log_var`, `mode` [B, 1, D]; `basis` [B, D, D]; `scales` [B, J, D];
+        `half_precisions` [B, D, J] = ½/scale²; `log_dets` [B, 1, J] = Σ log scale; `noise` [1, K, D]; `chosen`.
+        Outputs: [B, K] each.
+
+        Args:
+            shares: of the parts, the encoder's last; they sum to 1.
         """
+        count = len(shares) - 1
         builder = GraphBuilder()
-        half, one = builder.constant(np.float32(0.5)), builder.constant(np.float32(1))
-        half_log_var = builder.add("Mul", LOG_VAR, half)  # [B, 1, D]
+        half_log_var = builder.add("Mul", LOG_VAR, builder.constant(np.float32(0.5)))  # [B, 1, D]
         scale = builder.add("Exp", half_log_var)
         from_encoder = builder.add("Add", MEAN, builder.add("Mul", scale, NOISE))  # [B, K, D]
-        from_laplace = builder.add("Add", MODE, builder.add("MatMul", NOISE, FACTOR))  # [B, K, D]
-        others = builder.add("Sub", one, MASK)
-        latents = builder.add(
-            "Add", builder.add("Mul", MASK, from_encoder), builder.add("Mul", others, from_laplace)
-        )  # [B, K, D]
+        parts = builder.slice(CHOSEN, 0, count, axis=2)  # [1, K, J]
+        by_encoder = builder.slice(CHOSEN, count, count + 1, axis=2)  # [1, K, 1]
+        along_axes = builder.add("Mul", NOISE, builder.add("MatMul", parts, SCALES))  # [B, K, D]; 0 for the encoder's
+        back = builder.add("Transpose", BASIS, perm=[0, 2, 1])
+        from_mode = builder.add("Add", MODE, builder.add("MatMul", along_axes, back))  # [B, K, D]
+        shift = builder.add("Mul", by_encoder, builder.add("Sub", from_encoder, MODE))
+        latents = builder.add("Add", from_mode, shift)  # [B, K, D]
         parameters = self._decode(builder, latents)
         log_likelihood = self._likelihood.fragment(builder, X, parameters, self._num_pixels)  # [B, K]
 
-        # Of each Gaussian's log density, what is left without −D/2·log(2π), which all three share.
+        # Of each Gaussian's log density, what is left without −D/2·log(2π), which all of them and the prior share.
         standard = builder.add("Div", builder.add("Sub", latents, MEAN), scale)
-        log_scales = builder.sum_last(half_log_var)  # [B, 1]
-        log_encoder = builder.add("Sub", self._minus_half_square(builder, standard), log_scales)  # [B, K]
-        standard = builder.add("MatMul", builder.add("Sub", latents, MODE), INVERSE)
-        log_laplace = builder.add("Sub", self._minus_half_square(builder, standard), LOG_DET)
+        log_encoder = builder.add("Sub", self._minus_half_square(builder, standard), builder.sum_last(half_log_var))
+        axes = builder.add("MatMul", builder.add("Sub", latents, MODE), BASIS)  # [B, K, D]
+        squares = builder.add("MatMul", builder.add("Mul", axes, axes), HALF_PRECISIONS)  # [B, K, J]
+        log_parts = builder.add("Neg", builder.add("Add", squares, LOG_DETS))
+        last = builder.constant(np.array([-1], np.int64))
+        densities = builder.add("Concat", log_parts, builder.add("Unsqueeze", log_encoder, last), axis=-1)
+        weighted = builder.add("Add", densities, builder.constant(np.log(np.array(shares, np.float32))))
+        log_mixture = builder.add("ReduceLogSumExp", weighted, last, keepdims=0)  # [B, K]
         log_joint = builder.add("Add", log_likelihood, self._minus_half_square(builder, latents))
-
-        # log((1 − α)·e^a + α·e^b) = a' + log(1 + e^(b' − a'))
-        first = builder.add("Add", log_laplace, builder.constant(np.float32(np.log1p(-ENCODER_SHARE))))
-        second = builder.add("Add", log_encoder, builder.constant(np.float32(np.log(ENCODER_SHARE))))
-        highest = builder.add("Max", first, second)
-        distance = builder.add("Neg", builder.add("Abs", builder.add("Sub", first, second)))
-        tail = builder.add("Log", builder.add("Add", builder.add("Exp", distance), one))
-        log_mixture = builder.add("Add", highest, tail)
         builder.add("Sub", log_joint, log_mixture, output=LOG_WEIGHT)
         builder.add("Sub", log_joint, log_encoder, output=ENCODER_LOG_WEIGHT)
-        square: Shape = ["B", self._latent_dim, self._latent_dim]
-        inputs: dict[str, Shape] = dict.fromkeys((MEAN, LOG_VAR, MODE), self._row) | dict.fromkeys(
-            (FACTOR, INVERSE), square
-        )
-        inputs |= {LOG_DET: ["B", 1], NOISE: [1, "K", self._latent_dim], MASK: [1, "K", 1]}
+        inputs: dict[str, Shape] = dict.fromkeys((MEAN, LOG_VAR, MODE), self._row)
+        inputs |= {BASIS: ["B", self._latent_dim, self._latent_dim], SCALES: ["B", count, self._latent_dim]}
+        inputs |= {HALF_PRECISIONS: ["B", self._latent_dim, count], LOG_DETS: ["B", 1, count]}
+        inputs |= {NOISE: [1, "K", self._latent_dim], CHOSEN: [1, "K", count + 1]}
         return self._assemble(builder, inputs, {LOG_WEIGHT: ["B", "K"], ENCODER_LOG_WEIGHT: ["B", "K"]})
 
     def curvature(self, dimensions: NDArray[np.intp]) -> bytes:
@@ -124,14 +125,14 @@ class DecoderGraphs:
         builder = GraphBuilder()
         latents = builder.add("Add", LATENTS, builder.constant(offsets))  # [B, A + 1, D]
         parameters = self._decode(builder, latents)
-        base = {name: self._rows(builder, tensor, 0, 1) for name, tensor in parameters.items()}  # [B, 1, P]
+        base = {name: builder.slice(tensor, 0, 1, axis=1) for name, tensor in parameters.items()}  # [B, 1, P]
         log_likelihood = self._likelihood.fragment(builder, X, base, self._num_pixels)
         builder.add("Identity", log_likelihood, output=LOG_LIKELIHOOD)
 
         inverse_step = builder.constant(np.float32(1 / DIFFERENCE_STEP))
         gradients, informations = [], []
         for name, curvature in self._likelihood.curvature(builder, X, base).items():
-            moved = self._rows(builder, parameters[name], 1, len(dimensions) + 1)
+            moved = builder.slice(parameters[name], 1, len(dimensions) + 1, axis=1)
             jacobian = builder.add("Mul", builder.add("Sub", moved, base[name]), inverse_step)  # [B, A, P]
             gradients.append(builder.sum_last(builder.add("Mul", jacobian, curvature.score)))  # [B, A]
             weighted = builder.add("Mul", jacobian, curvature.information)
@@ -157,11 +158,6 @@ class DecoderGraphs:
         builder.add("Reshape", latents, flat, output="z")  # [B·K, D]
         builder.nodes.extend(self._decoder.graph.node)
         return {name: builder.add("Reshape", name, SHAPE) for name in self._likelihood.outputs}
-
-    def _rows(self, builder: GraphBuilder, tensor: str, start: int, stop: int) -> str:
-        """Rows start to stop along the second axis."""
-        bounds = [builder.constant(np.array([value], np.int64)) for value in (start, stop, 1)]
-        return builder.add("Slice", tensor, *bounds)
 
     def _minus_half_square(self, builder: GraphBuilder, tensor: str) -> str:
         """−½·Σ t² over the last axis: [B, K, D] → [B, K]."""

@@ -6,11 +6,14 @@ the training set the residuals are large and Gauss-Newton alone crawls, so the p
 learned from the gradients along the way (the structured secant update of Dennis, Gay, Welsch 1981, ACM TOMS 7:348, with
 their sizing). The same part then widens or narrows the proposal.
 
+A second mode, far from the one the climb finds, is covered only by the encoder's share of the samples: where the
+encoder misses it too, the estimate is low and nothing shows it.
+
 Everything here is NumPy in float64 on small matrices; the decoder is behind `evaluate`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +24,15 @@ from service.engine.proposal import DiagonalGaussian
 Array = NDArray[np.float64]
 TOLERANCE = 0.05
 """Nats that one more Newton step may still gain for a mode to count as found."""
-WIDENING = 1.05
-"""The likelihood's part of the precision is divided by this squared: a proposal should rather be too wide."""
+WIDTHS = (1.0, 1.4, 2.0)
+"""Of the proposal's Gaussians: the likelihood's part of the precision is divided by each squared.
+
+A posterior has heavier tails than its curvature at the mode tells, and a proposal with lighter ones has an error bar
+that cannot be believed."""
+SHARES = (0.6, 0.2, 0.1, 0.1)
+"""Of the samples, for each width; the last is the encoder's."""
+PATTERN = (0, 3, 1, 2, 0, 0, 1, 0, 0, 0)
+"""Which part draws sample k, by k modulo 10; any four samples that open a request have one of each."""
 MIN_PRECISION = 0.5
 """Least precision in any direction; the prior's is 1, so the proposal is never much wider than the prior."""
 _SHORTER_STEPS = np.array([0.5, 0.2, 0.05])
@@ -55,6 +65,21 @@ class Modes:
     usable: NDArray[np.bool_]
     """Values stayed finite, and the climb converged or at least rose."""
     num_steps: NDArray[np.int64]
+
+    def spread(self, dimensions: NDArray[np.intp], latent_dim: int) -> "Modes":
+        """The same in all D dimensions; in those left out, the mode is 0 and the precision 1, as the prior's."""
+        mode = np.zeros((len(self.mode), latent_dim))
+        mode[:, dimensions] = self.mode
+        precision = np.broadcast_to(np.eye(latent_dim), (len(mode), latent_dim, latent_dim)).copy()
+        precision[np.ix_(np.arange(len(mode)), dimensions, dimensions)] = self.precision
+        return replace(self, mode=mode, precision=precision)
+
+    def replaced(self, images: NDArray[np.intp], by: "Modes") -> "Modes":
+        """The same, with other modes for these images; steps add up."""
+        columns = {item.name: getattr(self, item.name).copy() for item in fields(self)}
+        for name, column in columns.items():
+            column[images] = getattr(by, name) + (column[images] if name == "num_steps" else 0)
+        return Modes(**columns)
 
 
 @dataclass
@@ -181,49 +206,33 @@ def positive_definite(matrix: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class GaussianFactors:
-    """N(mode, FᵀF) as the graphs take it: factor F and its inverse [B, D, D], log_det = log |F| [B, 1], float32."""
+class Mixture:
+    """Gaussians around one mode, as the graph takes them: mode [B, D], basis [B, D, D], scales [B, J, D], float32."""
 
     mode: NDArray[np.float32]
-    factor: NDArray[np.float32]
-    inverse: NDArray[np.float32]
-    log_det: NDArray[np.float32]
+    basis: NDArray[np.float32]
+    scales: NDArray[np.float32]
 
-    def take(self, images: NDArray[np.intp]) -> "GaussianFactors":
-        """The Gaussians of these images."""
-        return GaussianFactors(self.mode[images], self.factor[images], self.inverse[images], self.log_det[images])
-
-    def replaced_by(self, other: DiagonalGaussian, where: NDArray[np.bool_]) -> "GaussianFactors":
-        """These, but the other's where told."""
-        if not where.any():
-            return self
-        scale = np.exp(other.log_var / 2)
-        eye = np.eye(scale.shape[1], dtype=np.float32)
-        return GaussianFactors(
-            mode=np.where(where[:, None], other.mean, self.mode),
-            factor=np.where(where[:, None, None], eye * scale[:, None], self.factor),
-            inverse=np.where(where[:, None, None], eye / scale[:, None], self.inverse),
-            log_det=np.where(where[:, None], other.log_var.sum(axis=1, keepdims=True) / 2, self.log_det),
-        )
+    def take(self, images: NDArray[np.intp]) -> "Mixture":
+        """Those of these images."""
+        return Mixture(self.mode[images], self.basis[images], self.scales[images])
 
 
-def widened(modes: Modes, dimensions: NDArray[np.intp], latent_dim: int) -> GaussianFactors:
-    """The proposal N(mode, precision⁻¹), a little wider, over all D dimensions.
+def mixture(modes: Modes, encoder: DiagonalGaussian) -> Mixture:
+    """The proposal N(mode, precision⁻¹) in three widths; the encoder's own Gaussian where no mode is usable.
 
-    Only the likelihood's part of the precision is weakened, so a dimension that the image says nothing of keeps the
-    prior's width and costs no effective samples. Dimensions that the decoder ignores have the prior itself.
+    Only the likelihood's part of the precision is weakened: along an axis that the image says nothing of, every width
+    is the prior's, and costs no effective samples.
     """
-    num_images, prior = len(modes.mode), np.eye(len(dimensions))
-    precision = positive_definite((modes.precision - prior) / WIDENING**2 + prior)
-    lower = np.linalg.cholesky(precision)  # [B, A, A], precision = L·Lᵀ; z = mode + noise·L⁻¹
-    inverse = np.broadcast_to(np.eye(latent_dim, dtype=np.float32), (num_images, latent_dim, latent_dim)).copy()
-    factor = inverse.copy()
-    block = np.ix_(np.arange(num_images), dimensions, dimensions)
-    inverse[block], factor[block] = lower, np.linalg.inv(lower)
-    mode = np.zeros((num_images, latent_dim), np.float32)
-    mode[:, dimensions] = modes.mode
-    log_det = -np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1, keepdims=True)
-    return GaussianFactors(mode, factor, inverse, log_det.astype(np.float32))
+    eigenvalues, basis = np.linalg.eigh(modes.precision)  # [B, D], [B, D, D]
+    weakened = [np.maximum((eigenvalues - 1) / width**2 + 1, MIN_PRECISION) for width in WIDTHS]
+    scales = 1 / np.sqrt(np.stack(weakened, axis=1))  # [B, J, D]
+    usable = modes.usable[:, None]
+    return Mixture(
+        mode=np.where(usable, modes.mode, encoder.mean).astype(np.float32),
+        basis=np.where(usable[:, None], basis, np.eye(basis.shape[1])).astype(np.float32),
+        scales=np.where(usable[:, None], scales, np.exp(encoder.log_var / 2)[:, None]).astype(np.float32),
+    )
 
 
 def _final_precision(climb: _Climb, finite: NDArray[np.bool_]) -> Array:

@@ -97,7 +97,7 @@ class Model:
             )
             self._estimator = Estimator(sampler, num_pixels=description.image.size, max_steps=max_steps)
             for proposal in PROPOSALS:
-                complete(self.log_likelihood(np.zeros((2, *chw), np.float32), proposal=proposal, num_samples=2))
+                complete(self.log_likelihood(np.zeros((2, *chw), np.float32), proposal=proposal, num_samples=4))
         if calibration is not None and description.calibration.proposal not in PROPOSALS:
             problem = f"made with the proposal {description.calibration.proposal!r}; known here: {', '.join(PROPOSALS)}"
             raise InvalidArtifactError(folder / CALIBRATION, problem)

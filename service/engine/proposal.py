@@ -16,7 +16,7 @@ Proposal = Literal["prior", "encoder", "laplace"]
 PROPOSALS: tuple[Proposal, ...] = get_args(Proposal)
 DEFAULT_PROPOSAL: Proposal = "laplace"
 DEFAULT_NUM_SAMPLES: Mapping[str, int] = {"prior": 5000, "encoder": 5000, "laplace": 400}
-MIN_NUM_SAMPLES: Mapping[str, int] = {"prior": 1, "encoder": 1, "laplace": 2}
+MIN_NUM_SAMPLES: Mapping[str, int] = {"prior": 1, "encoder": 1, "laplace": 4}
 
 
 class UnknownProposalError(ValueError):
@@ -24,7 +24,7 @@ class UnknownProposalError(ValueError):
 
 
 class TooFewSamplesError(ValueError):
-    """Fewer samples than the proposal has parts: the Laplace mixture needs one from each."""
+    """Fewer samples than the proposal has parts: the Laplace mixture has four."""
 
 
 def check_request(proposal: str, num_samples: int) -> None:

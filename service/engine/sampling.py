@@ -11,7 +11,7 @@ from model_store import Description
 from service.engine import graphs
 from service.engine.chunks import Chunks, complete
 from service.engine.graphs import DecoderGraphs
-from service.engine.laplace import Array, Evaluation, GaussianFactors
+from service.engine.laplace import PATTERN, SHARES, Array, Evaluation, Mixture
 from service.engine.likelihood import Likelihood
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, NoiseCache, standard_normal
 from service.engine.runtime import Runtime
@@ -19,7 +19,6 @@ from service.engine.runtime import Runtime
 Floats = NDArray[np.float32]
 
 _IGNORED_INFORMATION = 0.01
-_ENCODER_EVERY = round(1 / graphs.ENCODER_SHARE)
 
 
 class Sampler:
@@ -46,15 +45,14 @@ class Sampler:
         self._noise = NoiseCache(description.latent_dim, runtime)
         written = DecoderGraphs(decoder, likelihood, description)
         self._log_weight = runtime.open(written.log_weight(), file)
-        self._mixture = runtime.open(written.mixture_log_weight(), file)
-        everything = np.arange(description.latent_dim)
-        self._curvature = runtime.open(written.curvature(everything), file)
-        self.dimensions = everything
-        """The latent dimensions that the decoder takes notice of, [A]."""
-        used = self._used_dimensions()
-        if len(used) < len(everything):
-            self.dimensions = used
-            self._curvature = runtime.open(written.curvature(used), file)
+        self._mixture = runtime.open(written.mixture_log_weight(SHARES), file)
+        self.dimensions = np.arange(description.latent_dim)
+        self._curvature = runtime.open(written.curvature(self.dimensions), file)
+        self._familiar_curvature = self._curvature
+        self.familiar_dimensions = self._used_dimensions()
+        """The latent dimensions that the decoder takes notice of for familiar images, [A]; see `_used_dimensions`."""
+        if len(self.familiar_dimensions) < len(self.dimensions):
+            self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file)
 
     def log_weights(self, x: Floats, gaussian: DiagonalGaussian, *, seed: int, start: int, stop: int) -> Chunks[Floats]:
         """Log weights under the Gaussian, of noise rows start to stop: x [B, P] → [B, stop − start]."""
@@ -71,45 +69,49 @@ class Sampler:
         return log_weight
 
     def mixture_log_weights(
-        self, x: Floats, encoder: DiagonalGaussian, laplace: GaussianFactors, *, seed: int, start: int, stop: int
+        self, x: Floats, encoder: DiagonalGaussian, mixture: Mixture, *, seed: int, start: int, stop: int
     ) -> Chunks[tuple[Floats, Floats]]:
-        """Log weights under the defensive mixture and under its encoder part: x [B, P] → twice [B, stop − start]."""
-        mixture = np.empty((len(x), stop - start), np.float32)
-        by_encoder = np.empty_like(mixture)
+        """Log weights under the whole mixture and under its encoder part: x [B, P] → twice [B, stop − start]."""
+        by_mixture = np.empty((len(x), stop - start), np.float32)
+        by_encoder = np.empty_like(by_mixture)
+        half_precisions = (0.5 / mixture.scales**2).transpose(0, 2, 1)  # [B, D, J]
+        log_dets = np.log(mixture.scales).sum(axis=2)[:, None]  # [B, 1, J]
         for images, samples in self._tiles(len(x), start, stop):
             inputs = {
                 **self._rows(x[images], samples.stop - samples.start),
                 graphs.MEAN: encoder.mean[images, None],
                 graphs.LOG_VAR: encoder.log_var[images, None],
-                graphs.MODE: laplace.mode[images, None],
-                graphs.FACTOR: laplace.factor[images],
-                graphs.INVERSE: laplace.inverse[images],
-                graphs.LOG_DET: laplace.log_det[images],
+                graphs.MODE: mixture.mode[images, None],
+                graphs.BASIS: mixture.basis[images],
+                graphs.SCALES: mixture.scales[images],
+                graphs.HALF_PRECISIONS: half_precisions[images],
+                graphs.LOG_DETS: log_dets[images],
                 graphs.NOISE: self._noise.rows(seed, samples.start, samples.stop),
-                graphs.MASK: from_encoder(samples.start, samples.stop).astype(np.float32)[None, :, None],
+                graphs.CHOSEN: np.eye(len(SHARES), dtype=np.float32)[None, part_of(samples.start, samples.stop)],
             }
             outputs = self._mixture.run(inputs)
-            mixture[images, _shift(samples, start)] = outputs[graphs.LOG_WEIGHT]
+            by_mixture[images, _shift(samples, start)] = outputs[graphs.LOG_WEIGHT]
             by_encoder[images, _shift(samples, start)] = outputs[graphs.ENCODER_LOG_WEIGHT]
             yield
-        return mixture, by_encoder
+        return by_mixture, by_encoder
 
     def evaluate(self, x: Floats, points: Array) -> Chunks[Evaluation]:
-        """Log likelihood, gradient and information at points [B, A] of the used dimensions: x [B, P]."""
-        count = len(self.dimensions)
+        """Log likelihood, gradient and information at points [B, D], or [B, A] of the familiar dimensions: x [B, P]."""
+        count = points.shape[1]
+        curvature = self._curvature if count == self._latent_dim else self._familiar_curvature
         values, gradients, informations = np.empty(len(x)), np.empty((len(x), count)), np.empty((len(x), count, count))
         batch = max(1, self._chunk_rows // (count + 1))
         for first in range(0, len(x), batch):
             images = slice(first, min(first + batch, len(x)))
             inputs = {**self._rows(x[images], count + 1), graphs.LATENTS: self._embed(points[images, None])}
-            outputs = self._curvature.run(inputs)
+            outputs = curvature.run(inputs)
             values[images] = outputs[graphs.LOG_LIKELIHOOD][:, 0]
             gradients[images], informations[images] = outputs[graphs.GRADIENT], outputs[graphs.INFORMATION]
             yield
         return Evaluation(values, gradients, informations)
 
     def log_likelihoods(self, x: Floats, points: Array) -> Chunks[Array]:
-        """log p(x|z) at points [B, K, A]: x [B, P] → [B, K]."""
+        """log p(x|z) at points [B, K, D], or [B, K, A] of the familiar dimensions: x [B, P] → [B, K]."""
         values = np.empty(points.shape[:2])
         batch = max(1, self._chunk_rows // points.shape[1])
         for first in range(0, len(x), batch):
@@ -126,9 +128,11 @@ class Sampler:
         return values
 
     def _embed(self, points: Array) -> Floats:
-        """Points in the used dimensions as latents, zero elsewhere: [..., A] → [..., D]."""
+        """Points [..., A] or [..., D] as latents [..., D], zero in the dimensions left out."""
+        if points.shape[-1] == self._latent_dim:
+            return points.astype(np.float32)
         latents = np.zeros((*points.shape[:-1], self._latent_dim), np.float32)
-        latents[..., self.dimensions] = points
+        latents[..., self.familiar_dimensions] = points
         return latents
 
     def _rows(self, x: Floats, count: int) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
@@ -146,8 +150,9 @@ class Sampler:
     def _used_dimensions(self) -> NDArray[np.intp]:
         """Dimensions that change the decoder's outputs, judged at the origin and some draws from the prior.
 
-        A trained decoder often ignores many (posterior collapse): there the posterior is the prior, to within 1 % of
-        its variance, and a forward difference would be a decoder row for nothing.
+        A trained decoder often ignores many (posterior collapse). For a familiar image the posterior there is the
+        prior, to within 1 % of its variance, and a forward difference would be a decoder row for nothing. Far from the
+        training set they may wake up, so an image that does not converge at once goes on in all dimensions.
         """
         points = np.concatenate(
             [np.zeros((1, self._latent_dim)), standard_normal(15, self._latent_dim, seed=DEFAULT_SEED)]
@@ -159,24 +164,22 @@ class Sampler:
         return used if len(used) else np.arange(1)
 
 
-def from_encoder(start: int, stop: int) -> NDArray[np.bool_]:
-    """Which samples of the mixture are the encoder's: every tenth, the second one first."""
-    return np.asarray(np.arange(start, stop) % _ENCODER_EVERY == 1)
+def part_of(start: int, stop: int) -> NDArray[np.intp]:
+    """Which part of the mixture draws samples start to stop."""
+    return np.asarray(PATTERN)[np.arange(start, stop) % len(PATTERN)]
 
 
 def balanced(log_weight: Floats) -> Floats:
     """Mixture log weights [B, K] so that their plain mean is unbiased whatever K is.
 
-    The mixture's density has shares α and 1 − α exactly; of K samples n are the encoder's. Each part's mean counts with
-    its exact share when its weights are multiplied by share·K/count.
+    The mixture's density has its shares exactly; the K samples have them only roughly. Each part's mean counts with its
+    exact share when its weights are multiplied by share·K/count.
     """
     num_samples = log_weight.shape[1]
-    mask = from_encoder(0, num_samples)
-    count = int(mask.sum())
-    encoder = np.log(graphs.ENCODER_SHARE * num_samples / count)
-    laplace = np.log((1 - graphs.ENCODER_SHARE) * num_samples / (num_samples - count))
-    balance: Floats = np.where(mask, encoder, laplace).astype(np.float32)
-    return log_weight + balance
+    part = part_of(0, num_samples)
+    balance = np.array(SHARES) * num_samples / np.bincount(part, minlength=len(SHARES))
+    shift: Floats = np.log(balance[part]).astype(np.float32)
+    return log_weight + shift
 
 
 def _shift(samples: slice, start: int) -> slice:

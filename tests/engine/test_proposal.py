@@ -2,32 +2,29 @@ import numpy as np
 import pytest
 
 from service.engine.proposal import (
+    MIN_NUM_SAMPLES,
     PROPOSALS,
-    DiagonalGaussian,
     NoiseCache,
+    TooFewSamplesError,
     UnknownProposalError,
-    choose,
+    check_request,
     standard_normal,
 )
 from service.engine.runtime import Runtime
-
-POSTERIOR = DiagonalGaussian(
-    mean=np.array([[1, 2, 3], [4, 5, 6]], np.float32), log_var=np.array([[-1, 0, 1], [0, 2, 0]], np.float32)
-)
-
-
-def test_the_encoder_proposal_is_the_posterior_and_the_prior_is_standard() -> None:
-    assert choose("encoder", POSTERIOR) is POSTERIOR
-    prior = choose("prior", POSTERIOR)
-    assert prior.mean.shape == prior.log_var.shape == (2, 3)
-    assert not prior.mean.any()
-    assert not prior.log_var.any()
 
 
 @pytest.mark.parametrize("name", ["", "Prior", "posterior", "laplace "])
 def test_an_unknown_proposal_is_answered_with_those_there_are(name: str) -> None:
     with pytest.raises(UnknownProposalError, match=f"unknown proposal {name!r}; accepted: {', '.join(PROPOSALS)}"):
-        choose(name, POSTERIOR)
+        check_request(name, 100)
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_each_proposal_takes_its_least_number_of_samples_and_no_fewer(name: str) -> None:
+    least = MIN_NUM_SAMPLES[name]
+    check_request(name, least)
+    with pytest.raises(TooFewSamplesError, match=f"num_samples is {least - 1}; the proposal {name} takes at least"):
+        check_request(name, least - 1)
 
 
 def test_the_noise_is_numpys_of_record() -> None:

@@ -1,0 +1,188 @@
+"""The Laplace proposal against exact posteriors, and where it has nothing to go by."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from model_store import ImageShape, PixelPreparation
+from service.engine.chunks import complete
+from service.engine.estimate import LogLikelihood
+from service.engine.laplace import MIN_PRECISION, PATTERN, SHARES, Evaluation, Modes, find_modes, positive_definite
+from service.engine.model import Model
+from service.engine.runtime import Runtime
+from service.engine.sampling import balanced, part_of
+from tests import reference
+from tests.toys import Array, LinearGaussian, Toy, bernoulli_toy
+
+SHAPE = ImageShape(channels=1, height=10, width=13)
+
+
+@cache
+def oracle(latent_dim: int) -> LinearGaussian:
+    return LinearGaussian.random(SHAPE, latent_dim, scale=0.3)
+
+
+@cache
+def exact_model(latent_dim: int) -> Model:
+    return reference.load(oracle(latent_dim).toy(SHAPE, widen=1.3))
+
+
+def modes_of(model: Model, pixels: Array) -> Modes:
+    """The climb from the encoder's mean, through the model's own graphs."""
+    posterior = complete(model.encode(pixels))
+    x = model._preparation.prepare(pixels).reshape(len(pixels), -1)
+    return complete(model._estimator._modes(x, posterior))
+
+
+@pytest.mark.parametrize("latent_dim", [2, 20, 128])
+def test_on_a_linear_gaussian_it_is_exact_and_wastes_few_samples(latent_dim: int) -> None:
+    x = oracle(latent_dim).draw(8, SHAPE, seed=4)
+    for seed in range(3):
+        record = complete(exact_model(latent_dim).log_likelihood(x, seed=seed))
+        assert (np.abs(record.log_likelihood - oracle(latent_dim).log_likelihood(x)) < 3 * record.std_error).all()
+        assert (record.effective_sample_size > 0.5 * record.num_samples).all()
+        assert record.reliable.all()
+
+
+@pytest.mark.parametrize("latent_dim", [2, 20])
+def test_mode_and_precision_are_the_posteriors(latent_dim: int) -> None:
+    x = oracle(latent_dim).draw(5, SHAPE, seed=4)
+    modes = modes_of(exact_model(latent_dim), x)
+    gain, covariance = oracle(latent_dim).posterior()
+    assert modes.converged.all()
+    np.testing.assert_allclose(modes.mode, (x.reshape(5, -1) - oracle(latent_dim).bias) @ gain, atol=2e-3)
+    exact = np.broadcast_to(np.linalg.inv(covariance), modes.precision.shape)
+    np.testing.assert_allclose(modes.precision, exact, rtol=0.02, atol=0.02)
+
+
+def test_an_encoder_that_knows_nothing_does_not_matter() -> None:
+    """Started from a mean of zero for every image, the climb ends where the exact encoder would have begun."""
+    toy = oracle(20).toy(SHAPE, widen=1.3)
+    gain = oracle(20).posterior()[0].astype(np.float32)
+    blind = toy.encoder.replace(gain.tobytes(), np.zeros_like(gain).tobytes())
+    model = reference.load(Toy(toy.description, blind, toy.decoder, toy.calibration))
+    x = oracle(20).draw(8, SHAPE, seed=4)
+    truth = oracle(20).log_likelihood(x)
+    record = complete(model.log_likelihood(x))
+    assert (np.abs(record.log_likelihood - truth) < 3 * record.std_error).all()
+    encoder = complete(model.log_likelihood(x, proposal="encoder", num_samples=5000))
+    assert (encoder.log_likelihood < truth - 5).all()  # what it mends
+    assert (record.posterior_gap > 5).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [ImageShape(channels=1, height=9, width=7), ImageShape(channels=3, height=4, width=5)]
+)
+def test_an_images_estimate_does_not_depend_on_its_batch(shape: ImageShape) -> None:
+    model = reference.load(bernoulli_toy(shape, 5, preparation=PixelPreparation(binarisation="dynamic")))
+    x = np.random.default_rng(0).random((64, *shape.chw), np.float32)
+    together = complete(model.log_likelihood(x))
+    order = np.random.default_rng(1).permutation(64)
+    shuffled = complete(model.log_likelihood(x[order]))
+    np.testing.assert_allclose(shuffled.log_likelihood, together.log_likelihood[order], atol=1e-3)
+    for index in (0, 31, 63):
+        alone = complete(model.log_likelihood(x[index : index + 1]))
+        np.testing.assert_allclose(alone.log_likelihood, together.log_likelihood[index], atol=1e-3)
+
+
+def test_far_outside_it_still_converges_and_seeds_agree() -> None:
+    shape = ImageShape(channels=1, height=9, width=7)
+    model = reference.load(bernoulli_toy(shape, 5))
+    noise = (np.random.default_rng(3).random((20, *shape.chw)) < 0.5).astype(np.float32)
+    assert modes_of(model, noise).converged.all()
+    first, second = (complete(model.log_likelihood(noise, seed=seed, num_samples=2000)) for seed in (0, 1))
+    distance = np.abs(first.log_likelihood - second.log_likelihood)
+    assert np.median(distance) < 0.2
+    encoder = complete(model.log_likelihood(noise, proposal="encoder"))
+    assert np.median(first.log_likelihood - encoder.log_likelihood) > -0.05
+
+
+def test_where_the_decoder_gives_no_number_the_encoder_stands_in_and_it_says_so() -> None:
+    toy = oracle(2).toy(SHAPE)
+    bias = oracle(2).bias.astype(np.float32)
+    broken = toy.decoder.replace(bias.tobytes(), np.full_like(bias, np.nan).tobytes())
+    model = reference.load(Toy(toy.description, toy.encoder, broken, toy.calibration))
+    record = complete(model.log_likelihood(oracle(2).draw(3, SHAPE, seed=1)))
+    assert set(record.proposal) == {"encoder"}
+    assert not record.reliable.any()
+
+
+def test_a_climb_cut_short_is_unreliable_and_does_not_sample_on() -> None:
+    shape = ImageShape(channels=1, height=9, width=7)
+    toy = bernoulli_toy(shape, 5)
+    noise = (np.random.default_rng(3).random((4, *shape.chw)) < 0.5).astype(np.float32)
+    one_step = Model(toy.description, toy.encoder, toy.decoder, runtime=Runtime("cpu"), max_steps=1)
+    record = complete(one_step.log_likelihood(noise, max_std_error=1e-3, max_num_samples=4000))
+    assert not record.reliable.any()
+    assert (record.num_samples == 400).all()
+    assert set(record.proposal) == {"laplace"}
+
+
+def test_narrow_targets_stop_early_and_hard_ones_sample_on() -> None:
+    x = oracle(2).draw(6, SHAPE, seed=4)
+    record = complete(exact_model(2).log_likelihood(x, num_samples=50, max_std_error=0.03, max_num_samples=6400))
+    assert (record.std_error <= 0.03).all()
+    assert (record.num_samples > 50).all()
+    assert (record.num_samples < 6400).all()
+    assert (np.abs(record.log_likelihood - oracle(2).log_likelihood(x)) < 4 * record.std_error).all()
+
+
+@pytest.mark.parametrize("num_samples", [4, 7, 10, 64, 401])
+def test_the_mean_of_balanced_weights_gives_each_part_its_share(num_samples: int) -> None:
+    """Weights that only depend on the part: the mean is Σ share·weight, however the samples fall on the parts."""
+    weight = np.array([1.0, 2.0, 5.0, 11.0])
+    log_weight = np.log(weight[part_of(0, num_samples)])[None].astype(np.float32)
+    np.testing.assert_allclose(np.exp(balanced(log_weight)).mean(), np.array(SHARES) @ weight, rtol=1e-5)
+
+
+def test_the_pattern_has_the_shares_and_opens_with_one_of_each() -> None:
+    assert np.allclose(np.bincount(PATTERN) / len(PATTERN), SHARES)
+    assert set(PATTERN[:4]) == {0, 1, 2, 3}
+
+
+def test_eigenvalues_are_raised_and_good_matrices_left_alone() -> None:
+    good = np.diag([1.0, 3.0])[None]
+    assert positive_definite(good) is good
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    bad = (rotation * [-2.0, 0.1, 4.0]) @ rotation.T
+    raised = np.linalg.eigvalsh(positive_definite(bad[None])[0])
+    np.testing.assert_allclose(raised, [MIN_PRECISION, MIN_PRECISION, 4.0])
+
+
+def rosenbrock(points: Array) -> Array:
+    """A curved valley, in which Gauss-Newton alone crawls; the prior is taken off again, so the mode is (1, 1)."""
+    a, b = points[..., 0], points[..., 1]
+    return np.asarray(-((1 - a) ** 2) - 20 * (b - a**2) ** 2 + 0.5 * (points**2).sum(axis=-1))
+
+
+def test_the_climb_follows_a_curved_valley_and_images_leave_as_they_finish() -> None:
+    sizes: list[int] = []
+
+    def evaluate(images: Array, points: Array):  # type: ignore[no-untyped-def]
+        sizes.append(len(images))
+        a, b = points[:, 0], points[:, 1]
+        gradient = np.stack([2 * (1 - a) + 80 * a * (b - a**2), -40 * (b - a**2)], axis=1) + points
+        jacobian = np.stack([np.stack([-2 * a, np.ones_like(a)], axis=1), np.tile([1.0, 0.0], (len(a), 1))], axis=1)
+        weights = np.array([40.0, 2.0])[None, :, None]
+        information = jacobian.transpose(0, 2, 1) @ (weights * jacobian)
+        yield
+        return Evaluation(rosenbrock(points), gradient, information)
+
+    def values(images: Array, points: Array):  # type: ignore[no-untyped-def]
+        yield
+        return rosenbrock(points)
+
+    start = np.array([[-1.2, 1.0], [1.0, 1.0], [0.9, 0.7]])
+    modes = complete(find_modes(start, evaluate=evaluate, values=values, max_steps=200))
+    assert modes.converged.all()
+    assert (rosenbrock(modes.mode) - 0.5 * (modes.mode**2).sum(axis=1) > -0.2).all()
+    assert modes.num_steps[1] == 0
+    assert sizes[0] == 3
+    assert sizes[-1] == 1
+
+
+def test_records_join_whatever_their_proposals() -> None:
+    x = oracle(2).draw(2, SHAPE, seed=4)
+    parts = [complete(exact_model(2).log_likelihood(x, proposal=name)) for name in ("encoder", "laplace")]
+    assert list(LogLikelihood.join(parts).proposal) == ["encoder", "encoder", "laplace", "laplace"]

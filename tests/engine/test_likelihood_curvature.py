@@ -1,0 +1,142 @@
+"""Scores and information of every likelihood against numerical derivatives of its NumPy reference; all sum to one."""
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from numpy.testing import assert_allclose
+from onnx import TensorProto, helper
+from scipy.stats import norm
+
+from model_store import BernoulliSpec, DiscretisedLogisticSpec, GaussianSpec, ImageShape, PixelPreparation
+from service.engine.builder import GraphBuilder
+from service.engine.likelihood import (
+    Bernoulli,
+    DiscretisedLogistic,
+    Gaussian,
+    GaussianWithScale,
+    Likelihood,
+    likelihood_of,
+)
+from service.engine.preparation import Preparation
+from tests.toys import Array
+
+RNG = np.random.default_rng(8)
+SIZE = 60
+
+
+def example(likelihood: Likelihood) -> tuple[Array, dict[str, Array]]:
+    """x [SIZE] and parameters [SIZE], one pixel each, float64 of float32 values; edge levels among them."""
+    loc = RNG.normal(0.5, 0.4, SIZE).astype(np.float32).astype(np.float64)
+    log_scale = RNG.uniform(-4, 0, SIZE).astype(np.float32).astype(np.float64)
+    match likelihood:
+        case Bernoulli():
+            return (RNG.random(SIZE) < 0.5) * 1.0, {
+                "logits": RNG.normal(0, 3, SIZE).astype(np.float32).astype(np.float64)
+            }
+        case Gaussian():
+            return RNG.random(SIZE), {"loc": loc}
+        case GaussianWithScale():
+            return RNG.random(SIZE), {"loc": loc, "log_scale": log_scale}
+        case _:
+            x = RNG.integers(0, 256, SIZE) / 255
+            x[:6] = [0, 0, 0, 1, 1, 1]
+            return x.astype(np.float32).astype(np.float64), {"loc": loc, "log_scale": log_scale}
+
+
+LIKELIHOODS = [Bernoulli(), Gaussian(0.3), GaussianWithScale(), DiscretisedLogistic()]
+
+
+def run(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> dict[str, Array]:
+    """The ONNX nodes alone, on SIZE images of one pixel: log probability, score and information of each output."""
+    builder = GraphBuilder()
+    names = {name: name for name in likelihood.outputs}
+    outputs = ["log_prob"]
+    builder.add("Identity", likelihood.fragment(builder, "x", names, 1), output="log_prob")
+    for name, curvature in likelihood.curvature(builder, "x", names).items():
+        builder.add("Identity", curvature.score, output=f"{name} score")
+        builder.add("Identity", curvature.information, output=f"{name} information")
+        outputs += [f"{name} score", f"{name} information"]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 1, 1]) for name in ("x", *names)]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    graph = helper.make_graph(builder.nodes, "likelihood", tensors, results, initializer=builder.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs = {name: np.asarray(value, np.float32).reshape(-1, 1, 1) for name, value in {"x": x, **parameters}.items()}
+    return {name: np.asarray(value).ravel() for name, value in zip(outputs, session.run(outputs, inputs), strict=True)}
+
+
+def log_prob(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> Array:
+    shaped = {name: value.reshape(-1, 1, 1, 1) for name, value in parameters.items()}
+    return likelihood.log_prob(x.reshape(-1, 1, 1, 1), shaped)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
+def test_graph_and_reference_agree_and_scores_are_derivatives(likelihood: Likelihood) -> None:
+    x, parameters = example(likelihood)
+    found = run(likelihood, x, parameters)
+    assert_allclose(found["log_prob"], log_prob(likelihood, x, parameters), rtol=2e-4, atol=2e-4)
+    for name in likelihood.outputs:
+        step = 1e-5
+        up, down = ({**parameters, name: parameters[name] + sign * step} for sign in (1, -1))
+        derivative = (log_prob(likelihood, x, up) - log_prob(likelihood, x, down)) / (2 * step)
+        assert_allclose(found[f"{name} score"], derivative, rtol=1e-3, atol=1e-3)
+        assert (found[f"{name} information"] >= 0).all()
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
+def test_information_is_the_mean_square_of_the_score(likelihood: Likelihood) -> None:
+    """Over draws from the likelihood itself; the discretised logistic's is the continuous one's, so only nearly."""
+    middle: dict[str, float] = {"logits": 0.7, "loc": 0.5, "log_scale": -3.0}
+    parameters = {name: np.full(40_000, middle[name]) for name in likelihood.outputs}
+    drawn = likelihood.sample({name: value.astype(np.float32) for name, value in parameters.items()}, RNG)
+    found = run(likelihood, drawn, parameters)
+    for name in likelihood.outputs:
+        assert_allclose((found[f"{name} score"] ** 2).mean(), found[f"{name} information"][0], rtol=0.05)
+
+
+@pytest.mark.parametrize("levels", [2, 4, 256])
+@pytest.mark.parametrize(("loc", "log_scale"), [(0.4, -2.0), (-3.0, -5.0), (1.7, 1.0), (0.5, -12.0), (0.25, 6.0)])
+def test_the_discretised_logistic_sums_to_one(levels: int, loc: float, log_scale: float) -> None:
+    x = np.arange(levels) / (levels - 1)
+    parameters = {"loc": np.full(levels, loc), "log_scale": np.full(levels, log_scale)}
+    total = np.exp(log_prob(DiscretisedLogistic(levels), x, parameters)).sum()
+    assert_allclose(total, 1, rtol=1e-9)
+
+
+def test_the_discretised_logistic_graph_holds_far_out() -> None:
+    x = np.array([0, 1, 0.2, 0.2], np.float32)
+    x[2:] = np.float32(51 / 255)
+    parameters = {"loc": np.array([9.0, -9.0, 5.0, 0.2]), "log_scale": np.array([-6.0, -6.0, -5.0, -14.0])}
+    found = run(DiscretisedLogistic(), x, parameters)["log_prob"]
+    expected = log_prob(DiscretisedLogistic(), x.astype(np.float64), parameters)
+    assert np.isfinite(found).all()
+    assert_allclose(found[:3], expected[:3], rtol=1e-4)
+
+
+def test_the_gaussian_with_scale_is_scipys() -> None:
+    x, parameters = example(GaussianWithScale())
+    expected = norm.logpdf(x, parameters["loc"], np.exp(parameters["log_scale"]))
+    assert_allclose(log_prob(GaussianWithScale(), x, parameters), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
+def test_draws_have_the_mean(likelihood: Likelihood) -> None:
+    middle: dict[str, float] = {"logits": 0.7, "loc": 0.5, "log_scale": -3.0}
+    parameters: dict[str, Any] = {name: np.full((100_000, 1, 1), middle[name]) for name in likelihood.outputs}
+    drawn = likelihood.sample(parameters, RNG)
+    assert drawn.dtype == np.float32
+    assert_allclose(drawn.mean(), likelihood.mean(parameters).mean(), atol=0.01)
+
+
+def test_a_manifest_names_its_class_and_levels_are_prepared() -> None:
+    assert isinstance(likelihood_of(BernoulliSpec()), Bernoulli)
+    assert isinstance(likelihood_of(GaussianSpec(scale=None)), GaussianWithScale)
+    assert isinstance(likelihood_of(GaussianSpec(scale=0.2)), Gaussian)
+    likelihood = likelihood_of(DiscretisedLogisticSpec(levels=5))
+    shape = ImageShape(channels=1, height=1, width=3)
+    prepared = Preparation(PixelPreparation(), shape, likelihood.levels).prepare(
+        np.array([[[[0.1, 0.13, 0.95]]]], np.float32)
+    )
+    assert prepared.tolist() == [[[[0.0, 0.25, 1.0]]]]
