@@ -47,6 +47,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[], None] = lambda: N
         version=version("logpx"),
         summary="Latent codes, imagined images, log P(x) with an error bar, and anomaly scores, for any image.",
         lifespan=lifespan,
+        redirect_slashes=False,
     )
     app.state.metrics = metrics
     app.include_router(probes.router)

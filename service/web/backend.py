@@ -84,11 +84,11 @@ class Backend:
         if key not in self._models:
             with self._loading:
                 if key not in self._models:
-                    self._models[key] = self._load(name, version)
+                    self._models = {**self._models, key: self._load(name, version)}
         return self._models[key]
 
     async def run(self, model: Model, chunks: Generator[None, None, T], *, rows: int) -> Done[T]:
-        """Queue a computation of `rows` rows and await it.
+        """Queue a computation of at most `rows` rows and await it.
 
         Raises:
             LimitError: more rows than one request may have.
@@ -110,17 +110,17 @@ class Backend:
             self.metrics.estimates.labels(*labels).inc(int((reliable == outcome).sum()))
 
     def summaries(self) -> list[ModelSummary]:
-        """What `/v1/models` tells."""
+        """What `/v1/models` tells of the models that were there at start."""
+        on_disk = self.versions()
+        served = [(name, self._models[name, version]) for name, version in self._default_versions.items()]
         return [
             ModelSummary(
                 name=name,
-                versions=versions,
-                default=name == self.settings.model or len(found) == 1,
+                versions=on_disk.get(name, [latest.manifest.version]),
+                default=name == self.settings.model or len(served) == 1,
                 latest=ModelVersion(manifest=latest.manifest, execution_provider=latest.provider),
             )
-            for found in [self.versions()]
-            for name, versions in found.items()
-            for latest in [self.model(name)]
+            for name, latest in served
         ]
 
     def reason_against_serving(self) -> str | None:
@@ -144,6 +144,7 @@ class Backend:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             _log.warning("drain ended with work left", requests=self._scheduler.queued_jobs)
+            await asyncio.to_thread(self._scheduler.stop)
 
     def stop(self) -> None:
         """End the inference thread."""

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tokenize
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,16 +11,22 @@ import orjson
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from model_store import ImageShape
-from service.web.errors import InvalidBodyError, UnsupportedMediaTypeError
+from service.web.errors import InvalidBodyError, LimitError, UnsupportedMediaTypeError
 from service.web.images import ImageReader
+from service.web.settings import Settings
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 NPY, JSON, MULTIPART = "application/x-npy", "application/json", "multipart/form-data"
 PIXEL_TYPES = (*IMAGE_TYPES, MULTIPART, JSON, NPY)
+_NPY_ERRORS = (
+    *(ValueError, LookupError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError, OverflowError),
+    *(struct.error, tokenize.TokenError),
+)
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Array = NDArray[Any]
@@ -30,24 +37,36 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, max_pixels: int) -> NDArray[np.float32]:
+async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, limits: Settings) -> NDArray[np.float32]:
     """Images of any accepted content type → [B, C, H, W] float32 in [0, 1].
 
     Raises:
         UnsupportedMediaTypeError, InvalidBodyError, InvalidImageError, LimitError.
     """
     found = media_type(request)
-    reader = ImageReader(shape, resize=resize, max_pixels=max_pixels)
+    reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels)
     if found == MULTIPART:
-        return await run_in_threadpool(reader.read_items, await _multipart_files(request))
+        max_images = max(1, limits.max_pixels // (shape.height * shape.width))
+        return await run_in_threadpool(reader.read_items, await _multipart_files(request, max_images))
     if found not in PIXEL_TYPES:
         raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
     body = await request.body()
     if found == NPY:
         return await run_in_threadpool(lambda: reader.read_array(parse_npy(body, (np.dtype("<f4"), np.dtype("u1")))))
+    check_json_size(found, body, limits)
     if found == JSON:
         return await run_in_threadpool(lambda: reader.read_items(json_list(body, "images")))
     return await run_in_threadpool(reader.read_items, [body])
+
+
+def check_json_size(form: str, body: bytes, limits: Settings) -> None:
+    """Refuse a JSON body that would take long to parse.
+
+    Raises:
+        LimitError: it is over `max_json_bytes`.
+    """
+    if form == JSON and len(body) > limits.max_json_bytes:
+        raise LimitError(f"the JSON body has {len(body)} bytes; at most {limits.max_json_bytes} are accepted: send npy")
 
 
 def json_list(body: bytes, key: str) -> list[Any]:
@@ -76,12 +95,13 @@ def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
     try:
         version = np.lib.format.read_magic(stream)
         shape, fortran_order, dtype = _NPY_HEADERS[version](stream)
-    except (ValueError, KeyError, SyntaxError, TypeError, EOFError, struct.error) as error:
-        raise InvalidBodyError(f"the body is not an npy file of version 1.0 or 2.0: {error}") from None
+    except _NPY_ERRORS as error:
+        problem = str(error)[:200]
+        raise InvalidBodyError(f"the body is not an npy file of version 1.0 or 2.0: {problem}") from None
     if dtype not in dtypes:
         raise InvalidBodyError(f"the array holds {dtype}; accepted: {', '.join(str(item) for item in dtypes)}")
-    if any(size < 0 for size in shape):
-        raise InvalidBodyError(f"the npy header says shape {list(shape)}")
+    if not 1 <= len(shape) <= 4 or any(type(size) is not int or not 0 < size < 2**31 for size in shape):
+        raise InvalidBodyError(f"the npy header's shape is {str(shape)[:200]}; accepted: one to four numbers from 1")
     expected, found = dtype.itemsize, len(body) - stream.tell()
     for size in shape:
         expected *= size  # Python integers: a lying header cannot overflow them
@@ -91,17 +111,29 @@ def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
     return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
-async def _multipart_files(request: Request) -> list[bytes]:
+async def _multipart_files(request: Request, max_images: int) -> list[bytes]:
     """The bytes of every file in the repeated field `images`."""
+    _check_closed(request.headers["content-type"], await request.body())
     try:
-        async with request.form() as form:
-            names = {name for name, _ in form.multi_items()}
-            if names - {"images"}:
-                unknown = ", ".join(sorted(names - {"images"}))
-                raise InvalidBodyError(f"the form has unknown fields: {unknown}; accepted: images, repeated")
+        async with request.form(max_files=max_images + 1) as form:
+            unknown = sorted({ascii(name) for name, _ in form.multi_items()} - {"'images'"})
+            if unknown:
+                raise InvalidBodyError(f"the form has unknown fields: {', '.join(unknown)}; accepted: images, repeated")
             parts = form.getlist("images")
             if any(not isinstance(part, UploadFile) for part in parts):
                 raise InvalidBodyError("a part of the field images is not a file; give it a filename")
             return [await part.read() for part in parts if isinstance(part, UploadFile)]
     except HTTPException as error:
+        if "Too many files" in error.detail:
+            raise LimitError(f"the form has more than {max_images} files, which pass the limit on pixels") from None
         raise InvalidBodyError(f"the body is not multipart/form-data: {error.detail}") from None
+    except UnicodeError as error:
+        raise InvalidBodyError(f"the form's charset does not decode it: {error.__class__.__name__}") from None
+
+
+def _check_closed(content_type: str, body: bytes) -> None:
+    """Refuse a body cut off before its closing boundary, which would otherwise be answered for fewer images."""
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if boundary and b"--" + boundary + b"--" not in body:
+        raise InvalidBodyError("the body is not multipart/form-data: it ends before its closing boundary")

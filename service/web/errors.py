@@ -15,17 +15,19 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
+import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from model_store import InvalidArtifactError, ModelNotFoundError
+from model_store import InvalidArtifactError, ModelNotFoundError, StoreError
 from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
 from service.engine.proposal import TooFewSamplesError, UnknownProposalError
 from service.web.scheduler import DeadlineError, QueueFullError, StoppedError
 
 PROBLEM_JSON = "application/problem+json"
+_log = structlog.get_logger()
 
 
 class RequestError(Exception):
@@ -78,6 +80,7 @@ class Kind:
 
 
 INVALID_PARAMETER = Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-parameter", "A parameter is not valid")
+BROKEN_MODEL = Kind(HTTPStatus.SERVICE_UNAVAILABLE, "broken-model", "The model's files are broken")
 NOT_READY = Kind(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "The service is not ready")
 INTERNAL = Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "The service failed")
 
@@ -95,7 +98,8 @@ KINDS: Mapping[type[Exception], Kind] = {
     ),
     NotAcceptableError: Kind(HTTPStatus.NOT_ACCEPTABLE, "not-acceptable", "No form in Accept can be given"),
     ModelNotFoundError: Kind(HTTPStatus.NOT_FOUND, "unknown-model", "No such model or version"),
-    InvalidArtifactError: Kind(HTTPStatus.SERVICE_UNAVAILABLE, "broken-model", "The model's files are broken"),
+    InvalidArtifactError: BROKEN_MODEL,
+    StoreError: BROKEN_MODEL,
     LimitError: Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "limit-exceeded", "The request passes a limit"),
     QueueFullError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "queue-full", "No room in the queue"),
     DeadlineError: Kind(HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"),
@@ -131,6 +135,12 @@ def _handler(kind: Kind) -> Any:
     async def answer(request: Request, error: Exception) -> Response:
         if isinstance(error, RequestValidationError):
             return problem(request, kind, _sentence(error), errors=_located(error))
+        if isinstance(error, StoreError) and kind is BROKEN_MODEL:
+            _log.error(
+                "the store is broken", reason=str(error)
+            )  # the path is the operator's business, not the client's
+            detail = "the model's files are broken or gone; the service's log says which"
+            return problem(request, kind, detail)
         headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFullError) else None
         return problem(request, kind, str(error), index=getattr(error, "index", None), headers=headers)
 

@@ -17,7 +17,11 @@ from service.web.errors import InvalidBodyError, InvalidImageError, LimitError
 
 _FILE_FORMATS = ("PNG", "JPEG", "WEBP")
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+# Pillow's decoders and its EXIF reader let many kinds of error out when bytes are wrong.
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError),
+    *(struct.error, zlib.error),
+)
 
 Array = NDArray[Any]
 
@@ -60,11 +64,9 @@ class ImageReader:
         """Float32 in [0, 1] or uint8, [B, H, W] or [B, C, H, W] → [B, C, H, W]."""
         if array.ndim not in (3, 4):
             raise InvalidBodyError(f"the array has shape {list(array.shape)}; accepted: [B, H, W] or [B, C, H, W]")
-        if len(array) == 0:
-            raise InvalidBodyError("the body holds no image")
         if array.ndim == 3:
             array = array[:, None]  # [B, 1, H, W]
-        self._count_pixels(len(array) * array.shape[2] * array.shape[3])
+        self._count_pixels(len(array) * max(array.shape[2] * array.shape[3], self._shape.height * self._shape.width))
         if array.dtype == np.uint8:
             array = array.astype(np.float32) / np.float32(255)
         else:

@@ -15,6 +15,7 @@ from PIL import Image
 from service.web.errors import NotAcceptableError
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
+IMAGE_FORMS = (JSON, PNG, NPY)
 _GRID_LINE = 1
 
 
@@ -24,7 +25,7 @@ def negotiate(request: Request, offered: Sequence[str]) -> str:
     Raises:
         NotAcceptableError: it takes none of them.
     """
-    accept = request.headers.get("accept", "*/*")
+    accept = ",".join(request.headers.getlist("accept")) or "*/*"
     wanted = [_preference(item) for item in accept.split(",") if item.strip()]
     best, best_quality = offered[0], 0.0
     for form in offered:
@@ -58,7 +59,7 @@ def images_reply(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Images [N, C, H, W] as JSON beside `document`, as one PNG (a grid when there are several), or as npy."""
-    match negotiate(request, (JSON, PNG, NPY)):
+    match negotiate(request, IMAGE_FORMS):
         case "image/png":
             return Response(_png(_grid(images)), headers=headers, media_type=PNG)
         case "application/x-npy":

@@ -1,5 +1,6 @@
 """The `/v1` routes: parse, compute on the inference thread, answer."""
 
+import asyncio
 import secrets
 from collections.abc import Generator
 from dataclasses import fields
@@ -9,15 +10,16 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect
 
 from service.engine.model import Model, Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, check_request
 from service.web import schemas
 from service.web.backend import Backend
-from service.web.bodies import JSON, NPY, json_list, media_type, parse_npy, read_pixels
+from service.web.bodies import JSON, NPY, check_json_size, json_list, media_type, parse_npy, read_pixels
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
 from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
-from service.web.replies import images_reply, json_reply, negotiate, npy_reply
+from service.web.replies import IMAGE_FORMS, images_reply, json_reply, negotiate, npy_reply
 from service.web.scheduler import Done
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
@@ -33,7 +35,8 @@ async def encode(request: Request, query: Annotated[schemas.ImagesQuery, Query()
     latents = done.result
     if form == NPY:
         return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), _timing(done))  # [B, 2, D]
-    return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, _timing(done))
+    document = {**_named(model), "mean": latents.mean, "log_var": latents.log_var}
+    return await run_in_threadpool(json_reply, document, _timing(done))
 
 
 @router.post(
@@ -41,6 +44,7 @@ async def encode(request: Request, query: Annotated[schemas.ImagesQuery, Query()
 )
 async def decode(request: Request, query: Annotated[schemas.ImagesOutQuery, Query()]) -> Response:
     """What the model imagines at each latent: E[x|z], as pixels."""
+    negotiate(request, IMAGE_FORMS)
     model = await _model(request, query)
     latents = await _latents(request, model)
     _check_output_pixels(request, model, len(latents))
@@ -53,6 +57,7 @@ async def decode(request: Request, query: Annotated[schemas.ImagesOutQuery, Quer
 @router.get("/samples", response_model=schemas.Samples, openapi_extra=describe_images_reply())
 async def samples(request: Request, query: Annotated[schemas.SamplesQuery, Query()]) -> Response:
     """Images drawn from the prior: z ~ N(0, temperature²·I), then E[x|z]. The header `X-Seed` tells the seed."""
+    negotiate(request, IMAGE_FORMS)
     model = await _model(request, query)
     _check_output_pixels(request, model, query.n)
     seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
@@ -72,7 +77,11 @@ async def log_likelihood(request: Request, query: Annotated[schemas.LogLikelihoo
     model, pixels = await _pixels(request, query)
     num_samples = query.num_samples or backend.settings.num_samples or DEFAULT_NUM_SAMPLES[query.proposal]
     check_request(query.proposal, num_samples)
-    limit = min(backend.settings.max_num_samples, backend.settings.max_rows // len(pixels))
+    if num_samples > backend.settings.max_num_samples:
+        raise LimitError(f"num_samples is {num_samples}; at most {backend.settings.max_num_samples} are taken an image")
+    limit = num_samples
+    if query.max_std_error is not None:
+        limit = max(num_samples, min(backend.settings.max_num_samples, backend.settings.max_rows // len(pixels)))
     chunks = model.log_likelihood(
         pixels,
         proposal=query.proposal,
@@ -81,10 +90,14 @@ async def log_likelihood(request: Request, query: Annotated[schemas.LogLikelihoo
         max_std_error=query.max_std_error,
         max_num_samples=limit,
     )
-    done = await _run(request, model, chunks, rows=len(pixels) * num_samples)
+    done = await _run(request, model, chunks, rows=len(pixels) * limit)
     backend.count_estimates(model, done.result.reliable)
-    document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": _rows(done.result)}
-    return json_reply(document, _timing(done))
+
+    def answer() -> Response:
+        document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": _rows(done.result)}
+        return json_reply(document, _timing(done))
+
+    return await run_in_threadpool(answer)
 
 
 @router.post("/anomaly-scores", response_model=schemas.Anomalies, openapi_extra=describe_images_body())
@@ -95,18 +108,22 @@ async def anomaly_scores(request: Request, query: Annotated[schemas.AnomalyQuery
     chunks = model.anomaly_scores(pixels, method=query.method, alpha=query.alpha)
     rows = len(pixels) * model.description.calibration.num_samples
     done = await _run(request, model, chunks, rows=rows)
-    document = {
-        **_named(model),
-        "method": query.method,
-        "alpha": query.alpha,
-        "calibration_size": done.result.calibration_size,
-        "results": _rows(done.result),
-    }
-    return json_reply(document, _timing(done))
+
+    def answer() -> Response:
+        document = {
+            **_named(model),
+            "method": query.method,
+            "alpha": query.alpha,
+            "calibration_size": done.result.calibration_size,
+            "results": _rows(done.result),
+        }
+        return json_reply(document, _timing(done))
+
+    return await run_in_threadpool(answer)
 
 
 @router.get("/models", response_model=schemas.Models)
-async def models(request: Request) -> Response:
+async def models(request: Request, _: Annotated[schemas.NoQuery, Query()]) -> Response:
     """Every model of the store: versions, manifest, and the execution provider that really runs it."""
     backend = _backend(request)
     found = await run_in_threadpool(backend.summaries)
@@ -114,11 +131,9 @@ async def models(request: Request) -> Response:
 
 
 @router.get("/models/{name}", response_model=schemas.ModelVersion)
-async def model(
-    request: Request, name: str, version: Annotated[int | None, Query(ge=1, description="default: the latest")] = None
-) -> Response:
+async def model(request: Request, name: str, query: Annotated[schemas.VersionQuery, Query()]) -> Response:
     """One version's manifest, and the execution provider that really runs it."""
-    found = await run_in_threadpool(_backend(request).model, name, version)
+    found = await run_in_threadpool(_backend(request).model, name, query.version)
     described = schemas.ModelVersion(manifest=found.manifest, execution_provider=found.provider)
     return json_reply(described.model_dump(mode="json"))
 
@@ -135,12 +150,8 @@ async def _model(request: Request, query: schemas.ModelQuery) -> Model:
 
 async def _pixels(request: Request, query: schemas.ImagesQuery) -> tuple[Model, Pixels]:
     model = await _model(request, query)
-    pixels = await read_pixels(
-        request,
-        model.description.image,
-        resize=query.resize,
-        max_pixels=_backend(request).settings.max_pixels,
-    )
+    limits = _backend(request).settings
+    pixels = await read_pixels(request, model.description.image, resize=query.resize, limits=limits)
     return model, pixels
 
 
@@ -150,15 +161,21 @@ async def _latents(request: Request, model: Model) -> NDArray[np.float32]:
     if found not in (JSON, NPY):
         raise UnsupportedMediaTypeError(found, (JSON, NPY))
     body = await request.body()
-    if found == NPY:
+    check_json_size(found, body, _backend(request).settings)
+    return await run_in_threadpool(_read_latents, body, found, model.description.latent_dim)
+
+
+def _read_latents(body: bytes, form: str, latent_dim: int) -> NDArray[np.float32]:
+    if form == NPY:
         latents = parse_npy(body, (np.dtype("<f4"), np.dtype("<f8")))
     else:
         try:
-            latents = np.asarray(json_list(body, "latents"), np.float64)
-        except (ValueError, TypeError):
-            raise InvalidBodyError("the latents are ragged or not numbers; accepted: [[D], …]") from None
-    latent_dim = model.description.latent_dim
-    if latents.ndim != 2 or latents.shape[1] != latent_dim or not len(latents):
+            latents = np.asarray(json_list(body, "latents"))
+        except ValueError:
+            raise InvalidBodyError("the latents are ragged; accepted: [[D], …]") from None
+        if latents.dtype.kind not in "iuf":
+            raise InvalidBodyError("the latents are not numbers; accepted: [[D], …]")
+    if latents.ndim != 2 or latents.shape[1] != latent_dim:
         shape = list(latents.shape)
         raise InvalidBodyError(f"the latents have shape {shape}; this model takes [N, {latent_dim}], N at least 1")
     with np.errstate(over="ignore"):
@@ -177,7 +194,23 @@ def _check_output_pixels(request: Request, model: Model, num_images: int) -> Non
 
 
 async def _run(request: Request, model: Model, chunks: Generator[None, None, T], *, rows: int) -> Done[T]:
-    return await _backend(request).run(model, chunks, rows=rows)
+    """Compute, unless the client goes away first: then the work is dropped before its next chunk."""
+    computing = asyncio.ensure_future(_backend(request).run(model, chunks, rows=rows))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({computing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not computing.done():
+            raise ClientDisconnect
+        return computing.result()
+    finally:
+        computing.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client has closed the connection; its body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _named(model: Model) -> dict[str, Any]:

@@ -145,12 +145,12 @@ class Scheduler:
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
-            if job.answer.done() or time.monotonic() > job.deadline:
-                job.chunks.close()
-                self._finish(job)
-                continue
             started = time.monotonic()
             try:
+                if job.answer.done() or started > job.deadline:
+                    job.chunks.close()
+                    self._finish(job)
+                    continue
                 next(job.chunks)
             except StopIteration as stop:
                 job.compute_seconds += time.monotonic() - started
@@ -163,6 +163,8 @@ class Scheduler:
                 with self._changed:
                     self._jobs.append(job)
                     self._running = None
+            finally:
+                del job  # nor its result, while the thread waits for the next
 
     def _next(self) -> _Job | None:
         with self._changed:

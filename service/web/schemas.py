@@ -1,13 +1,14 @@
 """Query parameters, and the JSON answers as `/docs` shows them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from model_store import Manifest
 from service.engine.anomaly import DEFAULT_METHOD, Method
 from service.engine.proposal import DEFAULT_PROPOSAL, DEFAULT_SEED, Proposal
 
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
 
 
@@ -17,7 +18,21 @@ class ModelQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="model name; default: the configured or only one")
-    version: PositiveInt | None = Field(None, description="model version; default: the latest")
+    version: Count | None = Field(None, description="model version; default: the latest")
+
+
+class VersionQuery(BaseModel):
+    """Parameters of `GET /v1/models/{name}`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Count | None = Field(None, description="default: the latest")
+
+
+class NoQuery(BaseModel):
+    """A route without parameters."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class ImagesQuery(ModelQuery):
@@ -30,7 +45,7 @@ class LogLikelihoodQuery(ImagesQuery):
     """Parameters of `POST /v1/log-likelihood`."""
 
     proposal: Proposal = Field(DEFAULT_PROPOSAL, description="where importance samples come from")
-    num_samples: PositiveInt | None = Field(None, description="importance samples an image; default: a setting")
+    num_samples: Count | None = Field(None, description="importance samples an image; default: a setting")
     seed: int = Field(DEFAULT_SEED, ge=0, le=MAX_SEED, description="seed of the noise that all images share")
     max_std_error: PositiveFloat | None = Field(
         None, description="keep sampling, image by image, until the estimate is reliable to this many nats"
@@ -55,9 +70,9 @@ class ImagesOutQuery(ModelQuery):
 class SamplesQuery(ImagesOutQuery):
     """Parameters of `GET /v1/samples`."""
 
-    n: PositiveInt = Field(16, description="how many images")
+    n: Count = Field(16, description="how many images")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: a fresh one, told in the answer")
-    temperature: FiniteFloat = Field(1.0, ge=0, description="standard deviation of z; below 1, more typical images")
+    temperature: float = Field(1.0, ge=0, le=100, description="standard deviation of z; below 1, more typical images")
 
 
 class _Answer(BaseModel):

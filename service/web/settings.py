@@ -31,15 +31,24 @@ class Settings(BaseSettings):
         DEFAULT_MAX_STEPS,
         description="tries to find an image's posterior mode before its estimate is called unreliable",
     )
-    max_num_samples: PositiveInt = Field(100_000, description="samples an image at which `max_std_error` gives up")
+    max_num_samples: PositiveInt = Field(
+        100_000, description="samples an image: asked for (413), or reached by `max_std_error`"
+    )
     max_body_bytes: PositiveInt = Field(64 * 2**20, description="bytes of a request's body (413)")
+    max_json_bytes: PositiveInt = Field(
+        8 * 2**20, description="bytes of a JSON body (413); parsing holds up all other requests, npy does not"
+    )
     max_pixels: PositiveInt = Field(
         2**25, description="width × height × images of a request, in or out, counted before decoding (413)"
     )
     max_rows: PositiveInt = Field(2_000_000, description="images × samples of a request (413)")
     max_queued_rows: PositiveInt = Field(4_000_000, description="rows waiting or running, over all requests (429)")
     max_queued_requests: PositiveInt = Field(256, description="requests waiting or running (429)")
-    timeout_seconds: PositiveFloat = Field(120, description="a request not computed by then is dropped (504)")
-    drain_seconds: PositiveFloat = Field(20, description="after SIGTERM, how long accepted work may still take")
+    timeout_seconds: PositiveFloat = Field(
+        120, allow_inf_nan=False, description="a request not computed by then is dropped (504)"
+    )
+    drain_seconds: PositiveFloat = Field(
+        20, allow_inf_nan=False, description="after SIGTERM, how long accepted work may still take"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
     log_format: Literal["json", "console"] = Field("json", description="one JSON object a line, or text for people")

@@ -1,6 +1,8 @@
 """Request ids, logs, metrics and readiness."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ from fastapi.testclient import TestClient
 
 from service.web.app import create_app
 from service.web.settings import Settings
-from tests.web.conftest import Serve
+from tests.toys import bernoulli_toy
+from tests.web.conftest import DIGIT_SHAPE, Serve, put
 from tests.web.forms import npy
 
 BODY: dict[str, Any] = {
@@ -124,6 +127,28 @@ def test_a_failed_start_calls_back(tmp_path: Any) -> None:
         while not failed:
             assert client.get("/livez").status_code == 200
         assert client.get("/readyz").status_code == 503
+
+
+def test_probes_answer_head_requests(client: TestClient) -> None:
+    assert client.head("/livez").status_code == client.head("/readyz").status_code == 200
+
+
+def test_a_broken_version_published_meanwhile_disturbs_nobody_and_tells_no_paths(tmp_path: Path) -> None:
+    put(tmp_path, bernoulli_toy(DIGIT_SHAPE, name="digits"))
+    with TestClient(create_app(Settings(model_store=tmp_path))) as client:
+        while client.get("/readyz").status_code != 200:
+            pass
+        (tmp_path / "zz" / "1").mkdir(parents=True)
+        (tmp_path / "zz" / "1" / "manifest.json").write_text("{}")
+        assert [model["name"] for model in client.get("/v1/models").json()["models"]] == ["digits"]
+        assert client.post("/v1/encode", **BODY).status_code == 200
+        answer = client.get("/v1/models/zz")
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:logpx:problem:broken-model"
+        assert str(tmp_path) not in answer.text
+        shutil.rmtree(tmp_path)
+        assert client.get("/v1/models").status_code == 503
+        assert client.post("/v1/encode", **BODY).status_code == 200
 
 
 def test_openapi_lists_every_route_and_content_type(client: TestClient) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -63,8 +64,8 @@ def address(process: "subprocess.Popen[str]") -> str:
 
 def score(url: str, num_images: int, num_samples: int) -> httpx2.Response:
     body = npy(np.zeros((num_images, 28, 28), np.uint8))
-    parameters = {"num_samples": num_samples}
-    return httpx2.post(f"{url}/v1/log-likelihood", params=parameters, content=body, headers=NPY, timeout=120)
+    route = f"{url}/v1/log-likelihood?proposal=encoder&num_samples={num_samples}"
+    return httpx2.post(route, content=body, headers=NPY, timeout=120)
 
 
 def test_liveness_and_short_requests_are_answered_while_a_long_one_runs(start: Start) -> None:
@@ -102,6 +103,37 @@ def test_sigterm_finishes_accepted_work_refuses_new_and_exits_0(start: Start) ->
     assert refused.json()["type"] == "urn:logpx:problem:not-ready"
     accepted.join()
     assert answers[0].status_code == 200
+    assert process.wait(30) == 0
+
+
+def test_work_of_a_client_that_went_away_is_dropped(start: Start) -> None:
+    url = address(start())
+    host, port = url.removeprefix("http://").split(":")
+    body = npy(np.zeros((200, 28, 28), np.uint8))
+    head = f"POST /v1/log-likelihood?proposal=encoder&num_samples=5000 HTTP/1.1\r\nHost: {host}\r\n"
+    head += f"Content-Type: application/x-npy\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + body)
+        while "queued_rows 1e+06" not in httpx2.get(f"{url}/metrics").text:
+            pass
+    while "queued_rows 0.0" not in (metrics := httpx2.get(f"{url}/metrics").text):
+        pass
+    assert "logpx_rows_total{" not in metrics  # nothing was computed to its end
+    assert score(url, 1, 10).status_code == 200
+
+
+def test_work_past_the_drain_is_answered_with_503(start: Start) -> None:
+    process = start(drain_seconds=0.2)
+    url = address(process)
+    answers: list[httpx2.Response] = []
+    accepted = threading.Thread(target=lambda: answers.append(score(url, 200, 5000)))
+    accepted.start()
+    while "queued_rows 1e+06" not in httpx2.get(f"{url}/metrics").text:
+        assert accepted.is_alive()
+    process.send_signal(signal.SIGTERM)
+    accepted.join()
+    assert answers[0].status_code == 503
+    assert answers[0].json()["type"] == "urn:logpx:problem:not-ready"
     assert process.wait(30) == 0
 
 

@@ -88,20 +88,39 @@ UNPROCESSABLE: dict[str, tuple[str, bytes, dict[str, str], str, int | None, str]
     "npy lying": (
         ENCODE,
         npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999999, 9999999999999)}"),
-        NPY, "invalid-body", None, "the body has 0",
+        NPY, "invalid-body", None, "(9999999999999, 9999999999999)",
     ),
     "npy negative": (
         ENCODE, npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 28, 28)}"),
-        NPY, "invalid-body", None, "[-1, 28, 28]",
+        NPY, "invalid-body", None, "(-1, 28, 28)",
     ),
     "npy code": (ENCODE, npy_header("__import__('os').abort()"), NPY, "invalid-body", None, "not an npy file"),
+    "npy lying a little": (
+        ENCODE, npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (2, 28, 28)}") + bytes(1000),
+        NPY, "invalid-body", None, "the body has 1000",
+    ),
+    "npy of five dimensions": (
+        ENCODE, npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1, 1, 28, 28)}") + bytes(784),
+        NPY, "invalid-body", None, "one to four",
+    ),
+    **{
+        f"npy header {text[:12]!r}": (ENCODE, npy_header(text), NPY, "invalid-body", None, "npy")
+        for text in (
+            "(", "{'descr': (", "'''", "  {}", "-" * 9000 + "1", "[" * 5000, "1" + "+1j" * 3000,
+            "{'descr': (), 'fortran_order': False, 'shape': (1,)}",
+            "{'descr': ('<f4',), 'fortran_order': False, 'shape': (1,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775808, 0, 1)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 28, 28)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (60000, 0, 28)}",
+        )
+    },
     "npy NaN": (
         ENCODE, npy(np.stack([np.zeros((28, 28)), np.full((28, 28), np.nan)]).astype(np.float32)),
         NPY, "invalid-image", 1, "NaN",
     ),
     "npy out of range": (ENCODE, npy(np.full((1, 28, 28), 2, np.float32)), NPY, "invalid-image", 0, "from 2 to 2"),
     "npy wrong width": (ENCODE, npy(np.zeros((1, 28, 27), np.uint8)), NPY, "invalid-image", 0, "28×27"),
-    "npy of no image": (ENCODE, npy(np.zeros((0, 28, 28), np.uint8)), NPY, "invalid-body", None, "no image"),
+    "npy of no image": (ENCODE, npy(np.zeros((0, 28, 28), np.uint8)), NPY, "invalid-body", None, "(0, 28, 28)"),
     "npy flat": (ENCODE, npy(np.zeros((4, 784), np.uint8)), NPY, "invalid-body", None, "[4, 784]"),
     "not multipart": (
         ENCODE, b"hello", {"content-type": "multipart/form-data; boundary=x"}, "invalid-body", None, "not multipart",
@@ -111,6 +130,11 @@ UNPROCESSABLE: dict[str, tuple[str, bytes, dict[str, str], str, int | None, str]
     ),
     "latents of the wrong size": (DECODE, b'{"latents": [[1, 2]]}', JSON, "invalid-body", None, "[1, 2]"),
     "latents ragged": (DECODE, b'{"latents": [[1, 2], [1]]}', JSON, "invalid-body", None, "ragged"),
+    "latents of digit words": (DECODE, b'{"latents": [["1", "2", "3"]]}', JSON, "invalid-body", None, "not numbers"),
+    "latents of truths": (DECODE, b'{"latents": [[true, false, true]]}', JSON, "invalid-body", None, "not numbers"),
+    "many samples in digits": (
+        f"{SCORE}?num_samples={'9' * 4300}", image_file(GREY), PNG, "invalid-parameter", None, "num_samples",
+    ),
     "latents of words": (DECODE, b'{"latents": [["a", "b", "c"]]}', JSON, "invalid-body", None, "not numbers"),
     "no latents": (DECODE, b'{"latents": []}', JSON, "invalid-body", None, "[0]"),
     "latent not finite": (
@@ -149,7 +173,14 @@ def test_what_does_not_parse_or_fit_is_422(client: TestClient, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("query", "words"), [("n=0", "n"), ("temperature=-1", "temperature"), ("temperature=nan", "temperature")]
+    ("query", "words"),
+    [
+        ("n=0", "n"),
+        (f"n={'9' * 4299}", "n"),
+        ("temperature=-1", "temperature"),
+        ("temperature=nan", "temperature"),
+        ("temperature=1e308", "temperature"),
+    ],
 )
 def test_wrong_parameters_of_samples_are_422(client: TestClient, query: str, words: str) -> None:
     check(client.get(f"/v1/samples?{query}"), 422, "invalid-parameter", words)
@@ -162,7 +193,30 @@ def test_a_wrong_file_of_a_form_is_named_by_its_index(client: TestClient) -> Non
 
 def test_another_field_of_a_form_is_422(client: TestClient) -> None:
     answer = client.post(ENCODE, files=[("image", ("a.png", image_file(GREY)))])
-    check(answer, 422, "invalid-body", "unknown fields: image")
+    check(answer, 422, "invalid-body", "unknown fields: 'image'")
+
+
+def test_a_form_cut_short_is_422_and_not_an_answer_for_fewer_images(client: TestClient) -> None:
+    part = b'--x\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n' + image_file(GREY) + b"\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert client.post(ENCODE, content=part * 2 + b"--x--\r\n", headers=headers).status_code == 200
+    check(client.post(ENCODE, content=part + part[:90], headers=headers), 422, "invalid-body", "closing boundary")
+
+
+@pytest.mark.parametrize("charset", ["punycode", "undefined", "utf-7", "unicode_escape"])
+def test_a_form_in_a_strange_charset_is_422(client: TestClient, charset: str) -> None:
+    body = b'--x\r\ncontent-disposition: form-data; name="+2AA-\\ud800"; filename="a"\r\n\r\nhello\r\n--x--\r\n'
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    answer = client.post(ENCODE, content=body, headers=headers)
+    check(answer, 422, "invalid-body", "form")
+
+
+def test_broken_exif_is_no_bug_of_ours(client: TestClient) -> None:
+    entry = struct.pack(">HHI4s", 0x10E, 11, 1, bytes(4)) + struct.pack(">HHI4s", 0x112, 3, 1, b"\0\6\0\0")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\2" + entry + bytes(4)
+    jpeg = image_file(GREY, "JPEG")
+    body = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+    assert client.post(ENCODE, content=body, headers={"content-type": "image/jpeg"}).status_code in (200, 422)
 
 
 def test_a_form_field_that_is_no_file_is_422(client: TestClient) -> None:
@@ -220,6 +274,34 @@ def test_pixels_over_the_limit_are_413_before_decoding(serve: Serve) -> None:
     check(client.post(DECODE, json={"latents": [[0, 0, 0]] * 3}), 413, "limit-exceeded", "3 images")
 
 
+def test_small_arrays_to_be_enlarged_count_as_what_they_become(serve: Serve) -> None:
+    client = serve(max_pixels=2000)
+    tiny = npy(np.zeros((3, 1, 1), np.uint8))
+    check(client.post(f"{ENCODE}?resize=true", content=tiny, headers=NPY), 413, "limit-exceeded", "2352")
+
+
+def test_files_over_the_limit_are_413(serve: Serve) -> None:
+    files = [("images", ("a.png", image_file(GREY)))] * 4
+    check(serve(max_pixels=2000).post(ENCODE, files=files), 413, "limit-exceeded", "more than 2 files")
+    many = [("images", ("a.png", image_file(GREY)))] * 1100
+    assert serve().post(ENCODE, files=many).status_code == 200
+
+
+def test_json_over_its_own_limit_is_413(serve: Serve) -> None:
+    client = serve(max_json_bytes=1000)
+    check(client.post(ENCODE, content=json_body([GREY / 255]), headers=JSON), 413, "limit-exceeded", "send npy")
+    check(client.post(DECODE, json={"latents": [[0.5, 0, 0]] * 100}), 413, "limit-exceeded", "send npy")
+    assert client.post(ENCODE, content=json_body([base64_png(GREY)]), headers=JSON).status_code == 200
+
+
+def test_samples_an_image_over_the_limit_are_413_and_early_stopping_counts_its_worst_case(serve: Serve) -> None:
+    client = serve(max_num_samples=500, max_rows=10_000, max_queued_rows=10_000)
+    body = image_file(GREY)
+    check(client.post(f"{SCORE}?num_samples=501", content=body, headers=PNG), 413, "limit-exceeded", "at most 500")
+    client.post(f"{SCORE}?num_samples=10&max_std_error=1e-9&proposal=encoder", content=body, headers=PNG)
+    assert 'logpx_rows_total{model="digits",version="2"} 500.0' in client.get("/metrics").text
+
+
 def test_rows_over_the_limit_are_413(serve: Serve) -> None:
     client = serve(max_rows=1000)
     body = npy(np.zeros((2, 28, 28), np.uint8))
@@ -230,6 +312,6 @@ def test_rows_over_the_limit_are_413(serve: Serve) -> None:
 
 def test_a_passed_deadline_is_504(serve: Serve) -> None:
     client = serve(timeout_seconds=0.01, max_num_samples=2_000_000)
-    answer = client.post(f"{SCORE}?num_samples=2000000", content=image_file(GREY), headers=PNG)
+    answer = client.post(f"{SCORE}?proposal=encoder&num_samples=2000000", content=image_file(GREY), headers=PNG)
     check(answer, 504, "deadline-exceeded", "0.01 s")
     assert client.post(f"{SCORE}?num_samples=4", content=image_file(GREY), headers=PNG).status_code in (200, 504)
