@@ -4,7 +4,16 @@ VENV = .venv
 PY = $(VENV)/bin/python
 EXTRA = cpu
 DATA = mnist
-NAME = $(basename $(notdir $(DATA:/=)))
+
+quoted = '$(subst ','\'',$(1))'
+ifneq ($(filter train,$(MAKECMDGOALS)),)
+# The store's rule for names: what DATA is called without folders and .npy or .npz, in lower case, the rest made hyphens.
+NAME := $(shell printf '%s\n' $(call quoted,$(DATA)) | LC_ALL=C sed 's:/*$$::; s:.*/::; s/\.np[yz]$$//' \
+  | LC_ALL=C tr A-Z a-z | LC_ALL=C sed 's/[^a-z0-9_.-]/-/g; s/^[^a-z0-9]*//' | cut -c 1-64)
+ifeq ($(shell printf '%s\n' $(call quoted,$(NAME)) | LC_ALL=C grep -Ex '[a-z0-9][a-z0-9_.-]{0,63}'),)
+$(error NAME=$(NAME) is no name for a model: say NAME= and up to 64 of a-z, 0-9, _, . and -, a letter or digit first)
+endif
+endif
 
 ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA) is not a runtime: say cpu or gpu)
@@ -38,7 +47,7 @@ format: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m ruff check --fix .
 
 train: $(VENV)/ready-$(EXTRA)-all
-	$(PY) -m training fit --data $(DATA) --out runs/$(NAME) $(if $(wildcard runs/$(NAME)/run.json),--resume)
+	$(PY) -m training fit --data $(call quoted,$(DATA)) --out runs/$(NAME) $(if $(wildcard runs/$(NAME)/run.json),--resume)
 	$(PY) -m training publish runs/$(NAME) --name $(NAME)
 
 # An environment that does not run, or whose set-up was cut short, is made anew: pip takes half a package for a whole one.

@@ -1,6 +1,7 @@
 """What no import checks: pins against ranges, the Makefile, the images' description and the compose file."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -15,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from model_store import BUNDLED
+from model_store.manifest import NAME_PATTERN
 from service.web.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +90,35 @@ def _make(*arguments: str) -> str:
 @pytest.mark.parametrize("target", ["help", "serve", "test", "format", "train"])
 def test_make_knows_its_targets(target: str, extra: str) -> None:
     assert _make(target, f"EXTRA={extra}")
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("mnist", "mnist"),
+        ("path/to/digits.npz", "digits"),
+        ("path/to/Shoes.v2/", "shoes.v2"),
+        ("my pictures/it's Öl & Wasser (2)", "it-s---l---wasser--2-"),
+        ("a" * 80, "a" * 64),
+    ],
+)
+def test_make_train_names_the_model_after_its_data(data: str, name: str) -> None:
+    fit, publish = (shlex.split(line) for line in _make("train", f"DATA={data}").splitlines() if " training " in line)
+    assert re.fullmatch(NAME_PATTERN, name)
+    assert fit[2:] == ["training", "fit", "--data", data, "--out", f"runs/{name}", *fit[8:]]
+    assert publish[2:] == ["training", "publish", f"runs/{name}", "--name", name]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["NAME=Shoes"], ["NAME=my shoes"], ["NAME=../shoes"], ["NAME=it's"], ["DATA=.."]]
+)
+def test_make_train_refuses_a_name_before_it_trains(arguments: list[str]) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        _make("train", *arguments)
+    assert caught.value.stdout == ""
+    assert caught.value.stderr.count("\n") == 1
+    assert "is no name for a model: say NAME=" in caught.value.stderr
+    assert _make("help", *arguments)
 
 
 def test_make_test_runs_every_check() -> None:

@@ -13,7 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 from model_store import StoreError
 from model_store.manifest import ModelName
 from service.engine.model import Model
-from service.engine.proposal import DEFAULT_PROPOSAL, PROPOSALS
+from service.engine.proposal import (
+    DEFAULT_NUM_SAMPLES,
+    DEFAULT_PROPOSAL,
+    PROPOSALS,
+    TooFewSamplesError,
+    check_request,
+)
 from service.engine.runtime import ExecutionProviderError, Runtime
 from training.configuration import Configuration
 from training.data import split
@@ -23,7 +29,16 @@ from training.evaluate import Evaluation, Protocol, evaluate
 from training.export import export
 from training.figures import draw_figures
 from training.networks import Vae
-from training.publication import SCORING_SEED, describe, load_engine, load_model, open_stored, publish_run
+from training.publication import (
+    SCORING_SEED,
+    describe,
+    few_calibration_images,
+    held_out_images,
+    load_engine,
+    load_model,
+    open_stored,
+    publish_run,
+)
 from training.run import RUN, create_run, describe_run, open_run, resume_run
 from training.sources import read_source
 from training.trainer import EpochFigures, choose_device, fit
@@ -53,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         parsed.command(parsed)
-    except (TrainingError, StoreError, ExecutionProviderError, OSError) as error:
+    except (TrainingError, StoreError, ExecutionProviderError, TooFewSamplesError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -76,13 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     fit_parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
     _add_configuration_options(fit_parser)
 
-    summary = "Score a data set's test images, or all its images where it has no test part."
+    summary = (
+        "Score a data set's test images; where it has no test part, those that the model's own training held out of it "
+        "for that, or all its images where the model was trained on others."
+    )
     evaluate_parser = _add_command(commands, "evaluate", _evaluate, summary)
     evaluate_parser.add_argument("model", type=Path, help="a run's folder, or store/NAME or store/NAME/VERSION")
     evaluate_parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=data_help)
-    evaluate_parser.add_argument(
-        "--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="where samples come from"
-    )
     evaluate_parser.add_argument(
         "--seed", type=_natural, default=SCORING_SEED, help="of the noise and the binarisation"
     )
@@ -98,8 +113,21 @@ def _parser() -> argparse.ArgumentParser:
     publish_parser.add_argument(
         "--data", default=argparse.SUPPRESS, help="the run's data (default: where it was read from)"
     )
+    publish_parser.add_argument(
+        "--encoder-samples",
+        type=_natural,
+        default=1000,
+        help="samples an image of a second estimate by the literature's protocol, from the encoder; 0 leaves it out",
+    )
+    defaults = ", ".join(f"{DEFAULT_NUM_SAMPLES[proposal]} by {proposal}" for proposal in PROPOSALS)
     for scoring in (evaluate_parser, publish_parser):
-        scoring.add_argument("--num-samples", type=_positive, default=1000, help="importance samples an image")
+        scoring.add_argument("--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="where samples come from")
+        scoring.add_argument(
+            "--num-samples",
+            type=_positive,
+            default=argparse.SUPPRESS,
+            help=f"importance samples an image (default: the proposal's own, {defaults})",
+        )
         scoring.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the graphs run")
     return parser
 
@@ -177,36 +205,46 @@ def _fit(parsed: argparse.Namespace) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
+    protocol = _protocol(parsed, parsed.seed)
     runtime = Runtime(parsed.device)
     if (parsed.model / RUN).is_file():
         run = open_run(parsed.model)
-        model = load_engine(
-            describe(run.description, "run", num_samples=1), export(load_model(run)[0]), runtime=runtime
-        )
+        model = load_engine(describe(run.description, "run", protocol), export(load_model(run)[0]), runtime=runtime)
     else:
         model = Model.open(open_stored(parsed.model), runtime=runtime)
     source = read_source(locate(parsed.data))
-    pixels = source.train if source.test is None else source.test
-    protocol = Protocol(parsed.proposal, parsed.num_samples, parsed.seed)
-    _print_evaluation(f"{parsed.model} on {source.name}", evaluate(model, pixels, protocol, progress=_at_terminal()))
+    pixels, what = held_out_images(source, model.description.provenance)
+    _print_evaluation(f"{parsed.model} on {what}", evaluate(model, pixels, protocol, progress=_at_terminal()))
+
+
+def _protocol(parsed: argparse.Namespace, seed: int) -> Protocol:
+    num_samples = getattr(parsed, "num_samples", DEFAULT_NUM_SAMPLES[parsed.proposal])
+    check_request(parsed.proposal, num_samples)
+    return Protocol(parsed.proposal, num_samples, seed)
 
 
 def _publish(parsed: argparse.Namespace) -> None:
+    protocol = _protocol(parsed, SCORING_SEED)
     runtime = Runtime(parsed.device)
     run = open_run(parsed.run)
     source = read_source(locate(getattr(parsed, "data", run.description.source)))
     splits = split(source, run.description.configuration)
+    if warning := few_calibration_images(len(splits.calibration)):
+        print(f"warning: {warning}", file=sys.stderr)
     publication = publish_run(
         run,
         splits,
         name=parsed.name,
         store=parsed.store,
-        num_samples=parsed.num_samples,
+        protocol=protocol,
+        encoder_samples=parsed.encoder_samples,
         runtime=runtime,
         progress=_at_terminal(),
     )
     print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")
     _print_evaluation(f"{parsed.name} on {source.name}", publication.evaluation)
+    if publication.encoder_evaluation is not None:
+        _print_evaluation(f"{parsed.name} on {source.name}", publication.encoder_evaluation)
     print(f"published {publication.stored.path}")
 
 

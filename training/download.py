@@ -77,10 +77,13 @@ def cache_folder() -> Path:
 def locate(data: str) -> Path:
     """The path of a data set: of a known one its folder in the cache, filled if need be; otherwise the path itself.
 
-    A folder of one's own that has a known name is meant by a path such as `./mnist`.
+    A folder of one's own that has a known name is meant by a path such as `./mnist`. A leading `~/` is one's home: the
+    Makefile quotes what it is given, so no shell has seen to that.
     """
     known = KNOWN_DATA_SETS.get(data)
-    return Path(data) if known is None else fetch(known, cache_folder())
+    if known is None:
+        return Path(data).expanduser() if data.startswith("~/") else Path(data)
+    return fetch(known, cache_folder())
 
 
 def fetch(known: KnownDataSet, cache: Path, *, read: Callable[[str], bytes] = read_url) -> Path:

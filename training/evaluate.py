@@ -105,7 +105,8 @@ def evaluate(model: Model, pixels: Pixels, protocol: Protocol, *, progress: bool
         num_images=len(pixels),
         protocol=(
             f"importance sampling by the serving engine on the exported graphs: proposal {protocol.proposal}, "
-            f"{protocol.num_samples} samples, seed {protocol.seed}; images {prepared}; standard error over images"
+            f"{protocol.num_samples} samples, seed {protocol.seed}; ELBO under the encoder; images {prepared}; "
+            "standard error over images"
         ),
     )
 

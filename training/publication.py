@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from model_store import (
     CalibrationProtocol,
     Description,
     ImageShape,
+    Metric,
     PixelPreparation,
     Provenance,
     StoredModel,
@@ -20,26 +22,36 @@ from model_store import (
 )
 from service.engine.model import Model
 from service.engine.runtime import Runtime
-from training.data import DataSplits, binarise, derive_seed, unit_pixels
+from training.configuration import Configuration
+from training.data import DataSplits, binarise, derive_seed, split, unit_pixels
 from training.errors import RunError
 from training.evaluate import Evaluation, Protocol, evaluate, score
 from training.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
 from training.networks import Vae
 from training.run import Run, RunDescription
+from training.sources import Pixels, Source
 from training.trainer import build_state
 
 SCORING_SEED = 0
-SCORING_PROPOSAL = "encoder"
+ALPHA = 0.05  # of the service, where a request does not say otherwise
 _PARITY = 4  # a stream of random numbers
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch")
 
 
 @dataclasses.dataclass(frozen=True)
 class Publication:
-    """What `publish_run` did: the version in the store, its test figures, and how far ONNX is from PyTorch."""
+    """What `publish_run` did.
+
+    Attributes:
+        stored: the version in the store.
+        evaluation: figures of the test images.
+        encoder_evaluation: the same by the literature's protocol, samples from the encoder; None where left out.
+        largest_difference: how far ONNX is from PyTorch.
+    """
 
     stored: StoredModel
     evaluation: Evaluation
+    encoder_evaluation: Evaluation | None
     largest_difference: float
 
 
@@ -59,8 +71,11 @@ def load_model(run: Run) -> tuple[Vae, int]:
     return state.averaged, epoch
 
 
-def describe(run: RunDescription, name: str, *, num_samples: int) -> Description:
-    """The manifest's fields, but for the metrics; nothing in it tells where on which machine the model was trained."""
+def describe(run: RunDescription, name: str, protocol: Protocol) -> Description:
+    """The manifest's fields, but for the metrics; nothing in it tells where on which machine the model was trained.
+
+    `protocol` is that of the calibration scores.
+    """
     channels, height, width = run.image_shape
     return Description(
         name=name,
@@ -69,18 +84,56 @@ def describe(run: RunDescription, name: str, *, num_samples: int) -> Description
         latent_dim=run.configuration.latent_dim,
         likelihood=BernoulliSpec(),
         calibration=CalibrationProtocol(
-            proposal=SCORING_PROPOSAL,
-            num_samples=num_samples,
-            seed=SCORING_SEED,
+            proposal=protocol.proposal,
+            num_samples=protocol.num_samples,
+            seed=protocol.seed,
             num_images=run.num_images["calibration"],
             source=f"images of {run.data_set} held out of training, prepared as the service prepares a request's",
         ),
         provenance=Provenance(
-            data_set=f"{run.data_set} (pixels SHA-256 {run.sha256})",
+            data_set=f"{run.data_set} {_fingerprint(run.sha256)}",
             seed=run.configuration.seed,
             configuration=dataclasses.asdict(run.configuration) | {"num_images": dict(run.num_images)},
             library_versions=_library_versions(),
         ),
+    )
+
+
+def held_out_images(source: Source, provenance: Provenance) -> tuple[Pixels, str]:
+    """The images of `source` to score a model on, and what to call them in words.
+
+    Its own test part; where it has none and the model was trained on this very data, the images that were held out then
+    as the test part; otherwise all of it.
+
+    Raises:
+        RunError: the data is the model's own, and how it was split cannot be told from the manifest.
+    """
+    if source.test is not None:
+        return source.test, source.name
+    if _fingerprint(source.sha256) not in provenance.data_set:
+        return source.train, source.name
+    choices = {name: value for name, value in provenance.configuration.items() if name != "num_images"}
+    try:
+        configuration = Configuration(**choices)
+    except TypeError as error:
+        raise RunError(f"{source.name}: the model was trained on these images, and on which is not known") from error
+    return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
+
+
+def few_calibration_images(num_images: int) -> str | None:
+    """What is wrong with so few calibration images, or None: the smallest p-value is 1 / (n + 1).
+
+    >>> few_calibration_images(12)
+    'only 12 calibration images: the smallest p-value is 0.077, so alpha = 0.05 never fires; 19 are needed'
+    >>> few_calibration_images(19) is None
+    True
+    """
+    smallest, needed = 1 / (num_images + 1), math.ceil(1 / ALPHA) - 1
+    if smallest <= ALPHA:
+        return None
+    return (
+        f"only {num_images} calibration images: the smallest p-value is {smallest:.2g}, "
+        f"so alpha = {ALPHA} never fires; {needed} are needed"
     )
 
 
@@ -102,7 +155,15 @@ def open_stored(path: Path) -> StoredModel:
 
 
 def publish_run(
-    run: Run, splits: DataSplits, *, name: str, store: Path, num_samples: int, runtime: Runtime, progress: bool = False
+    run: Run,
+    splits: DataSplits,
+    *,
+    name: str,
+    store: Path,
+    protocol: Protocol,
+    encoder_samples: int,
+    runtime: Runtime,
+    progress: bool = False,
 ) -> Publication:
     """Publish the run's model as the next version of `name`; nothing is written before every check has passed.
 
@@ -111,7 +172,9 @@ def publish_run(
         splits: the run's data.
         name: of the model in the store.
         store: the store's root folder.
-        num_samples: importance samples an image, for test figures and calibration scores.
+        protocol: of the test figures and of the calibration scores.
+        encoder_samples: how many samples an image a second estimate takes from the encoder, as the literature's do; 0
+            leaves it out, and so does a protocol whose proposal is the encoder already.
         runtime: where the exported graphs run.
         progress: draw a live bar on stderr.
 
@@ -125,21 +188,37 @@ def publish_run(
         raise RunError(f"{run.folder}: was not trained on these images of {splits.name}: their SHA-256 differs")
     if epoch < (epochs := run.description.configuration.epochs):
         raise RunError(f"{run.folder}: {epoch} of {epochs} epochs are done; finish it with fit --resume")
-    description = describe(run.description, name, num_samples=num_samples)
+    description = describe(run.description, name, protocol)
     graphs = export(vae)
     difference = check_parity(vae, graphs, _parity_inputs(run, splits), runtime=runtime)
     model = load_engine(description, graphs, runtime=runtime)
-    protocol = Protocol(SCORING_PROPOSAL, num_samples, SCORING_SEED)
     evaluation = evaluate(model, splits.test, protocol, progress=progress)
+    encoder_evaluation = None
+    if encoder_samples and protocol.proposal != "encoder":
+        encoder_protocol = Protocol("encoder", encoder_samples, protocol.seed)
+        encoder_evaluation = evaluate(model, splits.test, encoder_protocol, progress=progress)
     calibration = score(model, splits.calibration, protocol, progress=progress)
     stored = publish(
         store,
-        description.model_copy(update={"metrics": evaluation.as_metrics()}),
+        description.model_copy(update={"metrics": _metrics(evaluation, encoder_evaluation)}),
         encoder=graphs.encoder,
         decoder=graphs.decoder,
         calibration={"log_likelihood": calibration.log_likelihood, "elbo": calibration.elbo},
     )
-    return Publication(stored, evaluation, difference)
+    return Publication(stored, evaluation, encoder_evaluation, difference)
+
+
+def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None) -> tuple[Metric, ...]:
+    """The manifest's metrics; of the encoder's figures only log P(x), the others being near the same."""
+    metrics = evaluation.as_metrics()
+    if encoder_evaluation is None:
+        return metrics
+    by_encoder = encoder_evaluation.as_metrics()[0].model_copy(update={"name": "log_likelihood_encoder"})
+    return (metrics[0], by_encoder, *metrics[1:])
+
+
+def _fingerprint(sha256: str) -> str:
+    return f"(pixels SHA-256 {sha256})"
 
 
 def _parity_inputs(run: Run, splits: DataSplits) -> torch.Tensor:

@@ -1,17 +1,21 @@
 """Where images come from: IDX folders, folders of PNG and JPEG files, `.npy` and `.npz`; read whole into memory."""
 
 import hashlib
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from training.errors import DataError
 from training.idx import read_idx_images
+from training.image_files import read_image_folders
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
@@ -23,9 +27,11 @@ _NPZ_KEYS = {
     "test": ("test", "x_test", "test_images"),
 }
 _FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
-_GREY_MODES = {"1", "L", "LA"}
-_COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+# What NumPy, its reader of headers and zipfile let out when bytes are wrong, or claim more than fits into memory.
+_READER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, MemoryError),
+    *(RuntimeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def read_source(path: Path) -> Source:
       perhaps `valid-…`; each plain or `.gz`.
     - A folder of `.png`, `.jpg` and `.jpeg` files, at any depth, so that class subfolders may be there or not.
       Subfolders `train` and, if there, `validation` and `test` are those parts. All grey gives one channel, otherwise
-      three.
+      three. As in the service, transparent parts are black and EXIF says which way is up.
     - An `.npy` file, [N, H, W] or [N, C, H, W]: 8-bit, boolean, or floats in [0, 1].
     - An `.npz` file with such arrays called `train` and, if there, `validation` and `test` (the names of Keras and
       MedMNIST, `x_train` and `train_images`, are known too), or with one array.
@@ -65,14 +71,15 @@ def read_source(path: Path) -> Source:
     Raises:
         DataError: naming the file that is missing, broken, truncated or of another size than the others.
     """
+    parts: Mapping[str, Pixels]
     if path.is_dir():
         folders = _part_folders(path)
         if any(_idx_file(path, prefix) for prefixes in _IDX_PREFIXES.values() for prefix in prefixes):
             parts = _read_idx_folder(path)
         elif "train" in folders:
-            parts = _read_image_folders(folders)
+            parts = read_image_folders(folders)
         else:
-            parts = _read_image_folders({"train": path})
+            parts = read_image_folders({"train": path})
     elif path.suffix in (".npy", ".npz") and path.is_file():
         parts = _read_numpy(path)
     elif path.exists():
@@ -123,58 +130,14 @@ def _part_folders(path: Path) -> dict[str, Path]:
     return {part: path / name for part, names in _FOLDERS.items() for name in reversed(names) if (path / name).is_dir()}
 
 
-def _read_image_folders(folders: Mapping[str, Path]) -> dict[str, Pixels]:
-    files = {part: _image_files(folder) for part, folder in folders.items()}
-    modes = {file: _image_mode(file) for found in files.values() for file in found}
-    mode = "L" if all(mode in _GREY_MODES for mode in modes.values()) else "RGB"
-    first = _decode_image(files["train"][0], mode)
-    parts: dict[str, Pixels] = {}
-    for part, found in files.items():
-        pixels = np.empty((len(found), *first.shape), dtype=np.uint8)  # [N, C, H, W]
-        for index, file in enumerate(found):
-            image = _decode_image(file, mode)
-            if image.shape != first.shape:
-                sizes = f"{image.shape[2]}x{image.shape[1]} pixels, but {files['train'][0]} is"
-                raise DataError(file, f"{sizes} {first.shape[2]}x{first.shape[1]}")
-            pixels[index] = image
-        parts[part] = pixels
-    return parts
-
-
-def _image_files(folder: Path) -> list[Path]:
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file())
-    if not found:
-        raise DataError(folder, "no IDX files and no .png, .jpg or .jpeg files in this folder")
-    return found
-
-
-def _image_mode(file: Path) -> str:
-    try:
-        with Image.open(file) as image:
-            mode = image.mode
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(file, f"not a readable image ({error})") from error
-    if mode not in _GREY_MODES | _COLOUR_MODES:
-        raise DataError(file, f"pixels of Pillow's mode {mode}; images must have 8 bits a channel")
-    return mode
-
-
-def _decode_image(file: Path, mode: str) -> NDArray[np.uint8]:
-    try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert(mode), dtype=np.uint8)  # [H, W] or [H, W, 3]
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(file, f"truncated or broken image ({error})") from error
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)  # [C, H, W]
-
-
 def _read_numpy(file: Path) -> dict[str, Pixels]:
     try:
         with file.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(file, f"not a readable array file ({error})") from error
+    except _READER_ERRORS as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(file, f"not a readable array file ({reason})") from error
     if len(arrays) == 1:
         return {"train": _as_pixels(file, *arrays.popitem())}
     parts = {
@@ -185,8 +148,10 @@ def _read_numpy(file: Path) -> dict[str, Pixels]:
     return parts
 
 
-def _as_pixels(file: Path, key: str, array: NDArray[np.generic]) -> Pixels:
+def _as_pixels(file: Path, key: str, array: NDArray[Any]) -> Pixels:
     name = f"array {key!r}" if key else "the array"
+    if not isinstance(array, np.ndarray):  # a zip may hold anything
+        raise DataError(file, f"{key!r} is not an array")
     if array.ndim not in (3, 4):
         raise DataError(file, f"{name} has shape {list(array.shape)}; images are [N, H, W] or [N, C, H, W]")
     if array.ndim == 4 and array.shape[1] > 4 and array.shape[3] in (1, 3, 4):
@@ -195,7 +160,6 @@ def _as_pixels(file: Path, key: str, array: NDArray[np.generic]) -> Pixels:
         return array.astype(np.uint8)
     if not np.issubdtype(array.dtype, np.floating):
         raise DataError(file, f"{name} is {array.dtype}; pixels are 8-bit, boolean, or floats in [0, 1]")
-    floats = array.astype(np.float32)
-    if not ((floats >= 0) & (floats <= 1)).all():
+    if not ((array >= 0) & (array <= 1)).all():
         raise DataError(file, f"{name} has pixels that are not in [0, 1]")
-    return floats
+    return array.astype(np.float32)

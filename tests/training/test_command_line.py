@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from model_store import list_versions, open_version
+from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS
 from training.__main__ import main
 from training.configuration import Configuration
-from training.run import METRICS, Run
+from training.data import split
+from training.run import METRICS, Run, open_run
+from training.sources import read_source
 
 FAST = ["--width=16", "--latent-dim=3", "--num-samples=2", "--epochs=2", "--batch-size=40", "--device=cpu"]
 
@@ -44,14 +47,18 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
     }
     assert [json.loads(line)["epoch"] for line in (run / METRICS).read_text().splitlines()] == [1, 2]
 
-    assert main(["publish", str(run), "--name=tiny", f"--store={store}", "--num-samples=20", "--device=cpu"]) == 0
-    output = capsys.readouterr().out
+    scoring = ["--num-samples=20", "--encoder-samples=10", "--device=cpu"]
+    assert main(["publish", str(run), "--name=tiny", f"--store={store}", *scoring]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert "proposal laplace, 20 samples" in output
+    assert "proposal encoder, 10 samples" in output
     assert "ONNX and PyTorch differ by at most" in output
     assert f"published {store}/tiny/1" in output
     assert list_versions(store) == {"tiny": [1]}
 
     for model in (run, store / "tiny", store / "tiny" / "1"):
-        options = [f"--data={digits}", "--num-samples=20", "--proposal=encoder", "--device=cpu"]
+        options = [f"--data={digits}", "--num-samples=20", "--device=cpu"]
         assert main(["evaluate", str(model), *options]) == 0
         output = capsys.readouterr().out
         assert f"{model} on digits.npz: 100 images; importance sampling" in output
@@ -79,6 +86,55 @@ def test_images_without_a_test_part_are_scored_whole(
     assert "on some.npy: 7 images" in capsys.readouterr().out
 
 
+def test_a_run_is_scored_on_the_test_images_it_held_out(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(digits) as arrays:
+        np.save(tmp_path / "whole.npy", arrays["train"])
+        np.save(tmp_path / "other.npy", arrays["train"][::-1])
+    run, store = tmp_path / "run", tmp_path / "store"
+    scoring = ["--num-samples=4", "--device=cpu"]
+    assert main(fit_arguments(tmp_path / "whole.npy", run)) == 0
+    assert main(["publish", str(run), "--name=whole", f"--store={store}", "--encoder-samples=0", *scoring]) == 0
+    capsys.readouterr()
+    test = split(read_source(tmp_path / "whole.npy"), open_run(run).description.configuration).test
+    np.save(tmp_path / "test.npy", test)
+    assert main(["evaluate", str(run), f"--data={tmp_path / 'test.npy'}", *scoring]) == 0
+    figures = capsys.readouterr().out.splitlines()[1:]
+    for model in (run, store / "whole"):
+        assert main(["evaluate", str(model), f"--data={tmp_path / 'whole.npy'}", *scoring]) == 0
+        title, *lines = capsys.readouterr().out.splitlines()
+        assert f"{model} on the part of whole.npy that was held out of training as its test: 20 images" in title
+        assert lines == figures
+    assert main(["evaluate", str(run), f"--data={tmp_path / 'other.npy'}", *scoring]) == 0
+    assert "on other.npy: 200 images" in capsys.readouterr().out
+
+
+def test_too_few_calibration_images_are_warned_of(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(fit_arguments(digits, run, "--num-calibration=12")) == 0
+    capsys.readouterr()
+    scoring = ["--num-samples=4", "--encoder-samples=0", "--device=cpu"]
+    assert main(["publish", str(run), "--name=tiny", f"--store={tmp_path / 'store'}", *scoring]) == 0
+    assert capsys.readouterr().err == (
+        "warning: only 12 calibration images: the smallest p-value is 0.077, so alpha = 0.05 never fires; "
+        "19 are needed\n"
+    )
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_the_number_of_samples_is_the_proposals_own(
+    finished_run: Run, tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str], proposal: str
+) -> None:
+    with np.load(digits) as arrays:
+        np.save(tmp_path / "one.npy", arrays["test"][:1])
+    arguments = ["evaluate", str(finished_run.folder), f"--data={tmp_path / 'one.npy'}", f"--proposal={proposal}"]
+    assert main([*arguments, "--device=cpu"]) == 0
+    assert f"proposal {proposal}, {DEFAULT_NUM_SAMPLES[proposal]} samples" in capsys.readouterr().out
+
+
 def test_divergence_is_an_error_with_the_step(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = fit_arguments(digits, tmp_path / "run", "--learning-rate=1e30", "--warm-up-epochs=0")
     assert "the loss is nan at step" in refused(capsys, arguments)
@@ -102,8 +158,13 @@ def test_errors_of_the_users_making(
     error = refused(capsys, ["evaluate", run, f"--data={tmp_path / 'small.npy'}"])
     assert "images: [1, 4, 4] each, but the model takes [1, 28, 28]" in error
     (tmp_path / "file").write_text("where a folder belongs")
-    error = refused(capsys, ["publish", run, "--name=tiny", f"--store={tmp_path / 'file'}", "--num-samples=2"])
+    error = refused(capsys, ["publish", run, "--name=tiny", f"--store={tmp_path / 'file'}", "--num-samples=4"])
     assert "file" in error
+    error = refused(capsys, ["publish", run, "--name=tiny", "--num-samples=2"])
+    assert "num_samples is 2; the proposal laplace takes at least 4" in error
+    assert "the proposal laplace" in refused(capsys, ["evaluate", run, f"--data={digits}", "--num-samples=2"])
+    (tmp_path / "images.npy").write_bytes(b"\x93NUMPY\x01\0\x02\0(\n")
+    assert "images.npy: not a readable array file" in refused(capsys, fit_arguments(tmp_path / "images.npy", out))
 
 
 @pytest.mark.parametrize(
@@ -136,3 +197,14 @@ def test_help_shows_every_option_and_its_default(capsys: pytest.CaptureFixture[s
         assert f"--{field.name.replace('_', '-')} " in text
         if field.default is not None:
             assert f"(default: {field.default})" in text
+
+
+@pytest.mark.parametrize("command", ["evaluate", "publish"])
+def test_help_tells_how_images_are_scored(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: None)" not in text
+    assert "where samples come from (default: laplace)" in text
+    for proposal, num_samples in DEFAULT_NUM_SAMPLES.items():
+        assert f"{num_samples} by {proposal}" in text

@@ -95,3 +95,9 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_path_is_left_alone(tmp_path: Path) -> None:
     assert locate(str(tmp_path)) == tmp_path
     assert set(KNOWN_DATA_SETS) == {"mnist", "fashion-mnist"}
+
+
+def test_a_leading_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("~/my images") == tmp_path / "my images"
+    assert locate("~other/images") == Path("~other/images")

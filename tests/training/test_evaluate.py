@@ -19,7 +19,7 @@ PROTOCOL = Protocol("encoder", num_samples=60, seed=3)
 
 @pytest.fixture(scope="module")
 def model(finished_run: Run, runtime: Runtime) -> Model:
-    description = describe(finished_run.description, "tiny", num_samples=1)
+    description = describe(finished_run.description, "tiny", PROTOCOL)
     return load_engine(description, export(load_model(finished_run)[0]), runtime=runtime)
 
 
@@ -35,6 +35,7 @@ def test_the_figures_are_those_of_the_engine(model: Model, splits: DataSplits) -
     assert evaluation.num_images == 100
     assert "proposal encoder, 60 samples, seed 3" in evaluation.protocol
     assert "binarised once, afresh" in evaluation.protocol
+    assert "ELBO under the encoder" in evaluation.protocol
 
 
 def test_the_figures_as_metrics(model: Model, splits: DataSplits) -> None:

@@ -1,3 +1,4 @@
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,15 +7,27 @@ import pytest
 import torch
 
 from model_store import StoreError, list_versions, open_version
+from service.engine.anomaly import conformal_p_value
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from training.data import DataSplits
 from training.errors import ParityError, RunError
-from training.evaluate import in_unit_interval
-from training.publication import Publication, load_model, open_stored, publish_run
+from training.evaluate import Protocol, in_unit_interval
+from training.publication import (
+    ALPHA,
+    Publication,
+    few_calibration_images,
+    held_out_images,
+    load_model,
+    open_stored,
+    publish_run,
+)
 from training.run import Run, create_run
+from training.sources import Source
 from training.trainer import fit
+
+LAPLACE, FEW = Protocol("laplace", num_samples=40, seed=0), Protocol("encoder", num_samples=10, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +37,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def publication(store: Path, finished_run: Run, splits: DataSplits, runtime: Runtime) -> Publication:
-    return publish_run(finished_run, splits, name="tiny", store=store, num_samples=40, runtime=runtime)
+    return publish_run(
+        finished_run, splits, name="tiny", store=store, protocol=LAPLACE, encoder_samples=30, runtime=runtime
+    )
 
 
 def test_the_manifest_tells_what_was_done(publication: Publication, store: Path, finished_run: Run) -> None:
@@ -34,12 +49,17 @@ def test_the_manifest_tells_what_was_done(publication: Publication, store: Path,
     assert manifest.latent_dim == 6
     assert manifest.likelihood.kind == "bernoulli"
     assert manifest.preparation.binarisation == "dynamic"
+    assert publication.encoder_evaluation is not None
     assert {metric.name: metric.value for metric in manifest.metrics} == {
         "log_likelihood": publication.evaluation.log_likelihood,
+        "log_likelihood_encoder": publication.encoder_evaluation.log_likelihood,
         "elbo": publication.evaluation.elbo,
         "bits_per_dim": publication.evaluation.bits_per_dim,
     }
     assert manifest.metrics[0].num_images == 100
+    protocols = {metric.name: metric.protocol for metric in manifest.metrics}
+    assert "proposal laplace, 40 samples" in protocols["log_likelihood"]
+    assert "proposal encoder, 30 samples" in protocols["log_likelihood_encoder"]
     provenance = manifest.provenance
     assert provenance.data_set == f"digits.npz (pixels SHA-256 {finished_run.description.sha256})"
     assert provenance.configuration["epochs"] == 25
@@ -58,7 +78,7 @@ def test_the_calibration_is_what_a_request_would_get(
     publication: Publication, splits: DataSplits, runtime: Runtime
 ) -> None:
     protocol = publication.stored.manifest.calibration
-    assert (protocol.proposal, protocol.num_samples, protocol.seed, protocol.num_images) == ("encoder", 40, 0, 20)
+    assert (protocol.proposal, protocol.num_samples, protocol.seed, protocol.num_images) == ("laplace", 40, 0, 20)
     model = Model.open(publication.stored, runtime=runtime)
     record = complete(model.log_likelihood(in_unit_interval(splits.calibration), num_samples=40))
     assert np.allclose(record.log_likelihood, publication.stored.calibration["log_likelihood"], atol=1e-4)
@@ -78,10 +98,49 @@ def test_the_published_graphs_are_the_averaged_weights(
     assert publication.largest_difference < 1e-4
 
 
+@pytest.mark.parametrize(("proposal", "encoder_samples"), [("laplace", 0), ("encoder", 5)])
+def test_the_encoders_estimate_can_be_left_out(
+    tmp_path: Path, finished_run: Run, splits: DataSplits, runtime: Runtime, proposal: str, encoder_samples: int
+) -> None:
+    protocol, few = Protocol(proposal, num_samples=4, seed=0), replace(splits, test=splits.test[:5])
+    published = publish_run(
+        finished_run,
+        few,
+        name="tiny",
+        store=tmp_path,
+        protocol=protocol,
+        encoder_samples=encoder_samples,
+        runtime=runtime,
+    )
+    assert published.encoder_evaluation is None
+    names = [metric.name for metric in published.stored.manifest.metrics]
+    assert names == ["log_likelihood", "elbo", "bits_per_dim"]
+    assert published.stored.manifest.calibration.proposal == proposal
+
+
+def test_the_warning_is_of_the_engines_alpha_and_p_value() -> None:
+    assert inspect.signature(Model.anomaly_scores).parameters["alpha"].default == ALPHA
+    for num_images in range(1, 40):
+        smallest = conformal_p_value(np.array([1.0]), np.zeros(num_images))[0]
+        assert (few_calibration_images(num_images) is None) == (smallest <= ALPHA)
+
+
+def test_a_manifest_that_does_not_tell_the_split(publication: Publication) -> None:
+    provenance = publication.stored.manifest.provenance
+    other = provenance.model_copy(update={"configuration": {"method": "another program's"}})
+    sha256 = publication.stored.manifest.provenance.data_set.split()[-1].rstrip(")")
+    source = Source("digits", sha256, np.zeros((200, 1, 28, 28), np.uint8))
+    assert len(held_out_images(source, provenance)[0]) == 20
+    with pytest.raises(RunError, match="digits: the model was trained on these images"):
+        held_out_images(source, other)
+
+
 def test_publishing_again_adds_a_version(
     publication: Publication, store: Path, finished_run: Run, splits: DataSplits, runtime: Runtime
 ) -> None:
-    again = publish_run(finished_run, splits, name="tiny", store=store, num_samples=40, runtime=runtime)
+    again = publish_run(
+        finished_run, splits, name="tiny", store=store, protocol=LAPLACE, encoder_samples=30, runtime=runtime
+    )
     assert again.stored.manifest.version == 2
     assert again.evaluation == publication.evaluation
     assert again.stored.encoder == publication.stored.encoder
@@ -97,7 +156,7 @@ def test_graphs_that_differ_are_not_published(
 ) -> None:
     monkeypatch.setattr("training.export.PARITY_TOLERANCE", -1.0)
     with pytest.raises(ParityError, match="output 'mean' at batch 1 differs"):
-        publish_run(finished_run, splits, name="tiny", store=tmp_path, num_samples=10, runtime=runtime)
+        publish_run(finished_run, splits, name="tiny", store=tmp_path, protocol=FEW, encoder_samples=0, runtime=runtime)
     assert list_versions(tmp_path) == {}
     assert list(tmp_path.iterdir()) == []
 
@@ -107,7 +166,7 @@ def test_an_unfinished_run_is_not_published(
 ) -> None:
     run = create_run(tmp_path / "run", finished_run.description)
     with pytest.raises(RunError, match="no epoch has finished yet"):
-        publish_run(run, splits, name="tiny", store=tmp_path, num_samples=10, runtime=runtime)
+        publish_run(run, splits, name="tiny", store=tmp_path, protocol=FEW, encoder_samples=0, runtime=runtime)
 
     def stop(figures: object, model: object) -> None:
         raise KeyboardInterrupt
@@ -115,7 +174,7 @@ def test_an_unfinished_run_is_not_published(
     with pytest.raises(KeyboardInterrupt):
         fit(run, splits, device=torch.device("cpu"), on_epoch=stop)
     with pytest.raises(RunError, match="1 of 25 epochs are done"):
-        publish_run(run, splits, name="tiny", store=tmp_path, num_samples=10, runtime=runtime)
+        publish_run(run, splits, name="tiny", store=tmp_path, protocol=FEW, encoder_samples=0, runtime=runtime)
 
 
 def test_other_data_than_the_runs_is_refused(
@@ -123,4 +182,4 @@ def test_other_data_than_the_runs_is_refused(
 ) -> None:
     other = replace(splits, sha256="0" * 64)
     with pytest.raises(RunError, match=r"was not trained on these images of digits\.npz"):
-        publish_run(finished_run, other, name="tiny", store=tmp_path, num_samples=10, runtime=runtime)
+        publish_run(finished_run, other, name="tiny", store=tmp_path, protocol=FEW, encoder_samples=0, runtime=runtime)

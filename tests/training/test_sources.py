@@ -1,4 +1,5 @@
 import gzip
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,7 @@ def test_npz_without_a_training_array(tmp_path: Path) -> None:
         (np.zeros((6, 32, 32, 3), np.uint8), "channels come second"),
         (TRAIN.astype(np.int64), "is int64; pixels are 8-bit"),
         (TRAIN / 200.0, r"not in \[0, 1\]"),
+        (TRAIN * 1e300, r"not in \[0, 1\]"),
         (np.full((2, 4, 3), np.nan), r"not in \[0, 1\]"),
         (TRAIN[:0], "the train part holds no pixels"),
         (np.zeros_like(TRAIN), "every pixel of every image is 0"),
@@ -210,6 +212,63 @@ def test_a_truncated_array_file_is_named(tmp_path: Path, name: str) -> None:
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(DataError, match=rf"{name}: not a readable array file"):
         read_source(file)
+
+
+def _npy_with_header(header: str, content: bytes = b"") -> bytes:
+    padded = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\0" + len(padded).to_bytes(2, "little") + padded + content
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "(",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 1000000000)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999999, 1)}",
+        "{'descr': [], 'fortran_order': False, 'shape': (1,)}",
+        "{" + " " * 20_000 + "}",
+    ],
+    ids=["unclosed", "huge shape", "shape beyond 64 bits", "no type", "long"],
+)
+def test_a_lying_header_is_refused_by_name(tmp_path: Path, header: str) -> None:
+    (tmp_path / "images.npy").write_bytes(_npy_with_header(header, TRAIN.tobytes()))
+    with pytest.raises(DataError, match=r"images\.npy: ") as caught:
+        read_source(tmp_path / "images.npy")
+    assert "\n" not in str(caught.value)
+
+
+# NumPy remarks on headers that look like Python 2's and on types by old names, and reads on.
+@pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file:UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["8-bit npy", "float npy", "npz", "compressed npz"])
+def test_broken_bytes_are_refused_by_name_or_read(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"images.{kind[-3:]}"
+    with file.open("wb") as stream:
+        if kind.endswith("npy"):
+            np.save(stream, TRAIN if kind == "8-bit npy" else TRAIN / 255)
+        else:
+            (np.savez if kind == "npz" else np.savez_compressed)(stream, train=TRAIN, test=TEST)
+    whole = file.read_bytes()
+    mutations = np.random.default_rng(3)
+    refused = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(mutations.integers(1, 4)):
+            end = len(content) if mutations.random() < 0.5 else 100  # a header is worth half of them
+            content[mutations.integers(0, end)] = mutations.choice(np.frombuffer(b"([{'\"0129, \0\xff\x7f", np.uint8))
+        file.write_bytes(content[: mutations.integers(1, len(content))] if mutations.random() < 0.1 else content)
+        try:
+            read_source(file)
+        except DataError as error:
+            assert error.file == file  # noqa: PT017 (some are read after all)
+            refused += 1
+    assert refused > 100
+
+
+def test_a_zip_of_something_else_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.npz", "w") as archive:
+        archive.writestr("train", b"a text")
+    with pytest.raises(DataError, match=r"images\.npz: 'train' is not an array"):
+        read_source(tmp_path / "images.npz")
 
 
 def test_what_is_not_there_or_not_known(tmp_path: Path) -> None:
