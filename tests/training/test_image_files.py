@@ -52,9 +52,7 @@ def _turned(orientation: int) -> Image.Exif:
     return exif
 
 
-def _both(
-    folder: Path, image: Image.Image, suffix: str, options: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
+def _both(folder: Path, image: Image.Image, suffix: str, options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The pixels [C, H, W] in [0, 1] that training reads from a file, and those that the service reads."""
     file = folder / f"image{suffix}"
     image.save(file, **options)
