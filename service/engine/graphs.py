@@ -65,8 +65,10 @@ class DecoderGraphs:
     def mixture_log_weight(self, shares: Sequence[float]) -> bytes:
         """The log weight of samples from a mixture of J Gaussians around one mode, and the encoder's as the last.
 
-        Gaussian j has the axes of `basis` U (its columns) and a scale along each: z = mode + (scale_j·noise)·Uᵀ. The
-        encoder's is z = mean + exp(log_var / 2)·noise. `chosen` [1, K, J + 1] has a single 1 a sample, at the part that
+        Gaussian j has the axes of `basis` U (its columns) and a scale s along each: z = mode + noise·U·diag(s)·Uᵀ. That
+        root of the covariance is a smooth function of it; without the first U, axes of nearly equal scale could turn
+        freely, and rounding would decide which samples are drawn. The encoder's is z = mean + exp(log_var / 2)·noise.
+        `chosen` [1, K, J + 1] has a single 1 a sample, at the part that
         drew it; whichever it was, `log_weight` divides by the density of the whole mixture (the balance heuristic of
         Veach and Guibas 1995), and `encoder_log_weight` by the encoder's.
 
@@ -84,7 +86,8 @@ class DecoderGraphs:
         from_encoder = builder.add("Add", MEAN, builder.add("Mul", scale, NOISE))  # [B, K, D]
         parts = builder.slice(CHOSEN, 0, count, axis=2)  # [1, K, J]
         by_encoder = builder.slice(CHOSEN, count, count + 1, axis=2)  # [1, K, 1]
-        along_axes = builder.add("Mul", NOISE, builder.add("MatMul", parts, SCALES))  # [B, K, D]; 0 for the encoder's
+        turned = builder.add("MatMul", NOISE, BASIS)  # [B, K, D]
+        along_axes = builder.add("Mul", turned, builder.add("MatMul", parts, SCALES))  # [B, K, D]; 0 for the encoder's
         back = builder.add("Transpose", BASIS, perm=[0, 2, 1])
         from_mode = builder.add("Add", MODE, builder.add("MatMul", along_axes, back))  # [B, K, D]
         shift = builder.add("Mul", by_encoder, builder.add("Sub", from_encoder, MODE))

@@ -195,13 +195,13 @@ def _try(climb: _Climb, active: NDArray[np.intp], newton: Array, evaluate: Evalu
 
 
 def positive_definite(matrix: Array) -> Array:
-    """Raise every eigenvalue below MIN_PRECISION to it: [n, A, A] → [n, A, A]. What is positive definite stays."""
+    """Raise every eigenvalue below MIN_PRECISION to it: [n, A, A] → [n, A, A]; a matrix without any keeps its bits."""
     try:
         np.linalg.cholesky(matrix - MIN_PRECISION * np.eye(matrix.shape[-1]))
     except np.linalg.LinAlgError:
         eigenvalues, vectors = np.linalg.eigh(matrix)
-        raised = np.maximum(eigenvalues, MIN_PRECISION)
-        return np.asarray((vectors * raised[:, None]) @ vectors.transpose(0, 2, 1))
+        raised = (vectors * np.maximum(eigenvalues, MIN_PRECISION)[:, None]) @ vectors.transpose(0, 2, 1)
+        return np.where((eigenvalues < MIN_PRECISION).any(axis=1)[:, None, None], raised, matrix)
     return matrix
 
 
@@ -256,12 +256,15 @@ def _take(at: Evaluation, rows: NDArray[np.bool_]) -> Evaluation:
     return Evaluation(at.value[rows], at.gradient[rows], at.information[rows])
 
 
+# Products are written so that an image's digits are the same in a batch of any size; einsum's are not.
+
+
 def _dot(a: Array, b: Array) -> Array:
-    return np.asarray(np.einsum("nd,nd->n", a, b))
+    return np.asarray((a * b).sum(axis=-1))
 
 
 def _times(matrix: Array, vector: Array) -> Array:
-    return np.asarray(np.einsum("nde,ne->nd", matrix, vector))
+    return np.asarray((matrix @ vector[..., None])[..., 0])
 
 
 def _outer(a: Array, b: Array) -> Array:

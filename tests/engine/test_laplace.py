@@ -1,11 +1,12 @@
 """The Laplace proposal against exact posteriors, and where it has nothing to go by."""
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model_store import ImageShape, PixelPreparation
+from model_store import BUNDLED, ImageShape, PixelPreparation, open_version
 from service.engine.chunks import complete
 from service.engine.estimate import LogLikelihood
 from service.engine.laplace import MIN_PRECISION, PATTERN, SHARES, Evaluation, Modes, find_modes, positive_definite
@@ -84,6 +85,21 @@ def test_an_images_estimate_does_not_depend_on_its_batch(shape: ImageShape) -> N
     for index in (0, 31, 63):
         alone = complete(model.log_likelihood(x[index : index + 1]))
         np.testing.assert_allclose(alone.log_likelihood, together.log_likelihood[index], atol=1e-3)
+
+
+def test_the_bundled_models_estimates_do_not_depend_on_the_batch_even_far_outside() -> None:
+    """A climb of fifty steps must not let a last bit that differs grow: bit by bit, on the CPU."""
+    model = Model.open(open_version(BUNDLED, "mnist"), runtime=Runtime("cpu"))
+    with np.load(Path(__file__).parents[1] / "data" / "digits.npz", allow_pickle=False) as archive:
+        digits = archive["test"][:8, None].astype(np.float32) / np.float32(255)
+    noise = (np.random.default_rng(0).random((8, 1, 28, 28)) < 0.5).astype(np.float32)
+    pixels = np.concatenate([digits, digits[:, :, ::-1], noise])
+    together = complete(model.log_likelihood(pixels))
+    for index in (0, 5, 9, 15, 16, 20, 23):
+        alone = complete(model.log_likelihood(pixels[index : index + 1]))
+        assert alone.log_likelihood[0] == together.log_likelihood[index]
+    fewer = complete(model.log_likelihood(pixels[10:20]))
+    np.testing.assert_array_equal(fewer.log_likelihood, together.log_likelihood[10:20])
 
 
 def test_far_outside_it_still_converges_and_seeds_agree() -> None:
