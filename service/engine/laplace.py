@@ -201,7 +201,8 @@ def positive_definite(matrix: Array) -> Array:
     except np.linalg.LinAlgError:
         eigenvalues, vectors = np.linalg.eigh(matrix)
         raised = (vectors * np.maximum(eigenvalues, MIN_PRECISION)[:, None]) @ vectors.transpose(0, 2, 1)
-        return np.where((eigenvalues < MIN_PRECISION).any(axis=1)[:, None, None], raised, matrix)
+        low = np.asarray((eigenvalues < MIN_PRECISION).any(axis=1))
+        return np.where(low[:, None, None], raised, matrix)
     return matrix
 
 
