@@ -68,13 +68,19 @@ def score(url: str, num_images: int, num_samples: int) -> httpx2.Response:
     return httpx2.post(route, content=body, headers=NPY, timeout=120)
 
 
+def start_long_job(url: str) -> tuple[threading.Thread, list[httpx2.Response]]:
+    """Ask for a million rows in a thread, and return once the service has accepted them."""
+    answers: list[httpx2.Response] = []
+    job = threading.Thread(target=lambda: answers.append(score(url, 200, 5000)))
+    job.start()
+    while "queued_rows 1e+06" not in httpx2.get(f"{url}/metrics").text:
+        assert job.is_alive()
+    return job, answers
+
+
 def test_liveness_and_short_requests_are_answered_while_a_long_one_runs(start: Start) -> None:
     url = address(start())
-    answers: list[httpx2.Response] = []
-    long = threading.Thread(target=lambda: answers.append(score(url, 200, 5000)))
-    long.start()
-    while "queued_rows 1e+06" not in httpx2.get(f"{url}/metrics").text:
-        assert long.is_alive()
+    long, answers = start_long_job(url)
     for _ in range(5):
         assert httpx2.get(f"{url}/livez").status_code == 200
         assert score(url, 1, 10).status_code == 200
@@ -87,11 +93,7 @@ def test_liveness_and_short_requests_are_answered_while_a_long_one_runs(start: S
 def test_sigterm_finishes_accepted_work_refuses_new_and_exits_0(start: Start) -> None:
     process = start()
     url = address(process)
-    answers: list[httpx2.Response] = []
-    accepted = threading.Thread(target=lambda: answers.append(score(url, 200, 5000)))
-    accepted.start()
-    while "queued_rows 1e+06" not in httpx2.get(f"{url}/metrics").text:
-        assert accepted.is_alive()
+    accepted, answers = start_long_job(url)
     process.send_signal(signal.SIGTERM)
     while (ready := httpx2.get(f"{url}/readyz")).status_code == 200:
         pass
@@ -125,11 +127,7 @@ def test_work_of_a_client_that_went_away_is_dropped(start: Start) -> None:
 def test_work_past_the_drain_is_answered_with_503(start: Start) -> None:
     process = start(drain_seconds=0.2)
     url = address(process)
-    answers: list[httpx2.Response] = []
-    accepted = threading.Thread(target=lambda: answers.append(score(url, 200, 5000)))
-    accepted.start()
-    while "queued_rows 1e+06" not in httpx2.get(f"{url}/metrics").text:
-        assert accepted.is_alive()
+    accepted, answers = start_long_job(url)
     process.send_signal(signal.SIGTERM)
     accepted.join()
     assert answers[0].status_code == 503
