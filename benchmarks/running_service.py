@@ -1,6 +1,6 @@
 """The running service: `/livez` beside a long request, one image's latency, memory of a large request.
 
-python benchmarks/service.py
+python benchmarks/running_service.py
 
 The service runs in a process of its own, with the bundled model and default settings.
 """
