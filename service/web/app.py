@@ -34,6 +34,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[], None] = lambda: N
             try:
                 await asyncio.to_thread(backend.load)
             except Exception as error:  # noqa: BLE001 - logged, then the process ends
+                backend.state = "failed"
                 _log.error("the models cannot be served", reason=str(error), kind=type(error).__name__)
                 on_failure()
 

@@ -47,23 +47,20 @@ class Backend:
             ExecutionProviderError: the wanted provider cannot be used.
         """
         settings = self.settings
-        try:
-            runtime = Runtime(settings.execution_provider, settings.num_threads)
-            self._runtime = runtime
-            if runtime.fallback_reason:
-                _log.info("running on the CPU", reason=runtime.fallback_reason)
-            versions = self.versions()
-            if not versions:
-                raise StoreError(f"{settings.model_store}: the model store holds no model")
-            if settings.model is not None and settings.model not in versions:
-                raise ModelNotFoundError(f"the store has no model {settings.model!r} (LOGPX_MODEL)")
-            for name, known in versions.items():
-                self.model(name, known[-1])
-            self._default_versions = {name: known[-1] for name, known in versions.items()}
-        except Exception:
-            self.state = "failed"
-            raise
-        self.state = "ready"
+        runtime = Runtime(settings.execution_provider, settings.num_threads)
+        self._runtime = runtime
+        if runtime.fallback_reason:
+            _log.info("running on the CPU", reason=runtime.fallback_reason)
+        versions = self.versions()
+        if not versions:
+            raise StoreError(f"{settings.model_store}: the model store holds no model")
+        if settings.model is not None and settings.model not in versions:
+            raise ModelNotFoundError(f"the store has no model {settings.model!r} (LOGPX_MODEL)")
+        for name, known in versions.items():
+            self.model(name, known[-1])
+        self._default_versions = {name: known[-1] for name, known in versions.items()}
+        if self.state == "starting":  # a signal may have come meanwhile
+            self.state = "ready"
         _log.info("ready", models=versions, provider=runtime.provider)
 
     def versions(self) -> dict[str, list[int]]:

@@ -39,7 +39,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.rows = Counter("logpx_rows", "images × samples computed", ["model", "version"], registry=self.registry)
+        self.rows = Counter(
+            "logpx_rows", "images × samples of finished requests, at most", ["model", "version"], registry=self.registry
+        )
         self.estimates = Counter(
             "logpx_estimates",
             "log-likelihood estimates, by whether they were reliable",
