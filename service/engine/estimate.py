@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.pareto import pareto_k
+from service.engine.pareto import Tail, fit_tail
 
 MAX_RELIABLE_STD_ERROR = 0.5
 
@@ -21,7 +21,10 @@ class LogLikelihood:
     bits_per_dim: NDArray[np.float64]
     """−log P(x) / (C·H·W·ln 2), in bits."""
     std_error: NDArray[np.float64]
-    """sd(w) / (mean(w)·√K), the delta method's; NaN for a single sample."""
+    """sd(w) / (mean(w)·√K), the delta method's, where sd counts what the tail holds beyond the samples.
+
+    The plain sample sd is too small just when the largest weights were not drawn; see `Tail.mean_square`. NaN for a
+    single sample."""
     elbo: NDArray[np.float64]
     """The evidence lower bound under the encoder, whatever the proposal."""
     posterior_gap: NDArray[np.float64]
@@ -63,15 +66,14 @@ def estimate(
     num_samples = log_weight.shape[-1]
     highest = log_weight.max(axis=-1, keepdims=True)
     shift = np.where(np.isfinite(highest), highest, 0)
+    tail = fit_tail(log_weight)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         weight = np.exp(log_weight - shift)  # [B, K]
         total = weight.sum(axis=-1)
         log_likelihood = np.log(total) + shift[..., 0] - math.log(num_samples)
         effective_sample_size = total**2 / (weight**2).sum(axis=-1)
-        variance = weight.var(axis=-1, ddof=1) if num_samples > 1 else np.full_like(total, np.nan)
-        std_error = np.sqrt(variance * num_samples) / total
+        std_error = np.sqrt(_variance(weight, tail) * num_samples) / total
         posterior_gap = log_likelihood - elbo
-    tail_shape = pareto_k(log_weight)
     return LogLikelihood(
         log_likelihood=log_likelihood,
         std_error=std_error,
@@ -79,11 +81,24 @@ def estimate(
         posterior_gap=posterior_gap,
         bits_per_dim=-log_likelihood / (num_pixels * math.log(2)),
         effective_sample_size=effective_sample_size,
-        pareto_k=tail_shape,
+        pareto_k=tail.shape,
         num_samples=np.full(total.shape, num_samples),
         proposal=np.full(total.shape, proposal),
-        reliable=is_reliable(tail_shape, std_error, num_samples),
+        reliable=is_reliable(tail.shape, std_error, num_samples),
     )
+
+
+def _variance(weight: NDArray[np.float64], tail: Tail) -> NDArray[np.float64]:
+    """Variance of weights [B, K], the largest being 1 → [B]: the sample's, or more where the tail's fit says more."""
+    num_samples = weight.shape[-1]
+    if num_samples < 2:
+        return np.full(len(weight), np.nan)
+    variance = weight.var(axis=-1, ddof=1)
+    if not tail.size:
+        return np.asarray(variance)
+    drawn = (np.partition(weight, num_samples - tail.size, axis=-1)[:, num_samples - tail.size :] ** 2).mean(axis=-1)
+    beyond = np.fmax(tail.mean_square() - drawn, 0)
+    return np.asarray(variance + beyond * tail.size / num_samples)
 
 
 def evidence_lower_bound(encoder_log_weight: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from service.engine.chunks import Chunks
 from service.engine.estimate import LogLikelihood, estimate, evidence_lower_bound
-from service.engine.laplace import SHARES, Array, Evaluation, Mixture, Modes, find_modes, mixture
+from service.engine.laplace import SHARES, Mixture, mixture
 from service.engine.proposal import DiagonalGaussian
 from service.engine.sampling import Floats, Sampler, balanced, part_of
+from service.engine.search import Search
 
 Indices = NDArray[np.intp]
-_FAMILIAR_STEPS = 5
 _BLOCK_IMAGES = 256
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
@@ -42,7 +42,7 @@ class Estimator:
     def __init__(self, sampler: Sampler, *, num_pixels: int, max_steps: int) -> None:
         self._sampler = sampler
         self._num_pixels = num_pixels
-        self._max_steps = max_steps
+        self._search = Search(sampler, max_steps=max_steps)
 
     def log_likelihood(
         self,
@@ -115,45 +115,16 @@ class Estimator:
             zeros = np.zeros_like(posterior.mean)
             return _Plan(draw_prior, np.full(len(x), proposal), every, mixture=False)
 
-        modes = yield from self._modes(x, posterior)
-        gaussians: Mixture = mixture(modes, posterior)
+        modes, gaussians = yield from self._search.fit(x, posterior)
+        around: Mixture = mixture(gaussians, modes.usable, posterior)
         encoder_part = len(SHARES) - 1
 
         def draw_mixture(images: Indices, start: int, stop: int) -> Chunks[tuple[Floats, Floats]]:
             part = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
             by_mixture, by_encoder = yield from sampler.mixture_log_weights(
-                x[images], part, gaussians.take(images), seed=seed, start=start, stop=stop
+                x[images], part, around.take(images), seed=seed, start=start, stop=stop
             )
             return by_mixture, by_encoder[:, part_of(start, stop) == encoder_part]
 
         used = np.where(modes.usable, "laplace", "encoder")
         return _Plan(draw_mixture, used, modes.converged | ~modes.usable, mixture=True)
-
-    def _modes(self, x: Floats, posterior: DiagonalGaussian) -> Chunks[Modes]:
-        """The posterior's mode for each image: [B, P] → modes in all D dimensions.
-
-        First in the dimensions that familiar images need; what has not converged in a few tries goes on in all.
-        """
-        sampler = self._sampler
-        latent_dim = posterior.mean.shape[1]
-
-        def climb(images: Indices, start: Array, max_steps: int) -> Chunks[Modes]:
-            def evaluate(chosen: Indices, points: Array) -> Chunks[Evaluation]:
-                return sampler.evaluate(x[images[chosen]], points)
-
-            def values(chosen: Indices, points: Array) -> Chunks[Array]:
-                return sampler.log_likelihoods(x[images[chosen]], points)
-
-            return find_modes(start, evaluate=evaluate, values=values, max_steps=max_steps)
-
-        every, dimensions = np.arange(len(x)), sampler.familiar_dimensions
-        start = posterior.mean.astype(np.float64)
-        if len(dimensions) == latent_dim:
-            return (yield from climb(every, start, self._max_steps))
-        tries = min(_FAMILIAR_STEPS, self._max_steps)
-        first = yield from climb(every, start[:, dimensions], tries)
-        modes = first.spread(dimensions, latent_dim)
-        strange = np.flatnonzero(~modes.converged)
-        if not len(strange) or tries == self._max_steps:
-            return modes
-        return modes.replaced(strange, (yield from climb(strange, modes.mode[strange], self._max_steps - tries)))

@@ -1,29 +1,31 @@
-"""The Laplace proposal: climb from the encoder's mean to the mode of p(z|x), and take its curvature there.
+"""The Laplace proposal: Gaussians around the mode of p(z|x), made to fit where the posterior's mass is.
 
-Importance sampling from the encoder is low by whole nats where the encoder has not learned to infer (Wu et al. 2017,
-arXiv 1611.04273). The posterior's own mode and curvature depend on no training. Steps are damped Gauss-Newton; far from
-the training set the residuals are large and Gauss-Newton alone crawls, so the part of the Hessian that it leaves out is
-learned from the gradients along the way (the structured secant update of Dennis, Gay, Welsch 1981, ACM TOMS 7:348, with
-their sizing). The same part then widens or narrows the proposal.
+Classical Laplace takes mode and curvature at one point. In many dimensions a posterior's mass lies √A standard
+deviations away from its mode, and there two things are looked at, with a few dozen decoder rows:
+
+- The centre. A skewed posterior has its mean beside its mode. A two-level screening design with fold-over (the signs of
+  a Hadamard matrix and their opposites, Box and Wilson 1951; Plackett and Burman 1946) tells the slope along every axis
+  apart from all curvature, and the centre moves by it.
+- The curvature. Where the design's values differ by more than a Gaussian's would, the Hessian that Gauss-Newton and the
+  climb's secants gave is not the posterior's; it is measured in full, by second differences one standard deviation
+  wide. Images unlike the training set need this, familiar ones seldom.
 
 A second mode, far from the one the climb finds, is covered only by the encoder's share of the samples: where the
 encoder misses it too, the estimate is low and nothing shows it.
 
-Everything here is NumPy in float64 on small matrices; the decoder is behind `evaluate`.
+Everything here is NumPy in float64 on small matrices; the decoder is behind `values`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.chunks import Chunks
+from service.engine.climb import MIN_PRECISION, Array, Modes, Values, joint, positive_definite, solve, times
 from service.engine.proposal import DiagonalGaussian
 
-Array = NDArray[np.float64]
-TOLERANCE = 0.05
-"""Nats that one more Newton step may still gain for a mode to count as found."""
 WIDTHS = (1.0, 1.4, 2.0)
 """Of the proposal's Gaussians: the likelihood's part of the precision is divided by each squared.
 
@@ -33,182 +35,160 @@ SHARES = (0.6, 0.2, 0.1, 0.1)
 """Of the samples, for each width; the last is the encoder's."""
 PATTERN = (0, 3, 1, 2, 0, 0, 1, 0, 0, 0)
 """Which part draws sample k, by k modulo 10; any four samples that open a request have one of each."""
-MIN_PRECISION = 0.5
-"""Least precision in any direction; the prior's is 1, so the proposal is never much wider than the prior."""
-_SHORTER_STEPS = np.array([0.5, 0.2, 0.05])
-_MAX_DAMPING = 1e5
+MAX_SPREAD = 1.5
+"""Nats by which log p(x, z) may differ over the design, beyond its slope, before the Hessian is measured."""
+_LEAST_PRECISION = 1.05
+"""Axes along which the image tells less than this, the prior's being 1, are the prior's: nothing to correct."""
+_MAX_MEASURED_AXES = 128
+_SHIFT = 0.4
+"""How far, in standard deviations along an axis, a mean is expected to lie from its mode."""
+_TEMPER = 0.3
+_PIECE = 256
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The log likelihood around points z, for n images: value [n], gradient [n, A], information [n, A, A]."""
+class Gaussians:
+    """N(centre, axes·diag(1/precisions)·axesᵀ), one an image: [B, A], [B, A], [B, A, A]; axes are columns."""
 
-    value: Array
-    gradient: Array
-    information: Array
+    centre: Array
+    precisions: Array
+    axes: Array
 
+    @staticmethod
+    def around(centre: Array, precision: Array) -> "Gaussians":
+        """Of these precision matrices [B, A, A]; the axis that the image tells most of comes first."""
+        precisions, axes = np.linalg.eigh(precision)
+        return Gaussians(centre, precisions[:, ::-1], axes[:, :, ::-1])
 
-Evaluate = Callable[[NDArray[np.intp], Array], Chunks[Evaluation]]
-"""Images by index [n] and points [n, A] → Evaluation. A ≤ D: dimensions that the decoder ignores are left out."""
-Values = Callable[[NDArray[np.intp], Array], Chunks[Array]]
-"""Images by index [n] and points [n, K, A] → log likelihoods [n, K]."""
+    def take(self, images: NDArray[np.intp]) -> "Gaussians":
+        """Those of these images."""
+        return Gaussians(self.centre[images], self.precisions[images], self.axes[images])
+
+    @staticmethod
+    def join(parts: Sequence["Gaussians"]) -> "Gaussians":
+        """Images of several, in order."""
+        return Gaussians(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(parts[0])})
+
+    def spread(self, dimensions: NDArray[np.intp], latent_dim: int) -> "Gaussians":
+        """The same in all D dimensions; in those left out it is the prior."""
+        count, left_out = len(self.centre), np.setdiff1d(np.arange(latent_dim), dimensions)
+        order = np.concatenate([dimensions, left_out])
+        centre, precisions = np.zeros((count, latent_dim)), np.ones((count, latent_dim))
+        axes = np.zeros((count, latent_dim, latent_dim))
+        centre[:, dimensions], precisions[:, : len(dimensions)] = self.centre, self.precisions
+        axes[:, order, np.arange(latent_dim)] = 1
+        axes[np.ix_(np.arange(count), dimensions, np.arange(len(dimensions)))] = self.axes
+        return Gaussians(centre, precisions, axes)
 
 
 @dataclass(frozen=True)
-class Modes:
-    """Where the climb ended: mode [B, A], precision of p(z|x) there [B, A, A], and how it went, image by image."""
+class _Screening:
+    """What the design told of n images: the mean's shift [n, A], and the spread [n] that a Gaussian would not have."""
 
-    mode: Array
-    precision: Array
-    converged: NDArray[np.bool_]
-    """One more step would gain less than the tolerance."""
-    usable: NDArray[np.bool_]
-    """Values stayed finite, and the climb converged or at least rose."""
-    num_steps: NDArray[np.int64]
-
-    def spread(self, dimensions: NDArray[np.intp], latent_dim: int) -> "Modes":
-        """The same in all D dimensions; in those left out, the mode is 0 and the precision 1, as the prior's."""
-        mode = np.zeros((len(self.mode), latent_dim))
-        mode[:, dimensions] = self.mode
-        precision = np.broadcast_to(np.eye(latent_dim), (len(mode), latent_dim, latent_dim)).copy()
-        precision[np.ix_(np.arange(len(mode)), dimensions, dimensions)] = self.precision
-        return replace(self, mode=mode, precision=precision)
-
-    def replaced(self, images: NDArray[np.intp], by: "Modes") -> "Modes":
-        """The same, with other modes for these images; steps add up."""
-        columns = {item.name: getattr(self, item.name).copy() for item in fields(self)}
-        for name, column in columns.items():
-            column[images] = getattr(by, name) + (column[images] if name == "num_steps" else 0)
-        return Modes(**columns)
+    shift: Array
+    spread: Array
 
 
-@dataclass
-class _Climb:
-    """The state of all images; log p(x, z) without constants, and its derivatives, at the best point so far."""
-
-    point: Array  # [B, A]
-    value: Array  # [B]
-    gradient: Array  # [B, A]
-    information: Array  # [B, A, A]
-    secant: Array  # [B, A, A], what Gauss-Newton leaves out of the Hessian
-    damping: Array  # [B]
-    num_steps: NDArray[np.int64]  # [B]
-
-    def precision(self, images: NDArray[np.intp]) -> Array:
-        """Minus the Hessian of log p(x, z), made positive definite: [n, A, A]."""
-        prior = np.eye(self.point.shape[1])
-        return positive_definite(self.information[images] + self.secant[images] + prior)
-
-    def move(self, images: NDArray[np.intp], point: Array, at: Evaluation, value: Array) -> None:
-        """Take new points, and learn the Hessian's missing part from how the gradient changed."""
-        step = point - self.point[images]
-        gradient = at.gradient - point
-        fall = self.gradient[images] - gradient  # y, what minus the Hessian times the step should be
-        prior = np.eye(point.shape[1])
-        missing = fall - _times(at.information + prior, step)
-        secant, told = self.secant[images], _times(self.secant[images], step)
-        wanted, has = np.abs(_dot(step, missing)), np.abs(_dot(step, told))
-        size = np.where(self.num_steps[images] == 0, 1.0, np.minimum(1.0, wanted / np.maximum(has, 1e-12)))
-        error = missing - size[:, None] * told
-        along = np.where((_dot(step, fall) > 1e-8)[:, None], fall, step)
-        scale = np.maximum(_dot(along, step), 1e-12)[:, None, None]
-        update = (_outer(error, along) + _outer(along, error)) / scale
-        update -= _dot(error, step)[:, None, None] / scale**2 * _outer(along, along)
-        self.secant[images] = size[:, None, None] * secant + update
-        self.point[images], self.value[images], self.gradient[images] = point, value, gradient
-        self.information[images] = at.information
-        self.num_steps[images] += 1
+def approximate(modes: Modes, values: Values) -> Chunks[Gaussians]:
+    """The Gaussian nearest to each posterior: modes in A dimensions → Gaussians in A dimensions."""
+    images = np.arange(len(modes.mode))
+    gaussians = Gaussians.around(modes.mode, modes.precision)
+    screening = yield from _screen(images, gaussians, values)
+    centre, precisions, axes = modes.mode + screening.shift, gaussians.precisions.copy(), gaussians.axes.copy()
+    for image in np.flatnonzero(modes.usable & (screening.spread > MAX_SPREAD)):
+        one = images[image : image + 1]
+        precision = yield from _measured_precision(one, gaussians.take(one), values)
+        measured = Gaussians.around(modes.mode[one], precision)
+        again = yield from _screen(one, measured, values)
+        if again.spread[0] < screening.spread[image]:
+            centre[one] = modes.mode[one] + again.shift
+            precisions[one], axes[one] = measured.precisions, measured.axes
+    return Gaussians(centre, precisions, axes)
 
 
-def find_modes(start: Array, *, evaluate: Evaluate, values: Values, max_steps: int) -> Chunks[Modes]:
-    """Climb log p(x, z) from `start` [B, A] until each image has converged, is stuck, or has made `max_steps` tries.
+def _screen(images: NDArray[np.intp], gaussians: Gaussians, values: Values) -> Chunks[_Screening]:
+    """Look at each posterior one standard deviation up or down along all told axes at once, by a design of signs.
 
-    Familiar images take two or three tries. An image leaves the batch as soon as it is done.
+    The design has twice as many rows as the power of two above the number of axes, image by image.
     """
-    images = np.arange(len(start))
-    with np.errstate(all="ignore"):
-        at = yield from evaluate(images, start)
-        climb = _Climb(
-            point=start.copy(),
-            value=_joint(at.value, start),
-            gradient=at.gradient - start,
-            information=at.information.copy(),
-            secant=np.zeros_like(at.information),
-            damping=np.zeros(len(start)),
-            num_steps=np.zeros(len(start), np.int64),
-        )
-        finite = _finite(climb.value, at)
-        converged = np.zeros(len(start), np.bool_)
-        active = images[finite]
-        for _ in range(max_steps):
-            precision = climb.precision(active)
-            newton = _solve(precision, climb.gradient[active])
-            near = 0.5 * _dot(climb.gradient[active], newton) < TOLERANCE
-            converged[active[near]] = True
-            keep = ~near & (climb.damping[active] < _MAX_DAMPING)
-            active, precision, newton = active[keep], precision[keep], newton[keep]
-            if not len(active):
-                break
-            damping = climb.damping[active]
-            if damping.any():
-                precision = precision + damping[:, None, None] * np.eye(start.shape[1])
-                newton = _solve(precision, climb.gradient[active])
-            yield from _try(climb, active, newton, evaluate, values)
-        return Modes(
-            mode=climb.point,
-            precision=_final_precision(climb, finite),
-            converged=converged,
-            usable=finite & (converged | (climb.num_steps > 0)),
-            num_steps=climb.num_steps,
-        )
+    shift, spread = np.zeros_like(gaussians.centre), np.zeros(len(images))
+    told = gaussians.precisions > _LEAST_PRECISION  # [n, A], a beginning of each row
+    rows = 1 << np.array([int(count).bit_length() for count in told.sum(axis=1)], np.int64)
+    for size in np.unique(rows[rows > 1]):
+        chosen = np.flatnonzero(rows == size)
+        part = gaussians.take(chosen)
+        signs = hadamard(size, told.shape[1]) * told[chosen][:, None]  # [n, m, A]
+        steps = (signs / np.sqrt(part.precisions)[:, None]) @ part.axes.transpose(0, 2, 1)
+        points = part.centre[:, None] + np.concatenate([steps, -steps], axis=1)  # [n, 2m, A]
+        found = joint((yield from values(images[chosen], points)), points)
+        up, down = found[:, :size], found[:, size:]
+        finite = np.isfinite(up) & np.isfinite(down)
+        even, odd = np.where(finite, (up + down) / 2, -1e30), np.where(finite, (up - down) / 2, 0)
+        spread[chosen] = 1.4826 * np.median(np.abs(even - np.median(even, axis=1, keepdims=True)), axis=1)
+        shift[chosen] = _shift(even, odd, signs, part)
+    return _Screening(shift, spread)
 
 
-def _try(climb: _Climb, active: NDArray[np.intp], newton: Array, evaluate: Evaluate, values: Values) -> Chunks[None]:
-    """One step for each image: in full if that rises, else the best of some shorter ones, else more damping."""
-    start = climb.point[active]
-    point = start + newton
-    at = yield from evaluate(active, point)
-    value = _joint(at.value, point)
-    rises = (value > climb.value[active]) & _finite(value, at)
-    climb.move(active[rises], point[rises], _take(at, rises), value[rises])
-    eased = climb.damping[active[rises]] / 4
-    climb.damping[active[rises]] = np.where(eased < 0.05, 0, eased)
+def _shift(even: Array, odd: Array, signs: Array, gaussians: Gaussians) -> Array:
+    """The slope along each axis, by least squares, is how far the mean lies from the centre: [n, m] twice → [n, A].
 
-    failed, start, newton = active[~rises], start[~rises], newton[~rises]
-    if not len(failed):
-        return
-    points = start[:, None] + _SHORTER_STEPS[:, None] * newton[:, None]  # [n, 3, A]
-    found = yield from values(failed, points)
-    found = np.nan_to_num(_joint(found, points), nan=-np.inf)
-    best = found.argmax(axis=1)
-    value = found[np.arange(len(failed)), best]
-    rises = value > climb.value[failed]
-    climb.damping[failed] = np.where(
-        rises, np.maximum(2 * climb.damping[failed], 1), np.maximum(10 * climb.damping[failed], 5)
-    )
-    climb.secant[failed[~rises]] = 0
-    shorter, point = failed[rises], points[rises, best[rises]]
-    if len(shorter):
-        at = yield from evaluate(shorter, point)
-        fine = _finite(at.value, at)
-        climb.move(shorter[fine], point[fine], _take(at, fine), _joint(at.value, point)[fine])
+    Rows where the density has fallen steeply count less: no sample will be there. The slopes are drawn to zero by a
+    Gaussian prior, the more so along an axis that the image tells little of.
+    """
+    with np.errstate(over="ignore"):
+        weight = np.minimum(1, np.exp(_TEMPER * (even - np.quantile(even, 0.75, axis=1, keepdims=True))))
+    expected = _SHIFT * np.sqrt(np.maximum(1 - 1 / gaussians.precisions, 0))[:, None]  # [n, 1, A]
+    columns = signs * expected
+    gram = columns.transpose(0, 2, 1) @ (columns * weight[..., None]) + np.eye(signs.shape[-1])
+    slope = solve(gram, times(columns.transpose(0, 2, 1), weight * odd)) * expected[:, 0]
+    return times(gaussians.axes, slope / np.sqrt(gaussians.precisions))
 
 
-def positive_definite(matrix: Array) -> Array:
-    """Raise every eigenvalue below MIN_PRECISION to it: [n, A, A] → [n, A, A]; a matrix without any keeps its bits."""
-    try:
-        np.linalg.cholesky(matrix - MIN_PRECISION * np.eye(matrix.shape[-1]))
-    except np.linalg.LinAlgError:
-        eigenvalues, vectors = np.linalg.eigh(matrix)
-        raised = (vectors * np.maximum(eigenvalues, MIN_PRECISION)[:, None]) @ vectors.transpose(0, 2, 1)
-        low = np.asarray((eigenvalues < MIN_PRECISION).any(axis=1))
-        return np.where(low[:, None, None], raised, matrix)
-    return matrix
+def _measured_precision(image: NDArray[np.intp], gaussian: Gaussians, values: Values) -> Chunks[Array]:
+    """Minus the Hessian of log p(x, z) at the centre, along the told axes; as it was along the others: [1, A, A].
+
+    By second differences one standard deviation wide: 1 + 2·A + A·(A − 1)/2 decoder rows for A axes.
+    """
+    count = min(int((gaussian.precisions > _LEAST_PRECISION).sum()), _MAX_MEASURED_AXES)
+    first, second = np.triu_indices(count, 1)
+    unit = np.eye(gaussian.centre.shape[1])[:count]
+    coordinates = np.concatenate([0 * unit[:1], unit, -unit, unit[first] + unit[second]])
+    steps = (coordinates / np.sqrt(gaussian.precisions)) @ gaussian.axes[0].T
+    points = gaussian.centre[:, None] + steps
+    pieces = []
+    for start in range(0, len(steps), _PIECE):
+        piece = points[:, start : start + _PIECE]
+        pieces.append(joint((yield from values(image, piece)), piece)[0])
+    found = np.concatenate(pieces)
+    here, up, down, both = found[0], found[1 : count + 1], found[count + 1 : 2 * count + 1], found[2 * count + 1 :]
+    hessian = np.zeros((count, count))
+    hessian[first, second] = hessian[second, first] = both - up[first] - up[second] + here
+    np.fill_diagonal(hessian, up + down - 2 * here)
+    if not np.isfinite(hessian).all():
+        hessian = -np.eye(count)
+    precision = np.diag(gaussian.precisions[0])
+    scale = np.sqrt(gaussian.precisions[0, :count])
+    precision[:count, :count] = scale[:, None] * positive_definite(-hessian[None])[0] * scale
+    turned: Array = gaussian.axes[0] @ precision @ gaussian.axes[0].T
+    return turned[None]
+
+
+def hadamard(num_rows: int, num_columns: int) -> Array:
+    """Signs [m, A] whose columns are orthogonal to one another and to 1, as long as A < m, a power of two.
+
+    >>> hadamard(4, 3)
+    array([[ 1.,  1.,  1.],
+           [-1.,  1., -1.],
+           [ 1., -1., -1.],
+           [-1., -1.,  1.]])
+    """
+    rows, columns = np.arange(num_rows)[:, None], np.arange(1, num_columns + 1)
+    return np.asarray(1.0 - 2.0 * (np.bitwise_count(rows & columns) % 2))
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Gaussians around one mode, as the graph takes them: mode [B, D], basis [B, D, D], scales [B, J, D], float32."""
+    """Gaussians around one centre, as the graph takes them: mode [B, D], basis [B, D, D], scales [B, J, D], float32."""
 
     mode: NDArray[np.float32]
     basis: NDArray[np.float32]
@@ -219,58 +199,17 @@ class Mixture:
         return Mixture(self.mode[images], self.basis[images], self.scales[images])
 
 
-def mixture(modes: Modes, encoder: DiagonalGaussian) -> Mixture:
-    """The proposal N(mode, precision⁻¹) in three widths; the encoder's own Gaussian where no mode is usable.
+def mixture(gaussians: Gaussians, usable: NDArray[np.bool_], encoder: DiagonalGaussian) -> Mixture:
+    """Each image's Gaussian in three widths; the encoder's own where no mode was usable.
 
     Only the likelihood's part of the precision is weakened: along an axis that the image says nothing of, every width
     is the prior's, and costs no effective samples.
     """
-    eigenvalues, basis = np.linalg.eigh(modes.precision)  # [B, D], [B, D, D]
-    weakened = [np.maximum((eigenvalues - 1) / width**2 + 1, MIN_PRECISION) for width in WIDTHS]
+    weakened = [np.maximum((gaussians.precisions - 1) / width**2 + 1, MIN_PRECISION) for width in WIDTHS]
     scales = 1 / np.sqrt(np.stack(weakened, axis=1))  # [B, J, D]
-    usable = modes.usable[:, None]
+    laplace, axes = usable[:, None], gaussians.axes
     return Mixture(
-        mode=np.where(usable, modes.mode, encoder.mean).astype(np.float32),
-        basis=np.where(usable[:, None], basis, np.eye(basis.shape[1])).astype(np.float32),
-        scales=np.where(usable[:, None], scales, np.exp(encoder.log_var / 2)[:, None]).astype(np.float32),
+        mode=np.where(laplace, gaussians.centre, encoder.mean).astype(np.float32),
+        basis=np.where(laplace[:, None], axes, np.eye(axes.shape[1])).astype(np.float32),
+        scales=np.where(laplace[:, None], scales, np.exp(encoder.log_var / 2)[:, None]).astype(np.float32),
     )
-
-
-def _final_precision(climb: _Climb, finite: NDArray[np.bool_]) -> Array:
-    """The precision where values are finite, the prior's elsewhere."""
-    precision = np.broadcast_to(np.eye(climb.point.shape[1]), climb.information.shape).copy()
-    precision[finite] = climb.precision(np.flatnonzero(finite))
-    return precision
-
-
-def _joint(log_likelihood: Array, point: Array) -> Array:
-    """log p(x|z) + log p(z), without the prior's constant: [..., A] → [...]."""
-    return np.asarray(log_likelihood - 0.5 * (point**2).sum(axis=-1))
-
-
-def _finite(value: Array, at: Evaluation) -> NDArray[np.bool_]:
-    derivatives = np.isfinite(at.gradient).all(axis=1) & np.isfinite(at.information).all(axis=(1, 2))
-    return np.asarray(np.isfinite(value) & derivatives)
-
-
-def _take(at: Evaluation, rows: NDArray[np.bool_]) -> Evaluation:
-    return Evaluation(at.value[rows], at.gradient[rows], at.information[rows])
-
-
-# Products are written so that an image's digits are the same in a batch of any size; einsum's are not.
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return np.asarray((a * b).sum(axis=-1))
-
-
-def _times(matrix: Array, vector: Array) -> Array:
-    return np.asarray((matrix @ vector[..., None])[..., 0])
-
-
-def _outer(a: Array, b: Array) -> Array:
-    return a[:, :, None] * b[:, None, :]
-
-
-def _solve(matrix: Array, vector: Array) -> Array:
-    return np.asarray(np.linalg.solve(matrix, vector[..., None])[..., 0])

@@ -10,8 +10,9 @@ from onnx import ModelProto
 from model_store import Description
 from service.engine import graphs
 from service.engine.chunks import Chunks, complete
+from service.engine.climb import Array, Evaluation
 from service.engine.graphs import DecoderGraphs
-from service.engine.laplace import PATTERN, SHARES, Array, Evaluation, Mixture
+from service.engine.laplace import PATTERN, SHARES, Mixture
 from service.engine.likelihood import Likelihood
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, NoiseCache, standard_normal
 from service.engine.runtime import Runtime
@@ -40,7 +41,7 @@ class Sampler:
         chunk_rows: int,
     ) -> None:
         self._chunk_rows = chunk_rows
-        self._latent_dim = description.latent_dim
+        self.latent_dim = description.latent_dim
         self._num_pixels = description.image.size
         self._noise = NoiseCache(description.latent_dim, runtime)
         written = DecoderGraphs(decoder, likelihood, description)
@@ -98,7 +99,7 @@ class Sampler:
     def evaluate(self, x: Floats, points: Array) -> Chunks[Evaluation]:
         """Log likelihood, gradient and information at points [B, D], or [B, A] of the familiar dimensions: x [B, P]."""
         count = points.shape[1]
-        curvature = self._curvature if count == self._latent_dim else self._familiar_curvature
+        curvature = self._curvature if count == self.latent_dim else self._familiar_curvature
         values, gradients, informations = np.empty(len(x)), np.empty((len(x), count)), np.empty((len(x), count, count))
         batch = max(1, self._chunk_rows // (count + 1))
         for first in range(0, len(x), batch):
@@ -116,7 +117,7 @@ class Sampler:
         batch = max(1, self._chunk_rows // points.shape[1])
         for first in range(0, len(x), batch):
             images = slice(first, min(first + batch, len(x)))
-            zeros = np.zeros((images.stop - first, 1, self._latent_dim), np.float32)
+            zeros = np.zeros((images.stop - first, 1, self.latent_dim), np.float32)
             inputs = {
                 **self._rows(x[images], points.shape[1]),
                 graphs.MEAN: zeros,
@@ -129,9 +130,9 @@ class Sampler:
 
     def _embed(self, points: Array) -> Floats:
         """Points [..., A] or [..., D] as latents [..., D], zero in the dimensions left out."""
-        if points.shape[-1] == self._latent_dim:
+        if points.shape[-1] == self.latent_dim:
             return points.astype(np.float32)
-        latents = np.zeros((*points.shape[:-1], self._latent_dim), np.float32)
+        latents = np.zeros((*points.shape[:-1], self.latent_dim), np.float32)
         latents[..., self.familiar_dimensions] = points
         return latents
 
@@ -155,7 +156,7 @@ class Sampler:
         training set they may wake up, so an image that does not converge at once goes on in all dimensions.
         """
         points = np.concatenate(
-            [np.zeros((1, self._latent_dim)), standard_normal(15, self._latent_dim, seed=DEFAULT_SEED)]
+            [np.zeros((1, self.latent_dim)), standard_normal(15, self.latent_dim, seed=DEFAULT_SEED)]
         )
         x = np.zeros((len(points), self._num_pixels), np.float32)
         evaluation = complete(self.evaluate(x, points.astype(np.float64)))

@@ -6,6 +6,7 @@ import pytest
 from scipy.special import logsumexp
 
 from service.engine.estimate import MAX_RELIABLE_STD_ERROR, LogLikelihood, estimate, evidence_lower_bound, is_reliable
+from service.engine.pareto import fit_tail
 from tests.toys import Array
 
 INF = np.inf
@@ -27,13 +28,27 @@ def test_every_figure_by_its_formula() -> None:
     record = reduce(log_weight)
     weight = np.exp(log_weight + 90)
     np.testing.assert_allclose(record.log_likelihood, logsumexp(log_weight, axis=1) - np.log(400), rtol=1e-14)
-    np.testing.assert_allclose(record.std_error, weight.std(axis=1, ddof=1) / weight.mean(axis=1) / 20, rtol=1e-12)
+    tail = np.sort(weight, axis=1)[:, -60:] / weight.max(axis=1, keepdims=True)  # 3·√400 of them
+    beyond = np.maximum(fit_tail(log_weight).mean_square() - (tail**2).mean(axis=1), 0) * weight.max(axis=1) ** 2
+    variance = weight.var(axis=1, ddof=1) + beyond * 60 / 400
+    assert (beyond > 0).any()
+    np.testing.assert_allclose(record.std_error, np.sqrt(variance / 400) / weight.mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(record.effective_sample_size, weight.sum(1) ** 2 / (weight**2).sum(1), rtol=1e-12)
     np.testing.assert_allclose(record.elbo, log_weight.mean(axis=1), rtol=1e-14)
     np.testing.assert_allclose(record.posterior_gap, record.log_likelihood - record.elbo)
     np.testing.assert_allclose(record.bits_per_dim, -record.log_likelihood / 7 / math.log(2))
     assert (record.posterior_gap > 0).all()  # Jensen
     assert record.num_samples.tolist() == [400] * 6
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.7, 1.0, 1.4])
+def test_the_interval_covers_the_truth_as_often_as_it_says(spread: float) -> None:
+    """Log-normal weights of mean 1, whose sample deviation is too small when the largest were not drawn."""
+    rng = np.random.default_rng(11)
+    record = reduce(spread * rng.standard_normal((4000, 400)) - spread**2 / 2)
+    covered = np.abs(record.log_likelihood) < 1.96 * record.std_error
+    assert record.reliable.mean() > 0.75
+    assert 0.95 < covered[record.reliable].mean() < 0.995
 
 
 @pytest.mark.parametrize("num_samples", [2, 21, 1000])

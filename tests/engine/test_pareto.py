@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 from arviz_stats.base import array_stats
+from scipy.integrate import quad
 from scipy.stats import genpareto
 
-from service.engine.pareto import pareto_k
+from service.engine.pareto import fit_tail, pareto_k
 from tests.toys import Array
 
 INF = np.inf
@@ -44,6 +45,21 @@ def test_a_known_shape_is_found(shape: float) -> None:
     expected = (tail * shape + 10 * 0.5) / (tail + 10)
     assert np.abs(found - expected).max() < 4 * (1 + max(shape, 0)) / np.sqrt(tail)
     assert abs(found.mean() - expected) < 3 * (1 + max(shape, 0)) / np.sqrt(8 * tail)
+
+
+@pytest.mark.parametrize("shape", [-0.5, 0.0, 0.3, 0.7])
+def test_the_tails_mean_square_is_the_integral_to_what_one_in_twenty_would_meet(shape: float) -> None:
+    tail = fit_tail(log_weights(shape, 3, 400))
+    heavier = np.minimum(tail.shape + (1 + np.maximum(tail.shape, 0)) / np.sqrt(tail.size), 1)
+    end = 1 / (20 * tail.size)
+    for image, found in enumerate(tail.mean_square()):
+        beyond = genpareto(heavier[image], loc=tail.cutoff[image], scale=tail.scale[image])
+        exact = quad(lambda u, beyond=beyond: beyond.isf(u) ** 2, end, 1, limit=500)[0] / (1 - end)
+        np.testing.assert_allclose(found, exact, rtol=1e-4)
+
+
+def test_no_tail_has_no_mean_square() -> None:
+    assert np.isnan(fit_tail(np.zeros((2, 10))).mean_square()).all()
 
 
 @pytest.mark.parametrize("shift", [-1e4, 1e4])

@@ -1,0 +1,102 @@
+"""Which mode of p(z|x)? A familiar image's lies near the encoder's mean; for one far outside, climbs compete.
+
+A posterior of an image unlike the training set has many modes, and the one nearest to the encoder's mean, or to any
+other start, may be tens of nats below the best. So climbs start from several places, the worse half gives up after some
+tries, and the two best go on to the end. Where they do not meet, nobody can say whether there is a still better mode.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.chunks import Chunks
+from service.engine.climb import Array, Evaluate, Modes, Values, find_modes, times
+from service.engine.laplace import Gaussians, approximate
+from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, standard_normal
+from service.engine.sampling import Floats, Sampler
+
+Indices = NDArray[np.intp]
+_FAMILIAR_STEPS = 5
+_RIVALS = 12
+_ROUND = 16
+"""Tries after which the worse half of the rivals gives up; the others get as many again."""
+_SAME_MODE = 4.0
+"""Squared distance, in standard deviations, below which two climbs ended at the same mode."""
+_BLOCK_IMAGES = 32
+
+
+class Search:
+    """Finds the posterior's mode, and the Gaussian around it, with one model's sampler.
+
+    Args:
+        max_steps: tries after which a climb ends, converged or not.
+    """
+
+    def __init__(self, sampler: Sampler, *, max_steps: int) -> None:
+        self._sampler = sampler
+        self._max_steps = max_steps
+
+    def fit(self, x: Floats, encoder: DiagonalGaussian) -> Chunks[tuple[Modes, Gaussians]]:
+        """Images [B, P] and their q(z|x) → the mode and the Gaussian of each, in all D dimensions.
+
+        First from the encoder's mean, in the dimensions that familiar images need. What has not converged in a few
+        tries is strange: climbs compete for it, and the two best go on in all dimensions.
+        """
+        dimensions, latent_dim = self._sampler.familiar_dimensions, encoder.mean.shape[1]
+        tries = min(_FAMILIAR_STEPS, self._max_steps)
+        reached = yield from self._climb(x, encoder.mean[:, dimensions].astype(np.float64), tries)
+        done = reached.converged | (tries == self._max_steps)
+        familiar, strange = np.flatnonzero(done), np.flatnonzero(~done)
+        fitted = yield from approximate(reached.take(familiar), self._values(x[familiar]))
+        found = [reached.take(familiar).spread(dimensions, latent_dim)]
+        gaussians = [fitted.spread(dimensions, latent_dim)]
+        for start in range(0, len(strange), _BLOCK_IMAGES):
+            images = strange[start : start + _BLOCK_IMAGES]
+            modes = yield from self._compete(x[images], reached.take(images))
+            found.append(modes)
+            gaussians.append((yield from approximate(modes, self._values(x[images]))))
+        order = np.argsort(np.concatenate([familiar, strange]))
+        return Modes.join(found).take(order), Gaussians.join(gaussians).take(order)
+
+    def _compete(self, x: Floats, reached: Modes) -> Chunks[Modes]:
+        """Climb from where the first climb came to, from the prior's mean, and from some draws from the prior."""
+        dimensions, latent_dim = self._sampler.familiar_dimensions, self._sampler.latent_dim
+        draws = standard_normal(_RIVALS - 2, latent_dim, seed=DEFAULT_SEED)[:, dimensions]
+        starts = np.zeros((len(x), _RIVALS, len(dimensions)))
+        starts[:, 0], starts[:, 2:] = reached.mode, draws
+
+        def keep(step: int, value: Array, active: Indices) -> Indices:
+            if step != _ROUND:
+                return active
+            rank = np.argsort(np.argsort(-value.reshape(-1, _RIVALS), axis=1, kind="stable"), axis=1).ravel()
+            return active[rank[active] < _RIVALS // 2]
+
+        left = self._max_steps - _FAMILIAR_STEPS
+        owner = np.repeat(np.arange(len(x)), _RIVALS)
+        rivals = yield from find_modes(
+            starts.reshape(len(owner), -1),
+            evaluate=self._evaluate(x[owner]),
+            values=self._values(x[owner]),
+            max_steps=min(2 * _ROUND, left),
+            keep=keep,
+        )
+        value = np.where(rivals.usable, rivals.value, -np.inf).reshape(-1, _RIVALS)
+        best = np.argsort(-value, axis=1, kind="stable")[:, :2] + _RIVALS * np.arange(len(x))[:, None]  # [n, 2]
+        finalists = rivals.take(best.ravel()).spread(dimensions, latent_dim)
+        further = yield from self._climb(np.repeat(x, 2, axis=0), finalists.mode, max(1, left - 2 * _ROUND))
+        winner = np.argmax(np.nan_to_num(further.value, nan=-np.inf).reshape(-1, 2), axis=1) + 2 * np.arange(len(x))
+        won, other = further.take(winner), further.take(winner ^ 1)
+        apart = won.mode - other.mode
+        met = (apart * times(won.precision, apart)).sum(axis=1) < _SAME_MODE
+        steps = reached.num_steps + finalists.take(winner).num_steps + won.num_steps
+        return replace(won, converged=won.converged & other.converged & met, num_steps=steps)
+
+    def _evaluate(self, x: Floats) -> Evaluate:
+        return lambda images, points: self._sampler.evaluate(x[images], points)
+
+    def _values(self, x: Floats) -> Values:
+        return lambda images, points: self._sampler.log_likelihoods(x[images], points)
+
+    def _climb(self, x: Floats, start: Array, max_steps: int) -> Chunks[Modes]:
+        return find_modes(start, evaluate=self._evaluate(x), values=self._values(x), max_steps=max_steps)
