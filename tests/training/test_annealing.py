@@ -1,0 +1,123 @@
+"""Annealed importance sampling against closed forms and quadrature."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from torch import Tensor
+
+from model_store import ImageShape
+from tests.toys import LinearGaussian
+from training.annealing import (
+    TARGET_ACCEPTANCE,
+    Annealing,
+    Chains,
+    Target,
+    automatic_gradient,
+    lower_bound,
+    resample,
+    sigmoidal_schedule,
+    upper_bound,
+)
+
+SHAPE = ImageShape(channels=1, height=2, width=4)
+NUM_IMAGES, NUM_CHAINS, LATENT_DIM = 3, 400, 5
+ORACLE = LinearGaussian.random(SHAPE, LATENT_DIM, scale=0.15)
+X = ORACLE.draw(NUM_IMAGES, SHAPE, seed=11)
+TRUTH = torch.from_numpy(ORACLE.log_likelihood(X))
+
+
+def linear_gaussian(*, distortion: float = 1.0) -> Target:
+    """`distortion` multiplies the gradient, as a coarse one would be off."""
+    weight, bias = torch.from_numpy(ORACLE.weight), torch.from_numpy(ORACLE.bias)
+    x = torch.from_numpy(X.reshape(NUM_IMAGES, 1, -1)).double()
+    constant = SHAPE.size * (math.log(ORACLE.scale) + 0.5 * math.log(2 * math.pi))
+
+    def log_likelihood(z: Tensor) -> Tensor:
+        return -0.5 * ((x - z @ weight.T - bias) / ORACLE.scale).square().sum(-1) - constant
+
+    exact = automatic_gradient(log_likelihood)
+    return Target(log_likelihood, lambda z: distortion * exact(z))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def prior_samples(seed: int, latent_dim: int = LATENT_DIM, num_images: int = NUM_IMAGES) -> Tensor:
+    return torch.randn(num_images, NUM_CHAINS, latent_dim, generator=generator(seed), dtype=torch.float64)
+
+
+def posterior_samples() -> Tensor:
+    gain, covariance = ORACLE.posterior()
+    mean = torch.from_numpy((X.reshape(NUM_IMAGES, -1) - ORACLE.bias) @ gain)
+    return mean[:, None] + prior_samples(3) @ torch.from_numpy(np.linalg.cholesky(covariance)).T
+
+
+def both_ways(target: Target, num_temperatures: int) -> tuple[Chains, Chains]:
+    annealing = Annealing(target, sigmoidal_schedule(num_temperatures), num_leapfrog=5)
+    steps = Annealing(target, sigmoidal_schedule(100), num_leapfrog=5).adapt(prior_samples(1), generator=generator(1))
+    forward = annealing.forward(prior_samples(2), steps, generator=generator(2))
+    return forward, annealing.backward(posterior_samples(), steps, generator=generator(4))
+
+
+def assert_mean_is_one(weight: Tensor) -> None:
+    """Means over chains, against their own spread, which must be small enough to tell something."""
+    error = weight.std(1) / math.sqrt(weight.shape[1])
+    assert (error < 0.2).all()
+    assert ((weight.mean(1) - 1).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize("distortion", [1.0, 0.9])
+@pytest.mark.parametrize("num_temperatures", [120, 240])
+def test_weights_are_unbiased_both_ways_however_short_the_schedule(num_temperatures: int, distortion: float) -> None:
+    forward, backward = both_ways(linear_gaussian(distortion=distortion), num_temperatures)
+    assert_mean_is_one(torch.exp(forward.log_weight - TRUTH[:, None]))
+    assert_mean_is_one(torch.exp(TRUTH[:, None] - backward.log_weight))
+
+
+def test_the_bounds_enclose_the_truth_and_meet_as_the_schedule_grows() -> None:
+    gaps = []
+    for num_temperatures in (50, 400):
+        forward, backward = both_ways(linear_gaussian(), num_temperatures)
+        below, above = forward.log_weight.mean(1), backward.log_weight.mean(1)  # single chains: the widest bounds
+        assert (below < TRUTH).all()
+        assert (above > TRUTH).all()
+        gaps.append(above - below)
+    assert (gaps[1] < gaps[0] / 3).all()
+    assert (lower_bound(forward.log_weight) - TRUTH).abs().max() < 0.1
+    assert (upper_bound(backward.log_weight) - TRUTH).abs().max() < 0.1
+
+
+def test_step_sizes_meet_the_acceptance_that_they_aim_at() -> None:
+    forward, backward = both_ways(linear_gaussian(), 200)
+    settled = torch.cat([forward.acceptance, backward.acceptance])[:, 10:]
+    assert (settled - TARGET_ACCEPTANCE).abs().max() < 0.2
+
+
+def test_forward_chains_end_in_the_posterior() -> None:
+    forward, _ = both_ways(linear_gaussian(), 200)
+    ends = resample(forward, generator=generator(5))
+    expected = posterior_samples()
+    scale = expected.std(1)
+    assert ((ends.mean(1) - expected.mean(1)).abs() < 0.35 * scale).all()
+    assert ((ends.std(1) / scale).log().abs() < 0.35).all()
+
+
+def test_both_of_two_modes_are_found() -> None:
+    """p(x|z) with peaks at ±3, of which a climb finds one: AIS and quadrature agree on the sum."""
+
+    def log_likelihood(z: Tensor) -> Tensor:
+        return -((z[..., 0].abs() - 3) ** 2) / (2 * 0.2**2)
+
+    exact, _ = quad(
+        lambda z: math.exp(-((abs(z) - 3) ** 2) / 0.08 - z * z / 2) / math.sqrt(2 * math.pi), -9, 9, points=[-3, 3]
+    )
+    target = Target(log_likelihood, automatic_gradient(log_likelihood))
+    annealing, start = Annealing(target, sigmoidal_schedule(200), num_leapfrog=5), prior_samples(1, 1, num_images=1)
+    steps = annealing.adapt(start, generator=generator(1))
+    forward = annealing.forward(prior_samples(2, 1, num_images=1), steps, generator=generator(2))
+    assert_mean_is_one(torch.exp(forward.log_weight - math.log(exact)))
+    assert 0.35 < (resample(forward, generator=generator(3)) > 0).double().mean() < 0.65
