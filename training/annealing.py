@@ -5,7 +5,7 @@ Monte Carlo (Neal 2001, Statistics and Computing 11:125). The mean of a chain's 
 mean of weights bounds log P(x) from below, in expectation. The inverse weight of a chain that goes back from an exact
 posterior sample has the mean 1/P(x), and bounds it from above: bidirectional Monte Carlo (Grosse, Ghahramani, Adams
 2015, arXiv 1511.02543; for decoders Wu et al. 2017, arXiv 1611.04273). Bounds that meet leave no room for a mode that
-was missed.
+was missed. `recentre` lets chains begin at another Gaussian than the prior, nearer to the posterior.
 """
 
 import math
@@ -81,6 +81,38 @@ def automatic_gradient(log_likelihood: Function) -> Function:
     return gradient
 
 
+def recentre(target: Target, mean: Tensor, root: Tensor) -> Target:
+    """The same P(x) in coordinates u, z = mean + root·u, with N(0, I) over u: chains that begin at any Gaussian.
+
+    p(x|z)·p(z) = N(u; 0, I)/|root| · weight(u), so the weight log p(x|z) + log p(z) − log N(z; mean, root·rootᵀ) takes
+    the place of the likelihood. From a Gaussian near the posterior the way is short, and all axes are about as long.
+
+    `mean` is [B, D], `root` [B, D, D] and lower triangular.
+    """
+    log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # [B]
+
+    def place(u: Tensor) -> Tensor:
+        return mean[:, None] + u.double() @ root.mT
+
+    def log_weight(u: Tensor) -> Tensor:
+        z = place(u)
+        return target.log_likelihood(z) + 0.5 * (u.square() - z.square()).sum(-1) + log_det[:, None]
+
+    def gradient(u: Tensor) -> Tensor:
+        z = place(u)
+        return (target.gradient(z).double() - z) @ root + u
+
+    return Target(log_weight, gradient)
+
+
+def fit_gaussian(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [B, D] and the covariance's lower triangular root [B, D, D] of samples [B, N, D]."""
+    mean = samples.mean(1)
+    centred = samples - mean[:, None]
+    covariance = centred.mT @ centred / (samples.shape[1] - 1)
+    return mean, torch.linalg.cholesky(covariance)
+
+
 class Annealing:
     """Chains for one target along one schedule.
 
@@ -135,6 +167,15 @@ class Annealing:
                 state = self._step(t, state, steps, acceptance, generator)
                 log_weight += (self._schedule[t] - self._schedule[t - 1]) * state.value
             return Chains(log_weight, state.z, acceptance.mean())
+
+    def explore(self, z: Tensor, step: Tensor, num_moves: int, *, generator: torch.Generator) -> Tensor:
+        """Moves within the posterior, β = 1, from z [B, K, D] with step sizes [B]: all places seen, [B, K·moves, D]."""
+        with torch.no_grad():
+            state, seen = self._start(z), []
+            for _ in range(num_moves):
+                state, _ = self._move(state, self._schedule[-1], step, generator)
+                seen.append(state.z)
+            return torch.cat(seen, 1)
 
     def _start(self, z: Tensor) -> _State:
         z = z.double()
