@@ -33,6 +33,8 @@ NUM_SAMPLES = {
     "encoder": (16, 64, 250, 1000, 5000, 30_000),
     "prior": (16, 64, 250, 1000, 5000, 30_000),
 }
+HALF_OF_A_GAUSSIAN = 0.6745
+"""Of its numbers are within this many standard deviations."""
 FEW, MANY, COSTLY = 2, 6, 3000
 """Seeds from COSTLY samples on, and below."""
 
@@ -96,7 +98,7 @@ def measure_rows(model: Model, runtime: CountingRuntime, digits: Truth) -> list[
 
 
 def draw_rows(file: Path, table: Sequence[Mapping[str, Any]], floor: float) -> None:
-    """Median error with its middle half; `floor` is the truth's own error."""
+    """Median error with its middle half; `floor` is where the truth's own error hides the rest."""
     figure = Figure(figsize=(6.6, 4.0), layout="constrained")
     axes = _panel(figure)[0]
     for proposal, colour in COLOURS.items():
@@ -125,10 +127,16 @@ def draw_rows(file: Path, table: Sequence[Mapping[str, Any]], floor: float) -> N
             axes.plot(default["rows"], default["median_error"], "o", color=colour, markersize=9, fillstyle="none")
     axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
     axes.annotate(
-        "standard error of the truth itself", (20, floor), xytext=(0, 3), textcoords="offset points", fontsize=8
+        "median error of the truth itself",
+        (0.01, floor),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -10),
+        textcoords="offset points",
+        fontsize=8,
     )
     axes.set(xscale="log", yscale="log", xlabel="decoder rows an image", ylabel="|estimate − true log P(x)|, nats")
     axes.set_xlim(right=2.2 * max(line["rows"] for line in table))
+    axes.set_ylim(bottom=0.4 * min(floor, *(line["median_error"] for line in table)))
     axes.set_title("Error on test digits: median and middle half; ring: the default number of samples", fontsize=9)
     _save(figure, file)
 
@@ -182,6 +190,7 @@ def draw_sets(file: Path, table: Sequence[Mapping[str, Any]]) -> None:
     right.axhline(0, color="black", linewidth=0.8, zorder=0)
     left.set(yscale="log", ylabel="estimated −log P(x), nats", title="Estimated against true")
     right.set_yscale("symlog", linthresh=1)
+    right.set_ylim(bottom=2 * min(0, *(line["estimate"] - line["upper_bound"] for line in table)))
     right.set(ylabel="estimate − true log P(x), nats", title="Difference ± reported standard error")
     for axes in (left, right):
         axes.set(xscale="log", xlabel="true −log P(x), nats")
@@ -205,6 +214,8 @@ def _panel(figure: Figure, count: int = 1) -> Sequence[Axes]:
 
 
 def _save(figure: Figure, file: Path) -> None:
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        axis.set_major_formatter("{x:g}")  # 100, not 10²
     figure.savefig(file, dpi=150, metadata={"Software": None})
 
 
@@ -234,7 +245,7 @@ def main() -> None:
     digits = sets["test digits"]
     errors = measure_rows(model, runtime, digits)
     write(given.folder / "error-by-rows.csv", errors)
-    draw_rows(given.folder / "error-by-rows.png", errors, float(np.median(digits.std_error)))
+    draw_rows(given.folder / "error-by-rows.png", errors, HALF_OF_A_GAUSSIAN * float(np.median(digits.std_error)))
 
 
 if __name__ == "__main__":
