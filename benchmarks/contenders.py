@@ -59,8 +59,11 @@ def npy(array: NDArray[np.generic]) -> bytes:
 
 
 def json_means(body: bytes) -> Means:
-    """`{"mean": [[D]] or [D]}`."""
-    return np.atleast_2d(np.array(json.loads(body)["mean"], np.float32))
+    """`{"mean": [[D]] or [D]}`, or a list with one of these."""
+    document = json.loads(body)
+    if isinstance(document, list):
+        (document,) = document
+    return np.atleast_2d(np.array(document["mean"], np.float32))
 
 
 def v2_json_means(body: bytes) -> Means:
@@ -112,6 +115,13 @@ def contenders(python: Mapping[str, str | None]) -> list[Contender]:
 
         name = "LitServe, base64 PNG"
         found.append(Contender(name, command("litserve"), "/predict", litserve, json_means, json_type, bar=5))
+    if python["bentoml"]:
+
+        def bentoml(digits: Digits) -> bytes:
+            return json.dumps({"images": [base64_png(digits)]}).encode()
+
+        name = "BentoML, base64 PNG"
+        found.append(Contender(name, command("bentoml"), "/encode", bentoml, json_means, json_type))
     if python["mlserver"]:
 
         def mlserver(digits: Digits) -> bytes:

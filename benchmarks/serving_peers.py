@@ -4,19 +4,23 @@ Each peer lives in an environment of its own (Triton's with Debian's Python 3.11
 
     python3.11 -m venv VENVS/litserve
     VENVS/litserve/bin/pip install litserve==0.2.19 onnxruntime==1.31.1 pillow uvloop httptools
+    python3.11 -m venv VENVS/bentoml
+    VENVS/bentoml/bin/pip install bentoml==1.4.39 onnxruntime==1.31.1 pillow
     python3.11 -m venv VENVS/mlserver
     VENVS/mlserver/bin/pip install mlserver==1.7.1 onnxruntime==1.31.1 pillow uvloop httptools
     /usr/bin/python3.11 -m venv VENVS/triton
     VENVS/triton/bin/pip install nvidia-pytriton==0.7.0 onnxruntime==1.31.1 pillow
     apt-get install wrk
-    python benchmarks/serving_peers.py --litserve-python VENVS/litserve/bin/python \
+    python benchmarks/serving_peers.py \
+        --litserve-python VENVS/litserve/bin/python --bentoml-python VENVS/bentoml/bin/python \
         --mlserver-python VENVS/mlserver/bin/python --triton-python VENVS/triton/bin/python
 
 A peer without its flag is left out. All serve the bundled encoder's graph; one server is alive at a time, and in every
 round each is started, must answer 100 digits rightly under load, is warmed up and then measured. The client, wrk,
 shares the two cores. Digits are black and white, which our preparation leaves as they are. Each server gets what it
-documents for its clients: ours a PNG, LitServe and MLServer base64 in JSON, Triton a binary tensor: the PNG, or pixels
-that the client has decoded. The peers' settings (in benchmarks/peers) are those that measured best here.
+documents for its clients: ours a PNG; LitServe, BentoML and MLServer base64 in JSON; Triton a binary tensor, which is
+the PNG, or pixels that the client has decoded. The peers' settings (in benchmarks/peers) are those that measured best
+here.
 """
 
 import argparse
@@ -53,7 +57,7 @@ from contenders import (
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 60
-PEER_NAMES = ("litserve", "mlserver", "triton")
+PEER_NAMES = ("litserve", "bentoml", "mlserver", "triton")
 
 
 def free_port() -> int:
