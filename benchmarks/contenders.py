@@ -72,12 +72,12 @@ def v2_json_means(body: bytes) -> Means:
     return np.array(output["data"], np.float32).reshape(output["shape"])
 
 
-def v2_binary(tensor: str, datatype: str, payload: Callable[[Digits], bytes]) -> tuple[Callable[[Digits], bytes], int]:
+def v2_binary(datatype: str, payload: Callable[[Digits], bytes]) -> tuple[Callable[[Digits], bytes], int]:
     """A request of the V2 protocol's binary extension, and how long its JSON is: always the same."""
 
     def header(size: int) -> bytes:
         shape = [1, 1] if datatype == "BYTES" else [1, 1, 28, 28]
-        image = {"name": tensor, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": size}}
+        image = {"name": "image", "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": size}}
         document = {"inputs": [image], "parameters": {"binary_data_output": True}}
         return json.dumps(document).encode().ljust(200)  # JSON may end in spaces
 
@@ -97,49 +97,60 @@ def v2_binary_means(body: bytes) -> Means:
     return np.frombuffer(body[end : end + size], np.float32).reshape(output["shape"])
 
 
+def litserve_body(digits: Digits) -> bytes:
+    """The shape that LitServe's examples give an image."""
+    return json.dumps({"image": base64_png(digits)}).encode()
+
+
+def bentoml_body(digits: Digits) -> bytes:
+    """What a route that makes batches takes: a list."""
+    return json.dumps({"images": [base64_png(digits)]}).encode()
+
+
+def mlserver_body(digits: Digits) -> bytes:
+    """The V2 protocol's JSON, the file in base64."""
+    image = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [base64_png(digits)]}
+    return json.dumps({"inputs": [{**image, "parameters": {"content_type": "base64"}}]}).encode()
+
+
+def bytes_element(digits: Digits) -> bytes:
+    """A PNG as the one element of a BYTES tensor: its length, then itself."""
+    content = png(digits)
+    return len(content).to_bytes(4, "little") + content
+
+
 def contenders(python: Mapping[str, str | None]) -> list[Contender]:
     """Ours, the floor, and the peers that have a Python."""
     image, json_type = {"Content-Type": "image/png"}, {"Content-Type": "application/json"}
 
-    def command(peer: str) -> list[str]:
-        return [python.get(peer) or sys.executable, str(PEERS / f"{peer}_server.py"), "{port}", str(GRAPH)]
+    def command(script: str, interpreter: str) -> list[str]:
+        return [interpreter, str(PEERS / f"{script}.py"), "{port}", str(GRAPH)]
 
+    floor = command("fastapi_server", sys.executable)
     found = [
         Contender("logpx, PNG", OURS, "/v1/encode", png, json_means, image),
-        Contender("bare FastAPI route", command("fastapi"), "/v1/encode", png, None, image, bar=0.5),
+        Contender("bare FastAPI route", floor, "/v1/encode", png, None, image, bar=0.5),
     ]
-    if python["litserve"]:
-
-        def litserve(digits: Digits) -> bytes:
-            return json.dumps({"image": base64_png(digits)}).encode()
-
-        name = "LitServe, base64 PNG"
-        found.append(Contender(name, command("litserve"), "/predict", litserve, json_means, json_type, bar=5))
-    if python["bentoml"]:
-
-        def bentoml(digits: Digits) -> bytes:
-            return json.dumps({"images": [base64_png(digits)]}).encode()
-
-        name = "BentoML, base64 PNG"
-        found.append(Contender(name, command("bentoml"), "/encode", bentoml, json_means, json_type))
-    if python["mlserver"]:
-
-        def mlserver(digits: Digits) -> bytes:
-            image = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [base64_png(digits)]}
-            return json.dumps({"inputs": [{**image, "parameters": {"content_type": "base64"}}]}).encode()
-
-        name, path = "MLServer, base64 PNG", "/v2/models/encoder/infer"
-        found.append(Contender(name, command("mlserver"), path, mlserver, v2_json_means, json_type, bar=3))
-    if python["triton"]:
-        forms: dict[str, tuple[str, Callable[[Digits], bytes]]] = {
-            "png": ("BYTES", lambda digits: len(png(digits)).to_bytes(4, "little") + png(digits)),
-            "pixels": ("UINT8", lambda digits: digits.tobytes()),
-        }
-        for form, (datatype, payload) in forms.items():
-            body, json_size = v2_binary("image", datatype, payload)
-            headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(json_size)}
-            name, path = f"Triton, Python backend, {form}", f"/v2/models/encode_{form}/infer"
-            found.append(Contender(name, command("triton"), path, body, v2_binary_means, headers, bar=1.8))
+    if interpreter := python["litserve"]:
+        start, path = command("litserve_server", interpreter), "/predict"
+        found.append(Contender("LitServe, base64 PNG", start, path, litserve_body, json_means, json_type, bar=5))
+    if interpreter := python["bentoml"]:
+        start, path = command("bentoml_server", interpreter), "/encode"
+        found.append(Contender("BentoML, base64 PNG", start, path, bentoml_body, json_means, json_type))
+    if interpreter := python["mlserver"]:
+        start, path = command("mlserver_server", interpreter), "/v2/models/encoder/infer"
+        found.append(Contender("MLServer, base64 PNG", start, path, mlserver_body, v2_json_means, json_type, bar=3))
+    if interpreter := python["triton"]:
+        kinds: list[tuple[str, str, str, str, Callable[[Digits], bytes]]] = [
+            ("Triton's Python backend, PNG", "triton_server", "encode_png", "BYTES", bytes_element),
+            ("Triton's Python backend, pixels", "triton_server", "encode_pixels", "UINT8", np.ndarray.tobytes),
+            ("Triton through pytriton, PNG", "pytriton_server", "encode_png", "BYTES", bytes_element),
+        ]
+        for name, script, model, datatype, payload in kinds:
+            body, json_size = v2_binary(datatype, payload)
+            binary = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(json_size)}
+            start, path = command(script, interpreter), f"/v2/models/{model}/infer"
+            found.append(Contender(name, start, path, body, v2_binary_means, binary, bar=1.8))
     return found
 
 

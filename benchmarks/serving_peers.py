@@ -7,7 +7,7 @@ Each peer lives in an environment of its own (Triton's with Debian's Python 3.11
     python3.11 -m venv VENVS/bentoml
     VENVS/bentoml/bin/pip install bentoml==1.4.39 onnxruntime==1.31.1 pillow
     python3.11 -m venv VENVS/mlserver
-    VENVS/mlserver/bin/pip install mlserver==1.7.1 onnxruntime==1.31.1 pillow uvloop httptools
+    VENVS/mlserver/bin/pip install mlserver==1.7.1 onnxruntime==1.31.1 pillow uvloop==0.21.0 httptools
     /usr/bin/python3.11 -m venv VENVS/triton
     VENVS/triton/bin/pip install nvidia-pytriton==0.7.0 onnxruntime==1.31.1 pillow
     apt-get install wrk
