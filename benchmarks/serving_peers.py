@@ -5,7 +5,7 @@ Each peer lives in an environment of its own (Triton's with Debian's Python 3.11
     python3.11 -m venv VENVS/litserve
     VENVS/litserve/bin/pip install litserve==0.2.19 onnxruntime==1.31.1 pillow uvloop httptools
     python3.11 -m venv VENVS/bentoml
-    VENVS/bentoml/bin/pip install bentoml==1.4.39 onnxruntime==1.31.1 pillow
+    VENVS/bentoml/bin/pip install bentoml==1.4.39 onnxruntime==1.31.1 pillow uvloop httptools
     python3.11 -m venv VENVS/mlserver
     VENVS/mlserver/bin/pip install mlserver==1.7.1 onnxruntime==1.31.1 pillow uvloop==0.21.0 httptools
     /usr/bin/python3.11 -m venv VENVS/triton
@@ -19,8 +19,8 @@ A peer without its flag is left out. All serve the bundled encoder's graph; one 
 round each is started, must answer 100 digits rightly under load, is warmed up and then measured. The client, wrk,
 shares the two cores. Digits are black and white, which our preparation leaves as they are. Each server gets what it
 documents for its clients: ours a PNG; LitServe, BentoML and MLServer base64 in JSON; Triton a binary tensor, which is
-the PNG, or pixels that the client has decoded. The peers' settings (in benchmarks/peers) are those that measured best
-here.
+the PNG, or pixels that the client has decoded. Triton runs as itself, with a model.py, and once more behind pytriton's
+own interface. The peers' settings (in benchmarks/peers) are those that measured best here.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytriton
 from pytriton.utils.distribution import get_libs_path, get_stub_path
 
-INSTANCES = 1
+INSTANCES = 2
 BATCH = 32
 FORMS = {"encode_png": ("TYPE_STRING", "[1]"), "encode_pixels": ("TYPE_UINT8", "[1, 28, 28]")}
 CONFIGURATION = """
