@@ -15,7 +15,6 @@ from encoder import Encoder, pixels
 
 WORKERS = 1
 BATCH = 32
-LATENCY = 100  # ms, at most
 
 
 @bentoml.service(workers=WORKERS, metrics={"enabled": False}, logging={"access": {"enabled": False}})
@@ -26,7 +25,7 @@ class EncodeService:
         """Once a worker."""
         self.encoder = Encoder(os.environ["ENCODER"], num_threads=1)
 
-    @bentoml.api(batchable=True, max_batch_size=BATCH, max_latency_ms=LATENCY)  # type: ignore[untyped-decorator]
+    @bentoml.api(batchable=True, max_batch_size=BATCH)  # type: ignore[untyped-decorator]
     def encode(self, images: list[str]) -> list[dict[str, Any]]:
         """One batch, merged by BentoML."""
         mean, log_var = self.encoder(np.stack([pixels(base64.b64decode(image)) for image in images]))

@@ -14,7 +14,7 @@ Array = NDArray[np.float32]
 
 def pixels(png: bytes) -> Array:
     """A grey PNG as [1, H, W] in [0, 1]."""
-    return np.asarray(Image.open(io.BytesIO(png)), np.float32)[None] / np.float32(255)
+    return np.asarray(Image.open(io.BytesIO(png), formats=("PNG",)), np.float32)[None] / np.float32(255)
 
 
 class Encoder:
