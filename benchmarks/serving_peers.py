@@ -20,7 +20,8 @@ round each is started, must answer 100 digits rightly under load, is warmed up a
 shares the two cores. Digits are black and white, which our preparation leaves as they are. Each server gets what it
 documents for its clients: ours a PNG; LitServe, BentoML and MLServer base64 in JSON; Triton a binary tensor, which is
 the PNG, or pixels that the client has decoded. Triton runs as itself, with a model.py, and once more behind pytriton's
-own interface. The peers' settings (in benchmarks/peers) are those that measured best here.
+own interface. The peers' settings (in benchmarks/peers) are those that measured best here. Run it on an idle machine
+(a quarter of an hour): beside other load, a server of several processes gets more of the cores than one of one process.
 """
 
 import argparse
@@ -171,10 +172,10 @@ def write_requests(contender: Contender, port: int, batches: list[Digits], folde
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM to the server, SIGKILL to what is left of it after five seconds."""
+    """SIGTERM to the server, SIGKILL to what is left of it after ten seconds."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(5)
+        process.wait(10)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
