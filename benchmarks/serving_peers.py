@@ -20,8 +20,9 @@ round each is started, must answer 100 digits rightly under load, is warmed up a
 shares the two cores. Digits are black and white, which our preparation leaves as they are. Each server gets what it
 documents for its clients: ours a PNG; LitServe, BentoML and MLServer base64 in JSON; Triton a binary tensor, which is
 the PNG, or pixels that the client has decoded. Triton runs as itself, with a model.py, and once more behind pytriton's
-own interface. The peers' settings (in benchmarks/peers) are those that measured best here. Run it on an idle machine
-(a quarter of an hour): beside other load, a server of several processes gets more of the cores than one of one process.
+own interface. The peers make batches as they document it; their numbers of workers and batch sizes are constants atop
+the files in benchmarks/peers, chosen in short trials on a busy machine. Run it on an idle one (a quarter of an hour):
+beside other load, a server of several processes gets more of the cores than a server of one.
 """
 
 import argparse
