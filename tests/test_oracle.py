@@ -7,11 +7,11 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from model_store import ImageShape
+from model_store import DiscretisedLogisticSpec, GaussianSpec, ImageShape, LikelihoodSpec
 from service.engine.chunks import complete
-from service.engine.likelihood import Bernoulli, Gaussian
+from service.engine.likelihood import Bernoulli, Gaussian, likelihood_of
 from tests import reference
-from tests.toys import Array, LinearGaussian, bernoulli_toy
+from tests.toys import Array, LinearGaussian, bernoulli_toy, nonlinear_toy
 
 SHAPES = {1: ImageShape(channels=1, height=4, width=5), 3: ImageShape(channels=3, height=2, width=5)}
 SHAPES[10] = ImageShape(channels=1, height=7, width=6)
@@ -144,3 +144,26 @@ def test_bernoulli_evidence_is_the_integral_over_z_and_sums_to_one(latent_dim: i
         assert (np.abs(record.log_likelihood - exact) < 3.5 * record.std_error).all()  # 64 images under one noise
         # Under one noise, the prior's estimates sum to one exactly: Σ_x mean_k p(x|z_k) = mean_k 1.
         np.testing.assert_allclose(logsumexp(record.log_likelihood), 0, atol=2e-6 if proposal == "prior" else 0.02)
+
+
+@pytest.mark.parametrize("proposal", ["encoder", "laplace"])
+@pytest.mark.parametrize("latent_dim", [1, 2])
+@pytest.mark.parametrize(
+    "likelihood", [GaussianSpec(scale=None), GaussianSpec(scale=0.3), DiscretisedLogisticSpec(levels=3)], ids=str
+)
+def test_evidence_is_the_integral_over_z_whatever_the_likelihood(
+    likelihood: LikelihoodSpec, latent_dim: int, proposal: str
+) -> None:
+    shape = ImageShape(channels=1, height=2, width=2)
+    toy = nonlinear_toy(likelihood, shape, latent_dim)
+    x = np.array(list(itertools.product([0, 0.5, 1], repeat=shape.size)), np.float32).reshape(-1, *shape.chw)
+    nodes, log_measure = quadrature(latent_dim)
+    parameters = reference.run(toy.decoder, z=nodes)
+    exact = logsumexp(likelihood_of(likelihood).log_prob(x[:, None], parameters) + log_measure, axis=1)
+    if isinstance(likelihood, DiscretisedLogisticSpec):
+        np.testing.assert_allclose(logsumexp(exact), 0, atol=1e-6)  # every image of three levels
+
+    record = complete(reference.load(toy).log_likelihood(x, proposal=proposal, num_samples=10_000))
+    assert (np.abs(record.log_likelihood - exact) < 4 * record.std_error + 1e-4).all()  # 81 images under one noise
+    assert np.median(record.std_error) < 0.05
+    assert set(record.proposal) == {proposal}

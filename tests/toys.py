@@ -19,6 +19,7 @@ from model_store import (
     PixelPreparation,
     Provenance,
 )
+from service.engine.likelihood import likelihood_of
 
 Array = NDArray[Any]
 
@@ -133,6 +134,30 @@ def bernoulli_toy(
     scores = rng.normal(-0.7 * shape.size, 2, 50)
     description = describe(name, shape, latent_dim, BernoulliSpec(), num_images=50, preparation=preparation)
     return Toy(description, encoder, decoder, {"log_likelihood": scores, "elbo": scores - 1})
+
+
+def nonlinear_toy(likelihood: LikelihoodSpec, shape: ImageShape, latent_dim: int, *, seed: int = 6) -> Toy:
+    """A random two-layer pair for any likelihood; a scale, where the decoder gives one, varies about exp(−1.5)."""
+    rng = np.random.default_rng(seed)
+    outputs = likelihood_of(likelihood).outputs
+    nodes = [
+        node("MatMul", "z", constant("w1", rng.standard_normal((latent_dim, 8))), out="h"),
+        node("Tanh", "h", out="a"),
+    ]
+    for name in outputs:
+        weight = constant(f"w_{name}", 0.25 * rng.standard_normal((8, shape.size)))
+        bias = constant(f"b_{name}", np.full(shape.size, -1.5 if name == "log_scale" else 0.5))
+        nodes += [
+            node("MatMul", "a", weight, out=f"rows_{name}"),
+            node("Add", f"rows_{name}", bias, out=f"shifted_{name}"),
+            node("Reshape", f"shifted_{name}", constant(f"chw_{name}", np.array([-1, *shape.chw])), out=name),
+        ]
+    decoder = graph(
+        nodes, inputs={"z": ["batch", latent_dim]}, outputs={name: ["batch", *shape.chw] for name in outputs}
+    )
+    stand_in = bernoulli_toy(shape, latent_dim)  # its encoder does for any
+    description = describe("nonlinear", shape, latent_dim, likelihood, num_images=50)
+    return Toy(description, stand_in.encoder, decoder, stand_in.calibration)
 
 
 def describe(
