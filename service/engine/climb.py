@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from service.engine.chunks import Chunks
 
 Array = NDArray[np.float64]
-TOLERANCE = 0.1
-"""Nats that one more Newton step may still gain for a mode to count as found."""
+TOLERANCE = 0.05
+"""Nats that one more Newton step may still gain for a mode to count as found; that step is then taken unseen."""
 MIN_PRECISION = 0.5
 """Least precision in any direction; the prior's is 1, so the proposal is never much wider than the prior."""
 _SHORTER_STEPS = np.array([0.5, 0.2, 0.05])
@@ -115,7 +115,13 @@ class _Climb:
 
 
 def find_modes(
-    start: Array, *, evaluate: Evaluate, values: Values, max_steps: int, keep: Keep | None = None
+    start: Array,
+    *,
+    evaluate: Evaluate,
+    values: Values,
+    max_steps: int,
+    tolerance: float = TOLERANCE,
+    keep: Keep | None = None,
 ) -> Chunks[Modes]:
     """Climb log p(x, z) from `start` [B, A] until each image has converged, is stuck, or has made `max_steps` tries.
 
@@ -134,14 +140,15 @@ def find_modes(
             num_steps=np.zeros(len(start), np.int64),
         )
         finite = _finite(climb.value, at)
-        converged = np.zeros(len(start), np.bool_)
+        converged, last_step = np.zeros(len(start), np.bool_), np.zeros_like(start)
         active = images[finite]
         for step in range(max_steps):
             active = active if keep is None else keep(step, climb.value, active)
             precision = climb.precision(active)
             newton = solve(precision, climb.gradient[active])
-            near = 0.5 * _dot(climb.gradient[active], newton) < TOLERANCE
+            near = 0.5 * _dot(climb.gradient[active], newton) < tolerance
             converged[active[near]] = True
+            last_step[active[near]] = newton[near]
             on = ~near & (climb.damping[active] < _MAX_DAMPING)
             active, precision, newton = active[on], precision[on], newton[on]
             if not len(active):
@@ -152,7 +159,7 @@ def find_modes(
                 newton = solve(precision, climb.gradient[active])
             yield from _try(climb, active, newton, evaluate, values)
         return Modes(
-            mode=climb.point,
+            mode=climb.point + last_step,  # for free: it is small, and the precision is known
             value=climb.value,
             precision=_final_precision(climb, finite),
             converged=converged,

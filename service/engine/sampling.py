@@ -114,17 +114,15 @@ class Sampler:
     def log_likelihoods(self, x: Floats, points: Array) -> Chunks[Array]:
         """log p(x|z) at points [B, K, D], or [B, K, A] of the familiar dimensions: x [B, P] → [B, K]."""
         values = np.empty(points.shape[:2])
-        batch = max(1, self._chunk_rows // points.shape[1])
-        for first in range(0, len(x), batch):
-            images = slice(first, min(first + batch, len(x)))
-            zeros = np.zeros((images.stop - first, 1, self.latent_dim), np.float32)
+        for images, samples in self._tiles(len(x), 0, points.shape[1]):
+            zeros = np.zeros((images.stop - images.start, 1, self.latent_dim), np.float32)
             inputs = {
-                **self._rows(x[images], points.shape[1]),
+                **self._rows(x[images], samples.stop - samples.start),
                 graphs.MEAN: zeros,
                 graphs.LOG_VAR: zeros,
-                graphs.NOISE: self._embed(points[images]),
+                graphs.NOISE: self._embed(points[images, samples]),
             }
-            values[images] = self._log_weight.run(inputs)[graphs.LOG_WEIGHT]
+            values[images, samples] = self._log_weight.run(inputs)[graphs.LOG_WEIGHT]
             yield
         return values
 

@@ -11,19 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.chunks import Chunks
-from service.engine.climb import Array, Evaluate, Modes, Values, find_modes, times
+from service.engine.climb import TOLERANCE, Array, Evaluate, Modes, Values, find_modes, times
 from service.engine.laplace import Gaussians, approximate
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, standard_normal
 from service.engine.sampling import Floats, Sampler
 
 Indices = NDArray[np.intp]
 _FAMILIAR_STEPS = 5
+_FAMILIAR_TOLERANCE = 0.5
+"""Nats, as `climb.TOLERANCE`: near the encoder's mean what is left is a Gaussian's, and the last step exact enough."""
 _RIVALS = 12
 _ROUND = 16
 """Tries after which the worse half of the rivals gives up; the others get as many again."""
 _SAME_MODE = 4.0
 """Squared distance, in standard deviations, below which two climbs ended at the same mode."""
 _BLOCK_IMAGES = 32
+_BLOCK_NUMBERS = 2**22
+"""Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
 
 
 class Search:
@@ -45,14 +49,16 @@ class Search:
         """
         dimensions, latent_dim = self._sampler.familiar_dimensions, encoder.mean.shape[1]
         tries = min(_FAMILIAR_STEPS, self._max_steps)
-        reached = yield from self._climb(x, encoder.mean[:, dimensions].astype(np.float64), tries)
+        start = encoder.mean[:, dimensions].astype(np.float64)
+        reached = yield from self._climb(x, start, tries, _FAMILIAR_TOLERANCE)
         done = reached.converged | (tries == self._max_steps)
         familiar, strange = np.flatnonzero(done), np.flatnonzero(~done)
         fitted = yield from approximate(reached.take(familiar), self._values(x[familiar]))
         found = [reached.take(familiar).spread(dimensions, latent_dim)]
         gaussians = [fitted.spread(dimensions, latent_dim)]
-        for start in range(0, len(strange), _BLOCK_IMAGES):
-            images = strange[start : start + _BLOCK_IMAGES]
+        size = max(1, min(_BLOCK_IMAGES, _BLOCK_NUMBERS // (_RIVALS * latent_dim**2)))
+        for first in range(0, len(strange), size):
+            images = strange[first : first + size]
             modes = yield from self._compete(x[images], reached.take(images))
             found.append(modes)
             gaussians.append((yield from approximate(modes, self._values(x[images]))))
@@ -84,7 +90,7 @@ class Search:
         value = np.where(rivals.usable, rivals.value, -np.inf).reshape(-1, _RIVALS)
         best = np.argsort(-value, axis=1, kind="stable")[:, :2] + _RIVALS * np.arange(len(x))[:, None]  # [n, 2]
         finalists = rivals.take(best.ravel()).spread(dimensions, latent_dim)
-        further = yield from self._climb(np.repeat(x, 2, axis=0), finalists.mode, max(1, left - 2 * _ROUND))
+        further = yield from self._climb(np.repeat(x, 2, axis=0), finalists.mode, max(0, left - 2 * _ROUND))
         winner = np.argmax(np.nan_to_num(further.value, nan=-np.inf).reshape(-1, 2), axis=1) + 2 * np.arange(len(x))
         won, other = further.take(winner), further.take(winner ^ 1)
         apart = won.mode - other.mode
@@ -98,5 +104,6 @@ class Search:
     def _values(self, x: Floats) -> Values:
         return lambda images, points: self._sampler.log_likelihoods(x[images], points)
 
-    def _climb(self, x: Floats, start: Array, max_steps: int) -> Chunks[Modes]:
-        return find_modes(start, evaluate=self._evaluate(x), values=self._values(x), max_steps=max_steps)
+    def _climb(self, x: Floats, start: Array, max_steps: int, tolerance: float = TOLERANCE) -> Chunks[Modes]:
+        evaluate, values = self._evaluate(x), self._values(x)
+        return find_modes(start, evaluate=evaluate, values=values, max_steps=max_steps, tolerance=tolerance)
