@@ -35,7 +35,7 @@ SHARES = (0.6, 0.2, 0.1, 0.1)
 """Of the samples, for each width; the last is the encoder's."""
 PATTERN = (0, 3, 1, 2, 0, 0, 1, 0, 0, 0)
 """Which part draws sample k, by k modulo 10; any four samples that open a request have one of each."""
-MAX_SPREAD = 1.5
+MAX_SPREAD = 2.0
 """Nats by which log p(x, z) may differ over the design, beyond its slope, before the Hessian is measured."""
 _LEAST_PRECISION = 1.05
 """Axes along which the image tells less than this, the prior's being 1, are the prior's: nothing to correct."""
