@@ -37,13 +37,13 @@ PATTERN = (0, 3, 1, 2, 0, 0, 1, 0, 0, 0)
 """Which part draws sample k, by k modulo 10; any four samples that open a request have one of each."""
 MAX_SPREAD = 2.0
 """Nats by which log p(x, z) may differ over the design, beyond its slope, before the Hessian is measured."""
-_LEAST_PRECISION = 1.05
-"""Axes along which the image tells less than this, the prior's being 1, are the prior's: nothing to correct."""
-_MAX_MEASURED_AXES = 128
+_TOLD = 0.05
+"""Where a dimension's row of the precision is nowhere further than this from the prior's, the image tells not of it."""
+_MAX_MEASURED = 128
+"""Dimensions in which the Hessian is measured, at most; more of them keep what the climb gave."""
 _SHIFT = 0.4
 """How far, in standard deviations along an axis, a mean is expected to lie from its mode."""
 _TEMPER = 0.3
-_PIECE = 256
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,10 @@ class Gaussians:
     def take(self, images: NDArray[np.intp]) -> "Gaussians":
         """Those of these images."""
         return Gaussians(self.centre[images], self.precisions[images], self.axes[images])
+
+    def function(self, of_precisions: Array) -> Array:
+        """axes·diag(f)·axesᵀ, a smooth function of the precision matrix: f [B, A] → [B, A, A]."""
+        return np.asarray((self.axes * of_precisions[:, None]) @ self.axes.transpose(0, 2, 1))
 
     @staticmethod
     def join(parts: Sequence["Gaussians"]) -> "Gaussians":
@@ -107,70 +111,63 @@ def approximate(modes: Modes, values: Values) -> Chunks[Gaussians]:
 
 
 def _screen(images: NDArray[np.intp], gaussians: Gaussians, values: Values) -> Chunks[_Screening]:
-    """Look at each posterior one standard deviation up or down along all told axes at once, by a design of signs.
+    """Look at each posterior one standard deviation up or down along all axes at once, by a design of signs.
 
-    The design has twice as many rows as the power of two above the number of axes, image by image.
+    The design has twice as many rows as the power of two above A. Its axes are the latent dimensions' own, whitened by
+    the covariance's symmetric root: unlike eigenvectors, that is a smooth function of it.
     """
-    shift, spread = np.zeros_like(gaussians.centre), np.zeros(len(images))
-    told = gaussians.precisions > _LEAST_PRECISION  # [n, A], a beginning of each row
-    rows = 1 << np.array([int(count).bit_length() for count in told.sum(axis=1)], np.int64)
-    for size in np.unique(rows[rows > 1]):
-        chosen = np.flatnonzero(rows == size)
-        part = gaussians.take(chosen)
-        signs = hadamard(size, told.shape[1]) * told[chosen][:, None]  # [n, m, A]
-        steps = (signs / np.sqrt(part.precisions)[:, None]) @ part.axes.transpose(0, 2, 1)
-        points = part.centre[:, None] + np.concatenate([steps, -steps], axis=1)  # [n, 2m, A]
-        found = joint((yield from values(images[chosen], points)), points)
-        up, down = found[:, :size], found[:, size:]
-        finite = np.isfinite(up) & np.isfinite(down)
-        even, odd = np.where(finite, (up + down) / 2, -1e30), np.where(finite, (up - down) / 2, 0)
-        spread[chosen] = 1.4826 * np.median(np.abs(even - np.median(even, axis=1, keepdims=True)), axis=1)
-        shift[chosen] = _shift(even, odd, signs, part)
-    return _Screening(shift, spread)
+    dimensions = gaussians.centre.shape[1]
+    signs = hadamard(1 << dimensions.bit_length(), dimensions)  # [m, A]
+    root = gaussians.function(1 / np.sqrt(gaussians.precisions))
+    steps = signs @ root  # [n, m, A]
+    points = gaussians.centre[:, None] + np.concatenate([steps, -steps], axis=1)  # [n, 2m, A]
+    found = joint((yield from values(images, points)), points)
+    up, down = found[:, : len(signs)], found[:, len(signs) :]
+    finite = np.isfinite(up) & np.isfinite(down)
+    even, odd = np.where(finite, (up + down) / 2, -1e30), np.where(finite, (up - down) / 2, 0)
+    spread = 1.4826 * np.median(np.abs(even - np.median(even, axis=1, keepdims=True)), axis=1)
+    return _Screening(times(root, _slope(even, odd, signs, gaussians)), spread)
 
 
-def _shift(even: Array, odd: Array, signs: Array, gaussians: Gaussians) -> Array:
-    """The slope along each axis, by least squares, is how far the mean lies from the centre: [n, m] twice → [n, A].
+def _slope(even: Array, odd: Array, signs: Array, gaussians: Gaussians) -> Array:
+    """The slope along each axis, by least squares: how far, in deviations, the mean lies away: [n, m] twice → [n, A].
 
     Rows where the density has fallen steeply count less: no sample will be there. The slopes are drawn to zero by a
-    Gaussian prior, the more so along an axis that the image tells little of.
+    Gaussian prior, the more so in directions that the image tells little of.
     """
     with np.errstate(over="ignore"):
         weight = np.minimum(1, np.exp(_TEMPER * (even - np.quantile(even, 0.75, axis=1, keepdims=True))))
-    expected = _SHIFT * np.sqrt(np.maximum(1 - 1 / gaussians.precisions, 0))[:, None]  # [n, 1, A]
-    columns = signs * expected
-    gram = columns.transpose(0, 2, 1) @ (columns * weight[..., None]) + np.eye(signs.shape[-1])
-    slope = solve(gram, times(columns.transpose(0, 2, 1), weight * odd)) * expected[:, 0]
-    return times(gaussians.axes, slope / np.sqrt(gaussians.precisions))
+    expected = gaussians.function(_SHIFT * np.sqrt(np.maximum(1 - 1 / gaussians.precisions, 0)))
+    columns = signs @ expected  # [n, m, A]
+    across = columns.transpose(0, 2, 1)
+    gram = across @ (columns * weight[..., None]) + np.eye(signs.shape[-1])
+    return times(expected, solve(gram, times(across, weight * odd)))
 
 
 def _measured_precision(image: NDArray[np.intp], gaussian: Gaussians, values: Values) -> Chunks[Array]:
-    """Minus the Hessian of log p(x, z) at the centre, along the told axes; as it was along the others: [1, A, A].
+    """Minus the Hessian of log p(x, z) at the centre, in the dimensions that the image tells of: [1, A, A].
 
-    By second differences one standard deviation wide: 1 + 2·A + A·(A − 1)/2 decoder rows for A axes.
+    By second differences one standard deviation wide: 1 + 2·A + A·(A − 1)/2 decoder rows in A dimensions.
     """
-    count = min(int((gaussian.precisions > _LEAST_PRECISION).sum()), _MAX_MEASURED_AXES)
+    precision = gaussian.function(gaussian.precisions)[0]
+    told = np.abs(precision - np.eye(len(precision))).max(axis=1)
+    chosen = np.sort(np.argsort(-told, kind="stable")[: min(int((told > _TOLD).sum()), _MAX_MEASURED)])
+    count = len(chosen)
+    block = Gaussians.around(gaussian.centre[:, chosen], precision[None, chosen[:, None], chosen])
     first, second = np.triu_indices(count, 1)
-    unit = np.eye(gaussian.centre.shape[1])[:count]
-    coordinates = np.concatenate([0 * unit[:1], unit, -unit, unit[first] + unit[second]])
-    steps = (coordinates / np.sqrt(gaussian.precisions)) @ gaussian.axes[0].T
-    points = gaussian.centre[:, None] + steps
-    pieces = []
-    for start in range(0, len(steps), _PIECE):
-        piece = points[:, start : start + _PIECE]
-        pieces.append(joint((yield from values(image, piece)), piece)[0])
-    found = np.concatenate(pieces)
+    unit = np.eye(count)
+    coordinates = np.concatenate([np.zeros((1, count)), unit, -unit, unit[first] + unit[second]])
+    points = np.repeat(gaussian.centre[:, None], len(coordinates), axis=1)
+    points[..., chosen] += coordinates @ block.function(1 / np.sqrt(block.precisions))
+    found = joint((yield from values(image, points)), points)[0]
     here, up, down, both = found[0], found[1 : count + 1], found[count + 1 : 2 * count + 1], found[2 * count + 1 :]
     hessian = np.zeros((count, count))
     hessian[first, second] = hessian[second, first] = both - up[first] - up[second] + here
     np.fill_diagonal(hessian, up + down - 2 * here)
-    if not np.isfinite(hessian).all():
-        hessian = -np.eye(count)
-    precision = np.diag(gaussian.precisions[0])
-    scale = np.sqrt(gaussian.precisions[0, :count])
-    precision[:count, :count] = scale[:, None] * positive_definite(-hessian[None])[0] * scale
-    turned: Array = gaussian.axes[0] @ precision @ gaussian.axes[0].T
-    return turned[None]
+    if np.isfinite(hessian).all():
+        scale = block.function(np.sqrt(block.precisions))[0]
+        precision[chosen[:, None], chosen] = scale @ positive_definite(-hessian[None])[0] @ scale
+    return np.asarray(precision[None])
 
 
 def hadamard(num_rows: int, num_columns: int) -> Array:
