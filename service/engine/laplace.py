@@ -6,7 +6,7 @@ deviations away from its mode, and there two things are looked at, with a few do
 - The centre. A skewed posterior has its mean beside its mode. A two-level screening design with fold-over (the signs of
   a Hadamard matrix and their opposites, Box and Wilson 1951; Plackett and Burman 1946) tells the slope along every axis
   apart from all curvature, and the centre moves by it.
-- The curvature. Where the design's values differ by more than a Gaussian's would, the Hessian that Gauss-Newton and the
+- The curvature. Where the design's values are not what a Gaussian's would be, the Hessian that Gauss-Newton and the
   climb's secants gave is not the posterior's; it is measured in full, by second differences one standard deviation
   wide. Images unlike the training set need this, familiar ones seldom.
 
@@ -35,8 +35,8 @@ SHARES = (0.6, 0.2, 0.1, 0.1)
 """Of the samples, for each width; the last is the encoder's."""
 PATTERN = (0, 3, 1, 2, 0, 0, 1, 0, 0, 0)
 """Which part draws sample k, by k modulo 10; any four samples that open a request have one of each."""
-MAX_SPREAD = 2.0
-"""Nats by which log p(x, z) may differ over the design, beyond its slope, before the Hessian is measured."""
+MAX_MISFIT = 2.5
+"""Nats by which log p(x, z) over the design may depart from a Gaussian's before the Hessian is measured."""
 _TOLD = 0.05
 """Where a dimension's row of the precision is nowhere further than this from the prior's, the image tells not of it."""
 _MAX_MEASURED = 128
@@ -87,10 +87,12 @@ class Gaussians:
 
 @dataclass(frozen=True)
 class _Screening:
-    """What the design told of n images: the mean's shift [n, A], and the spread [n] that a Gaussian would not have."""
+    """What the design told of n images."""
 
     shift: Array
-    spread: Array
+    """From the centre to the mean, [n, A]."""
+    misfit: Array
+    """How far values depart from a Gaussian's, from one another or from the centre's, apart from a slope: [n], nats."""
 
 
 def approximate(modes: Modes, values: Values) -> Chunks[Gaussians]:
@@ -99,12 +101,12 @@ def approximate(modes: Modes, values: Values) -> Chunks[Gaussians]:
     gaussians = Gaussians.around(modes.mode, modes.precision)
     screening = yield from _screen(images, gaussians, values)
     centre, precisions, axes = modes.mode + screening.shift, gaussians.precisions.copy(), gaussians.axes.copy()
-    for image in np.flatnonzero(modes.usable & (screening.spread > MAX_SPREAD)):
+    for image in np.flatnonzero(modes.usable & (screening.misfit > MAX_MISFIT)):
         one = images[image : image + 1]
         precision = yield from _measured_precision(one, gaussians.take(one), values)
         measured = Gaussians.around(modes.mode[one], precision)
         again = yield from _screen(one, measured, values)
-        if again.spread[0] < screening.spread[image]:
+        if again.misfit[0] < screening.misfit[image]:
             centre[one] = modes.mode[one] + again.shift
             precisions[one], axes[one] = measured.precisions, measured.axes
     return Gaussians(centre, precisions, axes)
@@ -120,13 +122,18 @@ def _screen(images: NDArray[np.intp], gaussians: Gaussians, values: Values) -> C
     signs = hadamard(1 << dimensions.bit_length(), dimensions)  # [m, A]
     root = gaussians.function(1 / np.sqrt(gaussians.precisions))
     steps = signs @ root  # [n, m, A]
-    points = gaussians.centre[:, None] + np.concatenate([steps, -steps], axis=1)  # [n, 2m, A]
+    none = np.zeros_like(steps[:, :1])
+    points = gaussians.centre[:, None] + np.concatenate([none, steps, -steps], axis=1)  # [n, 1 + 2m, A]
     found = joint((yield from values(images, points)), points)
-    up, down = found[:, : len(signs)], found[:, len(signs) :]
-    finite = np.isfinite(up) & np.isfinite(down)
-    even, odd = np.where(finite, (up + down) / 2, -1e30), np.where(finite, (up - down) / 2, 0)
-    spread = 1.4826 * np.median(np.abs(even - np.median(even, axis=1, keepdims=True)), axis=1)
-    return _Screening(times(root, _slope(even, odd, signs, gaussians)), spread)
+    here, up, down = np.split(found, [1, 1 + len(signs)], axis=1)
+    with np.errstate(invalid="ignore"):
+        even, odd = (up + down) / 2 - here, (up - down) / 2
+    finite = np.isfinite(even)
+    even, odd = np.where(finite, even, -1e30), np.where(finite, odd, 0)
+    level = np.median(even, axis=1)
+    spread = 1.4826 * np.median(np.abs(even - level[:, None]), axis=1)  # a normal distribution's deviation
+    misfit = np.maximum(spread, np.abs(level + dimensions / 2))
+    return _Screening(times(root, _slope(even, odd, signs, gaussians)), misfit)
 
 
 def _slope(even: Array, odd: Array, signs: Array, gaussians: Gaussians) -> Array:
@@ -166,8 +173,8 @@ def _measured_precision(image: NDArray[np.intp], gaussian: Gaussians, values: Va
     np.fill_diagonal(hessian, up + down - 2 * here)
     if np.isfinite(hessian).all():
         scale = block.function(np.sqrt(block.precisions))[0]
-        precision[chosen[:, None], chosen] = scale @ positive_definite(-hessian[None])[0] @ scale
-    return np.asarray(precision[None])
+        precision[chosen[:, None], chosen] = scale @ -hessian @ scale
+    return positive_definite(precision[None])
 
 
 def hadamard(num_rows: int, num_columns: int) -> Array:
