@@ -140,15 +140,17 @@ def find_modes(
             num_steps=np.zeros(len(start), np.int64),
         )
         finite = _finite(climb.value, at)
-        converged, last_step = np.zeros(len(start), np.bool_), np.zeros_like(start)
+        converged = np.zeros(len(start), np.bool_)
+        last_step, last_gain = np.zeros_like(start), np.zeros(len(start))  # taken unseen: small, the precision known
         active = images[finite]
         for step in range(max_steps):
             active = active if keep is None else keep(step, climb.value, active)
             precision = climb.precision(active)
             newton = solve(precision, climb.gradient[active])
-            near = 0.5 * _dot(climb.gradient[active], newton) < tolerance
+            gain = 0.5 * _dot(climb.gradient[active], newton)
+            near = gain < tolerance
             converged[active[near]] = True
-            last_step[active[near]] = newton[near]
+            last_step[active[near]], last_gain[active[near]] = newton[near], gain[near]
             on = ~near & (climb.damping[active] < _MAX_DAMPING)
             active, precision, newton = active[on], precision[on], newton[on]
             if not len(active):
@@ -159,8 +161,8 @@ def find_modes(
                 newton = solve(precision, climb.gradient[active])
             yield from _try(climb, active, newton, evaluate, values)
         return Modes(
-            mode=climb.point + last_step,  # for free: it is small, and the precision is known
-            value=climb.value,
+            mode=climb.point + last_step,
+            value=climb.value + last_gain,
             precision=_final_precision(climb, finite),
             converged=converged,
             usable=finite & (converged | (climb.num_steps > 0)),

@@ -99,20 +99,20 @@ def approximate(modes: Modes, values: Values) -> Chunks[Gaussians]:
     """The Gaussian nearest to each posterior: modes in A dimensions → Gaussians in A dimensions."""
     images = np.arange(len(modes.mode))
     gaussians = Gaussians.around(modes.mode, modes.precision)
-    screening = yield from _screen(images, gaussians, values)
+    screening = yield from _screen(images, gaussians, modes.value, values)
     centre, precisions, axes = modes.mode + screening.shift, gaussians.precisions.copy(), gaussians.axes.copy()
     for image in np.flatnonzero(modes.usable & (screening.misfit > MAX_MISFIT)):
         one = images[image : image + 1]
         precision = yield from _measured_precision(one, gaussians.take(one), values)
         measured = Gaussians.around(modes.mode[one], precision)
-        again = yield from _screen(one, measured, values)
+        again = yield from _screen(one, measured, modes.value[one], values)
         if again.misfit[0] < screening.misfit[image]:
             centre[one] = modes.mode[one] + again.shift
             precisions[one], axes[one] = measured.precisions, measured.axes
     return Gaussians(centre, precisions, axes)
 
 
-def _screen(images: NDArray[np.intp], gaussians: Gaussians, values: Values) -> Chunks[_Screening]:
+def _screen(images: NDArray[np.intp], gaussians: Gaussians, centre_value: Array, values: Values) -> Chunks[_Screening]:
     """Look at each posterior one standard deviation up or down along all axes at once, by a design of signs.
 
     The design has twice as many rows as the power of two above A. Its axes are the latent dimensions' own, whitened by
@@ -122,12 +122,11 @@ def _screen(images: NDArray[np.intp], gaussians: Gaussians, values: Values) -> C
     signs = hadamard(1 << dimensions.bit_length(), dimensions)  # [m, A]
     root = gaussians.function(1 / np.sqrt(gaussians.precisions))
     steps = signs @ root  # [n, m, A]
-    none = np.zeros_like(steps[:, :1])
-    points = gaussians.centre[:, None] + np.concatenate([none, steps, -steps], axis=1)  # [n, 1 + 2m, A]
+    points = gaussians.centre[:, None] + np.concatenate([steps, -steps], axis=1)  # [n, 2m, A]
     found = joint((yield from values(images, points)), points)
-    here, up, down = np.split(found, [1, 1 + len(signs)], axis=1)
+    up, down = found[:, : len(signs)], found[:, len(signs) :]
     with np.errstate(invalid="ignore"):
-        even, odd = (up + down) / 2 - here, (up - down) / 2
+        even, odd = (up + down) / 2 - centre_value[:, None], (up - down) / 2
     finite = np.isfinite(even)
     even, odd = np.where(finite, even, -1e30), np.where(finite, odd, 0)
     level = np.median(even, axis=1)
