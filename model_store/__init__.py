@@ -26,6 +26,7 @@ from model_store.store import (
     list_versions,
     open_version,
     publish,
+    version_stamp,
 )
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "list_versions",
     "open_version",
     "publish",
+    "version_stamp",
 ]

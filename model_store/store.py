@@ -74,12 +74,29 @@ def list_versions(root: Path) -> dict[str, list[int]]:
     """
     if not root.is_dir():
         raise StoreError(f"{root}: the model store is not a folder")
-    found = {
-        model.name: sorted(int(version.name) for version in model.iterdir() if _VERSION.fullmatch(version.name))
-        for model in sorted(root.iterdir())
-        if _NAME.fullmatch(model.name) and model.is_dir()
-    }
+    try:
+        found = {
+            model.name: sorted(int(version.name) for version in model.iterdir() if _VERSION.fullmatch(version.name))
+            for model in sorted(root.iterdir())
+            if _NAME.fullmatch(model.name) and model.is_dir()
+        }
+    except OSError as error:
+        raise StoreError(f"{error.filename}: cannot be read ({error.strerror})") from error
     return {name: versions for name, versions in found.items() if versions}
+
+
+def version_stamp(root: Path, name: str, version: int) -> tuple[tuple[str, int, int, int], ...]:
+    """Something that differs once any file of a version does, without reading one: name, inode, size, time of change.
+
+    Raises:
+        ModelNotFoundError: the store has no such model or version.
+    """
+    path = _locate(root, name, version)
+    try:
+        files = [(file.name, file.stat()) for file in sorted(path.iterdir())]
+    except OSError:
+        return ()  # not a folder, not readable, or changing right now
+    return tuple((file, found.st_ino, found.st_size, found.st_ctime_ns) for file, found in files)
 
 
 def open_version(root: Path, name: str, version: int | None = None) -> StoredModel:
@@ -89,17 +106,10 @@ def open_version(root: Path, name: str, version: int | None = None) -> StoredMod
         ModelNotFoundError: the store has no such model or version.
         InvalidArtifactError: a file is missing or altered; the message names it.
     """
-    versions = list_versions(root).get(name)
-    if versions is None:
-        raise ModelNotFoundError(f"the store has no model {name!r}")
-    if version is None:
-        version = versions[-1]
-    if version not in versions:
-        raise ModelNotFoundError(f"model {name!r} has no version {version}; it has {', '.join(map(str, versions))}")
-    path = root / name / str(version)
+    path = _locate(root, name, version)
     manifest = _read_manifest(path / MANIFEST)
-    if (manifest.name, manifest.version) != (name, version):
-        problem = f"says it is {manifest.name} version {manifest.version}, but lies in {name}/{version}"
+    if (manifest.name, str(manifest.version)) != (name, path.name):
+        problem = f"says it is {manifest.name} version {manifest.version}, but lies in {name}/{path.name}"
         raise InvalidArtifactError(path / MANIFEST, problem)
     contents = {file: _read_verified(path / file, manifest) for file in _FILES}
     return StoredModel(
@@ -125,17 +135,33 @@ def publish(
 
     Raises:
         InvalidArtifactError: the calibration arrays are not what the description says.
+        StoreError: the store cannot be written, as on a full disk; it is then as it was.
     """
     scores = {key: np.asarray(value) for key, value in calibration.items()}
     _check_calibration(Path(CALIBRATION), scores, description.calibration.num_images)
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **scores)
     contents = {ENCODER: encoder, DECODER: decoder, CALIBRATION: packed.getvalue()}
-    root.mkdir(parents=True, exist_ok=True)
-    while True:
-        version = max(list_versions(root).get(description.name, [0])) + 1
-        if _place(root, _manifest_of(description, version, contents), contents):
-            return open_version(root, description.name, version)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        while True:
+            version = max(list_versions(root).get(description.name, [0])) + 1
+            if _place(root, _manifest_of(description, version, contents), contents):
+                return open_version(root, description.name, version)
+    except OSError as error:
+        raise StoreError(f"{root}: {description.name} is not published: {error.strerror}") from error
+
+
+def _locate(root: Path, name: str, version: int | None) -> Path:
+    """The folder of a version, by default the latest."""
+    versions = list_versions(root).get(name)
+    if versions is None:
+        raise ModelNotFoundError(f"the store has no model {name!r}")
+    if version is None:
+        version = versions[-1]
+    if version not in versions:
+        raise ModelNotFoundError(f"model {name!r} has no version {version}; it has {', '.join(map(str, versions))}")
+    return root / name / str(version)
 
 
 def _manifest_of(description: Description, version: int, contents: Mapping[str, bytes]) -> Manifest:

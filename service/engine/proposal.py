@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -62,15 +61,25 @@ class NoiseCache:
     """Noise rows by seed: the default seed's stay on the device, those of the last few seeds in memory."""
 
     _MAX_SEEDS = 4  # requests take turns: their seeds should not drive one another out
+    _MAX_PLACED = 64
 
     def __init__(self, latent_dim: int, runtime: Runtime) -> None:
         self._latent_dim = latent_dim
+        self._runtime = runtime
         self._drawn: dict[int, NDArray[np.float32]] = {}
-        self._placed = lru_cache(maxsize=64)(lambda start, stop: runtime.place(self._draw(DEFAULT_SEED, start, stop)))
+        self._placed: dict[tuple[int, int], OrtValue] = {}
 
     def rows(self, seed: int, start: int, stop: int) -> "NDArray[np.float32] | OrtValue":
         """Rows start to stop of the seed's noise, as [1, stop − start, D]."""
-        return self._placed(start, stop) if seed == DEFAULT_SEED else self._draw(seed, start, stop)
+        if seed != DEFAULT_SEED:
+            return self._draw(seed, start, stop)
+        placed = self._placed.pop((start, stop), None)
+        if placed is None:
+            placed = self._runtime.place(self._draw(seed, start, stop))
+        self._placed[start, stop] = placed  # last: the one used most recently
+        if len(self._placed) > self._MAX_PLACED:
+            del self._placed[next(iter(self._placed))]
+        return placed
 
     def _draw(self, seed: int, start: int, stop: int) -> NDArray[np.float32]:
         drawn = self._drawn.pop(seed, None)

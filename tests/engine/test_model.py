@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Generator
 from dataclasses import fields
 from functools import cache
@@ -6,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnxruntime import InferenceSession
 
 from model_store import ImageShape, InvalidArtifactError, PixelPreparation, open_version, publish
 from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
 from service.engine.chunks import Chunks, complete
 from service.engine.estimate import LogLikelihood
 from service.engine.model import Model
-from service.engine.proposal import UnknownProposalError, standard_normal
+from service.engine.proposal import NoiseCache, UnknownProposalError, standard_normal
 from service.engine.runtime import Runtime
 from tests import reference
 from tests.toys import Array, LinearGaussian, Toy, bernoulli_toy
@@ -47,6 +49,28 @@ def same(first: LogLikelihood, second: LogLikelihood, *, atol: float) -> None:
     for field in fields(LogLikelihood):
         if field.name != "proposal":
             np.testing.assert_allclose(getattr(first, field.name), getattr(second, field.name), atol=atol, rtol=1e-4)
+
+
+def test_a_model_that_nobody_holds_is_freed_at_once() -> None:
+    """By reference counting: a service that replaces models would else hold old ones until the collector comes by."""
+
+    def alive() -> int:
+        return sum(isinstance(item, (Model, NoiseCache, InferenceSession)) for item in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        model = reference.load(TOYS["dynamic"], chunk_rows=512)
+        complete(model.log_likelihood(images("dynamic", 3), num_samples=40))
+        begun = model.log_likelihood(images("dynamic", 3), num_samples=40)
+        next(begun)
+        del model
+        assert alive() > before  # who computes still holds it
+        del begun
+        assert alive() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("toy", TOYS)

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -24,6 +25,7 @@ from model_store import (
     list_versions,
     open_version,
     publish,
+    version_stamp,
 )
 from tests.toys import Array, describe
 
@@ -215,9 +217,53 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))  # enough for the graphs o
 add(Path(sys.argv[1]), sys.argv[2])
 """
     for name in ("toy", "newcomer"):
-        assert "OSError: [Errno 27] File too large" in run(script, tmp_path, name).stderr
+        assert f"StoreError: {tmp_path}: {name} is not published: File too large" in run(script, tmp_path, name).stderr
     assert folder_bytes(tmp_path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_store_that_cannot_be_written_or_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file/store: toy is not published: Not a directory"):
+        add(tmp_path / "file" / "store")
+    add(tmp_path)
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(StoreError, match="cannot be read \\(Permission denied\\)"):
+        list_versions(tmp_path)
+
+
+def let_the_clock_move(folder: Path) -> None:
+    """Until a change made now bears another time than any before; file systems count in steps of milliseconds."""
+    probe = folder.parent / "probe"
+    probe.write_text("")
+    before = probe.stat().st_ctime_ns
+    while probe.stat().st_ctime_ns == before:
+        probe.write_text("")
+
+
+def test_a_stamp_differs_once_a_file_does(tmp_path: Path) -> None:
+    folder = add(tmp_path).path
+    stamps = [version_stamp(tmp_path, "toy", 1)]
+    assert version_stamp(tmp_path, "toy", 1) == stamps[0]
+    for change in (
+        lambda: flip(folder / "encoder.onnx", 0),
+        lambda: (folder / "decoder.onnx").chmod(0o600),
+        lambda: (folder / "calibration.npz").unlink(),
+        lambda: (folder / "notes").write_text(""),
+    ):
+        let_the_clock_move(folder)
+        change()
+        assert version_stamp(tmp_path, "toy", 1) not in stamps
+        stamps.append(version_stamp(tmp_path, "toy", 1))
+    (tmp_path / "toy" / "2").write_text("not a folder")
+    assert version_stamp(tmp_path, "toy", 2) == ()
+    for name, version in (("toy", 3), ("../toy", 1), ("other", 1)):
+        with pytest.raises(ModelNotFoundError):
+            version_stamp(tmp_path, name, version)
 
 
 def rewrite(folder: Path, **fields: Any) -> None:
