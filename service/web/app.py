@@ -8,7 +8,7 @@ from importlib.metadata import version
 import structlog
 from fastapi import FastAPI
 
-from service.web import errors, probes, routes
+from service.web import admin, errors, probes, routes
 from service.web.backend import Backend
 from service.web.metrics import Metrics
 from service.web.middleware import LimitBody, Observe
@@ -32,15 +32,18 @@ def create_app(settings: Settings, *, on_failure: Callable[[], None] = lambda: N
 
         async def load() -> None:
             try:
-                await asyncio.to_thread(backend.load)
+                await backend.load()
             except Exception as error:  # noqa: BLE001 - logged, then the process ends
                 backend.state = "failed"
                 _log.error("the models cannot be served", reason=str(error), kind=type(error).__name__)
                 on_failure()
+            else:
+                await backend.registry.watch()
 
         loading = asyncio.create_task(load())
         yield
-        await loading
+        loading.cancel()
+        await asyncio.wait([loading])
         backend.stop()
 
     app = FastAPI(
@@ -53,6 +56,8 @@ def create_app(settings: Settings, *, on_failure: Callable[[], None] = lambda: N
     app.state.metrics = metrics
     app.include_router(probes.router)
     app.include_router(routes.router)
+    if settings.admin:
+        app.include_router(admin.router)
     errors.install(app)
     app.add_middleware(LimitBody, max_bytes=settings.max_body_bytes)
     app.add_middleware(Observe, metrics=metrics)

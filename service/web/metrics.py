@@ -58,6 +58,16 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.reloads = Counter(
+            "logpx_reloads",
+            "looks at the store for new versions, by what came of it",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.refused_versions = Gauge(
+            "logpx_refused_versions", "versions in the store that did not pass their checks", registry=self.registry
+        )
+
     def text(self) -> bytes:
         """The exposition format, version 0.0.4."""
         return generate_latest(self.registry)

@@ -124,28 +124,36 @@ async def anomaly_scores(request: Request, query: Annotated[schemas.AnomalyQuery
 
 @router.get("/models", response_model=schemas.Models)
 async def models(request: Request, _: Annotated[schemas.NoQuery, Query()]) -> Response:
-    """Every model of the store: versions, manifest, and the execution provider that really runs it."""
-    backend = _backend(request)
-    found = await run_in_threadpool(backend.summaries)
-    return json_reply({"models": [summary.model_dump(mode="json") for summary in found]})
+    """Every model: its versions in the store and in memory, those refused, and the default one's manifest."""
+    found = schemas.Models(models=await admitted(request).registry.summaries())
+    return json_reply(found.model_dump(mode="json"))
 
 
-@router.get("/models/{name}", response_model=schemas.ModelVersion)
+@router.get("/models/{name}", response_model=schemas.ModelSummary)
 async def model(request: Request, name: str, query: Annotated[schemas.VersionQuery, Query()]) -> Response:
-    """One version's manifest, and the execution provider that really runs it."""
-    found = await run_in_threadpool(_backend(request).model, name, query.version)
-    described = schemas.ModelVersion(manifest=found.manifest, execution_provider=found.provider)
-    return json_reply(described.model_dump(mode="json"))
+    """The same of one model, with the manifest of the version asked for."""
+    found = await admitted(request).registry.summary(name, query.version)
+    return json_reply(found.model_dump(mode="json"))
 
 
-def _backend(request: Request) -> Backend:
-    backend: Backend = request.app.state.backend
+def admitted(request: Request) -> Backend:
+    """What stands behind the routes, if this request may come in; once in, it is answered even while draining.
+
+    Raises:
+        NotReadyError: not yet, or no longer.
+    """
+    backend = _backend(request)
     backend.require_ready()
     return backend
 
 
+def _backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
+
+
 async def _model(request: Request, query: schemas.ModelQuery) -> Model:
-    return await run_in_threadpool(_backend(request).model, query.model, query.version)
+    return await admitted(request).registry.model(query.model, query.version)
 
 
 async def _pixels(request: Request, query: schemas.ImagesQuery) -> tuple[Model, Pixels]:

@@ -143,20 +143,24 @@ class Anomalies(_Answer):
     results: list[AnomalyResult]
 
 
-class ModelVersion(BaseModel):
-    """A manifest, and the execution provider that really runs it."""
+class RefusedVersion(BaseModel):
+    """A version in the store that did not pass its checks, and the file that failed."""
 
-    manifest: Manifest
-    execution_provider: str
+    version: int
+    reason: str
 
 
 class ModelSummary(BaseModel):
-    """One model of the store: its versions, and the one that is served by default."""
+    """One model: which versions are in the store and which are served, and one of them in full."""
 
     name: str
-    versions: list[int]
-    default: bool
-    latest: ModelVersion
+    default: bool = Field(description="whether a request means this model when it names none")
+    default_version: int | None = Field(description="what a request means when it names no version; null: none passes")
+    versions: list[int] = Field(description="in the store now; those not loaded load when first asked for")
+    loaded_versions: list[int] = Field(description="in memory now, verified and warm")
+    refused: list[RefusedVersion]
+    manifest: Manifest | None = Field(description="of the version asked for, by default the default version's")
+    execution_provider: str | None = Field(description="what really runs this version")
 
 
 class Models(BaseModel):

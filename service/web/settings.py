@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_store import BUNDLED
@@ -19,6 +19,13 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     model_store: Path = Field(BUNDLED, description="folder of models, see model_store/README.md")
     model: str | None = Field(None, description="model that a request means when it names none; else the only model")
+    reload_seconds: NonNegativeFloat = Field(
+        0, allow_inf_nan=False, description="how often to look for published versions while serving; 0: never"
+    )
+    max_other_versions: PositiveInt = Field(
+        2, description="versions in memory beside the defaults; the one asked for least recently goes first"
+    )
+    admin: bool = Field(False, description="whether there are routes under /v1/admin")
     execution_provider: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="where the graphs run; `cuda` refuses to start where CUDA cannot really be used"
     )

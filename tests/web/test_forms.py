@@ -139,7 +139,7 @@ def test_answers_match_their_published_schemas(client: TestClient, digits: Any) 
         schemas.Images: client.post("/v1/decode", json={"latents": [[0, 1, 2]]}),
         schemas.Samples: client.get("/v1/samples?n=2&as=array"),
         schemas.Models: client.get("/v1/models"),
-        schemas.ModelVersion: client.get("/v1/models/digits"),
+        schemas.ModelSummary: client.get("/v1/models/digits"),
     }
     for schema, answer in answers.items():
         assert answer.status_code == 200

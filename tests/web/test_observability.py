@@ -73,11 +73,12 @@ def test_models_tell_their_manifest_and_provider(client: TestClient) -> None:
     listed = {model["name"]: model for model in client.get("/v1/models").json()["models"]}
     assert listed["digits"]["versions"] == [1, 2]
     assert [name for name, model in listed.items() if model["default"]] == ["digits"]
-    assert listed["colour"]["latest"]["execution_provider"] == "CPUExecutionProvider"
-    assert listed["colour"]["latest"]["manifest"]["image"] == {"channels": 3, "height": 8, "width": 6}
+    assert listed["colour"]["execution_provider"] == "CPUExecutionProvider"
+    assert listed["colour"]["manifest"]["image"] == {"channels": 3, "height": 8, "width": 6}
     one = client.get("/v1/models/digits?version=1").json()
     assert one["manifest"]["version"] == 1
     assert one["manifest"]["format_version"] == 1
+    assert (one["default_version"], one["loaded_versions"]) == (2, [1, 2])
 
 
 def test_before_models_are_loaded_and_while_draining_it_is_503(serve: Serve) -> None:
@@ -112,7 +113,7 @@ def test_a_full_queue_is_429_with_retry_after(serve: Serve) -> None:
 def test_a_bug_of_ours_is_500_and_tells_nothing_but_its_id(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client = serve()
     backend = client.app.state.backend  # type: ignore[attr-defined]
-    monkeypatch.setattr(backend, "summaries", lambda: 1 / 0)
+    monkeypatch.setattr(backend.registry, "summaries", lambda: 1 / 0)
     answer = client.get("/v1/models")
     assert answer.status_code == 500
     assert answer.json()["type"] == "urn:logpx:problem:internal-error"
