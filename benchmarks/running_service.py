@@ -24,11 +24,11 @@ REQUESTS = 200
 ROOT = Path(__file__).parents[1]
 
 
-def start() -> tuple["subprocess.Popen[str]", str]:
-    """The process and its address, once it is ready."""
+def start(**settings: str) -> tuple["subprocess.Popen[str]", str]:
+    """The process and its address, once it is ready, with these `LOGPX_` settings."""
     process = subprocess.Popen(
         [sys.executable, "-m", "service"],
-        env={**os.environ, "LOGPX_PORT": "0"},
+        env={**os.environ, "LOGPX_PORT": "0", **settings},
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,

@@ -88,5 +88,6 @@ class Backend:
             await asyncio.to_thread(self._scheduler.stop)
 
     def stop(self) -> None:
-        """End the inference thread."""
+        """End the threads."""
         self._scheduler.stop()
+        self.registry.close()

@@ -9,6 +9,7 @@ All state belongs to the event loop; a thread opens one version at a time.
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ class Registry:
         self._stamps: dict[Key, Stamp] = {}
         self._refused: dict[Key, _Refusal] = {}
         self._opening = asyncio.Lock()
+        # Always the same thread: the allocator keeps freed memory by thread, for that thread to use again.
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="opener")
         metrics.refused_versions.set_function(lambda: len(self._refused))
 
     async def load(self) -> None:
@@ -153,6 +156,10 @@ class Registry:
         found = (await self.model(name, version)).manifest.version
         return self._summary(name, found, await asyncio.to_thread(list_versions, self._root))
 
+    def close(self) -> None:
+        """Let the thread go that opens versions."""
+        self._opener.shutdown(wait=False, cancel_futures=True)
+
     def _summary(self, name: str, version: int | None, stored: Mapping[str, list[int]]) -> ModelSummary:
         model = self._models.get((name, version or 0))
         return ModelSummary(
@@ -218,7 +225,7 @@ class Registry:
         if refused is not None and refused.stamp == stamp:
             return False
         labels = {"model": key[0], "version": key[1]}
-        opened = await asyncio.to_thread(self._open, key, stamp)
+        opened = await asyncio.get_running_loop().run_in_executor(self._opener, self._open, key, stamp)
         if isinstance(opened, _Refusal):
             self._refused[key] = opened
             _log.error("version refused", **labels, file=str(opened.file), problem=opened.problem)
