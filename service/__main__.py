@@ -37,8 +37,10 @@ class Server(uvicorn.Server):
 
     async def _drain_then_exit(self) -> None:
         app = self.config.app
-        await app.state.backend.drain()  # type: ignore[union-attr]
-        self.should_exit = True
+        try:
+            await app.state.backend.drain()  # type: ignore[union-attr]
+        finally:
+            self.should_exit = True
 
 
 def main() -> int:

@@ -142,6 +142,8 @@ def _handler(kind: Kind) -> Any:
             detail = "the model's files are broken or gone; the service's log says which"
             return problem(request, kind, detail)
         headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFullError) else None
+        if isinstance(error, NotReadyError):
+            headers = {"Connection": "close"}  # nobody should send into a connection that is about to end
         return problem(request, kind, str(error), index=getattr(error, "index", None), headers=headers)
 
     return answer

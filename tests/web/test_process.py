@@ -15,8 +15,12 @@ import httpx2
 import numpy as np
 import pytest
 
+from model_store import list_versions, open_version
+from tests.toys import bernoulli_toy
+from tests.web.conftest import DIGIT_SHAPE, put
 from tests.web.forms import npy
 
+ROOT = Path(__file__).parents[2]
 NPY = {"content-type": "application/x-npy"}
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -106,6 +110,106 @@ def test_sigterm_finishes_accepted_work_refuses_new_and_exits_0(start: Start) ->
     accepted.join()
     assert answers[0].status_code == 200
     assert process.wait(30) == 0
+
+
+def test_sigterm_under_load_fails_no_accepted_request(start: Start) -> None:
+    process = start(drain_seconds=60)
+    url = address(process)
+    answers: list[list[httpx2.Response]] = [[] for _ in range(6)]
+
+    def ask(answered: list[httpx2.Response]) -> None:
+        """On one kept connection, until refused."""
+        routes = ("encode", "log-likelihood?num_samples=40", "anomaly-scores")
+        body = npy(np.zeros((3, 28, 28), np.uint8))
+        with httpx2.Client(base_url=f"{url}/v1/", headers=NPY, timeout=120) as client:
+            while not answered or answered[-1].status_code == 200:
+                answered.append(client.post(routes[len(answered) % 3], content=body))
+
+    long, long_answers = start_long_job(url)  # holds the door open until every client has been refused
+    clients = [threading.Thread(target=ask, args=(answered,)) for answered in answers]
+    for client in clients:
+        client.start()
+    while min(map(len, answers)) < 3:
+        assert all(client.is_alive() for client in clients)
+    assert long.is_alive()
+    process.send_signal(signal.SIGTERM)
+    for client in [*clients, long]:
+        client.join()
+    assert long_answers[0].status_code == 200
+    for answered in answers:
+        *served, refused = answered
+        assert {answer.status_code for answer in served} == {200}
+        assert refused.status_code == 503
+        assert refused.json()["type"] == "urn:logpx:problem:not-ready"
+        assert refused.headers["connection"] == "close"
+    assert process.wait(30) == 0
+
+
+def test_a_request_accepted_before_sigterm_is_answered_though_its_body_ends_after(start: Start) -> None:
+    process = start()
+    url = address(process)
+    host, port = url.removeprefix("http://").split(":")
+    body = npy(np.zeros((2, 28, 28), np.uint8))
+    head = f"POST /v1/encode HTTP/1.1\r\nHost: {host}\r\nExpect: 100-continue\r\n"
+    head += f"Content-Type: application/x-npy\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # what reads the body has let the request in
+        process.send_signal(signal.SIGTERM)
+        while is_ready(url):
+            pass
+        connection.sendall(body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert process.wait(30) == 0
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+PUBLISHES_FOR_EVER = """
+import sys
+from pathlib import Path
+from model_store import open_version, publish
+
+root = Path(sys.argv[1])
+model = open_version(root, "digits", 1)
+while True:
+    publish(root, model.manifest, encoder=model.encoder, decoder=model.decoder, calibration=model.calibration)
+    print("published", flush=True)
+"""
+
+
+def test_kill_9_of_publisher_and_service_harms_nothing_in_the_store(start: Start, tmp_path: Path) -> None:
+    put(tmp_path, bernoulli_toy(DIGIT_SHAPE, name="digits"))
+    command = [sys.executable, "-c", PUBLISHES_FOR_EVER, str(tmp_path)]
+    for count in (1, 5):
+        service = start(model_store=tmp_path, reload_seconds=0.001)
+        url = address(service)
+        first = list_versions(tmp_path)["digits"][-1]
+        assert served(url) == (first, [])
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as publisher:  # noqa: S603
+            assert publisher.stdout is not None
+            lines = [publisher.stdout.readline() for _ in range(count)]
+            publisher.kill()  # somewhere in the next one
+            service.kill()  # somewhere in loading
+        service.wait()
+        assert lines == ["published\n"] * count
+        versions = list_versions(tmp_path)["digits"]
+        assert versions == list(range(1, versions[-1] + 1))
+        assert versions[-1] >= first + count
+        for version in versions:
+            open_version(tmp_path, "digits", version)
+    assert served(address(start(model_store=tmp_path))) == (versions[-1], [])
+
+
+def served(url: str) -> tuple[int, list[Any]]:
+    """The default version of `digits`, and what is refused."""
+    told = httpx2.get(f"{url}/v1/models/digits").json()
+    return told["default_version"], told["refused"]
 
 
 def test_work_of_a_client_that_went_away_is_dropped(start: Start) -> None:
