@@ -12,7 +12,7 @@ RequestError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 import structlog
@@ -32,6 +32,8 @@ _log = structlog.get_logger()
 
 class RequestError(Exception):
     """A request that cannot be answered; the message is for its sender."""
+
+    headers: ClassVar[Mapping[str, str]] = {}
 
 
 class InvalidBodyError(RequestError):
@@ -68,6 +70,8 @@ class LimitError(RequestError):
 
 class NotReadyError(RequestError):
     """Models still loading, draining, or the inference thread is dead."""
+
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}  # nobody should send into one that is about to end
 
 
 @dataclass(frozen=True)
@@ -141,9 +145,9 @@ def _handler(kind: Kind) -> Any:
             )  # the path is the operator's business, not the client's
             detail = "the model's files are broken or gone; the service's log says which"
             return problem(request, kind, detail)
-        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFullError) else None
-        if isinstance(error, NotReadyError):
-            headers = {"Connection": "close"}  # nobody should send into a connection that is about to end
+        headers = getattr(error, "headers", None)
+        if isinstance(error, QueueFullError):
+            headers = {"Retry-After": str(error.retry_after)}
         return problem(request, kind, str(error), index=getattr(error, "index", None), headers=headers)
 
     return answer

@@ -64,6 +64,8 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        for outcome in ("unchanged", "changed", "refused", "failed"):
+            self.reloads.labels(outcome)  # there from the start, so that the first one of a kind is seen as a rise
         self.refused_versions = Gauge(
             "logpx_refused_versions", "versions in the store that did not pass their checks", registry=self.registry
         )

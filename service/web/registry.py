@@ -88,7 +88,7 @@ class Registry:
         if not self._defaults or (self._unnamed is not None and self._unnamed not in self._defaults):
             problems = "; ".join(f"{refusal.file}: {refusal.problem}" for refusal in self._refused.values())
             raise StoreError(f"no version of {self._unnamed or 'any model'} can be served: {problems}")
-        _log.info("models loaded", versions=self._defaults, provider=runtime.provider)
+        _log.info("models loaded", versions=dict(self._defaults), provider=runtime.provider)
 
     async def reload(self, *, retry: bool = False) -> None:
         """Take up what the store holds now. `retry` reads refused versions again even if their files are the same.
@@ -97,11 +97,12 @@ class Registry:
             StoreError: the store cannot be read; all goes on as before.
         """
         async with self._opening:
-            if retry:
-                self._refused.clear()
-            models, refused = dict(self._models), dict(self._refused)
             try:
-                await self._renew(await asyncio.to_thread(list_versions, self._root))
+                stored = await asyncio.to_thread(list_versions, self._root)
+                if retry:
+                    self._refused.clear()
+                models, refused = dict(self._models), dict(self._refused)
+                await self._renew(stored)
             except StoreError:
                 self._metrics.reloads.labels("failed").inc()
                 raise

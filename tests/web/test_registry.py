@@ -83,8 +83,8 @@ def loaded_gauge(client: TestClient) -> list[str]:
 
 def reloads(client: TestClient, outcome: str) -> float:
     prefix = f'logpx_reloads_total{{outcome="{outcome}"}} '
-    found = [line for line in client.get("/metrics").text.splitlines() if line.startswith(prefix)]
-    return float(found[0].split()[-1]) if found else 0
+    (found,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(prefix)]
+    return float(found.removeprefix(prefix))
 
 
 def live_models(name: str, version: int) -> list["weakref.ref[Model]"]:
