@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.web import schemas
-from service.web.replies import json_reply
+from service.web.bodies import JSON
 from service.web.routes import admitted
 
 router = APIRouter(prefix="/v1/admin", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
@@ -16,4 +16,4 @@ async def reload(request: Request, _: Annotated[schemas.NoQuery, Query()]) -> Re
     """Serve what the store holds now; answers, when that is done, as `GET /v1/models` does."""
     registry = admitted(request).registry
     await registry.reload(retry=True)
-    return json_reply(schemas.Models(models=await registry.summaries()).model_dump(mode="json"))
+    return Response(schemas.Models(models=await registry.summaries()).model_dump_json(), media_type=JSON)

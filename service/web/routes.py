@@ -126,14 +126,14 @@ async def anomaly_scores(request: Request, query: Annotated[schemas.AnomalyQuery
 async def models(request: Request, _: Annotated[schemas.NoQuery, Query()]) -> Response:
     """Every model: its versions in the store and in memory, those refused, and the default one's manifest."""
     found = schemas.Models(models=await admitted(request).registry.summaries())
-    return json_reply(found.model_dump(mode="json"))
+    return Response(found.model_dump_json(), media_type=JSON)
 
 
 @router.get("/models/{name}", response_model=schemas.ModelSummary)
 async def model(request: Request, name: str, query: Annotated[schemas.VersionQuery, Query()]) -> Response:
     """The same of one model, with the manifest of the version asked for."""
     found = await admitted(request).registry.summary(name, query.version)
-    return json_reply(found.model_dump(mode="json"))
+    return Response(found.model_dump_json(), media_type=JSON)
 
 
 def admitted(request: Request) -> Backend:
