@@ -4,13 +4,17 @@ import asyncio
 import logging
 import sys
 from concurrent.futures import Future
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import structlog
 import uvicorn
 from pydantic import ValidationError
 
 from service.web.app import create_app
+from service.web.connection import Connection
+from service.web.metrics import Metrics
 from service.web.settings import Settings
 
 
@@ -50,7 +54,8 @@ def main() -> int:
     except ValidationError as error:
         for item in error.errors():
             name = "LOGPX_" + "_".join(str(part) for part in item["loc"]).upper()
-            print(f"{name}: {item['msg']}, not {item['input']!r}", file=sys.stderr)
+            found = "" if name.endswith("_KEYS") else f", not {item['input']!r}"
+            print(f"{name}: {item['msg']}{found}", file=sys.stderr)
         return 2
     configure_logging(settings)
     server: Server | None = None
@@ -65,6 +70,8 @@ def main() -> int:
             app,
             host=settings.host,
             port=settings.port,
+            http=_connection(settings, app.state.metrics),
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -73,6 +80,17 @@ def main() -> int:
     )
     server.run()
     return 1 if server.failed else 0
+
+
+def _connection(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
+    """What uvicorn makes of each connection; any callable will do, though it asks for a class."""
+    bounded = partial(
+        Connection,
+        max_header_bytes=settings.max_header_bytes,
+        header_seconds=settings.header_seconds,
+        metrics=metrics,
+    )
+    return cast(type[asyncio.Protocol], bounded)
 
 
 def configure_logging(settings: Settings) -> None:

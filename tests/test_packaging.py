@@ -47,7 +47,7 @@ def test_pins_are_plain_versions_in_one_spelling() -> None:
     # A local version (2.13.0+cpu), an index or a path would hold on one machine only.
     for name, version in _pins().items():
         assert name == canonicalize_name(name)
-        assert re.fullmatch(r"[0-9]+(\.[0-9]+)*", version), f"{name}=={version}"
+        assert re.fullmatch(r"[0-9]+(\.[0-9]+)*(b[0-9]+)?", version), f"{name}=={version}"
 
 
 def test_both_runtimes_are_one_version() -> None:

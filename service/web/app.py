@@ -6,12 +6,16 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from service.web import admin, errors, probes, routes
+from service.web.access import Access, require_key
 from service.web.backend import Backend
+from service.web.limits import Limits
 from service.web.metrics import Metrics
-from service.web.middleware import LimitBody, Observe
+from service.web.middleware import Observe
 from service.web.settings import Settings
 
 _log = structlog.get_logger()
@@ -46,19 +50,36 @@ def create_app(settings: Settings, *, on_failure: Callable[[], None] = lambda: N
         await asyncio.wait([loading])
         backend.stop()
 
-    app = FastAPI(
+    # /docs without a content delivery network: the page's files come with the package.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="logpx",
         version=version("logpx"),
         summary="Latent codes, imagined images, log P(x) with an error bar, and anomaly scores, for any image.",
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    api_keys, admin_keys = settings.all_keys()
+    access = Access(keys=api_keys, admin_keys=admin_keys)
+    app.state.access = access
     app.state.metrics = metrics
+    closed = [Depends(require_key)] if access.closed else []
     app.include_router(probes.router)
-    app.include_router(routes.router)
+    app.include_router(probes.metrics_router, dependencies=closed)
+    app.include_router(routes.router, dependencies=closed)
     if settings.admin:
         app.include_router(admin.router)
     errors.install(app)
-    app.add_middleware(LimitBody, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(Limits, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", "X-Seed"],
+        )
+    routers = (probes.router, probes.metrics_router, routes.router, admin.router)
+    paths = {str(getattr(route, "path", "")) for router in routers for route in router.routes}
+    app.add_middleware(Observe, metrics=metrics, paths=paths)
     return app

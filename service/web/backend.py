@@ -64,6 +64,12 @@ class Backend:
             labels = model.manifest.name, model.manifest.version, str(outcome).lower()
             self.metrics.estimates.labels(*labels).inc(int((reliable == outcome).sum()))
 
+    def count_p_values(self, model: Model, method: str, p_values: NDArray[np.float64]) -> None:
+        """Add p-values to their histogram, where a drift of the images shows."""
+        histogram = self.metrics.p_values.labels(model.manifest.name, model.manifest.version, method)
+        for p_value in p_values.tolist():
+            histogram.observe(p_value)
+
     def reason_against_serving(self) -> str | None:
         """Why `/readyz` is 503, or None."""
         if self.state == "ready" and not self._scheduler.alive:

@@ -6,6 +6,9 @@ RequestError
 ├── UnsupportedMediaTypeError   a content type the route does not take
 ├── NotAcceptableError          no form in `Accept` that the route can answer in
 ├── LimitError                  bytes, pixels or rows beyond the settings
+├── SlowBodyError               the body took too long to arrive
+├── UnauthorizedError           no key, or a wrong one
+├── ForbiddenError              a right key for something else
 └── NotReadyError               models still loading, draining, or the inference thread is dead
 """
 
@@ -68,6 +71,22 @@ class LimitError(RequestError):
     """Bytes, pixels or rows beyond the settings."""
 
 
+class SlowBodyError(RequestError):
+    """The body was not complete in time."""
+
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
+
+
+class UnauthorizedError(RequestError):
+    """The request has no key, or none that fits."""
+
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="logpx"'}
+
+
+class ForbiddenError(RequestError):
+    """The request's key does not open this route."""
+
+
 class NotReadyError(RequestError):
     """Models still loading, draining, or the inference thread is dead."""
 
@@ -86,6 +105,10 @@ class Kind:
 INVALID_PARAMETER = Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-parameter", "A parameter is not valid")
 BROKEN_MODEL = Kind(HTTPStatus.SERVICE_UNAVAILABLE, "broken-model", "The model's files are broken")
 NOT_READY = Kind(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "The service is not ready")
+HEADER_TOO_LARGE = Kind(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The request's headers are too large"
+)
+REQUEST_TIMEOUT = Kind(HTTPStatus.REQUEST_TIMEOUT, "request-timeout", "The request took too long to arrive")
 INTERNAL = Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "The service failed")
 
 KINDS: Mapping[type[Exception], Kind] = {
@@ -105,6 +128,9 @@ KINDS: Mapping[type[Exception], Kind] = {
     InvalidArtifactError: BROKEN_MODEL,
     StoreError: BROKEN_MODEL,
     LimitError: Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "limit-exceeded", "The request passes a limit"),
+    SlowBodyError: REQUEST_TIMEOUT,
+    UnauthorizedError: Kind(HTTPStatus.UNAUTHORIZED, "unauthorized", "The request needs a key"),
+    ForbiddenError: Kind(HTTPStatus.FORBIDDEN, "forbidden", "The key does not open this route"),
     QueueFullError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "queue-full", "No room in the queue"),
     DeadlineError: Kind(HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"),
     NotReadyError: NOT_READY,

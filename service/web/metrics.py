@@ -1,10 +1,12 @@
-"""What Prometheus reads at `/metrics`; docs name each in README.md."""
+"""What Prometheus reads at `/metrics`; docs/operations.md names each."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ROWS = tuple(2**power for power in range(13))
+_P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenth / 10 for tenth in range(1, 11)))
 
 
 class Metrics:
@@ -15,12 +17,15 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.requests = Counter(
-            "logpx_requests", "requests answered", ["route", "method", "status"], registry=self.registry
+            "logpx_requests",
+            "requests answered; model and version are empty for what was refused before its model was known",
+            ["route", "method", "status", "model", "version"],
+            registry=self.registry,
         )
         self.request_seconds = Histogram(
             "logpx_request_seconds",
             "from a request's first byte to its answer's last",
-            ["route"],
+            ["route", "model", "version"],
             buckets=_SECONDS,
             registry=self.registry,
         )
@@ -41,6 +46,20 @@ class Metrics:
         )
         self.rows = Counter(
             "logpx_rows", "images × samples of finished requests, at most", ["model", "version"], registry=self.registry
+        )
+        self.batch_rows = Histogram(
+            "logpx_batch_rows",
+            "decoder or encoder rows of one run on the device",
+            ["model", "version"],
+            buckets=_ROWS,
+            registry=self.registry,
+        )
+        self.p_values = Histogram(
+            "logpx_p_values",
+            "p-values of anomaly scores; on familiar images they are uniform on [0, 1]",
+            ["model", "version", "method"],
+            buckets=_P_VALUES,
+            registry=self.registry,
         )
         self.estimates = Counter(
             "logpx_estimates",

@@ -1,9 +1,9 @@
-"""Pure ASGI layers round the app: request ids with the access log and metrics, and the limit on bodies."""
+"""The layer round the app that names, logs and counts each request."""
 
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Collection
 from typing import Any
 
 import structlog
@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.errors import INTERNAL, LimitError, problem
+from service.web.errors import INTERNAL, problem
 from service.web.metrics import Metrics
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
@@ -20,11 +20,18 @@ _log = structlog.get_logger()
 
 
 class Observe:
-    """Gives each request an id (the client's `X-Request-ID` where it is well formed), logs and counts its answer."""
+    """Gives each request an id (the client's `X-Request-ID` where it is well formed), logs and counts its answer.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Args:
+        app: what answers. It may tell more of a request in `scope["observed"]`: see `observe`.
+        metrics: where answers are counted.
+        paths: of the routes, for what is refused before one is found.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
         self._app = app
         self._metrics = metrics
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the lifespan, which passes through."""
@@ -43,7 +50,9 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
         try:
@@ -58,47 +67,24 @@ class Observe:
             self._record(scope, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = _route(scope)
-        self._metrics.requests.labels(route, scope["method"], status).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
-        more = scope.get("problem", {})
-        if more:
+        route = self._route(scope)
+        observed = scope.get("observed", {})
+        model = observed.get("model", ""), observed.get("version", "")
+        self._metrics.requests.labels(route, scope["method"], status, *model).inc()
+        self._metrics.request_seconds.labels(route, *model).observe(seconds)
+        more = {**observed, **scope.get("problem", {})}
+        if "problem" in more:
             self._metrics.refusals.labels(more["problem"]).inc()
         write = _log.debug if route in _QUIET else _log.info
         write("request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 6), **more)
 
-
-class LimitBody:
-    """Refuses a body over `max_bytes`: by its Content-Length at once, and by counting what really arrives."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the lifespan, which passes through."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "0")
-        arrived = 0
-
-        async def receive_counted() -> Message:
-            nonlocal arrived
-            if declared.isdecimal():
-                self._check(int(declared))
-            message = await receive()
-            arrived += len(message.get("body", b""))
-            self._check(arrived)
-            return message
-
-        await self._app(scope, receive_counted, send)
-
-    def _check(self, length: int) -> None:
-        if length > self._max_bytes:
-            raise LimitError(f"the body has {length} bytes or more; at most {self._max_bytes} are accepted")
+    def _route(self, scope: Scope) -> str:
+        """The route's template; one label for all unknown paths, so that a scanner cannot grow the metrics."""
+        if "route" in scope:
+            return getattr(scope["route"], "path", "unknown")
+        return scope["path"] if scope["path"] in self._paths else "unknown"
 
 
-def _route(scope: MutableMapping[str, Any]) -> str:
-    """The route's template; one label for all unknown paths, so that a scanner cannot grow the metrics."""
-    return getattr(scope.get("route"), "path", "unknown")
+def observe(request: Request, **known: Any) -> None:
+    """Tell the log, the metrics and the trace more of a request: its model and version, its rows and seconds."""
+    request.scope.setdefault("observed", {}).update(known)

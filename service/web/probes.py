@@ -7,6 +7,7 @@ from service.web.replies import json_reply
 from service.web.schemas import Problem
 
 router = APIRouter()
+metrics_router = APIRouter()
 
 
 @router.head("/livez", include_in_schema=False)
@@ -24,7 +25,7 @@ async def readyz(request: Request) -> Response:
     return json_reply({"status": "ready"})
 
 
-@router.get("/metrics")
+@metrics_router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

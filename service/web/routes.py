@@ -19,6 +19,7 @@ from service.web.backend import Backend
 from service.web.bodies import JSON, NPY, check_json_size, json_list, media_type, parse_npy, read_pixels
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
 from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
+from service.web.middleware import observe
 from service.web.replies import IMAGE_FORMS, images_reply, json_reply, negotiate, npy_reply
 from service.web.scheduler import Done
 
@@ -104,12 +105,14 @@ async def log_likelihood(request: Request, query: Annotated[schemas.LogLikelihoo
 async def anomaly_scores(request: Request, query: Annotated[schemas.AnomalyQuery, Query()]) -> Response:
     """How strange each image is (higher is stranger), with a conformal p-value against held-out training images."""
     negotiate(request, (JSON,))
+    backend = _backend(request)
     model, pixels = await _pixels(request, query)
     chunks = model.anomaly_scores(pixels, method=query.method, alpha=query.alpha)
     rows = len(pixels) * model.description.calibration.num_samples
     done = await _run(request, model, chunks, rows=rows)
 
     def answer() -> Response:
+        backend.count_p_values(model, query.method, done.result.p_value)
         document = {
             **_named(model),
             "method": query.method,
@@ -153,7 +156,9 @@ def _backend(request: Request) -> Backend:
 
 
 async def _model(request: Request, query: schemas.ModelQuery) -> Model:
-    return await admitted(request).registry.model(query.model, query.version)
+    found = await admitted(request).registry.model(query.model, query.version)
+    observe(request, **_named(found))
+    return found
 
 
 async def _pixels(request: Request, query: schemas.ImagesQuery) -> tuple[Model, Pixels]:
@@ -208,8 +213,11 @@ async def _run(request: Request, model: Model, chunks: Generator[None, None, T],
     try:
         await asyncio.wait({computing, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not computing.done():
+            gone.result()  # what was sent beside the request may have been refused: too long, or too slow
             raise ClientDisconnect
-        return computing.result()
+        done = computing.result()
+        observe(request, rows=rows, queue_seconds=done.queue_seconds, compute_seconds=done.compute_seconds)
+        return done
     finally:
         computing.cancel()
         gone.cancel()

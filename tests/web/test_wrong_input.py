@@ -315,3 +315,39 @@ def test_a_passed_deadline_is_504(serve: Serve) -> None:
     answer = client.post(f"{SCORE}?proposal=encoder&num_samples=2000000", content=image_file(GREY), headers=PNG)
     check(answer, 504, "deadline-exceeded", "0.01 s")
     assert client.post(f"{SCORE}?num_samples=4", content=image_file(GREY), headers=PNG).status_code in (200, 504)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip", "x" * 1000])
+def test_a_body_with_a_content_coding_is_415_and_never_inflated(client: TestClient, coding: str) -> None:
+    body = zlib.compress(bytes(10_000_000), wbits=31)
+    answer = client.post(ENCODE, content=body, headers={**NPY, "content-encoding": coding})
+    check(answer, 415, "unsupported-media-type", coding[:100])
+    assert answer.headers["accept-encoding"] == "identity"
+    named = {**PNG, "content-encoding": "identity"}
+    assert client.post(ENCODE, content=image_file(GREY), headers=named).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["seed=1&seed=2", "seed=1&seed=1", "seed=1&num_samples=4&se%65d=2", "seed=&seed="])
+def test_a_parameter_given_twice_is_422_and_none_wins(client: TestClient, query: str) -> None:
+    answer = client.post(f"{SCORE}?{query}", content=image_file(GREY), headers=PNG)
+    check(answer, 422, "invalid-parameter", "seed: given more than once")
+    assert answer.json()["errors"] == [{"parameter": "seed", "problem": "given more than once"}]
+
+
+def test_many_or_large_headers_are_431(client: TestClient, serve: Serve) -> None:
+    many = {f"x-{number}": "" for number in range(101)}
+    check(
+        client.post(ENCODE, content=image_file(GREY), headers={**PNG, **many}), 431, "header-too-large", "100 headers"
+    )
+    check(client.get("/livez", headers={"x-large": "x" * 32768}), 431, "header-too-large", "32768 bytes")
+    check(client.get(f"/v1/samples?model={'x' * 40_000}"), 431, "header-too-large", "with the query")
+    assert serve(max_header_bytes=100_000).get("/livez", headers={"x-large": "x" * 32768}).status_code == 200
+
+
+def test_what_is_refused_by_its_head_counts_for_its_route(serve: Serve) -> None:
+    client = serve(max_body_bytes=1000)
+    client.post(ENCODE, content=bytes(1001), headers=PNG)
+    client.post("/nowhere", content=bytes(1001), headers=PNG)
+    text = client.get("/metrics").text
+    for route in (ENCODE, "unknown"):
+        assert f'{{method="POST",model="",route="{route}",status="413",version=""}} 1.0' in text

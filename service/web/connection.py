@@ -1,0 +1,111 @@
+"""One client's connection: uvicorn's protocol, with the two bounds on a request's head that it lacks.
+
+Until a head is complete no application sees it, and uvicorn with httptools lets it grow, and trickle, for ever.
+Between requests uvicorn's own keep-alive timeout holds; from the connection's opening, and from each further request's
+first byte, to the end of its head, these do. A body that trickles is refused by the application: service/web/limits.py.
+"""
+
+import asyncio
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.web.errors import HEADER_TOO_LARGE, PROBLEM_JSON, REQUEST_TIMEOUT, Kind
+from service.web.metrics import Metrics
+
+
+class Connection(HttpToolsProtocol):
+    """Closes a connection whose request head is too large (431) or too slow (408).
+
+    Args:
+        max_header_bytes: that may arrive without completing a head or bringing a body; trailers count too. A head that
+            comes whole in one piece is the application's to refuse.
+        header_seconds: from a head's first byte to its last.
+        metrics: where refusals are counted.
+    """
+
+    def __init__(
+        self, *args: Any, max_header_bytes: int, header_seconds: float, metrics: Metrics, **named: Any
+    ) -> None:
+        super().__init__(*args, **named)
+        self._max_header_bytes = max_header_bytes
+        self._header_seconds = header_seconds
+        self._metrics = metrics
+        self._in_head = True
+        self._bare_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The client has connected, and should say what it wants."""
+        super().connection_made(transport)
+        self._start_timer()
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes, of a head or of a body."""
+        if self._timer is None and self._idle:
+            self._start_timer()  # also for what is left of a body that was refused
+        self._bare_bytes += len(data)
+        super().data_received(data)
+        if self._bare_bytes > self._max_header_bytes:
+            self._refuse(HEADER_TOO_LARGE, f"at most {self._max_header_bytes} bytes of headers are accepted")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, kept; or a trailer, of which we know none."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is read; from here the application bounds the request."""
+        self._stop_timer()
+        self._in_head = False
+        self._bare_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body."""
+        self._bare_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The body is read; what comes now is another head."""
+        self._in_head = True
+        self._bare_bytes = 0
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed, by either side."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    @property
+    def _idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self._header_seconds, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        if self._in_head and self._bare_bytes:
+            self._refuse(REQUEST_TIMEOUT, f"the request's headers were not complete after {self._header_seconds:g} s")
+        else:
+            self.transport.close()  # it never said anything, or goes on sending what was refused
+
+    def _refuse(self, kind: Kind, detail: str) -> None:
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        self._metrics.refusals.labels(kind.slug).inc()
+        if self._idle:  # else these bytes would be taken for the answer to another request
+            document = {"type": f"urn:logpx:problem:{kind.slug}", "title": kind.title, "status": int(kind.status)}
+            body = orjson.dumps({**document, "detail": detail})
+            head = f"HTTP/1.1 {int(kind.status)} {kind.status.phrase}\r\nContent-Type: {PROBLEM_JSON}\r\n"
+            head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            self.transport.write(head.encode() + body)
+        self.transport.close()

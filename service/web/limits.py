@@ -1,0 +1,96 @@
+"""The bounds of one request: what its head alone is refused for, and how much body may come, and for how long."""
+
+import asyncio
+from collections import Counter
+from urllib.parse import parse_qsl
+
+from fastapi import Response
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.web.errors import (
+    HEADER_TOO_LARGE,
+    INVALID_PARAMETER,
+    KINDS,
+    LimitError,
+    SlowBodyError,
+    UnsupportedMediaTypeError,
+    problem,
+)
+from service.web.settings import Settings
+
+MAX_HEADERS = 100
+
+
+class Limits:
+    """Refuses by the head, before anything is read; then counts what really arrives, and the seconds it takes."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the lifespan, which passes through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if (refusal := self._refusal(Request(scope))) is not None:
+            await refusal(scope, receive, send)
+            return
+        seconds = self._settings.body_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
+        arrived = 0
+        complete = False
+
+        async def receive_bounded() -> Message:
+            nonlocal arrived, complete
+            if complete:
+                return await receive()  # what is left is the client's going away, which may take as long as it likes
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise SlowBodyError(f"the body was not complete after {seconds:g} s") from None
+            arrived += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            self._check_length(arrived)
+            return message
+
+        await self._app(scope, receive_bounded, send)
+
+    def _refusal(self, request: Request) -> Response | None:
+        raw = request.scope["headers"]
+        size = sum(len(name) + len(value) for name, value in raw) + len(request.scope["query_string"])
+        if len(raw) > MAX_HEADERS or size > self._settings.max_header_bytes:
+            limits = f"{MAX_HEADERS} headers, {self._settings.max_header_bytes} bytes with the query"
+            return problem(request, HEADER_TOO_LARGE, f"at most {limits} are accepted; found {len(raw)}, {size} bytes")
+        headers = Headers(raw=raw)
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            detail = f"content coding {coding[:100]!r} is not accepted; send the body as it is"
+            kind = KINDS[UnsupportedMediaTypeError]
+            return problem(request, kind, detail, headers={"Accept-Encoding": "identity"})
+        declared = headers.get("content-length", "0")
+        try:
+            self._check_length(int(declared) if declared.isdecimal() else 0)
+        except LimitError as error:
+            return problem(request, KINDS[LimitError], str(error))
+        if repeated := _repeated(request.scope["query_string"]):
+            detail = f"{', '.join(repeated)}: given more than once"
+            errors = [{"parameter": name, "problem": "given more than once"} for name in repeated]
+            return problem(request, INVALID_PARAMETER, detail, errors=errors)
+        return None
+
+    def _check_length(self, length: int) -> None:
+        most = self._settings.max_body_bytes
+        if length > most:
+            raise LimitError(f"the body has {length} bytes or more; at most {most} are accepted")
+
+
+def _repeated(query: bytes) -> list[str]:
+    """Parameters that are given more than once, of which one would silently win."""
+    if b"&" not in query:
+        return []
+    counts = Counter(name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    return [ascii(name)[1:-1] for name, count in counts.items() if count > 1]
