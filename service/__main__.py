@@ -119,6 +119,7 @@ def configure_logging(settings: Settings) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what we answer with 422
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.web import admin, errors, probes, routes
 from service.web.access import Access, require_key
 from service.web.backend import Backend
+from service.web.documentation import describe_problems
 from service.web.limits import Limits
 from service.web.metrics import Metrics
 from service.web.middleware import Observe
@@ -70,6 +71,8 @@ def create_app(settings: Settings, *, on_failure: Callable[[], None] = lambda: N
     if settings.admin:
         app.include_router(admin.router)
     errors.install(app)
+    openapi = app.openapi
+    app.openapi = lambda: describe_problems(openapi())  # type: ignore[method-assign]  # as FastAPI advises
     app.add_middleware(Limits, settings=settings)
     if settings.cors_origins:
         app.add_middleware(

@@ -26,6 +26,7 @@ PIXEL_TYPES = (*IMAGE_TYPES, MULTIPART, JSON, NPY)
 _NPY_ERRORS = (
     *(ValueError, LookupError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError, OverflowError),
     *(struct.error, tokenize.TokenError),
+    UserWarning,  # NumPy's, of a header as Python 2 wrote it, where warnings are errors
 )
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 

@@ -1,11 +1,22 @@
-"""What OpenAPI cannot read off a signature: bodies and answers in several content types."""
+"""What OpenAPI cannot read off a signature: bodies, answers and refusals in their content types."""
 
 from typing import Any
 
 from service.web.bodies import IMAGE_TYPES, JSON, MULTIPART, NPY
+from service.web.errors import PROBLEM_JSON
 
 _FILE = {"type": "string", "format": "binary"}
 _NUMBERS = {"type": "array", "items": {}}
+
+
+def describe_problems(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document, in which refusals have the content type that they really have."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                if status[0] in "45" and JSON in answer["content"]:
+                    answer["content"][PROBLEM_JSON] = answer["content"].pop(JSON)
+    return document
 
 
 def describe_images_body() -> dict[str, Any]:

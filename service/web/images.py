@@ -21,6 +21,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 _DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError),
     *(struct.error, zlib.error),
+    UserWarning,  # Pillow's, of corrupt EXIF data, where warnings are errors
 )
 
 Array = NDArray[Any]

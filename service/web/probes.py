@@ -1,13 +1,14 @@
 """`/livez`, `/readyz` and `/metrics`: for machines that watch the service."""
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.web.replies import json_reply
 from service.web.schemas import Problem
 
 router = APIRouter()
-metrics_router = APIRouter()
+metrics_router = APIRouter(responses={"4XX": {"model": Problem}})
 
 
 @router.head("/livez", include_in_schema=False)
@@ -25,7 +26,7 @@ async def readyz(request: Request) -> Response:
     return json_reply({"status": "ready"})
 
 
-@metrics_router.get("/metrics")
+@metrics_router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

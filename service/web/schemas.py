@@ -169,6 +169,13 @@ class Models(BaseModel):
     models: list[ModelSummary]
 
 
+class ParameterProblem(BaseModel):
+    """A query parameter, and what is wrong with it."""
+
+    parameter: str
+    problem: str
+
+
 class Problem(BaseModel):
     """RFC 9457 problem document."""
 
@@ -178,3 +185,4 @@ class Problem(BaseModel):
     detail: str
     request_id: str
     index: int | None = Field(None, description="the offending image, counted from 0")
+    errors: list[ParameterProblem] | None = Field(None, description="the offending parameters")

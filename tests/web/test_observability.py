@@ -114,7 +114,9 @@ def test_a_bug_of_ours_is_500_and_tells_nothing_but_its_id(serve: Serve, monkeyp
     client = serve()
     backend = client.app.state.backend  # type: ignore[attr-defined]
     monkeypatch.setattr(backend.registry, "summaries", lambda: 1 / 0)
-    answer = client.get("/v1/models")
+    with structlog.testing.capture_logs() as lines:
+        answer = client.get("/v1/models")
+    assert [line["event"] for line in lines if line.get("exc_info")] == ["unexpected error"]
     assert answer.status_code == 500
     assert answer.json()["type"] == "urn:logpx:problem:internal-error"
     assert answer.json()["request_id"] == answer.headers["x-request-id"]

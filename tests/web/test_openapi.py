@@ -1,0 +1,48 @@
+"""`/openapi.json` is kept to: Schemathesis sends what it allows and what it does not, and checks every answer."""
+
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from schemathesis import GenerationMode
+from schemathesis.config import SchemathesisConfig
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from tests.web.conftest import Serve
+
+KEY = "a-key-for-schemathesis"
+
+
+@pytest.fixture(scope="module")
+def closed(serve: Serve) -> TestClient:
+    """An app that asks for a key and computes little."""
+    return serve(api_keys=KEY, num_samples=10, max_num_samples=100, max_rows=1000, max_pixels=100_000)
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_every_route_keeps_its_schema(closed: TestClient, mode: GenerationMode) -> None:
+    config = SchemathesisConfig.from_dict({"seed": 1, "generation": {"deterministic": True, "database": "none"}})
+    schema = schemathesis.openapi.from_asgi("/openapi.json", closed.app, config=config)
+    asked: set[str] = set()
+    for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
+        operation = result.ok()
+        if mode is GenerationMode.NEGATIVE and operation.path in ("/livez", "/readyz"):
+            continue  # they take nothing, so nothing wrong
+
+        @hypothesis.settings(max_examples=15, deadline=None, derandomize=True, database=None)
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case: Any) -> None:
+            if mode is GenerationMode.POSITIVE:
+                for name in ("model", "version"):
+                    case.query.pop(name, None)  # else hardly any request would name one that exists
+            key = {"Authorization": f"Bearer {KEY}"}
+            # A schema cannot say that a base64 text is an image, nor how large it is.
+            case.call_and_validate(headers=key, excluded_checks=[positive_data_acceptance])
+            asked.add(case.operation.path)
+
+        ask()
+    assert {"/v1/encode", "/v1/decode", "/v1/samples", "/v1/log-likelihood", "/v1/anomaly-scores"} <= asked
