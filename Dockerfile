@@ -11,7 +11,8 @@ COPY pyproject.toml constraints.txt ./
 # The packages' own test suites are a seventh of the whole, and nothing imports them.
 RUN python -m venv --without-pip /opt/venv \
  && python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-      print(*p['dependencies'], *p['optional-dependencies']['$RUNTIME'], sep='\n')" >service.txt \
+      extras = p['optional-dependencies']; \
+      print(*p['dependencies'], *extras['$RUNTIME'], *extras['otel'], sep='\n')" >service.txt \
  && pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement service.txt \
  && rm -rf /opt/venv/lib/python*/site-packages/onnx/backend/test \
  && find /opt/venv -type d -name tests -prune -exec rm -rf {} +

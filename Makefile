@@ -24,13 +24,14 @@ other_runtime = $(if $(filter gpu,$(EXTRA)),onnxruntime,onnxruntime-gpu)
 # ONNX Runtime reports its use to Microsoft unless told not to before it starts.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help serve test format train again
+.PHONY: help serve test format train audit again
 
 help:
 	@echo 'make serve    the service on http://127.0.0.1:8000    (PORT=9000 another port, EXTRA=gpu with CUDA)'
 	@echo 'make test     every check: format, lint, types, tests with coverage    (EXTRA=gpu with CUDA)'
 	@echo 'make format   formats the code and mends what the linter can'
 	@echo 'make train    a model of MNIST, into the store    (DATA=folder or file, NAME=of the model; cut short, it goes on)'
+	@echo 'make audit    looks up what is known against the versions in constraints.txt'
 	@echo 'The first time, each installs what it needs into $(VENV)    (PYTHON=/path/to/python3 to choose one)'
 
 serve: $(VENV)/ready-$(EXTRA)
@@ -50,6 +51,14 @@ train: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m training fit --data $(call quoted,$(DATA)) --out runs/$(NAME) $(if $(wildcard runs/$(NAME)/run.json),--resume)
 	$(PY) -m training publish runs/$(NAME) --name $(NAME)
 
+# --strict: what could not be looked up fails the audit too.
+audit: $(VENV)/audit/bin/pip-audit
+	$< --strict --disable-pip --no-deps --requirement constraints.txt
+
+$(VENV)/audit/bin/pip-audit: | $(VENV)/ready-$(EXTRA)
+	$(PY) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+
 # An environment that does not run, or whose set-up was cut short, is made anew: pip takes half a package for a whole one.
 again := $(shell test ! -e $(VENV)/unfinished && $(PY) -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>/dev/null || echo again)
 
@@ -59,7 +68,7 @@ $(VENV)/ready-$(EXTRA): pyproject.toml constraints.txt $(again) | $(PY)
 	@touch $@
 
 $(VENV)/ready-$(EXTRA)-all: pyproject.toml constraints.txt $(again) | $(PY)
-	$(call install,.[$(EXTRA)$(comma)training$(comma)dev])
+	$(call install,.[$(EXTRA)$(comma)otel$(comma)training$(comma)dev])
 	@touch $(VENV)/ready-$(EXTRA) $@
 
 comma = ,

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 from concurrent.futures import Future
 from functools import partial
@@ -10,12 +11,15 @@ from typing import cast
 
 import structlog
 import uvicorn
+from opentelemetry.trace import TracerProvider
 from pydantic import ValidationError
 
 from service.web.app import create_app
 from service.web.connection import Connection
 from service.web.metrics import Metrics
 from service.web.settings import Settings
+
+_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Server(uvicorn.Server):
@@ -64,7 +68,12 @@ def main() -> int:
         if server is not None:
             server.fail()
 
-    app = create_app(settings, on_failure=fail)
+    try:
+        tracer_provider = _tracer_provider()
+    except ModuleNotFoundError as error:
+        print(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`", file=sys.stderr)
+        return 2
+    app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider)
     server = Server(
         uvicorn.Config(
             app,
@@ -80,6 +89,15 @@ def main() -> int:
     )
     server.run()
     return 1 if server.failed else 0
+
+
+def _tracer_provider() -> TracerProvider | None:
+    """Where spans go, if OpenTelemetry's own variables say that they shall go anywhere."""
+    if not (os.environ.get(_ENDPOINT) or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+        return None
+    from service.web.tracing import export_traces
+
+    return export_traces()
 
 
 def _connection(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:

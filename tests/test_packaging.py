@@ -91,7 +91,7 @@ def _make(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
-@pytest.mark.parametrize("target", ["help", "serve", "test", "format", "train"])
+@pytest.mark.parametrize("target", ["help", "serve", "test", "format", "train", "audit"])
 def test_make_knows_its_targets(target: str, extra: str) -> None:
     assert _make(target, f"EXTRA={extra}")
 

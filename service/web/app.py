@@ -8,6 +8,7 @@ from importlib.metadata import version
 import structlog
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
+from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 
 from service.web import admin, errors, probes, routes
@@ -17,13 +18,19 @@ from service.web.documentation import describe_problems
 from service.web.limits import Limits
 from service.web.metrics import Metrics
 from service.web.middleware import Observe
+from service.web.probes import QUIET_PATHS
 from service.web.settings import Settings
 
 _log = structlog.get_logger()
 
 
-def create_app(settings: Settings, *, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
-    """The service as an ASGI app.
+def create_app(
+    settings: Settings,
+    *,
+    on_failure: Callable[[], None] = lambda: None,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
+    """The service as an ASGI app, traced where there is a provider.
 
     Models load in the background once the app starts: `/livez` answers at once, `/readyz` when they are warm. When
     loading fails, the reason is logged and `on_failure` is called; the process should then exit.
@@ -54,6 +61,15 @@ def create_app(settings: Settings, *, on_failure: Callable[[], None] = lambda: N
     # /docs without a content delivery network: the page's files come with the package.
     app = FastAPIOffline(
         redoc_url=None,
+        telemetry={
+            "tracing": tracer_provider is not None,
+            "tracer_provider": tracer_provider,
+            "exclude": lambda scope: scope["path"] in QUIET_PATHS,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },
         title="logpx",
         version=version("logpx"),
         summary="Latent codes, imagined images, log P(x) with an error bar, and anomaly scores, for any image.",

@@ -7,15 +7,16 @@ from collections.abc import Collection
 from typing import Any
 
 import structlog
+from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.web.errors import INTERNAL, problem
 from service.web.metrics import Metrics
+from service.web.probes import QUIET_PATHS
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
-_QUIET = ("/livez", "/readyz", "/metrics")
 _log = structlog.get_logger()
 
 
@@ -50,6 +51,7 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                _annotate_span(scope, request_id)
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
@@ -75,7 +77,7 @@ class Observe:
         more = {**observed, **scope.get("problem", {})}
         if "problem" in more:
             self._metrics.refusals.labels(more["problem"]).inc()
-        write = _log.debug if route in _QUIET else _log.info
+        write = _log.debug if route in QUIET_PATHS else _log.info
         write("request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 6), **more)
 
     def _route(self, scope: Scope) -> str:
@@ -83,6 +85,14 @@ class Observe:
         if "route" in scope:
             return getattr(scope["route"], "path", "unknown")
         return scope["path"] if scope["path"] in self._paths else "unknown"
+
+
+def _annotate_span(scope: Scope, request_id: str) -> None:
+    """Add what only we know to the span that FastAPI made, where it made one."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        known = {**scope.get("observed", {}), **scope.get("problem", {}), "request_id": request_id}
+        span.set_attributes({f"logpx.{name}": value for name, value in known.items()})
 
 
 def observe(request: Request, **known: Any) -> None:

@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from service.web.replies import json_reply
 from service.web.schemas import Problem
 
+QUIET_PATHS = ("/livez", "/readyz", "/metrics")
 router = APIRouter()
 metrics_router = APIRouter(responses={"4XX": {"model": Problem}})
 

@@ -1,0 +1,88 @@
+"""Spans of requests, and a start that says when the packages for them are missing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import structlog
+from fastapi.testclient import TestClient
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from service.web.app import create_app
+from service.web.settings import Settings
+from service.web.tracing import export_traces
+from tests.web.test_observability import BODY
+
+TRACE_ID, CALLER_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+def spans_of(store: Path, requests: list[tuple[str, str, dict[str, object]]]) -> list[ReadableSpan]:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    app = create_app(Settings(model_store=store, model="digits"), tracer_provider=provider)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        while client.get("/readyz").status_code != 200:
+            pass
+        for method, path, arguments in requests:
+            client.request(method, path, **arguments)  # type: ignore[arg-type]
+    return list(exporter.get_finished_spans())
+
+
+def test_a_request_is_one_span_that_tells_what_it_took(store: Path) -> None:
+    caller = {**BODY["headers"], "traceparent": f"00-{TRACE_ID}-{CALLER_ID}-01", "x-request-id": "mine"}
+    requests = [
+        ("POST", "/v1/log-likelihood?num_samples=40", {**BODY, "headers": caller}),
+        ("GET", "/v1/models/nobody", {}),
+        ("GET", "/nowhere", {}),
+        ("GET", "/metrics", {}),
+    ]
+    scored, refused, lost = spans_of(store, requests)
+    assert scored.context is not None
+    assert scored.parent is not None
+    assert (f"{scored.context.trace_id:x}", f"{scored.parent.span_id:016x}") == (TRACE_ID, CALLER_ID)
+    assert (scored.name, scored.kind) == ("POST /v1/log-likelihood", SpanKind.SERVER)
+    told = dict(scored.attributes or {})
+    for seconds in (told["logpx.queue_seconds"], told["logpx.compute_seconds"]):
+        assert isinstance(seconds, float)
+        assert seconds >= 0
+    assert (told["http.route"], told["http.response.status_code"]) == ("/v1/log-likelihood", 200)
+    assert (told["logpx.model"], told["logpx.version"], told["logpx.rows"]) == ("digits", 2, 120)
+    assert told["logpx.request_id"] == "mine"
+    assert refused.attributes is not None
+    assert (refused.name, refused.attributes["logpx.problem"]) == ("GET /v1/models/{name}", "unknown-model")
+    assert (lost.name, refused.status.status_code, lost.parent) == ("GET", StatusCode.UNSET, None)
+
+
+def test_a_bug_of_ours_is_an_error_in_its_span(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.web.backend.Backend.summaries", lambda _: 1 / 0)
+    with structlog.testing.capture_logs():
+        (span,) = spans_of(store, [("GET", "/v1/models", {})])
+    assert span.status.status_code == StatusCode.ERROR
+    assert (span.attributes or {})["http.response.status_code"] == 500
+
+
+def test_the_service_has_a_name_that_the_environment_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = export_traces()
+    assert provider.resource.attributes["service.name"] == "logpx"
+    provider.shutdown()
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "anomalies")
+    provider = export_traces()
+    assert provider.resource.attributes["service.name"] == "anomalies"
+    provider.shutdown()
+
+
+def test_traces_asked_for_without_their_packages_stop_the_start(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['opentelemetry.sdk'] = None")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    environment = {**os.environ, "PYTHONPATH": path, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-m", "service"], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert "is missing: install the extra `otel`" in done.stderr
+    assert "Traceback" not in done.stderr
