@@ -184,8 +184,10 @@ def test_profiles_do_not_meet_on_a_port_or_an_image() -> None:
         "service": None,
         "service-gpu": ["gpu"],
         "training": ["training"],
+        "prometheus": ["monitoring"],
+        "grafana": ["monitoring"],
     }
-    for port in ("127.0.0.1:8000", "127.0.0.1:8001"):
+    for port in ("127.0.0.1:8000", "127.0.0.1:8001", "127.0.0.1:3000"):
         assert sum(port in mapping for service in SERVICES.values() for mapping in service.get("ports", [])) == 1
     assert len({service["image"] for service in SERVICES.values()}) == len(SERVICES)
 
@@ -216,6 +218,6 @@ def test_docker_waits_longer_than_the_service_drains(name: str) -> None:
 
 def test_environment_in_images_and_compose_names_real_settings() -> None:
     text = (ROOT / "Dockerfile").read_text() + yaml.safe_dump(SERVICES)
-    names = set(re.findall(r"LOGPX_([A-Z_]+)", text)) - {"PUBLISH", "PUBLISH_GPU"}
+    names = set(re.findall(r"LOGPX_([A-Z_]+)", text)) - {"PUBLISH", "PUBLISH_GPU", "PUBLISH_GRAFANA"}
     assert names
     assert names <= {name.upper() for name in Settings.model_fields}
