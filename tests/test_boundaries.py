@@ -81,3 +81,16 @@ print(len(names), sorted(loaded & {"torch", "training", "matplotlib", "scipy"}),
     count, found = process.stdout.split(maxsplit=1)
     assert int(count) > 10
     assert found.strip() == "[] True"
+
+
+def test_nothing_that_serves_can_unpickle() -> None:
+    """No module that runs code from data, and no NumPy reader that is let to."""
+    runs_code = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "torch"}
+    for file in (file for folder in ("model_store", "service") for file in (ROOT / folder).rglob("*.py")):
+        assert not {module.split(".")[0] for module in imported(file)} & runs_code, file
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant), file
+                assert node.value.value is False, file
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "np.lib.format.read_array"):
+                assert "allow_pickle" in {keyword.arg for keyword in node.keywords}, file

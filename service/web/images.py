@@ -55,6 +55,8 @@ class ImageReader:
                 image = _open(item, index)
                 budget -= image.width * image.height
                 self._count_pixels(self._max_pixels - budget)
+                if (image.width, image.height) != self._size:  # EXIF may turn it
+                    self._check_size((image.height, image.width), index)
                 array = _decode(image, index)
             else:
                 array = _from_numbers(item, index)
@@ -83,16 +85,21 @@ class ImageReader:
     def _fit(self, image: Array, index: int) -> Array:
         """Convert [c, h, w] to the model's channels, height and width."""
         image = _to_channels(image, self._shape.channels, index)
-        size = self._shape.height, self._shape.width
-        if image.shape[1:] == size:
+        if image.shape[1:] == self._size:
             return image
-        if not self._resize:
-            found, wanted = f"{image.shape[1]}×{image.shape[2]}", f"{size[0]}×{size[1]}"
-            advice = "; add ?resize=true to have it resampled"
-            raise InvalidImageError(f"the image is {found} (height × width), the model takes {wanted}{advice}", index)
-        bands = [Image.fromarray(band).resize(size[::-1], Image.Resampling.BILINEAR) for band in image]
+        self._check_size((image.shape[1], image.shape[2]), index)
+        bands = [Image.fromarray(band).resize(self._size[::-1], Image.Resampling.BILINEAR) for band in image]
         resized: Array = np.clip(np.stack([np.asarray(band) for band in bands]), 0, 1)
         return resized
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self._shape.height, self._shape.width
+
+    def _check_size(self, found: tuple[int, int], index: int) -> None:
+        if found != self._size and not self._resize:
+            sizes = f"{found[0]}×{found[1]} (height × width), the model takes {self._size[0]}×{self._size[1]}"
+            raise InvalidImageError(f"the image is {sizes}; add ?resize=true to have it resampled", index)
 
 
 def check_range(pixels: Array) -> None:

@@ -216,7 +216,8 @@ async def _run(request: Request, model: Model, chunks: Generator[None, None, T],
             gone.result()  # what was sent beside the request may have been refused: too long, or too slow
             raise ClientDisconnect
         done = computing.result()
-        observe(request, rows=rows, queue_seconds=done.queue_seconds, compute_seconds=done.compute_seconds)
+        queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
+        observe(request, rows=rows, queue_seconds=queue, compute_seconds=compute)
         return done
     finally:
         computing.cancel()

@@ -55,6 +55,32 @@ def test_metrics_count_what_happened(serve: Serve) -> None:
     assert sum(estimates) == 3
 
 
+def test_p_values_are_counted_by_method(serve: Serve) -> None:
+    client = serve()
+    for _ in range(2):
+        answer = client.post("/v1/anomaly-scores", **BODY).json()
+    p_values = [result["p_value"] for result in answer["results"]]
+    lines = client.get("/metrics").text.splitlines()
+    labels = 'method="log_likelihood",model="digits",version="2"'
+    assert f"logpx_p_values_count{{{labels}}} 6.0" in lines
+    (total,) = [float(line.split()[-1]) for line in lines if line.startswith("logpx_p_values_sum{")]
+    assert total == pytest.approx(2 * sum(p_values))
+    below = sum(p_value <= 0.5 for p_value in p_values)
+    assert f'logpx_p_values_bucket{{le="0.5",{labels}}} {2.0 * below}' in lines
+
+
+def test_a_refusal_has_the_labels_of_a_model_once_it_is_known(serve: Serve) -> None:
+    client = serve()
+    wrong = {**BODY, "content": b"x"}
+    for query in ("", "?version=1", "?model=nobody", "?nothing=1"):
+        client.post(f"/v1/encode{query}", **wrong)
+    text = client.get("/metrics").text
+    for model, version, status in [("digits", "2", 422), ("digits", "1", 422), ("", "", 404), ("", "", 422)]:
+        labels = f'method="POST",model="{model}",route="/v1/encode",status="{status}",version="{version}"'
+        assert f"logpx_requests_total{{{labels}}} 1.0" in text
+    assert 'logpx_refusals_total{problem="invalid-body"} 2.0' in text
+
+
 def test_unknown_paths_share_one_label(client: TestClient) -> None:
     for path in ("/a", "/b", "/c"):
         client.get(path)

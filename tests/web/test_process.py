@@ -291,6 +291,13 @@ def test_a_setting_that_does_not_fit_is_named(start: Start) -> None:
     assert "Traceback" not in output
 
 
+def test_a_key_that_does_not_fit_is_named_but_not_told(start: Start) -> None:
+    status, output = outcome(start(api_keys="pssst,secret-word"))
+    assert status == 2
+    assert "LOGPX_API_KEYS: Value error, a key has at least 16 characters" in output
+    assert "secret-word" not in output
+
+
 def test_a_port_in_use_is_reported(start: Start) -> None:
     port = address(start()).rsplit(":", 1)[1]
     status, output = outcome(start(port=port))
