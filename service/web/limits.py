@@ -5,7 +5,6 @@ from collections import Counter
 from urllib.parse import parse_qsl
 
 from fastapi import Response
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,7 +34,7 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if (refusal := self._refusal(Request(scope))) is not None:
+        if (refusal := self._refusal(scope)) is not None:
             await refusal(scope, receive, send)
             return
         seconds = self._settings.body_seconds
@@ -59,27 +58,31 @@ class Limits:
 
         await self._app(scope, receive_bounded, send)
 
-    def _refusal(self, request: Request) -> Response | None:
-        raw = request.scope["headers"]
-        size = sum(len(name) + len(value) for name, value in raw) + len(request.scope["query_string"])
-        if len(raw) > MAX_HEADERS or size > self._settings.max_header_bytes:
+    def _refusal(self, scope: Scope) -> Response | None:
+        size, coding, declared = len(scope["query_string"]), b"", b"0"
+        for name, value in scope["headers"]:  # every request comes by here: one pass
+            size += len(name) + len(value)
+            if name == b"content-encoding":
+                coding = value
+            elif name == b"content-length":
+                declared = value
+        count = len(scope["headers"])
+        if count > MAX_HEADERS or size > self._settings.max_header_bytes:
             limits = f"{MAX_HEADERS} headers, {self._settings.max_header_bytes} bytes with the query"
-            return problem(request, HEADER_TOO_LARGE, f"at most {limits} are accepted; found {len(raw)}, {size} bytes")
-        headers = Headers(raw=raw)
-        coding = headers.get("content-encoding", "identity").strip().lower()
-        if coding not in ("", "identity"):
-            detail = f"content coding {coding[:100]!r} is not accepted; send the body as it is"
+            detail = f"at most {limits} are accepted; found {count}, {size} bytes"
+            return problem(Request(scope), HEADER_TOO_LARGE, detail)
+        if coding and coding.strip().lower() != b"identity":
+            detail = f"content coding {coding[:100].decode('latin-1')!r} is not accepted; send the body as it is"
             kind = KINDS[UnsupportedMediaTypeError]
-            return problem(request, kind, detail, headers={"Accept-Encoding": "identity"})
-        declared = headers.get("content-length", "0")
+            return problem(Request(scope), kind, detail, headers={"Accept-Encoding": "identity"})
         try:
-            self._check_length(int(declared) if declared.isdecimal() else 0)
+            self._check_length(int(declared[:20]) if declared.isdigit() else 0)
         except LimitError as error:
-            return problem(request, KINDS[LimitError], str(error))
-        if repeated := _repeated(request.scope["query_string"]):
+            return problem(Request(scope), KINDS[LimitError], str(error))
+        if repeated := _repeated(scope["query_string"]):
             detail = f"{', '.join(repeated)}: given more than once"
             errors = [{"parameter": name, "problem": "given more than once"} for name in repeated]
-            return problem(request, INVALID_PARAMETER, detail, errors=errors)
+            return problem(Request(scope), INVALID_PARAMETER, detail, errors=errors)
         return None
 
     def _check_length(self, length: int) -> None:

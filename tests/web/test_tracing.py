@@ -1,10 +1,15 @@
 """Spans of requests, and a start that says when the packages for them are missing."""
 
+import http.server
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any, ClassVar
 
+import httpx2
 import pytest
 import structlog
 from fastapi.testclient import TestClient
@@ -17,6 +22,7 @@ from service.web.app import create_app
 from service.web.settings import Settings
 from service.web.tracing import export_traces
 from tests.web.test_observability import BODY
+from tests.web.test_process import Start, address, start  # noqa: F401 (a fixture)
 
 TRACE_ID, CALLER_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -74,6 +80,37 @@ def test_the_service_has_a_name_that_the_environment_may_change(monkeypatch: pyt
     provider = export_traces()
     assert provider.resource.attributes["service.name"] == "anomalies"
     provider.shutdown()
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Keeps what it is sent."""
+
+    received: ClassVar[list[tuple[str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        self.received.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def test_spans_reach_a_collector_before_the_process_ends(
+    start: Start,  # noqa: F811 (the fixture)
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_address[1]}")
+        process = start()
+        httpx2.get(f"{address(process)}/v1/models/digits", headers={"traceparent": f"00-{TRACE_ID}-{CALLER_ID}-01"})
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        collector.shutdown()
+    told = [body for path, body in Collector.received if path == "/v1/traces"]
+    assert bytes.fromhex(TRACE_ID) in b"".join(told)
+    assert b"GET /v1/models/{name}" in b"".join(told)
 
 
 def test_traces_asked_for_without_their_packages_stop_the_start(tmp_path: Path) -> None:

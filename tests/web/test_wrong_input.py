@@ -140,6 +140,9 @@ UNPROCESSABLE: dict[str, tuple[str, bytes, dict[str, str], str, int | None, str]
     "latent not finite": (
         DECODE, npy(np.array([[0, 0, 0], [0, np.inf, 0]], np.float32)), NPY, "invalid-latent", 1, "finite",
     ),
+    "latent NaN": (
+        DECODE, npy(np.array([[0, 0, 0], [0, 0, 0], [np.nan, 0, 0]])), NPY, "invalid-latent", 2, "finite",
+    ),
     "latent beyond float32": (DECODE, b'{"latents": [[1e300, 0, 0]]}', JSON, "invalid-latent", 0, "finite"),
     "unknown proposal": (f"{SCORE}?proposal=posterior", image_file(GREY), PNG, "invalid-parameter", None, "'encoder'"),
     "unknown method": ("/v1/anomaly-scores?method=x", image_file(GREY), PNG, "invalid-parameter", None, "method"),
@@ -257,6 +260,7 @@ def test_several_models_and_none_named_is_404(serve: Serve) -> None:
 def test_a_body_over_the_limit_is_413_by_length_and_by_count(serve: Serve) -> None:
     client = serve(max_body_bytes=1000)
     check(client.post(ENCODE, content=bytes(1001), headers=PNG), 413, "limit-exceeded", "1001 bytes")
+    check(client.get("/v1/samples", headers={"content-length": "9" * 5000}), 413, "limit-exceeded", "at most 1000")
     chunks = (bytes(400) for _ in range(1000))
     check(client.post(ENCODE, content=chunks, headers=PNG), 413, "limit-exceeded", "at most 1000")
     assert client.post(ENCODE, content=image_file(GREY), headers=PNG).status_code == 200
