@@ -14,6 +14,10 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.web.conftest import Serve
 
 KEY = "a-key-for-schemathesis"
+# The same examples each time, however slow the machine.
+EXAMPLES = hypothesis.settings(
+    max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def test_every_route_keeps_its_schema(closed: TestClient, mode: GenerationMode) 
         if mode is GenerationMode.NEGATIVE and operation.path in ("/livez", "/readyz"):
             continue  # they take nothing, so nothing wrong
 
-        @hypothesis.settings(max_examples=15, deadline=None, derandomize=True, database=None)
+        @hypothesis.settings(EXAMPLES)
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
             if mode is GenerationMode.POSITIVE:

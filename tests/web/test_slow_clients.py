@@ -18,7 +18,7 @@ from tests.web.test_process import NPY, address, score
 
 BODY = npy(np.zeros((1, 28, 28), np.uint8))
 HEAD = b"POST /v1/encode HTTP/1.1\r\nHost: here\r\nContent-Type: application/x-npy\r\n"
-ENDLESS = repeat(b"X" * 100_000)
+ENDLESS = repeat(b"X" * 40_000)
 
 
 @pytest.fixture(scope="module")
