@@ -95,7 +95,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", "X-Seed"],
         )
     routers = (probes.router, probes.metrics_router, routes.router, admin.router)
