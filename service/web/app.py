@@ -33,13 +33,14 @@ def create_app(
     """The service as an ASGI app, traced where there is a provider.
 
     Models load in the background once the app starts: `/livez` answers at once, `/readyz` when they are warm. When
-    loading fails, the reason is logged and `on_failure` is called; the process should then exit.
+    loading fails or the inference thread dies, the reason is logged and `on_failure` is called; the process should then
+    exit.
     """
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        backend = Backend(settings, metrics)
+        backend = Backend(settings, metrics, on_failure)
         app.state.backend = backend
 
         async def load() -> None:

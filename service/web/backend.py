@@ -1,7 +1,7 @@
 """What stands behind the routes: the models, the scheduler, and whether they may be used yet, or still."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -12,23 +12,30 @@ from service.engine.model import Model
 from service.web.errors import LimitError, NotReadyError
 from service.web.metrics import Metrics
 from service.web.registry import Registry
-from service.web.scheduler import Done, Scheduler
+from service.web.scheduler import Done, Kind, Scheduler
 from service.web.settings import Settings
 
 State = Literal["starting", "ready", "draining", "failed"]
-T = TypeVar("T")
+P = TypeVar("P")
+R = TypeVar("R")
 _log = structlog.get_logger()
 
 
 class Backend:
     """Starts, serves, drains. `load` goes on while the port already answers `/livez`."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None]) -> None:
         self.settings = settings
         self.metrics = metrics
         self.state: State = "starting"
         self.registry = Registry(settings, metrics)
-        self._scheduler = Scheduler(max_rows=settings.max_queued_rows, max_jobs=settings.max_queued_requests)
+        self._on_failure = on_failure
+        self._scheduler = Scheduler(
+            max_rows=settings.max_queued_rows,
+            max_jobs=settings.max_queued_requests,
+            batch_rows=settings.chunk_rows,
+            on_death=self._died,
+        )
         metrics.queued_rows.set_function(lambda: self._scheduler.queued_rows)
         metrics.queued_requests.set_function(lambda: self._scheduler.queued_jobs)
         metrics.ready.set_function(lambda: self.reason_against_serving() is None)
@@ -42,21 +49,26 @@ class Backend:
         if self.state == "starting":  # a signal may have come meanwhile
             self.state = "ready"
 
-    async def run(self, model: Model, chunks: Generator[None, None, T], *, rows: int) -> Done[T]:
-        """Queue a computation of at most `rows` rows and await it.
+    def submit(
+        self, model: Model, kind: Kind[P, R], payload: P, *, rows: int, timeout_seconds: float
+    ) -> "asyncio.Future[Done[R]]":
+        """Queue a computation of `rows` rows that may share its runs with others of its kind.
 
         Raises:
             LimitError: more rows than one request may have.
-            QueueFullError, DeadlineError, StoppedError: see scheduler.py.
+            QueueFullError, StoppedError: see scheduler.py; what the answer may raise, too.
         """
-        if rows > self.settings.max_rows:
-            raise LimitError(f"images × samples is {rows}; at most {self.settings.max_rows} are accepted in a request")
-        done = await self._scheduler.run(chunks, rows=rows, timeout_seconds=self.settings.timeout_seconds)
-        labels = {"model": model.manifest.name, "version": model.manifest.version}
-        self.metrics.rows.labels(**labels).inc(rows)
-        self.metrics.queue_seconds.labels(**labels).observe(done.queue_seconds)
-        self.metrics.compute_seconds.labels(**labels).observe(done.compute_seconds)
-        return done
+        self._check_rows(rows)
+        answer = self._scheduler.submit(kind, payload, rows=rows, timeout_seconds=timeout_seconds)
+        return self._observed(model, answer, rows)
+
+    def submit_alone(
+        self, model: Model, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float
+    ) -> "asyncio.Future[Done[R]]":
+        """Queue a computation of at most `rows` rows by itself; raises what `submit` does."""
+        self._check_rows(rows)
+        answer = self._scheduler.submit_alone(chunks, rows=rows, timeout_seconds=timeout_seconds)
+        return self._observed(model, answer, rows)
 
     def count_estimates(self, model: Model, reliable: NDArray[np.bool_]) -> None:
         """Count estimates by whether their error bars can be believed."""
@@ -97,3 +109,26 @@ class Backend:
         """End the threads."""
         self._scheduler.stop()
         self.registry.close()
+
+    def _check_rows(self, rows: int) -> None:
+        if rows > self.settings.max_rows:
+            raise LimitError(f"images × samples is {rows}; at most {self.settings.max_rows} are accepted in a request")
+
+    def _observed(self, model: Model, answer: "asyncio.Future[Done[R]]", rows: int) -> "asyncio.Future[Done[R]]":
+        """Count a request's rows and seconds once it is answered."""
+
+        def count(answer: "asyncio.Future[Done[R]]") -> None:
+            if answer.cancelled() or answer.exception() is not None:
+                return
+            labels = model.manifest.name, model.manifest.version
+            self.metrics.rows.labels(*labels).inc(rows)
+            self.metrics.queue_seconds.labels(*labels).observe(answer.result().queue_seconds)
+            self.metrics.compute_seconds.labels(*labels).observe(answer.result().compute_seconds)
+
+        answer.add_done_callback(count)
+        return answer
+
+    def _died(self) -> None:
+        """Nothing can be computed any more: the process should end, so that another takes its place."""
+        _log.error("the inference thread has died")
+        self._on_failure()

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from model_store import ImageShape
 from service.web.errors import InvalidBodyError, LimitError, UnsupportedMediaTypeError
-from service.web.images import ImageReader
+from service.web.images import ImageReader, is_small_png
 from service.web.settings import Settings
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
@@ -53,10 +53,15 @@ async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, limi
         raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
     body = await request.body()
     if found == NPY:
-        return await run_in_threadpool(lambda: reader.read_array(parse_npy(body, (np.dtype("<f4"), np.dtype("u1")))))
+        array = parse_npy(body, (np.dtype("<f4"), np.dtype("u1")))
+        if reader.is_brief(array):
+            return reader.read_array(array)
+        return await run_in_threadpool(reader.read_array, array)
     check_json_size(found, body, limits)
     if found == JSON:
         return await run_in_threadpool(lambda: reader.read_items(json_list(body, "images")))
+    if is_small_png(body):  # a hop to another thread would take longer
+        return reader.read_items([body])
     return await run_in_threadpool(reader.read_items, [body])
 
 

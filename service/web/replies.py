@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,12 +11,33 @@ import orjson
 from fastapi import Request, Response
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.types import Receive, Scope, Send
 
 from service.web.errors import NotAcceptableError
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
 IMAGE_FORMS = (JSON, PNG, NPY)
 _GRID_LINE = 1
+_PIECE_NUMBERS = 2**15  # written in about a millisecond; no other thread runs meanwhile
+_PIECE_BYTES = 2**20
+
+
+class PiecewiseResponse(Response):
+    """A large body, sent in pieces: joining it would copy it, and hold up every other request."""
+
+    def __init__(
+        self, pieces: Sequence[bytes | memoryview], headers: Mapping[str, str] | None, media_type: str
+    ) -> None:
+        length = str(sum(len(piece) for piece in pieces))
+        super().__init__(headers={**(headers or {}), "Content-Length": length}, media_type=media_type)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send each piece once there is room for it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def negotiate(request: Request, offered: Sequence[str]) -> str:
@@ -40,14 +61,25 @@ def negotiate(request: Request, offered: Sequence[str]) -> str:
 
 def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     """Strict JSON: NumPy arrays as nested lists, a value that is not finite as null."""
-    return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
+    if all(_weight(value) <= _PIECE_NUMBERS for value in document.values()):
+        return Response(_dumps(document), headers=headers, media_type=JSON)
+    pieces: list[bytes] = []
+    for key, value in document.items():
+        pieces += (b"," if pieces else b"{", _dumps(key), b":", *_json_pieces(value))
+    return PiecewiseResponse([*pieces, b"}"], headers, JSON)
 
 
 def npy_reply(array: NDArray[Any], headers: Mapping[str, str] | None = None) -> Response:
     """One npy file, format version 1.0."""
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return Response(stream.getvalue(), headers=headers, media_type=NPY)
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+    )
+    data = np.ascontiguousarray(array).data.cast("B")
+    if len(data) <= _PIECE_BYTES:
+        return Response(b"".join((stream.getvalue(), data)), headers=headers, media_type=NPY)
+    pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
+    return PiecewiseResponse([stream.getvalue(), *pieces], headers, NPY)
 
 
 def images_reply(
@@ -66,6 +98,35 @@ def images_reply(
             return npy_reply(images, headers)
     listed = images if form == "array" else [base64.b64encode(_png(image)).decode() for image in images]
     return json_reply({**document, "images": listed}, headers)
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _weight(value: Any) -> int:
+    """About how many numbers, or characters, a member of a document holds; lists are of texts or of records."""
+    if isinstance(value, np.ndarray):
+        return value.size
+    return len(value) * len(value[0]) if isinstance(value, list) and value else 1
+
+
+def _json_pieces(value: Any) -> Iterator[bytes]:
+    """JSON in pieces of about `_PIECE_NUMBERS`: the interpreter is given up to the event loop between two of them."""
+    weight = _weight(value)
+    if weight <= _PIECE_NUMBERS or (isinstance(value, list) and len(value) == 1):
+        yield _dumps(value)
+        return
+    step = max(1, _PIECE_NUMBERS * len(value) // weight)
+    yield b"["
+    for start in range(0, len(value), step):
+        if start:
+            yield b","
+        if step == 1 and isinstance(value, np.ndarray):
+            yield from _json_pieces(value[start])
+        else:
+            yield _dumps(value[start : start + step])[1:-1]
+    yield b"]"
 
 
 def _preference(item: str) -> tuple[str, float]:

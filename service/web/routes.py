@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
@@ -19,62 +19,99 @@ from service.web.backend import Backend
 from service.web.bodies import JSON, NPY, check_json_size, json_list, media_type, parse_npy, read_pixels
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
 from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
+from service.web.kinds import decoding, encoding
 from service.web.middleware import observe
+from service.web.parameters import describe_parameters, read_query, read_timeout_seconds
 from service.web.replies import IMAGE_FORMS, images_reply, json_reply, negotiate, npy_reply
 from service.web.scheduler import Done
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
 T = TypeVar("T")
-
-
-@router.post("/encode", response_model=schemas.Latents, openapi_extra=describe_images_body())
-async def encode(request: Request, query: Annotated[schemas.ImagesQuery, Query()]) -> Response:
-    """The latent code of each image: q(z|x) = N(mean, diag exp(log_var)). As npy: float32 [B, 2, D]."""
-    form = negotiate(request, (JSON, NPY))
-    model, pixels = await _pixels(request, query)
-    done = await _run(request, model, model.encode(pixels), rows=len(pixels))
-    latents = done.result
-    if form == NPY:
-        return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), _timing(done))  # [B, 2, D]
-    document = {**_named(model), "mean": latents.mean, "log_var": latents.log_var}
-    return await run_in_threadpool(json_reply, document, _timing(done))
+_PATIENCE_SECONDS = 0.02  # most answers are there by then; watching for a client that leaves costs more than they do
+_FEW_NUMBERS = 2**14
 
 
 @router.post(
-    "/decode", response_model=schemas.Images, openapi_extra={**describe_latents_body(), **describe_images_reply()}
+    "/encode",
+    response_model=schemas.Latents,
+    openapi_extra={**describe_parameters(schemas.ImagesQuery), **describe_images_body()},
 )
-async def decode(request: Request, query: Annotated[schemas.ImagesOutQuery, Query()]) -> Response:
+async def encode(request: Request) -> Response:
+    """The latent code of each image: q(z|x) = N(mean, diag exp(log_var)). As npy: float32 [B, 2, D]."""
+    query = read_query(request, schemas.ImagesQuery)
+    form = negotiate(request, (JSON, NPY))
+    timeout = read_timeout_seconds(request, _backend(request).settings)
+    model, pixels = await _pixels(request, query)
+    rows = len(pixels)
+    answer = _backend(request).submit(model, encoding(model), pixels, rows=rows, timeout_seconds=timeout)
+    done = await _unless_gone(request, answer)
+    latents = done.result
+
+    def reply() -> Response:
+        if form == NPY:
+            return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), _timing(done))  # [B, 2, D]
+        return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, _timing(done))
+
+    return await _replied(reply, numbers=2 * latents.mean.size)
+
+
+@router.post(
+    "/decode",
+    response_model=schemas.Images,
+    openapi_extra={
+        **describe_parameters(schemas.ImagesOutQuery),
+        **describe_latents_body(),
+        **describe_images_reply(),
+    },
+)
+async def decode(request: Request) -> Response:
     """What the model imagines at each latent: E[x|z], as pixels."""
+    query = read_query(request, schemas.ImagesOutQuery)
     negotiate(request, IMAGE_FORMS)
+    timeout = read_timeout_seconds(request, _backend(request).settings)
     model = await _model(request, query)
     latents = await _latents(request, model)
     _check_output_pixels(request, model, len(latents))
-    done = await _run(request, model, model.decode(latents), rows=len(latents))
+    rows = len(latents)
+    answer = _backend(request).submit(model, decoding(model), latents, rows=rows, timeout_seconds=timeout)
+    done = await _unless_gone(request, answer)
     return await run_in_threadpool(
         images_reply, request, _named(model), done.result, form=query.as_, headers=_timing(done)
     )
 
 
-@router.get("/samples", response_model=schemas.Samples, openapi_extra=describe_images_reply())
-async def samples(request: Request, query: Annotated[schemas.SamplesQuery, Query()]) -> Response:
+@router.get(
+    "/samples",
+    response_model=schemas.Samples,
+    openapi_extra={**describe_parameters(schemas.SamplesQuery), **describe_images_reply()},
+)
+async def samples(request: Request) -> Response:
     """Images drawn from the prior: z ~ N(0, temperature²·I), then E[x|z]. The header `X-Seed` tells the seed."""
+    query = read_query(request, schemas.SamplesQuery)
     negotiate(request, IMAGE_FORMS)
+    timeout = read_timeout_seconds(request, _backend(request).settings)
     model = await _model(request, query)
     _check_output_pixels(request, model, query.n)
     seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
     chunks = model.sample(query.n, seed=seed, temperature=query.temperature)
-    done = await _run(request, model, chunks, rows=query.n)
+    done = await _run(request, model, chunks, rows=query.n, timeout=timeout)
     drawn = done.result
     document = {**_named(model), "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
     headers = {**_timing(done), "X-Seed": str(seed)}
     return await run_in_threadpool(images_reply, request, document, drawn.images, form=query.as_, headers=headers)
 
 
-@router.post("/log-likelihood", response_model=schemas.LogLikelihoods, openapi_extra=describe_images_body())
-async def log_likelihood(request: Request, query: Annotated[schemas.LogLikelihoodQuery, Query()]) -> Response:
+@router.post(
+    "/log-likelihood",
+    response_model=schemas.LogLikelihoods,
+    openapi_extra={**describe_parameters(schemas.LogLikelihoodQuery), **describe_images_body()},
+)
+async def log_likelihood(request: Request) -> Response:
     """log P(x) of each image in nats, by importance sampling, with its standard error and diagnostics."""
+    query = read_query(request, schemas.LogLikelihoodQuery)
     negotiate(request, (JSON,))
     backend = _backend(request)
+    timeout = read_timeout_seconds(request, backend.settings)
     model, pixels = await _pixels(request, query)
     num_samples = query.num_samples or backend.settings.num_samples or DEFAULT_NUM_SAMPLES[query.proposal]
     check_request(query.proposal, num_samples)
@@ -91,27 +128,33 @@ async def log_likelihood(request: Request, query: Annotated[schemas.LogLikelihoo
         max_std_error=query.max_std_error,
         max_num_samples=limit,
     )
-    done = await _run(request, model, chunks, rows=len(pixels) * limit)
+    done = await _run(request, model, chunks, rows=len(pixels) * limit, timeout=timeout)
     backend.count_estimates(model, done.result.reliable)
 
-    def answer() -> Response:
+    def reply() -> Response:
         document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": _rows(done.result)}
         return json_reply(document, _timing(done))
 
-    return await run_in_threadpool(answer)
+    return await _replied(reply, numbers=10 * len(pixels))
 
 
-@router.post("/anomaly-scores", response_model=schemas.Anomalies, openapi_extra=describe_images_body())
-async def anomaly_scores(request: Request, query: Annotated[schemas.AnomalyQuery, Query()]) -> Response:
+@router.post(
+    "/anomaly-scores",
+    response_model=schemas.Anomalies,
+    openapi_extra={**describe_parameters(schemas.AnomalyQuery), **describe_images_body()},
+)
+async def anomaly_scores(request: Request) -> Response:
     """How strange each image is (higher is stranger), with a conformal p-value against held-out training images."""
+    query = read_query(request, schemas.AnomalyQuery)
     negotiate(request, (JSON,))
     backend = _backend(request)
+    timeout = read_timeout_seconds(request, backend.settings)
     model, pixels = await _pixels(request, query)
     chunks = model.anomaly_scores(pixels, method=query.method, alpha=query.alpha)
     rows = len(pixels) * model.description.calibration.num_samples
-    done = await _run(request, model, chunks, rows=rows)
+    done = await _run(request, model, chunks, rows=rows, timeout=timeout)
 
-    def answer() -> Response:
+    def reply() -> Response:
         backend.count_p_values(model, query.method, done.result.p_value)
         document = {
             **_named(model),
@@ -122,7 +165,7 @@ async def anomaly_scores(request: Request, query: Annotated[schemas.AnomalyQuery
         }
         return json_reply(document, _timing(done))
 
-    return await run_in_threadpool(answer)
+    return await _replied(reply, numbers=10 * len(pixels))
 
 
 @router.get("/models", response_model=schemas.Models)
@@ -206,28 +249,40 @@ def _check_output_pixels(request: Request, model: Model, num_images: int) -> Non
         raise LimitError(f"{num_images} images have {pixels} pixels; at most {limit} are given in an answer")
 
 
-async def _run(request: Request, model: Model, chunks: Generator[None, None, T], *, rows: int) -> Done[T]:
-    """Compute, unless the client goes away first: then the work is dropped before its next chunk."""
-    computing = asyncio.ensure_future(_backend(request).run(model, chunks, rows=rows))
-    gone = asyncio.ensure_future(_disconnected(request))
+async def _run(
+    request: Request, model: Model, chunks: Generator[None, None, T], *, rows: int, timeout: float
+) -> Done[T]:
+    answer = _backend(request).submit_alone(model, chunks, rows=rows, timeout_seconds=timeout)
+    return await _unless_gone(request, answer)
+
+
+async def _unless_gone(request: Request, answer: "asyncio.Future[Done[T]]") -> Done[T]:
+    """Wait for the answer, unless the client goes away first: then the work is dropped before its next chunk."""
+    loop = asyncio.get_running_loop()
+    watching: list[asyncio.Task[None]] = []
+    watch = loop.call_later(_PATIENCE_SECONDS, lambda: watching.append(loop.create_task(_watch(request, answer))))
     try:
-        await asyncio.wait({computing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not computing.done():
-            gone.result()  # what was sent beside the request may have been refused: too long, or too slow
-            raise ClientDisconnect
-        done = computing.result()
-        queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
-        observe(request, rows=rows, queue_seconds=queue, compute_seconds=compute)
-        return done
+        done = await answer
     finally:
-        computing.cancel()
-        gone.cancel()
+        watch.cancel()
+        for task in watching:
+            task.cancel()
+    queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
+    observe(request, queue_seconds=queue, compute_seconds=compute)
+    return done
 
 
-async def _disconnected(request: Request) -> None:
-    """Return when the client has closed the connection; its body has been read."""
+async def _watch(request: Request, answer: "asyncio.Future[Done[T]]") -> None:
+    """Settle the answer when the client has closed the connection; its body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    if not answer.done():
+        answer.set_exception(ClientDisconnect())
+
+
+async def _replied(reply: Callable[[], Response], *, numbers: int) -> Response:
+    """Write an answer here when it is small, in another thread when it is not."""
+    return reply() if numbers <= _FEW_NUMBERS else await run_in_threadpool(reply)
 
 
 def _named(model: Model) -> dict[str, Any]:

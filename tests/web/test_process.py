@@ -27,14 +27,14 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(store: Path) -> Iterator[Start]:
-    """Start `python -m service` with these settings."""
+    """Start `python -m service`, or Python with other arguments, with these settings."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(**settings: Any) -> "subprocess.Popen[str]":
+    def run(*arguments: str, **settings: Any) -> "subprocess.Popen[str]":
         settings = {"model_store": store, "model": "digits", "port": 0, **settings}
         environment = {**os.environ, **{f"LOGPX_{key.upper()}": str(value) for key, value in settings.items()}}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, *(arguments or ("-m", "service"))],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -226,6 +226,25 @@ def test_work_of_a_client_that_went_away_is_dropped(start: Start) -> None:
         pass
     assert "logpx_rows_total{" not in metrics  # nothing was computed to its end
     assert score(url, 1, 10).status_code == 200
+
+
+def test_a_dead_inference_thread_ends_the_process_with_status_1(start: Start) -> None:
+    script = """
+import sys
+from service.__main__ import main
+from service.engine.model import Model
+
+def fatal(self, pixels):
+    raise SystemExit("the device is gone")
+
+Model.encode = fatal
+sys.exit(main())
+"""
+    process = start("-c", script)
+    answer = httpx2.post(f"{address(process)}/v1/encode", content=npy(np.zeros((1, 28, 28), np.uint8)), headers=NPY)
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "urn:logpx:problem:not-ready"
+    assert process.wait(30) == 1
 
 
 def test_work_past_the_drain_is_answered_with_503(start: Start) -> None:

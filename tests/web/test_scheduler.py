@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import pytest
 
-from service.web.scheduler import DeadlineError, QueueFullError, Scheduler, StoppedError
+from service.web.rate import Rate
+from service.web.scheduler import DeadlineError, Done, Kind, QueueFullError, Scheduler, StoppedError
 
 
 def steps(name: str, count: int, log: list[str], gate: threading.Event | None = None) -> Generator[None, None, str]:
@@ -25,6 +26,27 @@ def endless() -> Generator[None, None, None]:
         yield
 
 
+def doubling(log: list[list[int]], key: str = "double") -> Kind[int, int]:
+    """Doubles numbers, all of a batch at once, and logs each batch; 13 is one it cannot double."""
+
+    def compute(numbers: Sequence[int]) -> Generator[None, None, list[int]]:
+        log.append(list(numbers))
+        yield
+        if 13 in numbers:
+            raise ZeroDivisionError("an unlucky number")
+        return [2 * number for number in numbers]
+
+    return Kind(key, compute)
+
+
+async def blocked(queue: Scheduler) -> "tuple[threading.Event, asyncio.Future[Done[str]]]":
+    """Keep the inference thread in a chunk of its own until the event is set."""
+    gate, log = threading.Event(), list[str]()
+    answer = queue.submit_alone(steps("gate", 1, log, gate), rows=1, timeout_seconds=60)
+    await until(lambda: queue._running is not None)
+    return gate, answer
+
+
 async def until(condition: object) -> None:
     """Wait, without a clock in the assertion, until a callable is true."""
     assert callable(condition)
@@ -34,15 +56,15 @@ async def until(condition: object) -> None:
 
 
 def scheduler(max_rows: int = 100, max_jobs: int = 10) -> Scheduler:
-    return Scheduler(max_rows=max_rows, max_jobs=max_jobs)
+    return Scheduler(max_rows=max_rows, max_jobs=max_jobs, batch_rows=8)
 
 
 def test_short_jobs_take_turns_with_a_long_one() -> None:
     async def scenario() -> list[str]:
         queue, log, gate = scheduler(), list[str](), threading.Event()
-        long = asyncio.create_task(queue.run(steps("long", 20, log, gate), rows=20, timeout_seconds=60))
+        long = queue.submit_alone(steps("long", 20, log, gate), rows=20, timeout_seconds=60)
         await until(lambda: queue.queued_jobs == 1)
-        short = asyncio.create_task(queue.run(steps("short", 2, log), rows=2, timeout_seconds=60))
+        short = queue.submit_alone(steps("short", 2, log), rows=2, timeout_seconds=60)
         await until(lambda: queue.queued_jobs == 2)
         gate.set()
         assert (await short).result == "short"
@@ -59,14 +81,14 @@ def test_short_jobs_take_turns_with_a_long_one() -> None:
 def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     async def scenario() -> None:
         queue = scheduler(max_rows=10, max_jobs=2)
-        first = asyncio.create_task(queue.run(endless(), rows=50, timeout_seconds=60))  # let in: there is no other
+        first = queue.submit_alone(endless(), rows=50, timeout_seconds=60)  # let in: there is no other
         await until(lambda: queue.queued_jobs == 1)
         with pytest.raises(QueueFullError, match="50 rows") as refused:
-            await queue.run(endless(), rows=1, timeout_seconds=60)
+            await queue.submit_alone(endless(), rows=1, timeout_seconds=60)
         assert refused.value.retry_after >= 1
         first.cancel()
         await until(lambda: queue.queued_jobs == 0)
-        assert (await queue.run(steps("next", 1, []), rows=1, timeout_seconds=60)).result == "next"
+        assert (await queue.submit_alone(steps("next", 1, []), rows=1, timeout_seconds=60)).result == "next"
         queue.stop()
 
     asyncio.run(scenario())
@@ -75,10 +97,10 @@ def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
 def test_the_number_of_jobs_is_bounded_too() -> None:
     async def scenario() -> None:
         queue = scheduler(max_jobs=2)
-        running = [asyncio.create_task(queue.run(endless(), rows=1, timeout_seconds=60)) for _ in range(2)]
+        running = [queue.submit_alone(endless(), rows=1, timeout_seconds=60) for _ in range(2)]
         await until(lambda: queue.queued_jobs == 2)
         with pytest.raises(QueueFullError, match="2 requests"):
-            await queue.run(endless(), rows=1, timeout_seconds=60)
+            await queue.submit_alone(endless(), rows=1, timeout_seconds=60)
         for task in running:
             task.cancel()
         await until(lambda: queue.queued_rows == 0)
@@ -99,7 +121,7 @@ def test_a_passed_deadline_ends_the_job_and_frees_its_rows() -> None:
     async def scenario() -> None:
         queue = scheduler()
         with pytest.raises(DeadlineError, match=r"0\.05 s"):
-            await queue.run(job(), rows=7, timeout_seconds=0.05)
+            await queue.submit_alone(job(), rows=7, timeout_seconds=0.05)
         await until(closed.is_set)
         await until(lambda: queue.queued_rows == 0)
         queue.stop()
@@ -115,9 +137,9 @@ def test_a_failing_job_fails_alone() -> None:
     async def scenario() -> None:
         queue = scheduler()
         outcomes = await asyncio.gather(
-            queue.run(steps("a", 3, []), rows=1, timeout_seconds=60),
-            queue.run(broken(), rows=1, timeout_seconds=60),
-            queue.run(steps("b", 3, []), rows=1, timeout_seconds=60),
+            queue.submit_alone(steps("a", 3, []), rows=1, timeout_seconds=60),
+            queue.submit_alone(broken(), rows=1, timeout_seconds=60),
+            queue.submit_alone(steps("b", 3, []), rows=1, timeout_seconds=60),
             return_exceptions=True,
         )
         assert [type(outcome).__name__ for outcome in outcomes] == ["Done", "ZeroDivisionError", "Done"]
@@ -137,14 +159,14 @@ def test_a_dying_thread_answers_everyone() -> None:
     async def scenario() -> None:
         queue = scheduler()
         outcomes = await asyncio.gather(
-            queue.run(endless(), rows=1, timeout_seconds=60),
-            queue.run(fatal(), rows=1, timeout_seconds=60),
+            queue.submit_alone(endless(), rows=1, timeout_seconds=60),
+            queue.submit_alone(fatal(), rows=1, timeout_seconds=60),
             return_exceptions=True,
         )
         assert [type(outcome) for outcome in outcomes] == [StoppedError, StoppedError]
         await until(lambda: not queue.alive)
         with pytest.raises(StoppedError):
-            await queue.run(steps("late", 1, []), rows=1, timeout_seconds=60)
+            await queue.submit_alone(steps("late", 1, []), rows=1, timeout_seconds=60)
 
     asyncio.run(scenario())
 
@@ -152,7 +174,7 @@ def test_a_dying_thread_answers_everyone() -> None:
 def test_stopping_answers_what_is_left() -> None:
     async def scenario() -> None:
         queue = scheduler()
-        left = asyncio.create_task(queue.run(endless(), rows=1, timeout_seconds=60))
+        left = queue.submit_alone(endless(), rows=1, timeout_seconds=60)
         await until(lambda: queue.queued_jobs == 1)
         await asyncio.to_thread(queue.stop)
         with pytest.raises(StoppedError):
@@ -165,10 +187,177 @@ def test_stopping_answers_what_is_left() -> None:
 def test_times_add_up_and_rows_are_given_back() -> None:
     async def scenario() -> None:
         queue = scheduler()
-        done = await queue.run(steps("a", 5, []), rows=5, timeout_seconds=60)
+        done = await queue.submit_alone(steps("a", 5, []), rows=5, timeout_seconds=60)
         assert done.queue_seconds >= 0
         assert done.compute_seconds > 0
         assert queue.queued_rows == 0
         queue.stop()
 
     asyncio.run(scenario())
+
+
+def test_requests_of_one_kind_that_wait_together_are_computed_together() -> None:
+    async def scenario() -> tuple[list[list[int]], list[int]]:
+        queue, log = scheduler(max_jobs=30), list[list[int]]()
+        gate, _ = await blocked(queue)
+        answers = [queue.submit(doubling(log), number, rows=1, timeout_seconds=60) for number in range(12)]
+        other = queue.submit(doubling(log, "other"), 100, rows=1, timeout_seconds=60)
+        gate.set()
+        results = [(await answer).result for answer in [*answers, other]]
+        queue.stop()
+        return log, results
+
+    log, results = asyncio.run(scenario())
+    assert results == [*range(0, 24, 2), 200]
+    assert log == [list(range(8)), [8, 9, 10, 11], [100]]  # at most 8 rows together
+
+
+def test_an_idle_thread_takes_a_request_alone() -> None:
+    async def scenario() -> None:
+        queue, log = scheduler(), list[list[int]]()
+        for number in range(3):
+            assert (await queue.submit(doubling(log), number, rows=1, timeout_seconds=60)).result == 2 * number
+        assert log == [[0], [1], [2]]
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_more_rows_than_a_batch_holds_are_computed_by_themselves() -> None:
+    async def scenario() -> list[list[int]]:
+        queue, log = scheduler(), list[list[int]]()
+        gate, _ = await blocked(queue)
+        answers = [
+            queue.submit(doubling(log), number, rows=rows, timeout_seconds=60)
+            for number, rows in enumerate([3, 50, 3, 3, 3])
+        ]
+        gate.set()
+        await asyncio.gather(*answers)
+        queue.stop()
+        return log
+
+    assert asyncio.run(scenario()) == [[0], [1], [2, 3], [4]]
+
+
+def test_one_bad_request_of_a_batch_fails_alone() -> None:
+    async def scenario() -> None:
+        queue, log = scheduler(), list[list[int]]()
+        gate, _ = await blocked(queue)
+        numbers = [1, 2, 3, 13, 5, 6]
+        answers = [queue.submit(doubling(log), number, rows=1, timeout_seconds=60) for number in numbers]
+        gate.set()
+        outcomes = await asyncio.gather(*answers, return_exceptions=True)
+        results = [outcome.result if isinstance(outcome, Done) else type(outcome) for outcome in outcomes]
+        assert results == [2, 4, 6, ZeroDivisionError, 10, 12]
+        assert log[0] == numbers
+        await until(lambda: queue.queued_rows == queue.queued_jobs == 0)
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_when_every_request_of_a_batch_is_bad_all_are_told() -> None:
+    async def scenario() -> None:
+        queue = scheduler()
+        gate, _ = await blocked(queue)
+        answers = [queue.submit(doubling([]), 13, rows=1, timeout_seconds=60) for _ in range(5)]
+        gate.set()
+        outcomes = await asyncio.gather(*answers, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [ZeroDivisionError] * 5
+        assert queue.alive
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_whoever_left_or_is_too_late_is_not_computed_with_the_batch() -> None:
+    async def scenario() -> list[list[int]]:
+        queue, log = scheduler(), list[list[int]]()
+        gate, _ = await blocked(queue)
+        stays = queue.submit(doubling(log), 1, rows=1, timeout_seconds=60)
+        leaves = queue.submit(doubling(log), 2, rows=1, timeout_seconds=60)
+        late = queue.submit(doubling(log), 3, rows=1, timeout_seconds=0.01)
+        leaves.cancel()
+        with pytest.raises(DeadlineError):
+            await late
+        gate.set()
+        assert (await stays).result == 2
+        await until(lambda: queue.queued_rows == 0)
+        queue.stop()
+        return log
+
+    assert asyncio.run(scenario()) == [[1]]
+
+
+def test_a_batch_that_everybody_left_stops_within_a_chunk() -> None:
+    chunks: list[int] = []
+    entered, gate = threading.Event(), threading.Event()
+
+    def long(requests: Sequence[int]) -> Generator[None, None, list[int]]:
+        while True:
+            chunks.append(len(requests))
+            entered.set()
+            gate.wait(30)
+            yield
+
+    async def scenario() -> None:
+        queue = scheduler()
+        kind = Kind("long", long)
+        answers = [queue.submit(kind, 0, rows=1, timeout_seconds=60) for _ in range(2)]
+        await asyncio.to_thread(entered.wait, 30)
+        for answer in answers:
+            answer.cancel()
+        gate.set()
+        await until(lambda: queue.queued_jobs == 0)
+        queue.stop()
+
+    asyncio.run(scenario())
+    assert chunks == [2]
+
+
+def test_a_new_request_waits_for_one_chunk_however_many_long_ones_run() -> None:
+    async def scenario() -> list[str]:
+        queue, log, gate = scheduler(), list[str](), threading.Event()
+        long = [queue.submit_alone(steps("long", 50, log, gate), rows=1, timeout_seconds=60) for _ in range(5)]
+        gate.set()
+        await until(lambda: log.count("long") > 10)
+        gate.clear()
+        short = queue.submit_alone(steps("short", 1, log), rows=1, timeout_seconds=60)
+        before = len(log)
+        gate.set()
+        assert (await short).result == "short"
+        await asyncio.gather(*long)
+        queue.stop()
+        return log[before:]
+
+    assert asyncio.run(scenario()).index("short") <= 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_death_is_told_and_a_stop_is_not() -> None:
+    def fatal() -> Generator[None, None, None]:
+        yield
+        raise SystemExit("the device is gone")
+
+    async def scenario() -> None:
+        told: list[str] = []
+        queue = Scheduler(max_rows=9, max_jobs=9, batch_rows=9, on_death=lambda: told.append("dead"))
+        queue.stop()
+        await asyncio.sleep(0)
+        assert told == []
+        queue = Scheduler(max_rows=9, max_jobs=9, batch_rows=9, on_death=lambda: told.append("dead"))
+        with pytest.raises(StoppedError):
+            await queue.submit_alone(fatal(), rows=1, timeout_seconds=60)
+        await until(lambda: told == ["dead"])
+
+    asyncio.run(scenario())
+
+
+def test_the_rate_weighs_work_by_the_time_it_took() -> None:
+    rate = Rate()
+    for _ in range(100):
+        rate.add(5000, seconds=1.0)
+    assert rate.rows_per_second == pytest.approx(5000, rel=0.01)
+    for _ in range(100):
+        rate.add(1, seconds=0.0005)  # a hundred small requests are 0.05 s of work, and say little
+    assert rate.rows_per_second == pytest.approx(5000, rel=0.05)

@@ -1,0 +1,42 @@
+"""Which requests one computation answers together: their arrays are joined, computed, and parted again."""
+
+from collections.abc import Generator, Iterator, Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.model import Model, Pixels
+from service.engine.proposal import DiagonalGaussian
+from service.web.scheduler import Kind
+
+Floats = NDArray[np.float32]
+
+
+def encoding(model: Model) -> Kind[Pixels, DiagonalGaussian]:
+    """Encode requests for one model: images [B, C, H, W] → q(z|x) [B, D]."""
+
+    def compute(requests: Sequence[Pixels]) -> Generator[None, None, Sequence[DiagonalGaussian]]:
+        latents = yield from model.encode(_join(requests))
+        return [DiagonalGaussian(latents.mean[part], latents.log_var[part]) for part in _parts(requests)]
+
+    return Kind(("encode", model), compute)
+
+
+def decoding(model: Model) -> Kind[Floats, Pixels]:
+    """Decode requests for one model: latents [N, D] → E[x|z] [N, C, H, W]."""
+
+    def compute(requests: Sequence[Floats]) -> Generator[None, None, Sequence[Pixels]]:
+        images = yield from model.decode(_join(requests))
+        return [images[part] for part in _parts(requests)]
+
+    return Kind(("decode", model), compute)
+
+
+def _join(requests: Sequence[Floats]) -> Floats:
+    return requests[0] if len(requests) == 1 else np.concatenate(requests)
+
+
+def _parts(requests: Sequence[Floats]) -> Iterator[slice]:
+    bounds = accumulate((len(request) for request in requests), initial=0)
+    return (slice(start, stop) for start, stop in pairwise(bounds))

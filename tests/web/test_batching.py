@@ -1,0 +1,171 @@
+"""Requests that share a run, deadlines by header, and a thread that dies: over HTTP."""
+
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from service.engine.model import Model
+from service.web.app import create_app
+from service.web.backend import Backend
+from service.web.settings import Settings
+from tests.web.conftest import Serve
+from tests.web.forms import npy, read_npy
+
+NPY = {"content-type": "application/x-npy", "accept": "application/x-npy"}
+
+
+def backend_of(client: TestClient) -> Backend:
+    backend: Backend = client.app.state.backend  # type: ignore[attr-defined]
+    return backend
+
+
+def hold_up(client: TestClient) -> threading.Event:
+    """Keep the inference thread busy until the event is set."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def busy() -> Generator[None, None, None]:
+        entered.set()
+        gate.wait(60)
+        yield
+
+    async def submit() -> None:
+        backend_of(client)._scheduler.submit_alone(busy(), rows=1, timeout_seconds=60)
+
+    assert client.portal is not None
+    client.portal.call(submit)
+    assert entered.wait(60)
+    return gate
+
+
+def together(client: TestClient, requests: list[Callable[[], Any]]) -> list[Any]:
+    """Send requests that all wait for the inference thread at the same time."""
+    gate = hold_up(client)
+    with ThreadPoolExecutor(len(requests)) as pool:
+        answers = [pool.submit(request) for request in requests]
+        while backend_of(client)._scheduler.queued_jobs < 1 + len(requests):
+            pass
+        gate.set()
+        return [answer.result() for answer in answers]
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The route and the rows of each computation on the inference thread."""
+    seen: list[tuple[str, int]] = []
+    for name in ("encode", "decode"):
+        compute = getattr(Model, name)
+
+        def logged(self: Model, rows: Any, name: str = name, compute: Any = compute) -> Any:
+            seen.append((name, len(rows)))
+            return compute(self, rows)
+
+        monkeypatch.setattr(Model, name, logged)
+    return seen
+
+
+def test_encode_requests_share_a_run_and_keep_their_answers(
+    serve: Serve, digits: Any, batches: list[tuple[str, int]]
+) -> None:
+    client = serve()
+
+    def encode(images: Any) -> Any:
+        return read_npy(client.post("/v1/encode", content=npy(images), headers=NPY).content)
+
+    parts = [digits[:1], digits[1:4], digits[4:5], digits[5:10]]
+    alone = [encode(part) for part in parts]
+    batches.clear()
+    shared = together(client, [lambda part=part: encode(part) for part in parts])  # type: ignore[misc]
+    assert batches == [("encode", 10)]
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_decode_requests_share_runs_of_their_own(serve: Serve, digits: Any, batches: list[tuple[str, int]]) -> None:
+    client = serve()
+    latents = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+
+    def decode(rows: slice) -> Any:
+        return read_npy(client.post("/v1/decode", content=npy(latents[rows]), headers=NPY).content)
+
+    def encode() -> Any:
+        return client.post("/v1/encode", content=npy(digits), headers=NPY).status_code
+
+    rows = [slice(0, 2), slice(2, 3), slice(3, 6)]
+    alone = [decode(part) for part in rows]
+    batches.clear()
+    *shared, status = together(client, [*(lambda part=part: decode(part) for part in rows), encode])
+    assert sorted(batches) == [("decode", 6), ("encode", 10)]
+    assert status == 200
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_models_and_versions_are_not_mixed(serve: Serve, digits: Any, batches: list[tuple[str, int]]) -> None:
+    client = serve()
+
+    def encode(version: int) -> Any:
+        answer = client.post(f"/v1/encode?version={version}", content=npy(digits), headers=NPY)
+        return read_npy(answer.content)
+
+    alone = [encode(1), encode(2)]
+    batches.clear()
+    shared = together(client, [lambda: encode(1), lambda: encode(2)])
+    assert batches == [("encode", 10), ("encode", 10)]
+    np.testing.assert_array_equal(alone, shared)
+    assert not np.allclose(alone[0], alone[1])
+
+
+def test_a_request_has_a_deadline_of_its_own(serve: Serve, digits: Any) -> None:
+    client = serve()
+    gate = hold_up(client)
+    answer = client.post("/v1/encode", content=npy(digits), headers={**NPY, "x-request-timeout-ms": "20"})
+    assert answer.status_code == 504
+    assert answer.json()["type"] == "urn:logpx:problem:deadline-exceeded"
+    assert "0.02 s" in answer.json()["detail"]
+    gate.set()
+    answer = client.post("/v1/encode", content=npy(digits), headers={**NPY, "x-request-timeout-ms": "60000"})
+    assert answer.status_code == 200
+
+
+def test_no_deadline_is_later_than_the_setting(serve: Serve, digits: Any) -> None:
+    client = serve(timeout_seconds=0.05)
+    gate = hold_up(client)
+    answer = client.post("/v1/encode", content=npy(digits), headers={**NPY, "x-request-timeout-ms": "9" * 30})
+    assert answer.status_code == 504
+    assert "0.05 s" in answer.json()["detail"]
+    gate.set()
+
+
+@pytest.mark.parametrize("wrong", ["0", "-5", "1.5", "soon", "", "1e3"])
+def test_a_deadline_that_is_no_number_is_refused(client: TestClient, digits: Any, wrong: str) -> None:
+    headers = {**NPY, "x-request-timeout-ms": wrong}
+    for route, body in (("encode", digits), ("log-likelihood", digits), ("anomaly-scores", digits), ("decode", digits)):
+        answer = client.post(f"/v1/{route}", content=npy(body), headers={**headers, "accept": "*/*"})
+        assert answer.status_code == 422
+        assert answer.json()["type"] == "urn:logpx:problem:invalid-parameter"
+        assert answer.json()["errors"][0]["parameter"] == "X-Request-Timeout-Ms"
+    assert client.get("/v1/samples", headers={"x-request-timeout-ms": wrong}).status_code == 422
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_is_answered_told_and_not_ready(store: Any, digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+    with TestClient(create_app(Settings(model_store=store, model="digits"), on_failure=told.set)) as client:
+        while client.get("/readyz").status_code != 200:
+            pass
+
+        def fatal(*_: Any) -> Any:
+            raise SystemExit("the device is gone")
+
+        monkeypatch.setattr(Model, "encode", fatal)
+        answer: httpx2.Response = client.post("/v1/encode", content=npy(digits), headers=NPY)
+        assert answer.status_code == 503
+        assert told.wait(60)
+        assert client.get("/readyz").status_code == 503
+        assert "dead" in client.get("/readyz").json()["detail"]
