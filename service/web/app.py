@@ -82,11 +82,11 @@ def create_app(
     app.state.access = access
     app.state.metrics = metrics
     closed = [Depends(require_key)] if access.closed else []
-    app.include_router(probes.router)
-    app.include_router(probes.metrics_router, dependencies=closed)
-    app.include_router(routes.router, dependencies=closed)
+    app.include_router(routes.router, dependencies=closed)  # first, for routes are tried in this order
     if settings.admin:
         app.include_router(admin.router)
+    app.include_router(probes.router)
+    app.include_router(probes.metrics_router, dependencies=closed)
     errors.install(app)
     openapi = app.openapi
     app.openapi = lambda: describe_problems(openapi())  # type: ignore[method-assign]  # as FastAPI advises

@@ -12,8 +12,9 @@ from service.engine.model import Model
 from service.web.errors import LimitError, NotReadyError
 from service.web.metrics import Metrics
 from service.web.registry import Registry
-from service.web.scheduler import Done, Kind, Scheduler
+from service.web.scheduler import Done, Scheduler
 from service.web.settings import Settings
+from service.web.turns import Kind
 
 State = Literal["starting", "ready", "draining", "failed"]
 P = TypeVar("P")
@@ -49,9 +50,15 @@ class Backend:
         if self.state == "starting":  # a signal may have come meanwhile
             self.state = "ready"
 
-    def submit(
-        self, model: Model, kind: Kind[P, R], payload: P, *, rows: int, timeout_seconds: float
-    ) -> "asyncio.Future[Done[R]]":
+    def check_room(self) -> None:
+        """Refuse a request for which there is no room, before its body is read.
+
+        Raises:
+            QueueFullError: see scheduler.py.
+        """
+        self._scheduler.check_room(1)
+
+    def submit(self, kind: Kind[P, R], payload: P, *, rows: int, timeout_seconds: float) -> "asyncio.Future[Done[R]]":
         """Queue a computation of `rows` rows that may share its runs with others of its kind.
 
         Raises:
@@ -59,16 +66,21 @@ class Backend:
             QueueFullError, StoppedError: see scheduler.py; what the answer may raise, too.
         """
         self._check_rows(rows)
-        answer = self._scheduler.submit(kind, payload, rows=rows, timeout_seconds=timeout_seconds)
-        return self._observed(model, answer, rows)
+        return self._scheduler.submit(kind, payload, rows=rows, timeout_seconds=timeout_seconds)
 
     def submit_alone(
-        self, model: Model, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float
+        self, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float
     ) -> "asyncio.Future[Done[R]]":
         """Queue a computation of at most `rows` rows by itself; raises what `submit` does."""
         self._check_rows(rows)
-        answer = self._scheduler.submit_alone(chunks, rows=rows, timeout_seconds=timeout_seconds)
-        return self._observed(model, answer, rows)
+        return self._scheduler.submit_alone(chunks, rows=rows, timeout_seconds=timeout_seconds)
+
+    def count_done(self, model: Model, rows: int, done: Done[R]) -> None:
+        """Count the rows and the seconds of a request that was computed."""
+        labels = model.manifest.name, model.manifest.version
+        self.metrics.rows.labels(*labels).inc(rows)
+        self.metrics.queue_seconds.labels(*labels).observe(done.queue_seconds)
+        self.metrics.compute_seconds.labels(*labels).observe(done.compute_seconds)
 
     def count_estimates(self, model: Model, reliable: NDArray[np.bool_]) -> None:
         """Count estimates by whether their error bars can be believed."""
@@ -113,20 +125,6 @@ class Backend:
     def _check_rows(self, rows: int) -> None:
         if rows > self.settings.max_rows:
             raise LimitError(f"images × samples is {rows}; at most {self.settings.max_rows} are accepted in a request")
-
-    def _observed(self, model: Model, answer: "asyncio.Future[Done[R]]", rows: int) -> "asyncio.Future[Done[R]]":
-        """Count a request's rows and seconds once it is answered."""
-
-        def count(answer: "asyncio.Future[Done[R]]") -> None:
-            if answer.cancelled() or answer.exception() is not None:
-                return
-            labels = model.manifest.name, model.manifest.version
-            self.metrics.rows.labels(*labels).inc(rows)
-            self.metrics.queue_seconds.labels(*labels).observe(answer.result().queue_seconds)
-            self.metrics.compute_seconds.labels(*labels).observe(answer.result().compute_seconds)
-
-        answer.add_done_callback(count)
-        return answer
 
     def _died(self) -> None:
         """Nothing can be computed any more: the process should end, so that another takes its place."""

@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from model_store import ImageShape
-from service.web.errors import InvalidBodyError, LimitError, UnsupportedMediaTypeError
+from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
 from service.web.images import ImageReader, is_small_png
 from service.web.settings import Settings
 
@@ -57,25 +57,29 @@ async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, limi
         if reader.is_brief(array):
             return reader.read_array(array)
         return await run_in_threadpool(reader.read_array, array)
-    check_json_size(found, body, limits)
+    _check_json_size(found, body, limits)
     if found == JSON:
-        return await run_in_threadpool(lambda: reader.read_items(json_list(body, "images")))
+        return await run_in_threadpool(lambda: reader.read_items(_json_list(body, "images")))
     if is_small_png(body):  # a hop to another thread would take longer
         return reader.read_items([body])
     return await run_in_threadpool(reader.read_items, [body])
 
 
-def check_json_size(form: str, body: bytes, limits: Settings) -> None:
-    """Refuse a JSON body that would take long to parse.
+async def read_latents(request: Request, latent_dim: int, *, limits: Settings) -> NDArray[np.float32]:
+    """Latents [N, D] from `{"latents": [[D]]}` or npy, all finite.
 
     Raises:
-        LimitError: it is over `max_json_bytes`.
+        UnsupportedMediaTypeError, InvalidBodyError, InvalidLatentError, LimitError.
     """
-    if form == JSON and len(body) > limits.max_json_bytes:
-        raise LimitError(f"the JSON body has {len(body)} bytes; at most {limits.max_json_bytes} are accepted: send npy")
+    found = media_type(request)
+    if found not in (JSON, NPY):
+        raise UnsupportedMediaTypeError(found, (JSON, NPY))
+    body = await request.body()
+    _check_json_size(found, body, limits)
+    return await run_in_threadpool(_parse_latents, body, found, latent_dim)
 
 
-def json_list(body: bytes, key: str) -> list[Any]:
+def _json_list(body: bytes, key: str) -> list[Any]:
     """The list under the only key of a JSON object.
 
     Raises:
@@ -117,6 +121,16 @@ def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
     return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
+def _check_json_size(form: str, body: bytes, limits: Settings) -> None:
+    """Refuse a JSON body that would take long to parse.
+
+    Raises:
+        LimitError: it is over `max_json_bytes`.
+    """
+    if form == JSON and len(body) > limits.max_json_bytes:
+        raise LimitError(f"the JSON body has {len(body)} bytes; at most {limits.max_json_bytes} are accepted: send npy")
+
+
 async def _multipart_files(request: Request, max_images: int) -> list[bytes]:
     """The bytes of every file in the repeated field `images`."""
     _check_closed(request.headers["content-type"], await request.body())
@@ -143,3 +157,24 @@ def _check_closed(content_type: str, body: bytes) -> None:
     boundary = options.get(b"boundary", b"")
     if boundary and b"--" + boundary + b"--" not in body:
         raise InvalidBodyError("the body is not multipart/form-data: it ends before its closing boundary")
+
+
+def _parse_latents(body: bytes, form: str, latent_dim: int) -> NDArray[np.float32]:
+    if form == NPY:
+        latents = parse_npy(body, (np.dtype("<f4"), np.dtype("<f8")))
+    else:
+        try:
+            latents = np.asarray(_json_list(body, "latents"))
+        except ValueError:
+            raise InvalidBodyError("the latents are ragged; accepted: [[D], …]") from None
+        if latents.dtype.kind not in "iuf":
+            raise InvalidBodyError("the latents are not numbers; accepted: [[D], …]")
+    if latents.ndim != 2 or latents.shape[1] != latent_dim:
+        shape = list(latents.shape)
+        raise InvalidBodyError(f"the latents have shape {shape}; this model takes [N, {latent_dim}], N at least 1")
+    with np.errstate(over="ignore"):
+        latents = latents.astype(np.float32)
+    finite = np.isfinite(latents).all(axis=1)
+    if not finite.all():
+        raise InvalidLatentError("the latent is not made of finite float32 numbers", int(np.argmin(finite)))
+    return latents

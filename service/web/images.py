@@ -177,7 +177,9 @@ def _open(content: bytes, index: int) -> Image.Image:
 def _decode(image: Image.Image, index: int) -> Array:
     """Pixels [1 or 3, h, w] in [0, 1]; the first frame, turned as its EXIF says, transparent parts black."""
     try:
-        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+        if image.info:  # only there can an orientation or a transparent colour be told
+            ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16") or image.mode == "I":
             return np.asarray(image, np.float32)[None] / np.float32(65535)
         if image.has_transparency_data:
@@ -185,7 +187,7 @@ def _decode(image: Image.Image, index: int) -> Array:
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
         if image.mode not in ("L", "RGB"):
             image = image.convert("L" if image.mode == "1" else "RGB")
-        levels: Array = np.atleast_3d(np.asarray(image, np.float32))  # [h, w, 1 or 3]
+        levels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)  # [h, w, 1 or 3]
         return levels.transpose(2, 0, 1) / np.float32(255)
     except _DECODER_ERRORS as error:
         raise InvalidImageError(f"the file cannot be decoded: {error}", index) from error

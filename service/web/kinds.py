@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from service.engine.model import Model, Pixels
 from service.engine.proposal import DiagonalGaussian
-from service.web.scheduler import Kind
+from service.web.turns import Kind
 
 Floats = NDArray[np.float32]
 

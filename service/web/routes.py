@@ -9,16 +9,15 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
 from service.engine.model import Model, Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, check_request
 from service.web import schemas
 from service.web.backend import Backend
-from service.web.bodies import JSON, NPY, check_json_size, json_list, media_type, parse_npy, read_pixels
+from service.web.bodies import JSON, NPY, read_latents, read_pixels
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
-from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
+from service.web.errors import LimitError
 from service.web.kinds import decoding, encoding
 from service.web.middleware import observe
 from service.web.parameters import describe_parameters, read_query, read_timeout_seconds
@@ -42,9 +41,8 @@ async def encode(request: Request) -> Response:
     form = negotiate(request, (JSON, NPY))
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model, pixels = await _pixels(request, query)
-    rows = len(pixels)
-    answer = _backend(request).submit(model, encoding(model), pixels, rows=rows, timeout_seconds=timeout)
-    done = await _unless_gone(request, answer)
+    answer = _backend(request).submit(encoding(model), pixels, rows=len(pixels), timeout_seconds=timeout)
+    done = await _done(request, model, answer, rows=len(pixels))
     latents = done.result
 
     def reply() -> Response:
@@ -70,11 +68,10 @@ async def decode(request: Request) -> Response:
     negotiate(request, IMAGE_FORMS)
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model = await _model(request, query)
-    latents = await _latents(request, model)
+    latents = await read_latents(request, model.description.latent_dim, limits=_backend(request).settings)
     _check_output_pixels(request, model, len(latents))
-    rows = len(latents)
-    answer = _backend(request).submit(model, decoding(model), latents, rows=rows, timeout_seconds=timeout)
-    done = await _unless_gone(request, answer)
+    answer = _backend(request).submit(decoding(model), latents, rows=len(latents), timeout_seconds=timeout)
+    done = await _done(request, model, answer, rows=len(latents))
     return await run_in_threadpool(
         images_reply, request, _named(model), done.result, form=query.as_, headers=_timing(done)
     )
@@ -199,47 +196,17 @@ def _backend(request: Request) -> Backend:
 
 
 async def _model(request: Request, query: schemas.ModelQuery) -> Model:
-    found = await admitted(request).registry.model(query.model, query.version)
+    backend = admitted(request)
+    backend.check_room()
+    found = await backend.registry.model(query.model, query.version)
     observe(request, **_named(found))
     return found
 
 
 async def _pixels(request: Request, query: schemas.ImagesQuery) -> tuple[Model, Pixels]:
-    model = await _model(request, query)
-    limits = _backend(request).settings
+    model, limits = await _model(request, query), _backend(request).settings
     pixels = await read_pixels(request, model.description.image, resize=query.resize, limits=limits)
     return model, pixels
-
-
-async def _latents(request: Request, model: Model) -> NDArray[np.float32]:
-    """Latents [N, D] from `{"latents": [[D]]}` or npy, all finite."""
-    found = media_type(request)
-    if found not in (JSON, NPY):
-        raise UnsupportedMediaTypeError(found, (JSON, NPY))
-    body = await request.body()
-    check_json_size(found, body, _backend(request).settings)
-    return await run_in_threadpool(_read_latents, body, found, model.description.latent_dim)
-
-
-def _read_latents(body: bytes, form: str, latent_dim: int) -> NDArray[np.float32]:
-    if form == NPY:
-        latents = parse_npy(body, (np.dtype("<f4"), np.dtype("<f8")))
-    else:
-        try:
-            latents = np.asarray(json_list(body, "latents"))
-        except ValueError:
-            raise InvalidBodyError("the latents are ragged; accepted: [[D], …]") from None
-        if latents.dtype.kind not in "iuf":
-            raise InvalidBodyError("the latents are not numbers; accepted: [[D], …]")
-    if latents.ndim != 2 or latents.shape[1] != latent_dim:
-        shape = list(latents.shape)
-        raise InvalidBodyError(f"the latents have shape {shape}; this model takes [N, {latent_dim}], N at least 1")
-    with np.errstate(over="ignore"):
-        latents = latents.astype(np.float32)
-    finite = np.isfinite(latents).all(axis=1)
-    if not finite.all():
-        raise InvalidLatentError("the latent is not made of finite float32 numbers", int(np.argmin(finite)))
-    return latents
 
 
 def _check_output_pixels(request: Request, model: Model, num_images: int) -> None:
@@ -252,11 +219,11 @@ def _check_output_pixels(request: Request, model: Model, num_images: int) -> Non
 async def _run(
     request: Request, model: Model, chunks: Generator[None, None, T], *, rows: int, timeout: float
 ) -> Done[T]:
-    answer = _backend(request).submit_alone(model, chunks, rows=rows, timeout_seconds=timeout)
-    return await _unless_gone(request, answer)
+    answer = _backend(request).submit_alone(chunks, rows=rows, timeout_seconds=timeout)
+    return await _done(request, model, answer, rows=rows)
 
 
-async def _unless_gone(request: Request, answer: "asyncio.Future[Done[T]]") -> Done[T]:
+async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]", *, rows: int) -> Done[T]:
     """Wait for the answer, unless the client goes away first: then the work is dropped before its next chunk."""
     loop = asyncio.get_running_loop()
     watching: list[asyncio.Task[None]] = []
@@ -268,7 +235,8 @@ async def _unless_gone(request: Request, answer: "asyncio.Future[Done[T]]") -> D
         for task in watching:
             task.cancel()
     queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
-    observe(request, queue_seconds=queue, compute_seconds=compute)
+    observe(request, rows=rows, queue_seconds=queue, compute_seconds=compute)
+    _backend(request).count_done(model, rows, done)
     return done
 
 

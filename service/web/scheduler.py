@@ -1,4 +1,4 @@
-"""One inference thread, and the queue before it. Knows no models: it is handed computations in chunks, as generators.
+"""One inference thread. Knows no models: it is handed computations in chunks, as generators.
 
     QueueFullError      no room now; `retry_after` seconds may change that
     DeadlineError       not computed in time
@@ -14,12 +14,12 @@ import asyncio
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from service.web.rate import Rate
+from service.web.turns import Batch, Job, Kind, Turns
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -42,15 +42,6 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True)
-class Kind(Generic[P, R]):
-    """Requests that one computation may answer together: all those with an equal `key`."""
-
-    key: Hashable
-    compute: Callable[[Sequence[P]], Generator[None, None, Sequence[R]]]
-    """What the requests carry, in chunks → their results, in the same order."""
-
-
-@dataclass(frozen=True)
 class Done(Generic[R]):
     """A request's result, the seconds it waited, and those that its batch computed."""
 
@@ -59,29 +50,7 @@ class Done(Generic[R]):
     compute_seconds: float
 
 
-@dataclass(eq=False)
-class _Job:
-    """One request: what it carries, and who waits for the answer."""
-
-    payload: Any
-    rows: int
-    deadline: float
-    answer: "asyncio.Future[Done[Any]]"
-    queued: float = field(default_factory=time.monotonic)
-
-
-@dataclass(eq=False)
-class _Batch:
-    """Jobs that are computed together; closed to others once it has begun."""
-
-    kind: Kind[Any, Any]
-    jobs: list[_Job]
-    rows: int
-    chunks: Generator[None, None, Sequence[Any]] | None = None
-    compute_seconds: float = 0.0
-
-
-_Outcome = tuple[_Job, Done[Any] | Exception | None]
+_Outcome = tuple[Job, Done[Any] | Exception | None]
 
 
 class Scheduler:
@@ -99,16 +68,10 @@ class Scheduler:
     ) -> None:
         self._max_rows = max_rows
         self._max_jobs = max_jobs
-        self._batch_rows = batch_rows
         self._on_death = on_death
         self._loop = asyncio.get_running_loop()
-        self._changed = threading.Condition()
-        self._new: deque[_Batch] = deque()
-        self._begun: deque[_Batch] = deque()
-        self._open: dict[Hashable, _Batch] = {}
-        """Those of `_new` that requests of the same kind may still join, by the kind's key."""
-        self._running: _Batch | None = None
-        self._turn_of_begun = False
+        self._turns = Turns(batch_rows)
+        self._running: Batch | None = None
         self._waking = False
         self._queued_rows = 0
         self._queued_jobs = 0
@@ -120,7 +83,7 @@ class Scheduler:
     @property
     def alive(self) -> bool:
         """Whether the inference thread still takes requests."""
-        return self._thread.is_alive()
+        return not self._turns.closed
 
     @property
     def queued_rows(self) -> int:
@@ -141,73 +104,59 @@ class Scheduler:
             QueueFullError: there is no room.
             StoppedError: the thread has ended.
         """
-        return self._admit(kind, payload, rows=rows, timeout_seconds=timeout_seconds, joins=True)
-
-    def submit_alone(
-        self, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float
-    ) -> "asyncio.Future[Done[R]]":
-        """Queue a computation of its own; otherwise like `submit`."""
-        kind: Kind[None, R] = Kind(None, lambda _: _only(chunks))
-        return self._admit(kind, None, rows=rows, timeout_seconds=timeout_seconds, joins=False)
-
-    def stop(self) -> None:
-        """End the thread after the chunk it is in; requests not done by then get a StoppedError."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _admit(
-        self, kind: Kind[Any, R], payload: Any, *, rows: int, timeout_seconds: float, joins: bool
-    ) -> "asyncio.Future[Done[R]]":
-        job = _Job(payload, rows, time.monotonic() + timeout_seconds, self._loop.create_future())
-        with self._changed:
-            if self._stopping:
-                raise StoppedError("the inference thread has ended")
-            if self._queued_jobs and (self._queued_rows + rows > self._max_rows or self._queued_jobs >= self._max_jobs):
-                seconds = max(1, math.ceil(self._queued_rows / self._rate.rows_per_second))
-                waiting = f"{self._queued_jobs} requests with {self._queued_rows} rows are waiting or running"
-                raise QueueFullError(f"{waiting}; try again in {seconds} s", seconds)
-            self._queued_rows += rows
-            self._queued_jobs += 1
-            batch = self._open.get(kind.key) if joins else None
-            if batch is not None and batch.rows + rows <= self._batch_rows:
-                batch.jobs.append(job)
-                batch.rows += rows
-            else:
-                batch = _Batch(kind, [job], rows)
-                self._new.append(batch)
-                if joins:
-                    self._open[kind.key] = batch
-        if not self._waking:  # once the loop has read what else has arrived: that may join
+        self.check_room(rows)
+        job = Job(payload, rows, time.monotonic() + timeout_seconds, self._loop.create_future())
+        if not self._turns.put(kind, job):
+            raise StoppedError("the inference thread has ended")
+        self._queued_rows += rows
+        self._queued_jobs += 1
+        if not self._waking:  # once the loop has come to what else has arrived: that may join
             self._waking = True
             self._loop.call_soon(self._wake)
         expiry = self._loop.call_later(timeout_seconds, _expire, job.answer, timeout_seconds)
         job.answer.add_done_callback(lambda _: expiry.cancel())
         return job.answer
 
+    def submit_alone(
+        self, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float
+    ) -> "asyncio.Future[Done[R]]":
+        """Queue a computation of its own; otherwise like `submit`."""
+        kind: Kind[None, R] = Kind(None, lambda _: _only(chunks))
+        return self.submit(kind, None, rows=rows, timeout_seconds=timeout_seconds)
+
+    def check_room(self, rows: int) -> None:
+        """Refuse what `submit` would refuse: worth asking before a body is read.
+
+        Raises:
+            QueueFullError: there is no room for a request of so many rows.
+        """
+        if self._queued_jobs and (self._queued_rows + rows > self._max_rows or self._queued_jobs >= self._max_jobs):
+            seconds = max(1, math.ceil(self._queued_rows / self._rate.rows_per_second))
+            waiting = f"{self._queued_jobs} requests with {self._queued_rows} rows are waiting or running"
+            raise QueueFullError(f"{waiting}; try again in {seconds} s", seconds)
+
+    def stop(self) -> None:
+        """End the thread after the chunk it is in; requests not done by then get a StoppedError."""
+        self._stopping = True
+        self._give_up(self._turns.close())
+        self._thread.join()
+
     def _wake(self) -> None:
         self._waking = False
-        with self._changed:
-            self._changed.notify()
+        self._turns.wake()
 
     def _serve(self) -> None:
         try:
             self._work()
         finally:
-            with self._changed:
-                died, self._stopping = not self._stopping, True
-                left = [*([self._running] if self._running else []), *self._begun, *self._new]
-                self._new.clear()
-                self._begun.clear()
-                self._open.clear()
-            error = StoppedError("the inference thread has ended")
-            self._settle([(job, error) for batch in left for job in batch.jobs])
-            if died and not self._loop.is_closed():
+            left = self._turns.close()
+            self._give_up([self._running, *left] if self._running else left)
+            if not self._stopping and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._on_death)
 
     def _work(self) -> None:
-        while (batch := self._next()) is not None:
+        while (batch := self._turns.take()) is not None:
+            self._running = batch
             started = time.monotonic()
             try:
                 if not self._wanted(batch, started):
@@ -217,32 +166,15 @@ class Scheduler:
                 next(batch.chunks)
             except StopIteration as stop:
                 self._answer(batch, stop.value, started)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits for this
+            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for this
                 self._fail(batch, error)
             else:
                 batch.compute_seconds += time.monotonic() - started
-                with self._changed:
-                    self._begun.append(batch)
-                    self._running = None
-            finally:
-                del batch  # nor its results, while the thread waits for the next
+                self._turns.put_back(batch)
+                self._running = None
+            del batch  # nor its results, while the thread waits for the next
 
-    def _next(self) -> _Batch | None:
-        """Wait for the batch whose turn it is; None at the end."""
-        with self._changed:
-            while not self._new and not self._begun and not self._stopping:
-                self._changed.wait()
-            if self._stopping:
-                return None
-            from_begun = self._begun and (self._turn_of_begun or not self._new)
-            batch = (self._begun if from_begun else self._new).popleft()
-            self._turn_of_begun = not from_begun
-            if self._open.get(batch.kind.key) is batch:
-                del self._open[batch.kind.key]
-            self._running = batch
-            return batch
-
-    def _wanted(self, batch: _Batch, now: float) -> bool:
+    def _wanted(self, batch: Batch, now: float) -> bool:
         """Drop the jobs that nobody waits for. A batch that has begun goes on as it is while anybody does."""
         waiting = [not job.answer.done() and now <= job.deadline for job in batch.jobs]
         if all(waiting) or (batch.chunks is not None and any(waiting)):
@@ -251,11 +183,10 @@ class Scheduler:
             batch.chunks.close()
         gone = [job for job, waits in zip(batch.jobs, waiting, strict=True) if not waits]
         batch.jobs = [job for job, waits in zip(batch.jobs, waiting, strict=True) if waits]
-        batch.rows -= sum(job.rows for job in gone)
         self._settle([(job, None) for job in gone])
         return bool(batch.jobs)
 
-    def _answer(self, batch: _Batch, results: Sequence[Any], started: float) -> None:
+    def _answer(self, batch: Batch, results: Sequence[Any], started: float) -> None:
         now = time.monotonic()
         seconds = batch.compute_seconds + now - started
         outcomes: list[_Outcome] = []
@@ -265,24 +196,34 @@ class Scheduler:
         self._running = None
         self._settle(outcomes)
 
-    def _fail(self, batch: _Batch, error: Exception) -> None:
+    def _fail(self, batch: Batch, error: Exception) -> None:
         """Tell the one who waits. Where several do, one request may be to blame: each half tries again by itself."""
+        if len(batch.jobs) > 1:
+            self._turns.put_halves(batch)
+        else:
+            self._settle([(job, error) for job in batch.jobs])
         self._running = None
-        if len(batch.jobs) == 1:
-            self._settle([(batch.jobs[0], error)])
-            return
-        middle = len(batch.jobs) // 2
-        with self._changed:
-            for jobs in (batch.jobs[middle:], batch.jobs[:middle]):
-                self._new.appendleft(_Batch(batch.kind, jobs, sum(job.rows for job in jobs)))
+
+    def _give_up(self, batches: Sequence[Batch]) -> None:
+        error = StoppedError("the inference thread has ended")
+        self._settle([(job, error) for batch in batches for job in batch.jobs])
 
     def _settle(self, outcomes: Sequence[_Outcome]) -> None:
-        """Give back the jobs' room, and answer whoever still waits: one call into the event loop for all of them."""
-        with self._changed:
-            self._queued_rows -= sum(job.rows for job, _ in outcomes)
-            self._queued_jobs -= len(outcomes)
+        """Answer jobs, or drop those without an outcome: one call into the event loop for all of them."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_deliver, outcomes)
+            self._loop.call_soon_threadsafe(self._deliver, outcomes)
+
+    def _deliver(self, outcomes: Sequence[_Outcome]) -> None:
+        """In the event loop: room is given back only here, so that answers it has not come to yet count as work."""
+        for job, outcome in outcomes:
+            self._queued_rows -= job.rows
+            self._queued_jobs -= 1
+            if job.answer.done() or outcome is None:
+                continue
+            if isinstance(outcome, Exception):
+                job.answer.set_exception(outcome)
+            else:
+                job.answer.set_result(outcome)
 
 
 def _only(chunks: Generator[None, None, R]) -> Generator[None, None, Sequence[R]]:
@@ -292,13 +233,3 @@ def _only(chunks: Generator[None, None, R]) -> Generator[None, None, Sequence[R]
 def _expire(answer: "asyncio.Future[Done[Any]]", timeout_seconds: float) -> None:
     if not answer.done():
         answer.set_exception(DeadlineError(f"not computed within {timeout_seconds:g} s"))
-
-
-def _deliver(outcomes: Sequence[_Outcome]) -> None:
-    for job, outcome in outcomes:
-        if job.answer.done() or outcome is None:
-            continue
-        if isinstance(outcome, Exception):
-            job.answer.set_exception(outcome)
-        else:
-            job.answer.set_result(outcome)

@@ -7,7 +7,8 @@ from collections.abc import Generator, Sequence
 import pytest
 
 from service.web.rate import Rate
-from service.web.scheduler import DeadlineError, Done, Kind, QueueFullError, Scheduler, StoppedError
+from service.web.scheduler import DeadlineError, Done, QueueFullError, Scheduler, StoppedError
+from service.web.turns import Kind
 
 
 def steps(name: str, count: int, log: list[str], gate: threading.Event | None = None) -> Generator[None, None, str]:
@@ -167,6 +168,7 @@ def test_a_dying_thread_answers_everyone() -> None:
         await until(lambda: not queue.alive)
         with pytest.raises(StoppedError):
             await queue.submit_alone(steps("late", 1, []), rows=1, timeout_seconds=60)
+        queue.stop()
 
     asyncio.run(scenario())
 
@@ -349,6 +351,7 @@ def test_a_death_is_told_and_a_stop_is_not() -> None:
         with pytest.raises(StoppedError):
             await queue.submit_alone(fatal(), rows=1, timeout_seconds=60)
         await until(lambda: told == ["dead"])
+        queue.stop()
 
     asyncio.run(scenario())
 
