@@ -17,7 +17,7 @@ from service.web import schemas
 from service.web.backend import Backend
 from service.web.bodies import JSON, NPY, read_latents, read_pixels
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
-from service.web.errors import LimitError
+from service.web.errors import LimitError, RequestError
 from service.web.kinds import decoding, encoding
 from service.web.middleware import observe
 from service.web.parameters import describe_parameters, read_query, read_timeout_seconds
@@ -241,11 +241,15 @@ async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]
 
 
 async def _watch(request: Request, answer: "asyncio.Future[Done[T]]") -> None:
-    """Settle the answer when the client has closed the connection; its body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    """Settle the answer when the client has closed the connection, or sends what is refused; its body has been read."""
+    reason: Exception = ClientDisconnect()
+    try:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    except RequestError as error:
+        reason = error
     if not answer.done():
-        answer.set_exception(ClientDisconnect())
+        answer.set_exception(reason)
 
 
 async def _replied(reply: Callable[[], Response], *, numbers: int) -> Response:

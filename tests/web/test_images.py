@@ -10,7 +10,7 @@ from PIL import Image
 
 from model_store import ImageShape
 from service.web.errors import InvalidImageError, LimitError
-from service.web.images import ImageReader
+from service.web.images import ImageReader, is_small_png
 from tests.web.forms import image_file
 
 RNG = np.random.default_rng(4)
@@ -116,3 +116,14 @@ def test_arrays_of_bytes_and_floats_agree() -> None:
     levels = COLOUR.transpose(2, 0, 1)[None]
     assert_allclose(reader.read_array(levels), reader.read_array(levels.astype(np.float32) / 255), atol=1e-7)
     assert_allclose(reader.read_array(GREY[None]), np.stack([GREY / 255] * 3)[None], atol=1e-7)
+
+
+def test_only_a_png_that_is_small_in_both_ways_is_read_at_once() -> None:
+    digit = image_file(np.zeros((28, 28), np.uint8))
+    assert is_small_png(digit)
+    assert not is_small_png(image_file(np.zeros((28, 28), np.uint8), "JPEG"))
+    assert not is_small_png(image_file(np.zeros((300, 300), np.uint8)))  # few bytes, many pixels
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100), np.uint8)
+    assert not is_small_png(image_file(noise))  # few pixels, many bytes
+    assert not is_small_png(digit[:33] + digit[8:])  # a second header could tell another size
+    assert not is_small_png(b"")
