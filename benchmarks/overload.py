@@ -2,7 +2,8 @@
 
 python benchmarks/overload.py
 
-The service runs in a process of its own, with the bundled model; the client shares the machine with it.
+The service runs in a process of its own, with the bundled model; the client shares the machine with it. The first part
+has default settings; the others bound the requests in the queue, as one does who would rather refuse than be late.
 """
 
 import asyncio
@@ -45,13 +46,13 @@ async def beside_a_long_job(port: int, encode: Sequence[bytes], long: bytes) -> 
         print(f"    p99 beside the job / alone: {beside.milliseconds(0.99) / alone.milliseconds(0.99):.2f} (bar: 4)")
 
 
-async def overload(port: int, name: str, requests: Sequence[bytes]) -> None:
+async def overload(port: int, name: str, requests: Sequence[bytes], connections: int) -> None:
     """Half the sustainable load, twice that load, and half of it again."""
-    await closed_loop(port, requests, connections=16, seconds=2)
-    found = [await closed_loop(port, requests, connections=16, seconds=SECONDS / 2) for _ in range(ROUNDS)]
+    await closed_loop(port, requests, connections=connections, seconds=2)
+    found = [await closed_loop(port, requests, connections=connections, seconds=SECONDS / 2) for _ in range(ROUNDS)]
     best = max(found, key=lambda answers: answers.rate)
     print(f"\n{name}\n    {'':34}{'200/s':>9} {'p50 ms':>9} {'p99 ms':>9}    answers")
-    line("16 connections, best of three", best)
+    line(f"{connections} connections, best of {ROUNDS}", best)
     half = await open_loop(port, requests, rate=best.rate / 2, seconds=SECONDS)
     line("half that rate", half)
     twice = await open_loop(port, requests, rate=2 * best.rate, seconds=SECONDS)
@@ -71,8 +72,10 @@ def main() -> None:
     long = post("/v1/log-likelihood?proposal=encoder&num_samples=5000", npy(images[:64]), "application/x-npy")
     with served() as port:
         uvloop.run(beside_a_long_job(port, encode, long))
-        uvloop.run(overload(port, "log-likelihood of one PNG (laplace, 400 samples)", score))
-        uvloop.run(overload(port, "encode of one PNG", encode))
+    with served(max_queued_requests=8) as port:
+        uvloop.run(overload(port, "log-likelihood of one PNG (laplace, 400 samples), at most 8 in the queue", score, 8))
+    with served(max_queued_requests=32) as port:
+        uvloop.run(overload(port, "encode of one PNG, at most 32 in the queue", encode, 32))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
         "auto", description="where the graphs run; `cuda` refuses to start where CUDA cannot really be used"
     )
     num_threads: int = Field(0, ge=0, description="threads of one operator on the CPU; 0: one a physical core")
-    chunk_rows: PositiveInt = Field(512, description="decoder rows of one run on the device; others wait no longer")
+    chunk_rows: PositiveInt = Field(256, description="decoder rows of one run on the device; others wait no longer")
     num_samples: PositiveInt | None = Field(
         None, description="importance samples an image when none is asked; else the proposal's own default"
     )
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     )
     max_body_bytes: PositiveInt = Field(64 * 2**20, description="bytes of a request's body (413)")
     max_json_bytes: PositiveInt = Field(
-        8 * 2**20, description="bytes of a JSON body (413); parsing holds up all other requests, npy does not"
+        2 * 2**20, description="bytes of a JSON body (413); parsing holds up all other requests, npy does not"
     )
     max_pixels: PositiveInt = Field(
         2**25, description="width × height × images of a request, in or out, counted before decoding (413)"
