@@ -1,6 +1,7 @@
 """Put the pieces together: settings in, an ASGI app out."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -46,6 +47,8 @@ def create_app(
         async def load() -> None:
             try:
                 await backend.load()
+                gc.collect()
+                gc.freeze()  # what is loaded by now stays: a collection that walks all of it stops every request
             except Exception as error:  # noqa: BLE001 - logged, then the process ends
                 backend.state = "failed"
                 _log.error("the models cannot be served", reason=str(error), kind=type(error).__name__)
