@@ -1,4 +1,4 @@
-"""`/v1/admin`: what an operator asks for, not a client. The app has these routes only with `LOGPX_ADMIN`."""
+"""`/v1/admin`: what an operator asks for, not a client. Needs an admin key; without one in the settings, it is off."""
 
 from typing import Annotated
 

@@ -13,7 +13,7 @@ from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 
 from service.web import admin, errors, probes, routes
-from service.web.access import Access, require_key
+from service.web.access import Access, require_admin, require_key
 from service.web.backend import Backend
 from service.web.documentation import describe_problems
 from service.web.limits import Limits
@@ -61,6 +61,7 @@ def create_app(
         loading.cancel()
         await asyncio.wait([loading])
         backend.stop()
+        gc.unfreeze()
 
     # /docs without a content delivery network: the page's files come with the package.
     app = FastAPIOffline(
@@ -86,8 +87,7 @@ def create_app(
     app.state.metrics = metrics
     closed = [Depends(require_key)] if access.closed else []
     app.include_router(routes.router, dependencies=closed)  # first, for routes are tried in this order
-    if settings.admin:
-        app.include_router(admin.router)
+    app.include_router(admin.router, dependencies=[Depends(require_admin)])
     app.include_router(probes.router)
     app.include_router(probes.metrics_router, dependencies=closed)
     errors.install(app)

@@ -82,6 +82,10 @@ class Backend:
         self.metrics.queue_seconds.labels(*labels).observe(done.queue_seconds)
         self.metrics.compute_seconds.labels(*labels).observe(done.compute_seconds)
 
+    def count_batch(self, model: Model) -> Callable[[int], None]:
+        """What counts the rows of each batch of this model."""
+        return self.metrics.batch_rows.labels(model.manifest.name, model.manifest.version).observe
+
     def count_estimates(self, model: Model, reliable: NDArray[np.bool_]) -> None:
         """Count estimates by whether their error bars can be believed."""
         for outcome in (True, False):

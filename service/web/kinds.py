@@ -1,6 +1,9 @@
-"""Which requests one computation answers together: their arrays are joined, computed, and parted again."""
+"""Which requests one computation answers together: their arrays are joined, computed, and parted again.
 
-from collections.abc import Generator, Iterator, Sequence
+`count` is told, on the inference thread, how many rows were joined.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -13,21 +16,25 @@ from service.web.turns import Kind
 Floats = NDArray[np.float32]
 
 
-def encoding(model: Model) -> Kind[Pixels, DiagonalGaussian]:
+def encoding(model: Model, count: Callable[[int], None]) -> Kind[Pixels, DiagonalGaussian]:
     """Encode requests for one model: images [B, C, H, W] → q(z|x) [B, D]."""
 
     def compute(requests: Sequence[Pixels]) -> Generator[None, None, Sequence[DiagonalGaussian]]:
-        latents = yield from model.encode(_join(requests))
+        images = _join(requests)
+        count(len(images))
+        latents = yield from model.encode(images)
         return [DiagonalGaussian(latents.mean[part], latents.log_var[part]) for part in _parts(requests)]
 
     return Kind(("encode", model), compute)
 
 
-def decoding(model: Model) -> Kind[Floats, Pixels]:
+def decoding(model: Model, count: Callable[[int], None]) -> Kind[Floats, Pixels]:
     """Decode requests for one model: latents [N, D] → E[x|z] [N, C, H, W]."""
 
     def compute(requests: Sequence[Floats]) -> Generator[None, None, Sequence[Pixels]]:
-        images = yield from model.decode(_join(requests))
+        latents = _join(requests)
+        count(len(latents))
+        images = yield from model.decode(latents)
         return [images[part] for part in _parts(requests)]
 
     return Kind(("decode", model), compute)

@@ -49,7 +49,7 @@ class Metrics:
         )
         self.batch_rows = Histogram(
             "logpx_batch_rows",
-            "decoder or encoder rows of one run on the device",
+            "images or latents of encode and decode requests that were computed together",
             ["model", "version"],
             buckets=_ROWS,
             registry=self.registry,

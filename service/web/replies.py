@@ -105,10 +105,12 @@ def _dumps(value: Any) -> bytes:
 
 
 def _weight(value: Any) -> int:
-    """About how many numbers, or characters, a member of a document holds; lists are of texts or of records."""
+    """About how many numbers, or characters, a member of a document holds; the items of a list are alike."""
     if isinstance(value, np.ndarray):
         return value.size
-    return len(value) * len(value[0]) if isinstance(value, list) and value else 1
+    if not isinstance(value, list) or not value:
+        return 1
+    return len(value) * (len(value[0]) if isinstance(value[0], str | list | dict) else 1)
 
 
 def _json_pieces(value: Any) -> Iterator[bytes]:

@@ -41,7 +41,9 @@ async def encode(request: Request) -> Response:
     form = negotiate(request, (JSON, NPY))
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model, pixels = await _pixels(request, query)
-    answer = _backend(request).submit(encoding(model), pixels, rows=len(pixels), timeout_seconds=timeout)
+    backend = _backend(request)
+    kind = encoding(model, backend.count_batch(model))
+    answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=timeout)
     done = await _done(request, model, answer, rows=len(pixels))
     latents = done.result
 
@@ -70,7 +72,9 @@ async def decode(request: Request) -> Response:
     model = await _model(request, query)
     latents = await read_latents(request, model.description.latent_dim, limits=_backend(request).settings)
     _check_output_pixels(request, model, len(latents))
-    answer = _backend(request).submit(decoding(model), latents, rows=len(latents), timeout_seconds=timeout)
+    backend = _backend(request)
+    kind = decoding(model, backend.count_batch(model))
+    answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=timeout)
     done = await _done(request, model, answer, rows=len(latents))
     return await run_in_threadpool(
         images_reply, request, _named(model), done.result, form=query.as_, headers=_timing(done)

@@ -30,7 +30,6 @@ class Settings(BaseSettings):
     max_other_versions: PositiveInt = Field(
         2, description="versions in memory beside the defaults; the one asked for least recently goes first"
     )
-    admin: bool = Field(False, description="whether there are routes under /v1/admin")
     execution_provider: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="where the graphs run; `cuda` refuses to start where CUDA cannot really be used"
     )

@@ -27,6 +27,15 @@ def put(store: Path, toy: Toy) -> None:
     publish(store, toy.description, encoder=toy.encoder, decoder=toy.decoder, calibration=toy.calibration)
 
 
+def wait_until_ready(client: TestClient) -> None:
+    """Fails after six seconds."""
+    for _ in range(600):
+        if client.get("/readyz").status_code == 200:
+            return
+        time.sleep(0.01)
+    raise AssertionError(client.get("/readyz").text)
+
+
 @pytest.fixture(scope="session")
 def linear_gaussian() -> LinearGaussian:
     return LinearGaussian.random(GAUSSIAN_SHAPE, 2, scale=0.2)
@@ -52,11 +61,8 @@ def serve(store: Path) -> Iterator[Serve]:
         def start(**settings: Any) -> TestClient:
             app = create_app(Settings(**{"model_store": store, "model": "digits", **settings}))
             client = running.enter_context(TestClient(app, raise_server_exceptions=False))
-            for _ in range(600):
-                if client.get("/readyz").status_code == 200:
-                    return client
-                time.sleep(0.01)
-            raise AssertionError(client.get("/readyz").text)
+            wait_until_ready(client)
+            return client
 
         yield start
 

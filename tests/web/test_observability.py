@@ -55,6 +55,17 @@ def test_metrics_count_what_happened(serve: Serve) -> None:
     assert sum(estimates) == 3
 
 
+def test_rows_that_are_computed_together_are_counted(serve: Serve) -> None:
+    client = serve()
+    for _ in range(2):
+        client.post("/v1/encode", **BODY)
+    mean = client.post("/v1/encode", **BODY).json()["mean"]
+    client.post("/v1/decode", json={"latents": mean[:2]})
+    lines = client.get("/metrics").text.splitlines()
+    assert 'logpx_batch_rows_count{model="digits",version="2"} 4.0' in lines
+    assert 'logpx_batch_rows_sum{model="digits",version="2"} 11.0' in lines
+
+
 def test_p_values_are_counted_by_method(serve: Serve) -> None:
     client = serve()
     for _ in range(2):

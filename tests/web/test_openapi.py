@@ -11,7 +11,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from tests.web.conftest import Serve
+from tests.web.conftest import Serve, wait_until_ready
 
 KEY = "a-key-for-schemathesis"
 # The same examples each time, however slow the machine.
@@ -30,6 +30,7 @@ def closed(serve: Serve) -> TestClient:
 def test_every_route_keeps_its_schema(closed: TestClient, mode: GenerationMode) -> None:
     config = SchemathesisConfig.from_dict({"seed": 1, "generation": {"deterministic": True, "database": "none"}})
     schema = schemathesis.openapi.from_asgi("/openapi.json", closed.app, config=config)
+    wait_until_ready(closed)  # Schemathesis has started the app once more
     asked: set[str] = set()
     for result in schema.get_all_operations():
         assert isinstance(result, Ok), result

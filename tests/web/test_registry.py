@@ -28,6 +28,7 @@ BODY: dict[str, Any] = {
     "content": npy(np.random.default_rng(1).integers(0, 256, (2, 28, 28), np.uint8)),
     "headers": {"content-type": "application/x-npy"},
 }
+ADMIN = "a-key-for-the-admin"
 Run = Callable[..., TestClient]
 
 
@@ -46,12 +47,12 @@ def damage(store: Path, version: int, name: str = "digits") -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    """An app over the store in `tmp_path`, ready, with the admin route."""
+    """An app over the store in `tmp_path`, ready, and a client with an admin key."""
     with ExitStack() as running:
 
         def start(**settings: Any) -> TestClient:
-            app = create_app(Settings(**{"model_store": tmp_path, "admin": True, **settings}))
-            client = running.enter_context(TestClient(app, raise_server_exceptions=False))
+            app = create_app(Settings(**{"model_store": tmp_path, "admin_keys": ADMIN, **settings}))
+            client = running.enter_context(TestClient(app, raise_server_exceptions=False, headers={"X-API-Key": ADMIN}))
             while client.get("/readyz").status_code != 200:
                 pass
             return client
@@ -125,15 +126,15 @@ def test_a_published_version_takes_over_and_the_old_one_finishes_its_work_and_is
 
 def test_polling_takes_up_versions_while_every_request_is_answered(run: Run, tmp_path: Path) -> None:
     add(tmp_path)
-    client = run(reload_seconds=0.01, admin=False)
+    client = run(reload_seconds=0.01, admin_keys=None)
     for version in (2, 3):
         add(tmp_path, seed=version)
         seen = [encode(client)]
         while seen[-1] != version:
             seen.append(encode(client))
         assert sorted(seen) == seen
-    assert client.post("/v1/admin/reload").status_code == 404
-    assert "/v1/admin/reload" not in client.get("/openapi.json").json()["paths"]
+    refused = client.post("/v1/admin/reload")
+    assert (refused.status_code, refused.json()["type"]) == (403, "urn:logpx:problem:forbidden")
 
 
 def test_nothing_is_taken_up_unasked(run: Run, tmp_path: Path) -> None:

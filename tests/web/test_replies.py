@@ -46,7 +46,8 @@ def checked_body(response: Response) -> tuple[bytes, int]:
 
 
 @pytest.mark.parametrize(
-    ("value", "pieces"), [(WHOLE, False), (NUMBERS, True), (RECORDS, True), (TEXTS, True), (NUMBERS[:1, 0, 0], False)]
+    ("value", "pieces"),
+    [(WHOLE, False), (NUMBERS, True), (RECORDS, True), (TEXTS, True), (NUMBERS[:1, 0, 0], False), ([1, 2], False)],
 )
 def test_json_in_pieces_is_the_same_json(value: Any, pieces: bool) -> None:
     document = {"model": "digits", "version": 1, "images": value, "seed": None}

@@ -65,7 +65,7 @@ def test_a_request_is_one_span_that_tells_what_it_took(store: Path) -> None:
 
 
 def test_a_bug_of_ours_is_an_error_in_its_span(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.web.backend.Backend.summaries", lambda _: 1 / 0)
+    monkeypatch.setattr("service.web.registry.Registry.summaries", lambda _: 1 / 0)
     with structlog.testing.capture_logs():
         (span,) = spans_of(store, [("GET", "/v1/models", {})])
     assert span.status.status_code == StatusCode.ERROR
