@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from model_store import BUNDLED, open_version
 from service.engine.chunks import complete
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=6)
     given = parser.parse_args()
+    threadpool_limits(1, user_api="blas")  # as the service does
     model = Model.open(open_version(BUNDLED, "mnist"), runtime=Runtime("cpu"))
     for name, pixels in image_sets(given.inside, given.outside, given.images).items():
         truth = complete(model.log_likelihood(pixels, seed=1000, num_samples=TRUTH_SAMPLES))

@@ -25,6 +25,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -250,6 +251,7 @@ def compare(stored: StoredModel, sets: dict[str, Truth]) -> None:
             f"{name:22} {len(gap):6} {truth.log_likelihood.mean():9.2f} {np.median(gap):8.3f} {gap.max():8.3f}"
             f" {np.median(error):8.3f} {error.max():8.3f}"
         )
+    threadpool_limits(1, user_api="blas")  # as the service does
     model = Model.open(stored, runtime=Runtime("cpu"))
     heads = ("RMSE", "med |e|", "bias", "lowest", "highest", "below", "above")
     print(f"\n{'':22} {'estimate':>14} " + " ".join(f"{head:>8}" for head in heads))

@@ -13,6 +13,7 @@ import structlog
 import uvicorn
 from opentelemetry.trace import TracerProvider
 from pydantic import ValidationError
+from threadpoolctl import threadpool_limits
 
 from service.web.app import create_app
 from service.web.connection import Connection
@@ -62,6 +63,7 @@ def main() -> int:
             print(f"{name}: {item['msg']}{found}", file=sys.stderr)
         return 2
     configure_logging(settings)
+    threadpool_limits(1, user_api="blas")  # NumPy's matrices are small here: threads would only wait for one another
     server: Server | None = None
 
     def fail() -> None:
