@@ -75,13 +75,11 @@ class Gaussians:
 
     def spread(self, dimensions: NDArray[np.intp], latent_dim: int) -> "Gaussians":
         """The same in all D dimensions; in those left out it is the prior."""
-        count, left_out = len(self.centre), np.setdiff1d(np.arange(latent_dim), dimensions)
-        order = np.concatenate([dimensions, left_out])
+        count = len(self.centre)
         centre, precisions = np.zeros((count, latent_dim)), np.ones((count, latent_dim))
-        axes = np.zeros((count, latent_dim, latent_dim))
-        centre[:, dimensions], precisions[:, : len(dimensions)] = self.centre, self.precisions
-        axes[:, order, np.arange(latent_dim)] = 1
-        axes[np.ix_(np.arange(count), dimensions, np.arange(len(dimensions)))] = self.axes
+        centre[:, dimensions], precisions[:, dimensions] = self.centre, self.precisions
+        axes = np.repeat(np.eye(latent_dim)[None], count, axis=0)
+        axes[:, dimensions[:, None], dimensions] = self.axes
         return Gaussians(centre, precisions, axes)
 
 
@@ -129,8 +127,8 @@ def _screen(images: NDArray[np.intp], gaussians: Gaussians, centre_value: Array,
         even, odd = (up + down) / 2 - centre_value[:, None], (up - down) / 2
     finite = np.isfinite(even)
     even, odd = np.where(finite, even, -1e30), np.where(finite, odd, 0)
-    level = np.median(even, axis=1)
-    spread = 1.4826 * np.median(np.abs(even - level[:, None]), axis=1)  # a normal distribution's deviation
+    level = _quantile(even, 0.5)
+    spread = 1.4826 * _quantile(np.abs(even - level[:, None]), 0.5)  # a normal distribution's deviation
     misfit = np.maximum(spread, np.abs(level + dimensions / 2))
     return _Screening(times(root, _slope(even, odd, signs, gaussians)), misfit)
 
@@ -142,12 +140,17 @@ def _slope(even: Array, odd: Array, signs: Array, gaussians: Gaussians) -> Array
     Gaussian prior, the more so in directions that the image tells little of.
     """
     with np.errstate(over="ignore"):
-        weight = np.minimum(1, np.exp(_TEMPER * (even - np.quantile(even, 0.75, axis=1, keepdims=True))))
+        weight = np.minimum(1, np.exp(_TEMPER * (even - _quantile(even, 0.75)[:, None])))
     expected = gaussians.function(_SHIFT * np.sqrt(np.maximum(1 - 1 / gaussians.precisions, 0)))
     columns = signs @ expected  # [n, m, A]
     across = columns.transpose(0, 2, 1)
     gram = across @ (columns * weight[..., None]) + np.eye(signs.shape[-1])
     return times(expected, solve(gram, times(across, weight * odd)))
+
+
+def _quantile(rows: Array, share: float) -> Array:
+    """The value that this share of a row lies below, [n, m] → [n]; NumPy's own takes ten times as long on few rows."""
+    return np.asarray(np.sort(rows, axis=1)[:, int(share * rows.shape[1])])
 
 
 def _measured_precision(image: NDArray[np.intp], gaussian: Gaussians, values: Values) -> Chunks[Array]:
