@@ -102,7 +102,7 @@ class Samples(Images):
 
 
 class LogLikelihoodResult(BaseModel):
-    """One image's estimate; nats where there is a unit, null where a value is not finite. See docs/log-likelihood.md."""
+    """One image's estimate (docs/log-likelihood.md); nats where there is a unit, null where a value is not finite."""
 
     log_likelihood: float | None
     bits_per_dim: float | None
