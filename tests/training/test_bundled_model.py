@@ -17,7 +17,7 @@ from training.evaluate import Protocol, evaluate
 
 @pytest.fixture(scope="module")
 def stored() -> StoredModel:
-    return open_version(BUNDLED, "mnist", 1)
+    return open_version(BUNDLED, "mnist")
 
 
 def test_it_was_trained_by_the_default_recipe(stored: StoredModel) -> None:
