@@ -1,7 +1,6 @@
 """`python -m service`: serve the model store over HTTP until SIGTERM."""
 
 import asyncio
-import logging
 import os
 import sys
 from concurrent.futures import Future
@@ -9,7 +8,6 @@ from functools import partial
 from types import FrameType
 from typing import cast
 
-import structlog
 import uvicorn
 from opentelemetry.trace import TracerProvider
 from pydantic import ValidationError
@@ -17,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from service.web.app import create_app
 from service.web.connection import Connection
+from service.web.logs import configure_logging
 from service.web.metrics import Metrics
 from service.web.settings import Settings
 
@@ -111,35 +110,6 @@ def _connection(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
         metrics=metrics,
     )
     return cast(type[asyncio.Protocol], bounded)
-
-
-def configure_logging(settings: Settings) -> None:
-    """One line an event on standard output, from our own code and from the libraries alike."""
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer()
-    )
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    structlog.configure(
-        processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=level)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what we answer with 422
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Generator
+from functools import cache
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -37,6 +38,11 @@ class Backend:
             batch_rows=settings.chunk_rows,
             on_death=self._died,
         )
+        # Finding a counter by its labels takes as long as counting.
+        self._rows = cache(metrics.rows.labels)
+        self._queue_seconds = cache(metrics.queue_seconds.labels)
+        self._compute_seconds = cache(metrics.compute_seconds.labels)
+        self._batch_rows = cache(metrics.batch_rows.labels)
         metrics.queued_rows.set_function(lambda: self._scheduler.queued_rows)
         metrics.queued_requests.set_function(lambda: self._scheduler.queued_jobs)
         metrics.ready.set_function(lambda: self.reason_against_serving() is None)
@@ -78,13 +84,13 @@ class Backend:
     def count_done(self, model: Model, rows: int, done: Done[R]) -> None:
         """Count the rows and the seconds of a request that was computed."""
         labels = model.manifest.name, model.manifest.version
-        self.metrics.rows.labels(*labels).inc(rows)
-        self.metrics.queue_seconds.labels(*labels).observe(done.queue_seconds)
-        self.metrics.compute_seconds.labels(*labels).observe(done.compute_seconds)
+        self._rows(*labels).inc(rows)
+        self._queue_seconds(*labels).observe(done.queue_seconds)
+        self._compute_seconds(*labels).observe(done.compute_seconds)
 
     def count_batch(self, model: Model) -> Callable[[int], None]:
         """What counts the rows of each batch of this model."""
-        return self.metrics.batch_rows.labels(model.manifest.name, model.manifest.version).observe
+        return self._batch_rows(model.manifest.name, model.manifest.version).observe
 
     def count_estimates(self, model: Model, reliable: NDArray[np.bool_]) -> None:
         """Count estimates by whether their error bars can be believed."""

@@ -6,13 +6,51 @@ first byte, to the end of its head, these do. A body that trickles is refused by
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.web.errors import HEADER_TOO_LARGE, PROBLEM_JSON, REQUEST_TIMEOUT, Kind
 from service.web.metrics import Metrics
+
+_LARGE_BYTES = 2**14
+
+
+class Corked:
+    """A transport that keeps small writes until the event loop has come to what else is ready.
+
+    So an answer's head and body leave in one system call, and the answers of one batch one after the other: a client
+    that sleeps is then woken once, which costs a processor more than writing does.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._kept: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Send this soon, in order."""
+        if len(data) > _LARGE_BYTES:
+            self._send()
+            self._transport.write(data)
+            return
+        if not self._kept:
+            self._loop.call_soon(self._send)
+        self._kept.append(data)
+
+    def close(self) -> None:
+        """Send what is kept, then close."""
+        self._send()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _send(self) -> None:
+        if self._kept:
+            kept, self._kept = self._kept, []
+            self._transport.write(b"".join(kept))
 
 
 class Connection(HttpToolsProtocol):
@@ -38,7 +76,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The client has connected, and should say what it wants."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, Corked(transport, self.loop)))
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
