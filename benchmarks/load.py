@@ -75,9 +75,8 @@ def served(*arguments: str, **settings: object) -> Iterator[int]:
 
 
 async def _ready(port: int) -> None:
-    connection = await connect(port)
-    while await connection.ask(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n") != 200:
-        await asyncio.sleep(0.05)
+    while await (await connect(port)).ask(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n") != 200:
+        await asyncio.sleep(0.05)  # a refusal closes its connection
 
 
 @dataclass
@@ -113,7 +112,10 @@ class Connection(asyncio.Protocol):
     def ask(self, request: bytes) -> "asyncio.Future[int]":
         """Send a request; the future has its answer's status once all of it is there."""
         self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
+        if self.lost:
+            self._answer.set_result(0)
+        else:
+            self._transport.write(request)
         return self._answer
 
     def data_received(self, data: bytes) -> None:
