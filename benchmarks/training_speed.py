@@ -13,6 +13,7 @@ import argparse
 import math
 import statistics
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -79,13 +80,14 @@ def compare(configuration: Configuration, images: Tensor, rounds: int) -> tuple[
     return speeds[0][1:], speeds[1][1:]
 
 
-def pythae_speed(python: Path, configuration: Configuration, images: Tensor, folder: Path) -> float:
+def pythae_speed(python: Path, configuration: Configuration, images: Tensor) -> float:
     """Images a second of one of pythae's epochs, as it says itself; its start and its first epoch do not count."""
-    file = folder / "images.npy"
-    np.save(file, images.numpy())
     sizes = (configuration.width, configuration.latent_dim, configuration.batch_size, torch.get_num_threads())
-    command = [str(python), str(PYTHAE_TRAINER), str(file), *map(str, sizes)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "images.npy"
+        np.save(file, images.numpy())
+        command = [str(python), str(PYTHAE_TRAINER), str(file), *map(str, sizes)]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         raise SystemExit(f"pythae's trainer failed: {process.stderr[-2000:]}")
     return float(process.stdout.split()[-1])
@@ -114,7 +116,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="counted epochs of each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--pythae-python", type=Path, help="the interpreter of an environment that has pythae")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="for pythae's files")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     images = torch.from_numpy(read_source(given.data).train[: given.images])
@@ -142,7 +143,7 @@ def main() -> None:
         pairs = [
             (
                 statistics.median(compare(configuration, images, 2)[0]),
-                pythae_speed(given.pythae_python, configuration, images, given.folder),
+                pythae_speed(given.pythae_python, configuration, images),
             )
             for _ in range(3)
         ]
