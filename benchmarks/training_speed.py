@@ -5,8 +5,8 @@ python benchmarks/training_speed.py --data ../shared/data/mnist --pythae-python 
 Epochs alternate, so that whatever else the machine does falls on all alike. The minimal loop is what one writes first:
 draw a batch, binarise it, one loss, Adam; no averaged weights, no schedule, no checks, no resuming. All of that is in
 ours. Both share the network's modules; the loop's loss is written out here. pythae's own trainer (its VAE class around
-a plain network of the same layers, ELBO with one sample, fixed binarisation, float32) runs in its own environment,
-beside ours with the same objective.
+a plain network of the same layers, ELBO with one sample, fixed binarisation) runs in its own environment, beside ours
+with the same objective and matmul precision.
 """
 
 import argparse
