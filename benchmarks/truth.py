@@ -43,8 +43,9 @@ from training.annealing import (
     sigmoidal_schedule,
     upper_bound,
 )
+from training.configuration import Configuration
 from training.evaluate import fresh_binarisation
-from training.networks import Decoder
+from training.networks import Decoder, build_vae
 from training.sources import read_source
 
 SEED = 3
@@ -56,6 +57,8 @@ FROM_GAUSSIAN = 400
 """Temperatures of the run that counts."""
 NUM_MOVES = 100
 """Within the posterior, to fit a Gaussian to."""
+FORMER_NAMES = {"hidden1": "body.hidden.0", "hidden2": "body.hidden.2", "logits": "body.pixels"}
+"""Of the weights, in graphs that were exported before there was a second preset."""
 TOLERANCE = 1e-5
 """Of the logits, relative to the largest: how far PyTorch may be from ONNX Runtime."""
 COMPARED = (("laplace", 400), ("laplace", 50_000), ("encoder", 5000))
@@ -111,17 +114,21 @@ def _digest(stored: StoredModel) -> str:
 
 
 def read_decoder(stored: StoredModel) -> Decoder:
-    """The stored graph as training's network: the exporter keeps the names of the weights. Checked on ONNX Runtime."""
+    """The stored graph as training's `mlp` decoder, by the names of its weights. Checked on ONNX Runtime."""
     graph = onnx.load_from_string(stored.decoder).graph
     chw, latent_dim = stored.manifest.image.chw, stored.manifest.latent_dim
-    arrays = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
-    width = len(arrays["hidden1.bias"])
-    decoder = Decoder(chw, width, latent_dim, torch.full(chw, 0.5), generator=torch.Generator())
+    arrays: dict[str, Tensor] = {}
+    for item in graph.initializer:
+        layer, _, part = item.name.rpartition(".")
+        arrays[f"{FORMER_NAMES.get(layer, layer)}.{part}"] = torch.from_numpy(numpy_helper.to_array(item).copy())
+    hidden = [name for name in arrays if name.startswith("body.hidden.") and name.endswith(".bias")]
+    configuration = Configuration(width=len(arrays[hidden[0]]), depth=len(hidden), latent_dim=latent_dim)
+    decoder = build_vae(configuration, torch.full(chw, 0.5)).decoder
     decoder.load_state_dict({name: arrays[name] for name in decoder.state_dict()})
     decoder.requires_grad_(False)
     z = 2 * torch.randn(500, latent_dim, generator=torch.Generator().manual_seed(SEED))
     expected = Runtime("cpu").open(stored.decoder, stored.path / DECODER).run({"z": z.numpy()})["logits"]
-    difference = float(np.abs(decoder(z).numpy() - expected).max() / np.abs(expected).max())
+    difference = float(np.abs(decoder(z)[0].numpy() - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
         raise SystemExit(f"the decoder in PyTorch differs from ONNX Runtime's by {difference:.2g}, relatively")
     print(f"decoder in PyTorch against ONNX Runtime: logits differ by at most {difference:.1e} of the largest")
@@ -134,19 +141,21 @@ def target_of(decoder: Decoder, images: Tensor) -> Target:
     x = images.flatten(1)  # [B, P]
 
     def log_likelihood(z: Tensor) -> Tensor:
-        logits = precise(z.flatten(0, 1)).reshape(*z.shape[:2], -1)  # [B, K, P]
+        logits = precise(z.flatten(0, 1))[0].reshape(*z.shape[:2], -1)  # [B, K, P]
         return torch.bmm(logits, x.double()[:, :, None]).squeeze(-1) - F.softplus(logits).sum(-1)
 
     def gradient(z: Tensor) -> Tensor:
         z = z.float().requires_grad_()
-        logits = decoder(z.flatten(0, 1)).reshape(*z.shape[:2], -1)
+        logits = decoder(z.flatten(0, 1))[0].reshape(*z.shape[:2], -1)
         (found,) = torch.autograd.grad(logits, z, x[:, None] - torch.sigmoid(logits.detach()))
         return found
 
     return Target(log_likelihood, gradient)
 
 
-def image_sets(inside: Path, outside: Path, decoder: Decoder) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+def image_sets(
+    inside: Path, outside: Path, decoder: Decoder, latent_dim: int
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Name, black and white images [N, C, H, W], and the latent codes [N, D] that made them, where that is known."""
     rng, generator = np.random.default_rng(SEED), torch.Generator().manual_seed(SEED)
 
@@ -157,8 +166,8 @@ def image_sets(inside: Path, outside: Path, decoder: Decoder) -> Iterator[tuple[
         chosen = test[rng.choice(len(test), count, replace=False)]
         return chosen.astype(np.float32) / np.float32(255 if test.dtype == np.uint8 else 1)
 
-    z = torch.randn(NUM_IMAGES["simulated"], decoder.hidden1.in_features, generator=generator, dtype=torch.float64)
-    yield "simulated", torch.bernoulli(torch.sigmoid(decoder(z.float())), generator=generator), z
+    z = torch.randn(NUM_IMAGES["simulated"], latent_dim, generator=generator, dtype=torch.float64)
+    yield "simulated", torch.bernoulli(torch.sigmoid(decoder(z.float())[0]), generator=generator), z
     grey = draw(inside, NUM_IMAGES["test digits"])
     digits = torch.from_numpy(fresh_binarisation(grey, "dynamic", seed=SEED)).float()
     yield "test digits", digits, None
@@ -226,7 +235,7 @@ def measure(stored: StoredModel, inside: Path, outside: Path, file: Path, num_ch
     decoder = read_decoder(stored)
     sets: dict[str, Truth] = {}
     print(f"{num_chains} chains each way, {FROM_GAUSSIAN} temperatures")
-    for name, images, z in image_sets(inside, outside, decoder):
+    for name, images, z in image_sets(inside, outside, decoder, stored.manifest.latent_dim):
         started = time.perf_counter()
         shape = (len(images), num_chains, stored.manifest.latent_dim)
         lower, upper, std_error, acceptance = anneal(

@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from model_store import StoreError
@@ -29,6 +29,7 @@ from training.evaluate import Evaluation, Protocol, evaluate
 from training.export import export
 from training.figures import draw_figures
 from training.networks import Vae
+from training.options import add_configuration_options
 from training.publication import (
     SCORING_SEED,
     describe,
@@ -39,28 +40,13 @@ from training.publication import (
     open_stored,
     publish_run,
 )
-from training.run import RUN, create_run, describe_run, open_run, resume_run
+from training.recipes import complete_configuration
+from training.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
 from training.sources import read_source
-from training.trainer import EpochFigures, choose_device, fit
+from training.trainer import EpochFigures, fit
+from training.workers import Compilation, Precision, Team, choose_acceleration, choose_device, join_team
 
 _EPOCHS_BETWEEN_FIGURES = 10
-_OPTION_HELP = {
-    "preset": "networks: mlp is two hidden layers with SiLU in encoder and decoder",
-    "width": "units of each hidden layer",
-    "latent_dim": "dimensions of the latent code",
-    "objective": "iwae: importance weighted bound with DReG gradients; elbo: evidence lower bound, analytic KL",
-    "num_samples": "latent samples an image in training",
-    "binarisation": "dynamic: afresh each time an image is seen; threshold: above 0.5; none: grey values as they are",
-    "epochs": "passes over the training images",
-    "batch_size": "images a step",
-    "learning_rate": "Adam's, after the warm-up; falls to 0 along a cosine",
-    "warm_up_epochs": "epochs of linear warm-up",
-    "ema_decay": "decay a step of the averaged weights that are validated and exported; 0: no averaging",
-    "seed": "of the splits, the weights and all noise",
-    "num_validation": "held-out images that watch training (default: 2000, at most a tenth of the images)",
-    "num_calibration": "held-out images that calibrate anomaly scores (default: 3000, at most a tenth)",
-    "num_test": "held-out test images where the data has none of its own (default: 10000, at most a tenth)",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit_parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     fit_parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
-    _add_configuration_options(fit_parser)
+    fit_parser.add_argument(
+        "--precision",
+        choices=typing.get_args(Precision),
+        default="auto",
+        help="of the networks in training, densities and bounds being float32 always; auto: bfloat16 on a GPU alone",
+    )
+    fit_parser.add_argument(
+        "--compile", choices=typing.get_args(Compilation), default="auto", help="torch.compile; auto: on a GPU alone"
+    )
+    add_configuration_options(fit_parser)
 
     summary = (
         "Score a data set's test images; where it has no test part, those that the model's own training held out of it "
@@ -165,29 +160,23 @@ def _add_command(
     return parser
 
 
-def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
-    hints = typing.get_type_hints(Configuration)
-    for field in fields(Configuration):
-        hint = hints[field.name]
-        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
-        if isinstance(hint, types.UnionType):
-            hint = int
-        option = "--" + field.name.replace("_", "-")
-        default = argparse.SUPPRESS if field.default is None else field.default
-        parser.add_argument(
-            option, type=str if choices else hint, choices=choices, default=default, help=_OPTION_HELP[field.name]
-        )
-
-
 def _fit(parsed: argparse.Namespace) -> None:
-    given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
-    configuration = Configuration(**given)
     device = choose_device(parsed.device)
-    splits = split(read_source(locate(parsed.data)), configuration)
+    with join_team(device) as team:
+        _fit_in_team(parsed, device, team)
+
+
+def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -> None:
+    given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
+    source = read_source(locate(parsed.data))
+    configuration = complete_configuration(given, source.train)
+    splits = split(source, configuration)
     description = describe_run(configuration, splits, source=parsed.data)
-    run = resume_run(parsed.out, description) if parsed.resume else create_run(parsed.out, description)
-    parts = ", ".join(f"{count} {part}" for part, count in description.num_images.items())
-    print(f"{splits.name}: {parts} images of {list(splits.image_shape)}; on {device}")
+    run = _open_in_team(parsed, description, team)
+    acceleration = choose_acceleration(device, parsed.precision, parsed.compile)
+    if team.leads:
+        parts = ", ".join(f"{count} {part}" for part, count in description.num_images.items())
+        print(f"{splits.name}: {parts} images of {list(splits.image_shape)}; {_in_words(configuration)}; on {device}")
 
     def on_epoch(figures: EpochFigures, model: Vae) -> None:
         print(
@@ -196,12 +185,37 @@ def _fit(parsed: argparse.Namespace) -> None:
             f"{figures.images_per_second:.0f} images/s",
             flush=True,
         )
-        if figures.epoch % _EPOCHS_BETWEEN_FIGURES == 0 or figures.epoch == configuration.epochs:
+        if figures.epoch % _EPOCHS_BETWEEN_FIGURES == 0:
             draw_figures(run, model, splits.validation)
 
-    fit(run, splits, device=device, on_epoch=on_epoch, progress=_at_terminal())
-    seconds = sum(line["seconds"] for line in run.read_metrics(configuration.epochs))
-    print(f"{parsed.out}: trained in {seconds / 60:.1f} minutes")
+    model = fit(
+        run,
+        splits,
+        device=device,
+        on_epoch=on_epoch,
+        team=team,
+        acceleration=acceleration,
+        progress=_at_terminal(),
+    )
+    if team.leads:
+        draw_figures(run, model, splits.validation)
+        metrics = run.read_metrics(configuration.epochs)
+        seconds = sum(line["seconds"] for line in metrics)
+        print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
+
+
+def _open_in_team(parsed: argparse.Namespace, description: RunDescription, team: Team) -> Run:
+    """The run's folder: the leading process begins a new one, and the others open what it has begun."""
+    if parsed.resume:
+        return resume_run(parsed.out, description)
+    if team.leads:
+        create_run(parsed.out, description)
+    team.wait()
+    return open_run(parsed.out)
+
+
+def _in_words(configuration: Configuration) -> str:
+    return f"{configuration.preset}, {configuration.likelihood}, binarisation {configuration.binarisation}"
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:

@@ -7,20 +7,31 @@ from training.errors import ConfigurationError
 
 Objective = Literal["iwae", "elbo"]
 Binarisation = Literal["dynamic", "threshold", "none"]
-Preset = Literal["mlp"]
+Preset = Literal["mlp", "resnet"]
+LikelihoodKind = Literal["bernoulli", "discretised_logistic", "gaussian"]
 
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-BINARISATIONS: tuple[Binarisation, ...] = get_args(Binarisation)
-PRESETS: tuple[Preset, ...] = get_args(Preset)
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "preset": get_args(Preset),
+    "likelihood": get_args(LikelihoodKind),
+    "objective": get_args(Objective),
+    "binarisation": get_args(Binarisation),
+}
+_AT_LEAST_ONE = ("width", "depth", "latent_dim", "num_samples", "epochs", "batch_size")
+_AT_LEAST_ONE_IF_GIVEN = ("num_validation", "num_calibration", "num_test")
+_POSITIVE = ("learning_rate", "gaussian_scale")
+_NOT_NEGATIVE = ("warm_up_epochs", "kl_warm_up_epochs", "free_bits", "max_gradient_norm", "patience")
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Everything but the data set; the defaults are the recipe of the bundled model.
+    """Everything but the data set; the defaults are the recipe of the bundled model (others: training/recipes.py).
 
-    `num_validation`, `num_calibration` and `num_test` are numbers of images held out of training (`num_test` only where
-    the data set brings no test images of its own); None means 2000, 3000 and 10 000, or a tenth of the images where
-    that is fewer. `ema_decay` averages the weights over about 1 / (1 - ema_decay) steps; 0 turns averaging off.
+    `width` is units of each hidden layer of an `mlp`, and channels at the image's own size of a `resnet`; `depth` is
+    hidden layers of the one, residual blocks at each size of the other. `gaussian_scale` is in units of pixels in
+    [0, 1]; None learns it, a scale a pixel. `num_validation`, `num_calibration` and `num_test` are numbers of images
+    held out of training (`num_test` only where the data set brings no test images of its own); None means 2000, 3000
+    and 10 000, or a tenth of the images where that is fewer. `ema_decay` averages the weights over about
+    1 / (1 - ema_decay) steps. 0 turns off `ema_decay`, `max_gradient_norm` and `patience`.
 
     Raises:
         ConfigurationError: a value cannot work; the message names the field.
@@ -34,36 +45,54 @@ class Configuration:
 
     preset: Preset = "mlp"
     width: int = 512
+    depth: int = 2
     latent_dim: int = 50
+    likelihood: LikelihoodKind = "bernoulli"
+    gaussian_scale: float | None = None
+    binarisation: Binarisation = "dynamic"
     objective: Objective = "iwae"
     num_samples: int = 8
-    binarisation: Binarisation = "dynamic"
+    kl_warm_up_epochs: float = 0.0
+    free_bits: float = 0.0
     epochs: int = 120
     batch_size: int = 128
     learning_rate: float = 2e-3
     warm_up_epochs: float = 1.0
+    max_gradient_norm: float = 0.0
     ema_decay: float = 0.999
+    patience: int = 0
     seed: int = 0
     num_validation: int | None = None
     num_calibration: int | None = None
     num_test: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("width", "latent_dim", "num_samples", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("num_validation", "num_calibration", "num_test"):
-            if (count := getattr(self, name)) is not None and count < 1:
-                raise ConfigurationError(f"{name} must be at least 1, not {count}")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigurationError(f"seed must be at least 0 and less than 2**63, not {self.seed}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ConfigurationError(f"learning_rate must be positive and finite, not {self.learning_rate}")
-        if not 0 <= self.warm_up_epochs < float("inf"):
-            raise ConfigurationError(f"warm_up_epochs must be at least 0 and finite, not {self.warm_up_epochs}")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigurationError(f"ema_decay must be at least 0 and less than 1, not {self.ema_decay}")
-        choices = {"preset": PRESETS, "objective": OBJECTIVES, "binarisation": BINARISATIONS}
-        for name, allowed in choices.items():
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in _AT_LEAST_ONE_IF_GIVEN:
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {count}")
+        for name in _POSITIVE:
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise ConfigurationError(f"{name} must be positive and finite, not {value}")
+        for name in _NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name} must be at least 0 and finite, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigurationError(f"seed must be at least 0 and less than 2**63, not {self.seed}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigurationError(f"ema_decay must be at least 0 and less than 1, not {self.ema_decay}")
+        self._check_what_belongs_together()
+
+    def _check_what_belongs_together(self) -> None:
+        if self.likelihood != "bernoulli" and self.binarisation != "none":
+            raise ConfigurationError(f"binarisation must be none with the likelihood {self.likelihood}")
+        if self.gaussian_scale is not None and self.likelihood != "gaussian":
+            raise ConfigurationError(f"gaussian_scale belongs to the likelihood gaussian, not to {self.likelihood}")
+        for name in ("kl_warm_up_epochs", "free_bits"):
+            if getattr(self, name) and self.objective != "elbo":
+                raise ConfigurationError(f"{name} belongs to the objective elbo, not to {self.objective}")

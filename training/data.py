@@ -94,6 +94,15 @@ def binarise(pixels: Tensor, binarisation: Binarisation, *, generator: torch.Gen
     return (pixels > 0.5).float() if binarisation == "threshold" else pixels
 
 
+def to_levels(pixels: Tensor, levels: int) -> Tensor:
+    """Pixels in [0, 1] moved to the nearest of the levels k / (levels - 1), as the service does.
+
+    >>> to_levels(torch.tensor([0.1, 0.13, 0.95]), 5).tolist()
+    [0.0, 0.25, 1.0]
+    """
+    return torch.round(pixels * (levels - 1)) / (levels - 1)
+
+
 def derive_seed(seed: int, *stream: int) -> int:
     """A seed for one purpose, from the run's seed and a few numbers that name the purpose (say, phase and epoch).
 

@@ -31,9 +31,9 @@ def draw_figures(run: Run, model: Vae, validation: NDArray[np.generic]) -> None:
     images = unit_pixels(torch.from_numpy(validation[: 4 * _COLUMNS]).to(device))
     with torch.no_grad():
         x = binarise(images, configuration.binarisation, generator=generator)
-        reconstructed = torch.sigmoid(model.decoder(model.encode(x)[0]))
+        reconstructed = model.expected_image(model.encode(x)[0])
         z = torch.randn((8 * _COLUMNS, model.latent_dim), generator=generator, device=device)
-        samples = torch.sigmoid(model.decoder(z))
+        samples = model.expected_image(z)
     rows = [
         row for pair in zip(torch.split(x, _COLUMNS), torch.split(reconstructed, _COLUMNS), strict=True) for row in pair
     ]

@@ -1,108 +1,111 @@
-"""Encoders and decoders: the PyTorch modules that are trained and then exported."""
+"""Variational autoencoders: the PyTorch modules that are trained and then exported."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from training.configuration import Configuration
+from training.configuration import Configuration, Preset
+from training.layers import linear
+from training.likelihood import Likelihood, build_likelihood
+from training.mlp import MlpDecoder, MlpEncoder
+from training.resnet import ResnetDecoder, ResnetEncoder
 
 ImageShape = tuple[int, int, int]
 
+# For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, M, C, H, W].
+_BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "mlp": (MlpEncoder, MlpDecoder),
+    "resnet": (ResnetEncoder, ResnetDecoder),
+}
+
 
 class Encoder(nn.Module):
-    """q(z|x) = N(mean, diag exp(log_var)): x [B, C, H, W] to `mean` and `log_var`, both [B, D]; two hidden layers."""
+    """q(z|x) = N(mean, diag exp(log_var)): x [B, C, H, W] to `mean` and `log_var`, both [B, D]."""
 
-    def __init__(self, image_shape: ImageShape, width: int, latent_dim: int, *, generator: torch.Generator) -> None:
+    def __init__(self, body: nn.Module, num_features: int, latent_dim: int, *, generator: torch.Generator) -> None:
         super().__init__()
-        channels, height, width_in_pixels = image_shape
-        self.num_pixels = channels * height * width_in_pixels
-        self.hidden1 = _linear(self.num_pixels, width, generator)
-        self.hidden2 = _linear(width, width, generator)
-        self.mean = _linear(width, latent_dim, generator)
-        self.log_var = _linear(width, latent_dim, generator)
+        self.body = body
+        self.mean = linear(num_features, latent_dim, generator)
+        self.log_var = linear(num_features, latent_dim, generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latent code, [B, D] each."""
-        hidden = F.silu(self.hidden1(x.reshape(-1, self.num_pixels)))  # [B, width]
-        hidden = F.silu(self.hidden2(hidden))
-        return self.mean(hidden), self.log_var(hidden)
+        features = self.body(x)  # [B, F]
+        return self.mean(features), self.log_var(features)
 
 
 class Decoder(nn.Module):
-    """p(x|z) = Π Bernoulli(x; sigmoid(logits)): z [N, D] to `logits` [N, C, H, W]; two hidden layers.
+    """p(x|z): z [N, D] to the likelihood's parameters in their order, [N, C, H, W] each."""
 
-    The output bias starts at the logit of the training pixels' mean (Burda et al. 2015, arXiv 1509.00519), so that the
-    first step already knows what an average image looks like.
-    """
-
-    def __init__(
-        self, image_shape: ImageShape, width: int, latent_dim: int, pixel_mean: Tensor, *, generator: torch.Generator
-    ) -> None:
+    def __init__(self, body: nn.Module, likelihood: Likelihood) -> None:
         super().__init__()
-        self.image_shape = image_shape
-        self.hidden1 = _linear(latent_dim, width, generator)
-        self.hidden2 = _linear(width, width, generator)
-        self.logits = _linear(width, pixel_mean.numel(), generator)
-        with torch.no_grad():
-            self.logits.bias.copy_(torch.logit(pixel_mean.flatten(), eps=1e-3))
+        self.body = body
+        self.likelihood = likelihood
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Logits of the pixels, [N, C, H, W]."""
-        hidden = F.silu(self.hidden1(z))  # [N, width]
-        hidden = F.silu(self.hidden2(hidden))
-        logits: Tensor = self.logits(hidden)  # [N, C·H·W]
-        return logits.reshape(-1, *self.image_shape)
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The parameters, [N, C, H, W] each."""
+        return self.likelihood.parameters(self.body(z))
 
 
 class Vae(nn.Module):
-    """A variational autoencoder (Kingma and Welling 2013, arXiv 1312.6114) with prior N(0, I) and Bernoulli pixels.
+    """A variational autoencoder (Kingma and Welling 2013, arXiv 1312.6114) with prior N(0, I).
 
-    >>> vae = Vae((1, 4, 3), width=8, latent_dim=2, pixel_mean=torch.full((1, 4, 3), 0.1),
-    ...           generator=torch.Generator().manual_seed(0))
+    >>> configuration = Configuration(width=8, latent_dim=2, likelihood="gaussian", binarisation="none")
+    >>> vae = build_vae(configuration, torch.full((1, 4, 3), 0.1))
     >>> mean, log_var = vae.encode(torch.zeros(5, 1, 4, 3))
-    >>> mean.shape, vae.decoder(mean).shape
+    >>> loc, log_scale = vae.decoder(mean)
+    >>> mean.shape, loc.shape
     (torch.Size([5, 2]), torch.Size([5, 1, 4, 3]))
     """
 
-    def __init__(
-        self, image_shape: ImageShape, *, width: int, latent_dim: int, pixel_mean: Tensor, generator: torch.Generator
-    ) -> None:
+    def __init__(self, image_shape: ImageShape, latent_dim: int, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
         self.image_shape = image_shape
         self.latent_dim = latent_dim
-        self.encoder = Encoder(image_shape, width, latent_dim, generator=generator)
-        self.decoder = Decoder(image_shape, width, latent_dim, pixel_mean, generator=generator)
+        self.encoder = encoder
+        self.decoder = decoder
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The decoder's."""
+        return self.decoder.likelihood
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z|x), [B, D] each, of images x [B, C, H, W]."""
+        """Mean and log variance of q(z|x), [B, D] each, of images x [B, C, H, W]; float32 under autocast, too."""
         mean, log_var = self.encoder(x)
-        return mean, log_var
+        return mean.float(), log_var.float()
+
+    def expected_image(self, z: Tensor) -> Tensor:
+        """E[x|z], [N, C, H, W], of latent codes z [N, D]."""
+        return self.likelihood.mean(*self.decoder(z))
 
     def conditional_log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z) in nats, [B, K], of images x [B, C, H, W] under latent codes z [B, K, D].
 
-        Σ_i x_i l_i - log(1 + e^{l_i}) over the pixels i, with l the logits: exact for x in {0, 1}.
+        Under autocast, only the decoder runs in the lower precision: a sum over pixels would lose whole nats in it.
         """
-        batch, num_samples, latent_dim = z.shape
-        logits = self.decoder(z.reshape(-1, latent_dim)).reshape(batch, num_samples, -1)  # [B, K, C·H·W]
-        agreement = torch.bmm(logits, x.reshape(batch, -1, 1)).squeeze(-1)  # [B, K]
-        return agreement - F.softplus(logits).sum(-1)
+        parameters = self.decoder(z.flatten(0, 1))  # [B·K, C, H, W]
+        with torch.autocast(x.device.type, enabled=False):
+            flat = (parameter.float().flatten(1).unflatten(0, z.shape[:2]) for parameter in parameters)  # [B, K, C·H·W]
+            return self.likelihood.log_prob(x.flatten(1).unsqueeze(1), *flat)
 
 
-def build_vae(configuration: Configuration, image_shape: ImageShape, pixel_mean: Tensor) -> Vae:
-    """The configured preset with freshly drawn weights; the same configuration and mean give the same weights."""
+def build_vae(configuration: Configuration, pixel_mean: Tensor) -> Vae:
+    """The configured preset and likelihood with freshly drawn weights, for images of `pixel_mean`'s shape [C, H, W].
+
+    An untrained decoder knows what an average image looks like. The same configuration and mean give the same weights.
+    """
+    channels, height, width_in_pixels = pixel_mean.shape
+    generator = torch.Generator().manual_seed(configuration.seed)
+    likelihood = build_likelihood(configuration)
+    encoder_body, decoder_body = _BODIES[configuration.preset]
+    sizes = {"width": configuration.width, "depth": configuration.depth, "generator": generator}
+    features = encoder_body((channels, height, width_in_pixels), **sizes)
     return Vae(
-        image_shape,
-        width=configuration.width,
-        latent_dim=configuration.latent_dim,
-        pixel_mean=pixel_mean,
-        generator=torch.Generator().manual_seed(configuration.seed),
+        (channels, height, width_in_pixels),
+        configuration.latent_dim,
+        Encoder(features, features.num_features, configuration.latent_dim, generator=generator),
+        Decoder(decoder_body(likelihood.initial_bias(pixel_mean), configuration.latent_dim, **sizes), likelihood),
     )
-
-
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """A layer with Glorot-uniform weights and no bias yet, drawn from `generator` and not from global state."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
-    nn.init.xavier_uniform_(layer.weight, generator=generator)
-    nn.init.zeros_(layer.bias)
-    return layer  # type: ignore[no-any-return]

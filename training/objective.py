@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_LOG_2_PI = math.log(2 * math.pi)
+from training.posterior import LOG_2_PI, DiagonalGaussian
 
 
 class LatentVariableModel(Protocol):
@@ -21,27 +21,9 @@ class LatentVariableModel(Protocol):
         ...
 
 
-def log_normal(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """log N(z; mean, diag exp(log_var)) in nats, summed over the last axis.
-
-    >>> round(log_normal(torch.zeros(2), torch.zeros(2), torch.zeros(2)).item(), 6)
-    -1.837877
-    """
-    return -0.5 * (_LOG_2_PI + log_var + (z - mean).square() * torch.exp(-log_var)).sum(-1)
-
-
 def log_prior(z: Tensor) -> Tensor:
     """log N(z; 0, I) in nats, summed over the last axis."""
-    return -0.5 * (_LOG_2_PI + z.square()).sum(-1)
-
-
-def kl_to_prior(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL[N(mean, diag exp(log_var)) ‖ N(0, I)] in nats: ½ Σ_d (mean² + exp(log_var) - log_var - 1), [B].
-
-    >>> kl_to_prior(torch.tensor([[3.0, 0.0]]), torch.zeros(1, 2)).item()
-    4.5
-    """
-    return 0.5 * (mean.square() + torch.exp(log_var) - log_var - 1).sum(-1)
+    return -0.5 * (LOG_2_PI + z.square()).sum(-1)
 
 
 def log_weight(model: LatentVariableModel, x: Tensor, noise: Tensor) -> Tensor:
@@ -55,23 +37,32 @@ def log_weight(model: LatentVariableModel, x: Tensor, noise: Tensor) -> Tensor:
         x: images as the model takes them, [B, C, H, W].
         noise: standard normal numbers, [B, K, D].
     """
-    mean, log_var = model.encode(x)
-    return _log_weight_at(model, x, _draw(mean, log_var, noise), mean, log_var)
+    q = DiagonalGaussian(*model.encode(x))
+    return _log_weight_at(model, x, q.draw(noise), q)
 
 
-def negative_elbo(model: LatentVariableModel, x: Tensor, noise: Tensor) -> Tensor:
+def negative_elbo(
+    model: LatentVariableModel, x: Tensor, noise: Tensor, *, kl_weight: float = 1.0, free_bits: float = 0.0
+) -> Tensor:
     """KL[q(z|x) ‖ p(z)] - mean over k of log p(x|z_k), [B], in nats: a loss.
 
-    The Kullback-Leibler term is analytic (Kingma and Welling 2013, arXiv 1312.6114, appendix B).
+    The Kullback-Leibler term is analytic (Kingma and Welling 2013, arXiv 1312.6114, appendix B). `kl_weight` and
+    `free_bits` change the gradient alone, to that of kl_weight · Σ_d max(KL_d, free_bits) - log p(x|z); the value is
+    always the bound itself. The maximum is taken image by image, so that no image's loss depends on its batch (Kingma
+    et al. 2016, arXiv 1606.04934, take it of the batch's mean).
 
     Args:
         model: encoder and likelihood.
         x: images as the model takes them, [B, C, H, W].
         noise: standard normal numbers, [B, K, D].
+        kl_weight: of the Kullback-Leibler term; less than 1 while training warms up.
+        free_bits: nats of each latent dimension's term that cost nothing.
     """
-    mean, log_var = model.encode(x)
-    z = _draw(mean, log_var, noise)  # [B, K, D]
-    return kl_to_prior(mean, log_var) - model.conditional_log_likelihood(x, z).mean(1)
+    q = DiagonalGaussian(*model.encode(x))
+    kl = q.kl_to_prior()  # [B, D]
+    bound = model.conditional_log_likelihood(x, q.draw(noise)).mean(1) - kl.sum(1)
+    cost = kl_weight * kl.clamp(min=free_bits).sum(1) - kl.sum(1)  # what training minimises beyond -bound
+    return cost - cost.detach() - bound
 
 
 def negative_iwae_bound(model: LatentVariableModel, x: Tensor, noise: Tensor) -> Tensor:
@@ -87,9 +78,9 @@ def negative_iwae_bound(model: LatentVariableModel, x: Tensor, noise: Tensor) ->
         x: images as the model takes them, [B, C, H, W].
         noise: standard normal numbers, [B, K, D].
     """
-    mean, log_var = model.encode(x)
-    z = _draw(mean, log_var, noise)  # [B, K, D]
-    log_weights = _log_weight_at(model, x, z, mean, log_var)  # [B, K]
+    q = DiagonalGaussian(*model.encode(x))
+    z = q.draw(noise)  # [B, K, D]
+    log_weights = _log_weight_at(model, x, z, q)  # [B, K]
     normalised = torch.softmax(log_weights.detach(), dim=1)
     if z.requires_grad:
         # What flows back into z already carries one factor w̃; the encoder's gradient takes a second one.
@@ -99,10 +90,5 @@ def negative_iwae_bound(model: LatentVariableModel, x: Tensor, noise: Tensor) ->
     return (surrogate.detach() - bound) - surrogate
 
 
-def _draw(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
-    return mean.unsqueeze(1) + torch.exp(0.5 * log_var).unsqueeze(1) * noise  # [B, K, D]
-
-
-def _log_weight_at(model: LatentVariableModel, x: Tensor, z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    log_q = log_normal(z, mean.detach().unsqueeze(1), log_var.detach().unsqueeze(1))  # [B, K]
-    return model.conditional_log_likelihood(x, z) + log_prior(z) - log_q
+def _log_weight_at(model: LatentVariableModel, x: Tensor, z: Tensor, q: DiagonalGaussian) -> Tensor:
+    return model.conditional_log_likelihood(x, z) + log_prior(z) - q.detach().log_prob(z)  # [B, K]

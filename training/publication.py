@@ -5,11 +5,11 @@ import importlib.metadata
 import math
 import platform
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from model_store import (
-    BernoulliSpec,
     CalibrationProtocol,
     Description,
     ImageShape,
@@ -27,15 +27,26 @@ from training.data import DataSplits, binarise, derive_seed, split, unit_pixels
 from training.errors import RunError
 from training.evaluate import Evaluation, Protocol, evaluate, score
 from training.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
+from training.likelihood import build_likelihood
 from training.networks import Vae
 from training.run import Run, RunDescription
 from training.sources import Pixels, Source
-from training.trainer import build_state
+from training.state import build_state
 
 SCORING_SEED = 0
 ALPHA = 0.05  # of the service, where a request does not say otherwise
 _PARITY = 4  # a stream of random numbers
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch")
+
+
+class LoadedModel(NamedTuple):
+    """A run's model as its checkpoint has it: on the CPU, averaged, of the best epoch where the run has patience."""
+
+    vae: Vae
+    epoch: int
+    """The last that has finished."""
+    finished: bool
+    """Whether training is at its end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +66,8 @@ class Publication:
     largest_difference: float
 
 
-def load_model(run: Run) -> tuple[Vae, int]:
-    """The averaged model of the run's last finished epoch, on the CPU, and that epoch's number.
+def load_model(run: Run) -> LoadedModel:
+    """The model that the run's checkpoint holds.
 
     Raises:
         RunError: no epoch has finished, or the checkpoint cannot be read.
@@ -68,7 +79,7 @@ def load_model(run: Run) -> tuple[Vae, int]:
     description = run.description
     state = build_state(description.configuration, torch.zeros(description.image_shape), device)
     epoch = state.restore(checkpoint)
-    return state.averaged, epoch
+    return LoadedModel(state.result(), epoch, state.is_finished(epoch, description.configuration))
 
 
 def describe(run: RunDescription, name: str, protocol: Protocol) -> Description:
@@ -82,7 +93,7 @@ def describe(run: RunDescription, name: str, protocol: Protocol) -> Description:
         image=ImageShape(channels=channels, height=height, width=width),
         preparation=PixelPreparation(binarisation=run.configuration.binarisation),
         latent_dim=run.configuration.latent_dim,
-        likelihood=BernoulliSpec(),
+        likelihood=build_likelihood(run.configuration).spec,
         calibration=CalibrationProtocol(
             proposal=protocol.proposal,
             num_samples=protocol.num_samples,
@@ -168,7 +179,7 @@ def publish_run(
     """Publish the run's model as the next version of `name`; nothing is written before every check has passed.
 
     Args:
-        run: trained to its last epoch.
+        run: trained to its end.
         splits: the run's data.
         name: of the model in the store.
         store: the store's root folder.
@@ -183,10 +194,11 @@ def publish_run(
         ParityError: ONNX and PyTorch differ; see `check_parity`.
         StoreError: see `model_store.publish`.
     """
-    vae, epoch = load_model(run)
+    vae, epoch, finished = load_model(run)
     if splits.sha256 != run.description.sha256:
         raise RunError(f"{run.folder}: was not trained on these images of {splits.name}: their SHA-256 differs")
-    if epoch < (epochs := run.description.configuration.epochs):
+    if not finished:
+        epochs = run.description.configuration.epochs
         raise RunError(f"{run.folder}: {epoch} of {epochs} epochs are done; finish it with fit --resume")
     description = describe(run.description, name, protocol)
     graphs = export(vae)

@@ -21,7 +21,7 @@ from training.data import PARTS, DataSplits
 from training.errors import RunError
 from training.files import write_atomically
 
-RUN_FORMAT_VERSION = 1
+RUN_FORMAT_VERSION = 2
 RUN, CHECKPOINT, METRICS = "run.json", "checkpoint.pt", "metrics.jsonl"
 
 

@@ -1,29 +1,29 @@
 """The training loop: seeded, resumable bit for bit, and fast on images that fit into memory."""
 
-import copy
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from training.configuration import Configuration
-from training.data import DataSplits, binarise, derive_seed, unit_pixels
-from training.errors import ConfigurationError, DivergenceError
-from training.networks import Vae, build_vae
+from training.data import DataSplits, binarise, derive_seed, to_levels, unit_pixels
+from training.errors import DivergenceError
+from training.networks import Vae
 from training.objective import log_weight, negative_elbo, negative_iwae_bound
 from training.run import Run
+from training.schedule import averaging_weight, kl_weight, learning_rate
+from training.state import TrainingState, build_state
+from training.workers import ALONE, PLAIN, Acceleration, Team, compile_networks
 
 VALIDATION_SAMPLES = 16
 _VALIDATION_BATCH = 250
 _STEPS_BETWEEN_LOOKS = 20
 _TRAINING, _VALIDATION = 1, 2  # streams of random numbers
-
-OBJECTIVE_FUNCTIONS = {"iwae": negative_iwae_bound, "elbo": negative_elbo}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class EpochFigures:
     Attributes:
         epoch: counted from 1.
         step: optimiser steps so far.
-        train_bound: mean over the epoch of the objective's bound, with the weights as they were at each step.
+        train_bound: mean over the epoch of the objective's bound, with the weights as they were at each step; without
+            KL warm-up and free bits.
         validation_bound: importance weighted bound with 16 samples, averaged weights, always the same binarisation.
         validation_elbo: evidence lower bound of the same samples.
         learning_rate: at the last step.
@@ -51,82 +52,30 @@ class EpochFigures:
     seconds: float
 
 
-@dataclass(frozen=True)
-class TrainingState:
-    """What a checkpoint holds. All random numbers come from (seed, epoch), so no generator's state is in it."""
-
-    model: Vae
-    averaged: Vae
-    optimiser: torch.optim.Adam
-
-    def as_checkpoint(self, epoch: int) -> dict[str, Any]:
-        """Plain tensors and numbers, which `torch.load(weights_only=True)` reads."""
-        return {
-            "epoch": epoch,
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-
-    def restore(self, checkpoint: dict[str, Any]) -> int:
-        """Load a checkpoint; returns the number of finished epochs."""
-        self.model.load_state_dict(checkpoint["model"])
-        self.averaged.load_state_dict(checkpoint["averaged"])
-        self.optimiser.load_state_dict(checkpoint["optimiser"])
-        return int(checkpoint["epoch"])
-
-
-def choose_device(name: str) -> torch.device:
-    """The device to train on; `auto` is CUDA where it works, else the CPU.
-
-    Raises:
-        ConfigurationError: CUDA is asked for and cannot be used.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device cuda: PyTorch finds no usable CUDA device here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def build_state(configuration: Configuration, pixel_mean: Tensor, device: torch.device) -> TrainingState:
-    """A model with fresh weights for images of `pixel_mean`'s shape, its average and its optimiser."""
-    channels, height, width = pixel_mean.shape
-    model = build_vae(configuration, (channels, height, width), pixel_mean).to(device)
-    averaged = copy.deepcopy(model).requires_grad_(False)
-    return TrainingState(model, averaged, torch.optim.Adam(model.parameters(), fused=True))
-
-
-def learning_rate(step: int, steps_per_epoch: int, configuration: Configuration) -> float:
-    """The rate of one step, counted from 0: a linear warm-up, then half a cosine down to 0 at the end of training.
-
-    >>> recipe = Configuration(epochs=10, warm_up_epochs=1.0, learning_rate=0.5)
-    >>> [round(learning_rate(step, 100, recipe), 4) for step in (0, 49, 99, 550, 999)]
-    [0.005, 0.25, 0.5, 0.25, 0.0]
-    """
-    total = configuration.epochs * steps_per_epoch
-    warm_up = min(configuration.warm_up_epochs * steps_per_epoch, total)
-    if step < warm_up:
-        return configuration.learning_rate * min((step + 1) / warm_up, 1.0)
-    return configuration.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (total - warm_up)))
-
-
 def fit(
     run: Run,
     splits: DataSplits,
     *,
     device: torch.device,
     on_epoch: Callable[[EpochFigures, Vae], None],
+    team: Team = ALONE,
+    acceleration: Acceleration = PLAIN,
     progress: bool = False,
 ) -> Vae:
-    """Train the run's model to its last epoch, from its checkpoint if it has one; returns the averaged model.
+    """Train the run's model to its end, from its checkpoint if it has one; returns the averaged model.
 
-    After each epoch the figures go to metrics.jsonl, then the state to the checkpoint, then both to `on_epoch`.
-    On the CPU the weights depend on nothing but configuration, data, library versions and number of threads.
+    The end is the last epoch, or, where the configuration has patience, that many epochs without a better validation
+    bound; the weights are then the best epoch's. After each epoch the figures go to metrics.jsonl, then the state to
+    the checkpoint, then both to `on_epoch`, all by the leading process alone. On the CPU the weights depend on nothing
+    but configuration, data, library versions and number of threads; with more processes, within rounding.
 
     Args:
         run: new or resumed.
         splits: the run's data.
         device: where to train.
         on_epoch: told the figures and the averaged model at each epoch's end.
+        team: the processes that train this model, of which this is one.
+        acceleration: how the networks run.
         progress: draw a live bar on stderr.
 
     Raises:
@@ -142,17 +91,22 @@ def fit(
         validation = torch.from_numpy(splits.validation).to(device)
         state = build_state(configuration, _pixel_mean(splits), device)
         checkpoint = run.load_checkpoint(device)
-        first_epoch = 1 + (state.restore(checkpoint) if checkpoint else 0)
-        run.truncate_metrics(first_epoch - 1)
-        for epoch in range(first_epoch, configuration.epochs + 1):
+        team.wait()  # until all have read it: the first epoch's end replaces it
+        epoch = state.restore(checkpoint) if checkpoint else 0
+        if acceleration.compiled:
+            compile_networks(state.model.encoder, state.model.decoder)
+        if team.leads:
+            run.truncate_metrics(epoch)
+        loop = Loop(configuration, state, train, team, acceleration, progress)
+        while not state.is_finished(epoch, configuration):
+            epoch += 1
             started = time.perf_counter()
-            train_bound = _train_epoch(state, train, epoch, configuration, progress=progress)
+            train_bound = loop.train_epoch(epoch)
             trained = time.perf_counter()
-            elbo, bound = validate(state.averaged, validation, configuration)
-            steps_per_epoch = math.ceil(len(train) / configuration.batch_size)
+            elbo, bound = validate(state.averaged, validation, configuration, team=team)
             figures = EpochFigures(
                 epoch=epoch,
-                step=epoch * steps_per_epoch,
+                step=epoch * loop.steps_per_epoch,
                 train_bound=train_bound,
                 validation_bound=bound,
                 validation_elbo=elbo,
@@ -162,68 +116,130 @@ def fit(
             )
             if not math.isfinite(bound):
                 raise DivergenceError(f"the validation bound is {bound} after epoch {epoch}, step {figures.step}")
-            run.append_metrics(asdict(figures))
-            run.save_checkpoint(state.as_checkpoint(epoch))
-            on_epoch(figures, state.averaged)
-        return state.averaged
+            if configuration.patience:
+                state.note_bound(epoch, bound)
+            if team.leads:
+                run.append_metrics(asdict(figures))
+                run.save_checkpoint(state.as_checkpoint(epoch))
+                on_epoch(figures, state.averaged)
+        team.wait()  # until the last checkpoint is written
+        return state.result()
     finally:
         torch.set_float32_matmul_precision(previous_precision)
 
 
 @torch.no_grad()
-def validate(model: Vae, images: Tensor, configuration: Configuration) -> tuple[float, float]:
+def validate(
+    model: Vae,
+    images: Tensor,
+    configuration: Configuration,
+    *,
+    team: Team = ALONE,
+) -> tuple[float, float]:
     """Mean ELBO and importance weighted bound of `images` [N, C, H, W] under 16 samples, in nats an image."""
     generator = torch.Generator(images.device).manual_seed(derive_seed(configuration.seed, _VALIDATION))
-    elbo = bound = 0.0
-    for batch in torch.split(images, _VALIDATION_BATCH):
-        x = binarise(unit_pixels(batch), configuration.binarisation, generator=generator)
+    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
+    for index, batch in enumerate(torch.split(images, _VALIDATION_BATCH)):
+        x = prepare(batch, configuration, model, generator=generator)
         noise = _normal((len(batch), VALIDATION_SAMPLES, model.latent_dim), generator)
-        log_weights = log_weight(model, x, noise)  # [B, K]
-        elbo += log_weights.mean(1).sum().item()
-        bound += (torch.logsumexp(log_weights, 1) - math.log(VALIDATION_SAMPLES)).sum().item()
-    return elbo / len(images), bound / len(images)
+        if index % team.size != team.rank:
+            continue  # another process's batch: only the random numbers are drawn
+        log_weights = log_weight(model, x, noise).double()  # [B, K]
+        sums[0] += log_weights.mean(1).sum()
+        sums[1] += (torch.logsumexp(log_weights, 1) - math.log(VALIDATION_SAMPLES)).sum()
+    team.add([sums])
+    elbo, bound = (sums / len(images)).tolist()
+    return elbo, bound
 
 
-def _train_epoch(
-    state: TrainingState, images: Tensor, epoch: int, configuration: Configuration, *, progress: bool
-) -> float:
-    """One pass over the training images [N, C, H, W], uint8 or float32, on their device; the mean bound in nats."""
-    generator = torch.Generator(images.device)
-    generator.manual_seed(derive_seed(configuration.seed, _TRAINING, epoch))
-    negative_bound_of = OBJECTIVE_FUNCTIONS[configuration.objective]
-    order = torch.randperm(len(images), generator=generator, device=images.device)
-    batches = torch.split(order, configuration.batch_size)
-    step = first_step = (epoch - 1) * len(batches)
-    losses = torch.empty(len(batches), device=images.device)
-    with tqdm(
-        total=len(images), desc=f"epoch {epoch}/{configuration.epochs}", unit="image", disable=not progress
-    ) as bar:
-        for index, batch in enumerate(batches):
-            x = binarise(unit_pixels(images[batch]), configuration.binarisation, generator=generator)
-            noise = _normal((len(batch), configuration.num_samples, state.model.latent_dim), generator)
-            for group in state.optimiser.param_groups:
-                group["lr"] = learning_rate(step, len(batches), configuration)
-            loss = negative_bound_of(state.model, x, noise).mean()
-            state.optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            state.optimiser.step()
-            _update_average(state, step, configuration.ema_decay)
-            losses[index] = loss.detach()
-            step += 1
-            if step % _STEPS_BETWEEN_LOOKS == 0 or step == first_step + len(batches):
-                # Looking at a loss makes the processor wait for the device, so it is done once in many steps.
-                _check_finite(losses[: index + 1], epoch, first_step)
-                bar.update(int(sum(map(len, batches[: index + 1]))) - bar.n)
-                bar.set_postfix_str(f"{-loss.item():.2f} nats")
-    return -losses.double().mean().item()
+def prepare(images: Tensor, configuration: Configuration, model: Vae, *, generator: torch.Generator) -> Tensor:
+    """What the model takes, float32 [B, C, H, W], of images uint8 in 0..255 or float32 in [0, 1]."""
+    x = binarise(unit_pixels(images), configuration.binarisation, generator=generator)
+    levels = model.likelihood.levels
+    return x if levels is None else to_levels(x, levels)
 
 
-@torch.no_grad()
-def _update_average(state: TrainingState, step: int, decay: float) -> None:
-    """averaged = d · averaged + (1 - d) · model, with a smaller d in the first steps, when the average knows little."""
-    weight = 1 - min(decay, (1 + step) / (10 + step)) if decay else 1.0
-    for averaged, current in zip(state.averaged.parameters(), state.model.parameters(), strict=True):
-        averaged.lerp_(current, weight)
+class Loop:
+    """What an epoch of training needs, besides its number; `images` [N, C, H, W], uint8 or float32, on their device.
+
+    The model's weights change with every step, and their average after it; both are the state's.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        state: TrainingState,
+        images: Tensor,
+        team: Team,
+        acceleration: Acceleration,
+        progress: bool,
+    ) -> None:
+        self.configuration = configuration
+        self.state = state
+        self.images = images
+        self.team = team
+        self.acceleration = acceleration
+        self.progress = progress and team.leads
+        self.steps_per_epoch = math.ceil(len(images) / configuration.batch_size)
+        self._parameters = list(state.model.parameters())
+        self._averages = list(state.averaged.parameters())
+
+    def train_epoch(self, epoch: int) -> float:
+        """One pass over the training images; the mean bound in nats."""
+        device = self.images.device
+        generator = torch.Generator(device)
+        generator.manual_seed(derive_seed(self.configuration.seed, _TRAINING, epoch))
+        order = torch.randperm(len(self.images), generator=generator, device=device)
+        first_step = (epoch - 1) * self.steps_per_epoch
+        losses = torch.empty(self.steps_per_epoch, device=device)
+        with tqdm(
+            total=len(self.images),
+            desc=f"epoch {epoch}/{self.configuration.epochs}",
+            unit="image",
+            disable=not self.progress,
+        ) as bar:
+            for index, batch in enumerate(torch.split(order, self.configuration.batch_size)):
+                losses[index] = self._step(first_step + index, self.images[batch], generator)
+                if (index + 1) % _STEPS_BETWEEN_LOOKS == 0 or index + 1 == self.steps_per_epoch:
+                    # Looking at a loss makes the processor wait for the device, so it is done once in many steps.
+                    _check_finite(losses[: index + 1], epoch, first_step)
+                    bar.update(min((index + 1) * self.configuration.batch_size, len(self.images)) - bar.n)
+                    bar.set_postfix_str(f"{-losses[index].item():.2f} nats")
+        return -losses.double().mean().item()
+
+    def _step(self, step: int, images: Tensor, generator: torch.Generator) -> Tensor:
+        """One step of the optimiser on a batch [B, C, H, W]; the mean loss before it."""
+        state, configuration = self.state, self.configuration
+        x = prepare(images, configuration, state.model, generator=generator)
+        noise = _normal((len(images), configuration.num_samples, state.model.latent_dim), generator)
+        for group in state.optimiser.param_groups:
+            group["lr"] = learning_rate(step, self.steps_per_epoch, configuration)
+        low_precision = self.acceleration.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low_precision):
+            losses = self._negative_bound(self.team.share(x), self.team.share(noise), step)
+        loss = losses.sum() / len(images)
+        state.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()
+        self.team.add([loss, *(parameter.grad for parameter in self._parameters if parameter.grad is not None)])
+        if configuration.max_gradient_norm:
+            torch.nn.utils.clip_grad_norm_(self._parameters, configuration.max_gradient_norm)
+        state.optimiser.step()
+        weight = averaging_weight(step, configuration.ema_decay)
+        get_ema_multi_avg_fn(1 - weight)(self._averages, self._parameters, step)  # type: ignore[no-untyped-call]
+        return loss
+
+    def _negative_bound(self, x: Tensor, noise: Tensor, step: int) -> Tensor:
+        """The objective of this step, [B]."""
+        if self.configuration.objective == "iwae":
+            return negative_iwae_bound(self.state.model, x, noise)
+        return negative_elbo(
+            self.state.model,
+            x,
+            noise,
+            kl_weight=kl_weight(step, self.steps_per_epoch, self.configuration),
+            free_bits=self.configuration.free_bits,
+        )
 
 
 def _check_finite(losses: Tensor, epoch: int, first_step: int) -> None:

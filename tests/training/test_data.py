@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,12 @@ def test_dynamic_binarisation_keeps_the_mean_and_changes_each_time() -> None:
         ("learning_rate", float("nan")),
         ("warm_up_epochs", -0.5),
         ("ema_decay", -0.1),
-        ("preset", "resnet"),
+        ("preset", "cnn"),
+        ("likelihood", "poisson"),
+        ("depth", 0),
+        ("gaussian_scale", 0.0),
+        ("patience", -1),
+        ("max_gradient_norm", float("inf")),
         ("objective", "vae"),
         ("binarisation", "static"),
     ],
@@ -96,3 +102,17 @@ def test_dynamic_binarisation_keeps_the_mean_and_changes_each_time() -> None:
 def test_a_configuration_that_cannot_work(field: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match=f"^{field} must be"):
         Configuration(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"likelihood": "gaussian"}, "binarisation must be none with the likelihood gaussian"),
+        ({"gaussian_scale": 0.1}, "gaussian_scale belongs to the likelihood gaussian, not to bernoulli"),
+        ({"free_bits": 0.1}, "free_bits belongs to the objective elbo, not to iwae"),
+        ({"kl_warm_up_epochs": 1.0}, "kl_warm_up_epochs belongs to the objective elbo"),
+    ],
+)
+def test_options_that_cannot_work_together(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        Configuration(**options)

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
-from training.networks import Vae
-from training.objective import kl_to_prior, log_normal, log_prior, log_weight, negative_elbo, negative_iwae_bound
+from training.objective import log_prior, log_weight, negative_elbo, negative_iwae_bound
+from training.posterior import DiagonalGaussian
 
 LOADING = torch.tensor([[1.2, 0.3], [-0.4, 0.9], [0.5, 0.1]], dtype=torch.float64)  # [P, D]
 OFFSET = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
@@ -81,21 +81,14 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_densities_against_torch() -> None:
-    mean, log_var, z = noise(3, 2, seed=1), noise(3, 2, seed=2), noise(3, 2, seed=3)
-    normal = Independent(Normal(mean, (0.5 * log_var).exp()), 1)
-    standard = Independent(Normal(torch.zeros(3, 2, dtype=torch.float64), 1.0), 1)
-    assert torch.allclose(log_normal(z, mean, log_var), log_prob(normal, z))
-    assert torch.allclose(log_prior(z), log_prob(standard, z))
-    assert torch.allclose(kl_to_prior(mean, log_var), kl_divergence(normal, standard))
-
-
-def test_bernoulli_against_torch() -> None:
-    vae = Vae((2, 3, 4), width=5, latent_dim=3, pixel_mean=torch.rand(2, 3, 4), generator=torch.Generator())
-    x = (torch.rand(6, 2, 3, 4) < 0.3).float()
-    z = torch.randn(6, 7, 3) * 3
-    logits = vae.decoder(z.reshape(42, 3)).reshape(6, 7, 2, 3, 4)
-    expected = log_prob(Bernoulli(logits=logits), x.unsqueeze(1)).sum((2, 3, 4))
-    assert torch.allclose(vae.conditional_log_likelihood(x, z), expected, rtol=1e-5)
+    mean, log_var, z = noise(3, 2, seed=1), noise(3, 2, seed=2), noise(3, 5, 2, seed=3)
+    q = DiagonalGaussian(mean, log_var)
+    scale = (0.5 * log_var).exp()
+    normal = Independent(Normal(mean.unsqueeze(1), scale.unsqueeze(1)), 1)
+    standard = Normal(torch.zeros(3, 2, dtype=torch.float64), 1.0)
+    assert torch.allclose(q.log_prob(z), log_prob(normal, z))
+    assert torch.allclose(log_prior(z), log_prob(Independent(standard, 1), z.transpose(0, 1)).T)
+    assert torch.allclose(q.kl_to_prior(), kl_divergence(Normal(mean, scale), standard))
 
 
 def test_the_elbo_is_the_analytic_one() -> None:
@@ -108,6 +101,30 @@ def test_the_elbo_is_the_analytic_one() -> None:
     assert torch.allclose(analytic_kl, expected, atol=0.03)
     assert torch.allclose(log_weights.mean(1), expected, atol=0.03)
     assert (expected < evidence(model, X) - 0.05).all()
+
+
+def test_warm_up_and_free_bits_change_the_gradient_and_not_the_value() -> None:
+    draws = noise(2, 3, 2)
+    plain, changed, expected = rough_model(), rough_model(), rough_model()
+    value = negative_elbo(plain, X, draws)
+    loss = negative_elbo(changed, X, draws, kl_weight=0.3, free_bits=0.4)
+    assert torch.allclose(loss, value, atol=1e-12)
+    q = DiagonalGaussian(*expected.encode(X))
+    kl = q.kl_to_prior()
+    assert (kl < 0.4).any()
+    assert (kl > 0.4).any()
+    fit = expected.conditional_log_likelihood(X, q.draw(draws)).mean(1)
+    (0.3 * torch.where(kl < 0.4, 0.4, kl).sum(1) - fit).sum().backward()  # type: ignore[no-untyped-call]
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    value.sum().backward()  # type: ignore[no-untyped-call]
+    for found, wanted, other in zip(changed.parameters(), expected.parameters(), plain.parameters(), strict=True):
+        assert found.grad is not None
+        assert wanted.grad is not None
+        assert torch.allclose(found.grad, wanted.grad, atol=1e-12)
+        assert other.grad is not None
+    assert changed.slope.grad is not None
+    assert plain.slope.grad is not None
+    assert not torch.allclose(changed.slope.grad, plain.slope.grad, rtol=0.1)
 
 
 def test_the_bound_rises_from_the_elbo_to_the_evidence() -> None:

@@ -64,8 +64,8 @@ def test_no_run_there(tmp_path: Path) -> None:
     [
         ("{", "not a run's description"),
         ("[]", "not a run's description"),
-        ('{"format_version": 2}', "format version 2, not 1"),
-        ('{"format_version": 1}', "not a run's description"),
+        ('{"format_version": 3}', "format version 3, not 2"),
+        ('{"format_version": 2}', "not a run's description"),
     ],
 )
 def test_a_broken_description_is_named(tmp_path: Path, text: str, problem: str) -> None:
@@ -108,7 +108,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, keep: int) -> None:
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     run = create_run(tmp_path, DESCRIPTION)
     torch.save({"epoch": 1, "format_version": 7}, tmp_path / CHECKPOINT)
-    with pytest.raises(RunError, match="format version 7, not 1"):
+    with pytest.raises(RunError, match="format version 7, not 2"):
         run.load_checkpoint(CPU)
 
 

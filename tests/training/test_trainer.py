@@ -4,20 +4,26 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from model_store import ImageShape, PixelPreparation
+from service.engine.preparation import Preparation
 from training.configuration import Configuration
 from training.data import DataSplits, unit_pixels
 from training.errors import ConfigurationError, DivergenceError
 from training.figures import CURVES, RECONSTRUCTIONS, SAMPLES, draw_figures, draw_grid
-from training.networks import Vae
+from training.networks import Vae, build_vae
 from training.publication import load_model
 from training.run import METRICS, Run, create_run, describe_run
-from training.trainer import EpochFigures, build_state, choose_device, fit, learning_rate, validate
+from training.schedule import learning_rate
+from training.state import build_state
+from training.trainer import EpochFigures, fit, prepare, validate
+from training.workers import PLAIN, Acceleration, choose_device
 
 CPU = torch.device("cpu")
 SHORT = Configuration(width=24, latent_dim=3, num_samples=3, epochs=4, batch_size=48, ema_decay=0.9)
@@ -49,7 +55,9 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     checkpoint = run.load_checkpoint(CPU)
     assert checkpoint is not None
     found = {f"model {name}": value for name, value in checkpoint["model"].items()}
-    return found | {f"averaged {name}": value for name, value in checkpoint["averaged"].items()}
+    found |= {f"averaged {name}": value for name, value in checkpoint["averaged"].items()}
+    best = checkpoint["best"]
+    return found | ({f"best {name}": value for name, value in best["weights"].items()} if best else {})
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -70,12 +78,20 @@ def test_training_learns_digits(finished_run: Run, splits: DataSplits) -> None:
     assert bound == pytest.approx(metrics[-1]["validation_bound"], abs=1e-3)
 
 
-@pytest.mark.parametrize("objective", ["iwae", "elbo"])
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"objective": "elbo", "ema_decay": 0.0},
+        {"objective": "elbo", "kl_warm_up_epochs": 2.5, "free_bits": 0.1, "max_gradient_norm": 3.0, "patience": 3},
+        {"preset": "resnet", "width": 2, "depth": 1, "likelihood": "discretised_logistic", "binarisation": "none"},
+    ],
+    ids=["iwae", "elbo", "everything", "resnet"],
+)
 def test_a_resumed_run_equals_one_never_interrupted(
-    tmp_path: Path, splits: DataSplits, objective: str, ema_decay: float
+    tmp_path: Path, splits: DataSplits, options: dict[str, Any]
 ) -> None:
-    recipe = Configuration(**{**vars(SHORT), "objective": objective, "ema_decay": ema_decay})
+    recipe = Configuration(**{**vars(SHORT), **options})
     whole, broken = (new_run(tmp_path / name, splits, recipe) for name in ("whole", "broken"))
     train(whole, splits)
     assert train(broken, splits, stop_after=2)[0] is None
@@ -118,7 +134,9 @@ def test_the_average_follows_the_weights(tmp_path: Path, splits: DataSplits) -> 
     for name in (name.removeprefix("model ") for name in averaged if name.startswith("model ")):
         assert torch.equal(averaged[f"model {name}"], unaveraged[f"model {name}"])
         assert torch.equal(unaveraged[f"averaged {name}"], unaveraged[f"model {name}"])
-    assert not torch.equal(averaged["averaged decoder.hidden1.weight"], averaged["model decoder.hidden1.weight"])
+    assert not torch.equal(
+        averaged["averaged decoder.body.pixels.weight"], averaged["model decoder.body.pixels.weight"]
+    )
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, splits: DataSplits) -> None:
@@ -144,6 +162,106 @@ def test_weights_broken_by_the_last_step_are_not_kept(tmp_path: Path, splits: Da
     with pytest.raises(DivergenceError, match=r"validation bound is (nan|-inf) after epoch 1, step 1"):
         train(run, splits)
     assert run.load_checkpoint(CPU) is None
+
+
+def test_training_stops_when_it_no_longer_helps_and_keeps_the_best_epoch(tmp_path: Path, splits: DataSplits) -> None:
+    recipe = replace(SHORT, epochs=40, patience=2, learning_rate=0.05, ema_decay=0.0)  # overfits 160 images at once
+    run = new_run(tmp_path, splits, recipe)
+    model, told = train(run, splits)
+    bounds = [figures.validation_bound for figures in told]
+    best = int(np.argmax(bounds))
+    assert len(bounds) == best + 1 + 2 < 40
+    assert model is not None
+    validation = torch.from_numpy(splits.validation)
+    found = load_model(run)
+    assert (found.epoch, found.finished) == (len(bounds), True)
+    assert validate(found.vae, validation, recipe)[1] == pytest.approx(bounds[best], abs=1e-3)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), found.vae.parameters(), strict=True))
+    assert train(run, splits)[1] == []
+
+
+def test_long_gradients_are_shortened(tmp_path: Path, splits: DataSplits) -> None:
+    """Adam does not mind how long a gradient is; how much of each step's is left is told by its second moments."""
+    moments = []
+    for norm in (0.0, 1e-3):
+        recipe = replace(SHORT, epochs=1, batch_size=1000, max_gradient_norm=norm)
+        run = new_run(tmp_path / str(norm), splits, recipe)
+        train(run, splits)
+        checkpoint = run.load_checkpoint(CPU)
+        assert checkpoint is not None
+        moments.append(sum(state["exp_avg_sq"].sum().item() for state in checkpoint["optimiser"]["state"].values()))
+    assert moments[0] > 1e-3 * 0.1**2
+    assert moments[1] == pytest.approx(1e-3 * 1e-3**2, rel=1e-3)  # (1 - β₂)·norm²
+
+
+def test_the_reported_bound_knows_no_warm_up_and_no_free_bits(tmp_path: Path, splits: DataSplits) -> None:
+    plain = replace(SHORT, objective="elbo", epochs=1, learning_rate=1e-12)
+    eased = replace(plain, kl_warm_up_epochs=10.0, free_bits=2.0)
+    bounds = [
+        train(new_run(tmp_path / name, splits, recipe), splits)[1][0].train_bound
+        for name, recipe in {"plain": plain, "eased": eased}.items()
+    ]
+    assert bounds[0] == pytest.approx(bounds[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"likelihood": "discretised_logistic"},
+        {"likelihood": "gaussian"},
+        {"likelihood": "gaussian", "gaussian_scale": 0.2},
+        {"preset": "resnet", "width": 8, "depth": 1, "binarisation": "dynamic", "learning_rate": 1e-2},
+    ],
+)
+def test_every_kind_of_model_learns(tmp_path: Path, splits: DataSplits, options: dict[str, Any]) -> None:
+    recipe = Configuration(
+        **{**vars(SHORT), "binarisation": "none", "num_samples": 2, "batch_size": 16, "epochs": 5, **options}
+    )
+    told = train(new_run(tmp_path, splits, recipe), splits)[1]
+    gain = told[-1].validation_bound - told[0].validation_bound
+    assert gain > 5, [figures.validation_bound for figures in told]
+
+
+def test_grey_floats_are_moved_to_the_levels_that_the_service_knows() -> None:
+    recipe = Configuration(width=4, latent_dim=2, likelihood="discretised_logistic", binarisation="none")
+    vae = build_vae(recipe, torch.full((1, 2, 2), 0.5))
+    pixels = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    found = prepare(pixels, recipe, vae, generator=torch.Generator())
+    expected = Preparation(PixelPreparation(), ImageShape(channels=1, height=2, width=2), 256).prepare(pixels.numpy())
+    assert np.array_equal(found.numpy(), expected)
+    grey = torch.arange(256, dtype=torch.uint8).reshape(64, 1, 2, 2)
+    unit = grey.numpy().astype(np.float32) / np.float32(255)
+    assert np.array_equal(
+        prepare(grey, recipe, vae, generator=torch.Generator()).numpy(),
+        Preparation(PixelPreparation(), ImageShape(channels=1, height=2, width=2), 256).prepare(unit),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo looks
+def test_compiled_networks_take_the_same_steps(
+    tmp_path: Path, splits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated ahead of time as on a GPU; only the last translation, to machine code, is left out."""
+    monkeypatch.setattr("training.workers.COMPILER", "aot_eager")
+    recipe = replace(SHORT, epochs=2)
+    runs = [new_run(tmp_path / name, splits, recipe) for name in ("eager", "compiled")]
+    for run, acceleration in zip(runs, (PLAIN, Acceleration(compiled=True)), strict=True):
+        fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, acceleration=acceleration)
+    eager, compiled = map(weights, runs)
+    assert eager.keys() == compiled.keys()
+    assert all(torch.allclose(eager[name], compiled[name], atol=1e-5) for name in eager)
+    assert load_model(runs[1]).finished
+
+
+def test_in_bfloat16_training_learns_the_same(tmp_path: Path, splits: DataSplits) -> None:
+    told: list[EpochFigures] = []
+    for acceleration in (PLAIN, Acceleration(precision="bfloat16")):
+        run = new_run(tmp_path / acceleration.precision, splits, SHORT)
+        fit(run, splits, device=CPU, on_epoch=lambda figures, _: told.append(figures), acceleration=acceleration)
+        assert all(value.dtype == torch.float32 for value in weights(run).values())
+    exact, rough = told[3], told[7]
+    assert rough.validation_bound != exact.validation_bound
+    assert rough.validation_bound == pytest.approx(exact.validation_bound, rel=0.01)
 
 
 def test_the_schedule_never_jumps() -> None:

@@ -1,0 +1,104 @@
+"""Several real processes under torchrun train what one does."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.configuration import Configuration
+from training.data import split
+from training.networks import Vae
+from training.run import CHECKPOINT, METRICS, create_run, describe_run
+from training.sources import read_source
+from training.trainer import EpochFigures, fit
+from training.workers import Acceleration, Precision, choose_acceleration
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Configuration(
+    epochs=3,
+    width=24,
+    latent_dim=3,
+    num_samples=3,
+    batch_size=53,  # shares of 27 and 26 images; the last batch has one, so the other process none
+    num_validation=20,
+    num_calibration=20,
+    patience=2,
+    max_gradient_norm=50.0,
+)
+
+
+def fit_in_two(digits: Path, folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    given = {name: value for name, value in vars(RECIPE).items() if value != getattr(Configuration(), name)}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    module = ["-m", "training", "fit", f"--data={digits}", f"--out={folder}", "--device=cpu", *options, *more]
+    return subprocess.run(  # noqa: S603 (our own command)
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *module],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def fit_in_one(digits: Path, folder: Path, *, stop_after: int | None = None) -> None:
+    splits = split(read_source(digits), RECIPE)
+
+    def on_epoch(figures: EpochFigures, _: Vae) -> None:
+        if figures.epoch == stop_after:
+            raise KeyboardInterrupt
+
+    run = create_run(folder, describe_run(RECIPE, splits, source=str(digits)))
+    with pytest.raises(KeyboardInterrupt) if stop_after else contextlib.nullcontext():
+        fit(run, splits, device=torch.device("cpu"), on_epoch=on_epoch)
+
+
+def bounds(folder: Path) -> list[list[float]]:
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [[line["epoch"], line["train_bound"], line["validation_bound"], line["validation_elbo"]] for line in lines]
+
+
+def test_two_processes_train_what_one_does_from_the_start_or_from_where_it_stopped(
+    digits: Path, tmp_path: Path
+) -> None:
+    alone, together, resumed = (tmp_path / name for name in ("alone", "together", "resumed"))
+    fit_in_one(digits, alone)
+    fit_in_one(digits, resumed, stop_after=1)
+    expected = torch.load(alone / CHECKPOINT, weights_only=True)
+    assert len(bounds(resumed)) == 1
+    for process in (fit_in_two(digits, together), fit_in_two(digits, resumed, "--resume")):
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.count("epoch 2/3: train") == 1  # one process prints
+    for folder in (together, resumed):
+        found = torch.load(folder / CHECKPOINT, weights_only=True)
+        assert found["epoch"] == expected["epoch"] == 3
+        for part in ("model", "averaged"):
+            for name, value in expected[part].items():
+                assert torch.allclose(found[part][name], value, atol=2e-5), name
+        assert bounds(folder) == [pytest.approx(line, abs=1e-3) for line in bounds(alone)]
+
+
+def test_what_is_wrong_is_told_once(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    process = fit_in_two(digits, tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.count("is not empty: continue it with --resume") == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [
+        ("cpu", "auto", Acceleration("float32", compiled=False)),
+        ("cuda", "auto", Acceleration("bfloat16", compiled=True)),
+        ("cuda", "float32", Acceleration("float32", compiled=True)),
+        ("cpu", "bfloat16", Acceleration("bfloat16", compiled=False)),
+    ],
+)
+def test_only_a_gpu_is_accelerated_unasked(device: str, precision: Precision, expected: Acceleration) -> None:
+    assert choose_acceleration(torch.device(device), precision, "auto") == expected

@@ -1,0 +1,39 @@
+"""What changes from step to step, as functions of the step alone, so that a resumed run needs no memory of it."""
+
+import math
+
+from training.configuration import Configuration
+
+
+def learning_rate(step: int, steps_per_epoch: int, configuration: Configuration) -> float:
+    """The rate of one step, counted from 0: a linear warm-up, then half a cosine down to 0 at the end of training.
+
+    >>> recipe = Configuration(epochs=10, warm_up_epochs=1.0, learning_rate=0.5)
+    >>> [round(learning_rate(step, 100, recipe), 4) for step in (0, 49, 99, 550, 999)]
+    [0.005, 0.25, 0.5, 0.25, 0.0]
+    """
+    total = configuration.epochs * steps_per_epoch
+    warm_up = min(configuration.warm_up_epochs * steps_per_epoch, total)
+    if step < warm_up:
+        return configuration.learning_rate * min((step + 1) / warm_up, 1.0)
+    return configuration.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (total - warm_up)))
+
+
+def kl_weight(step: int, steps_per_epoch: int, configuration: Configuration) -> float:
+    """The Kullback-Leibler term's weight at one step, counted from 0: linear up to 1 (Bowman et al. 2015).
+
+    >>> recipe = Configuration(objective="elbo", kl_warm_up_epochs=2.0)
+    >>> [kl_weight(step, 100, recipe) for step in (0, 99, 199, 500)]
+    [0.005, 0.5, 1.0, 1.0]
+    """
+    warm_up = configuration.kl_warm_up_epochs * steps_per_epoch
+    return min((step + 1) / warm_up, 1.0) if warm_up else 1.0
+
+
+def averaging_weight(step: int, decay: float) -> float:
+    """How much of the new weights one step's average takes; more in the first steps, when the average knows little.
+
+    >>> averaging_weight(0, 0.999), round(averaging_weight(100_000, 0.999), 4), averaging_weight(7, 0.0)
+    (0.9, 0.001, 1.0)
+    """
+    return 1 - min(decay, (1 + step) / (10 + step)) if decay else 1.0

@@ -1,0 +1,75 @@
+"""Where a run stands: its weights, their average, the optimiser, and the best epoch so far."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.configuration import Configuration
+from training.networks import Vae, build_vae
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch with the highest validation bound, and the averaged weights of then."""
+
+    epoch: int
+    bound: float
+    weights: dict[str, Tensor]
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds. All random numbers come from (seed, epoch), so no generator's state is in it.
+
+    `best` is kept where the configuration has patience only; otherwise it stays None.
+    """
+
+    model: Vae
+    averaged: Vae
+    optimiser: torch.optim.Adam
+    best: Best | None = None
+
+    def as_checkpoint(self, epoch: int) -> dict[str, Any]:
+        """Plain tensors and numbers, which `torch.load(weights_only=True)` reads."""
+        return {
+            "epoch": epoch,
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "best": None if self.best is None else dict(vars(self.best)),
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> int:
+        """Load a checkpoint; returns the number of finished epochs."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.averaged.load_state_dict(checkpoint["averaged"])
+        self.optimiser.load_state_dict(checkpoint["optimiser"])
+        self.best = None if checkpoint["best"] is None else Best(**checkpoint["best"])
+        return int(checkpoint["epoch"])
+
+    def note_bound(self, epoch: int, bound: float) -> None:
+        """Keep the averaged weights if their validation bound is the highest so far."""
+        if self.best is None or bound > self.best.bound:
+            weights = {name: value.clone() for name, value in self.averaged.state_dict().items()}
+            self.best = Best(epoch, bound, weights)
+
+    def is_finished(self, epoch: int, configuration: Configuration) -> bool:
+        """Whether training ends after this epoch: it is the last, or there was no better one for too long."""
+        impatient = self.best is not None and epoch - self.best.epoch >= configuration.patience
+        return impatient or epoch >= configuration.epochs
+
+    def result(self) -> Vae:
+        """The averaged model; where the best epoch was kept, of that epoch."""
+        if self.best is not None:
+            self.averaged.load_state_dict(self.best.weights)
+        return self.averaged
+
+
+def build_state(configuration: Configuration, pixel_mean: Tensor, device: torch.device) -> TrainingState:
+    """A model with fresh weights for images of `pixel_mean`'s shape, its average and its optimiser."""
+    model = build_vae(configuration, pixel_mean).to(device)
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    return TrainingState(model, averaged, torch.optim.Adam(model.parameters(), fused=True))
