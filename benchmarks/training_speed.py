@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.configuration import Configuration, Objective
+from training.data import LoadedImages
 from training.networks import Vae, build_vae
 from training.recipes import complete_configuration
 from training.sources import read_source
@@ -70,7 +71,8 @@ class MinimalLoop:
 def compare(configuration: Configuration, images: Tensor, rounds: int) -> tuple[list[float], list[float]]:
     """Images a second of our loop and of the minimal one, epoch by epoch in turn; the first of each does not count."""
     state = build_state(configuration, images.float().mean(0) / 255, torch.device("cpu"))
-    ours, minimal = Loop(configuration, state, images, ALONE, PLAIN, False), MinimalLoop(configuration, images)
+    loaded = LoadedImages(images.numpy(), torch.device("cpu"))
+    ours, minimal = Loop(configuration, state, loaded, ALONE, PLAIN, False), MinimalLoop(configuration, images)
     speeds: tuple[list[float], list[float]] = ([], [])
     for epoch in range(1, rounds + 2):
         for train_epoch, measured in zip((ours.train_epoch, minimal.train_epoch), speeds, strict=True):

@@ -1,6 +1,8 @@
 """python -m training fit|evaluate|publish."""
 
 import argparse
+import itertools
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -25,9 +27,10 @@ from training.configuration import Configuration
 from training.data import split
 from training.download import locate
 from training.errors import TrainingError
-from training.evaluate import Evaluation, Protocol, evaluate
+from training.evaluate import Evaluation, Protocol, evaluate, latent_units
 from training.export import export
 from training.figures import draw_figures
+from training.image_sets import Reading
 from training.networks import Vae
 from training.options import add_configuration_options
 from training.publication import (
@@ -41,12 +44,15 @@ from training.publication import (
     publish_run,
 )
 from training.recipes import complete_configuration
+from training.report import REPORT, Measured, write_report
 from training.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
-from training.sources import read_source
+from training.sources import Source, StreamedSource, open_source
 from training.trainer import EpochFigures, fit
 from training.workers import Compilation, Precision, Team, choose_acceleration, choose_device, join_team
 
 _EPOCHS_BETWEEN_FIGURES = 10
+_MOST_WORKERS = 8
+_NAMED = 20  # images that a warning names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    data_help = "mnist or fashion-mnist (downloaded once), a folder, or an .npy or .npz file"
+    data_help = "mnist or fashion-mnist (downloaded once), a folder, or a .parquet, .npy or .npz file"
 
     fit_parser = _add_command(commands, "fit", _fit, "Train a model; the defaults are the bundled model's recipe.")
     fit_parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=data_help)
@@ -85,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compile", choices=typing.get_args(Compilation), default="auto", help="torch.compile; auto: on a GPU alone"
     )
     add_configuration_options(fit_parser)
+    _add_workers(fit_parser)
 
     summary = (
         "Score a data set's test images; where it has no test part, those that the model's own training held out of it "
@@ -93,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate_parser = _add_command(commands, "evaluate", _evaluate, summary)
     evaluate_parser.add_argument("model", type=Path, help="a run's folder, or store/NAME or store/NAME/VERSION")
     evaluate_parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=data_help)
+    evaluate_parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
+    evaluate_parser.add_argument(
+        "--report", type=Path, default=argparse.SUPPRESS, help="an HTML page to write, with pictures"
+    )
     evaluate_parser.add_argument(
         "--seed", type=_natural, default=SCORING_SEED, help="of the noise and the binarisation"
     )
@@ -108,14 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     publish_parser.add_argument(
         "--data", default=argparse.SUPPRESS, help="the run's data (default: where it was read from)"
     )
-    publish_parser.add_argument(
-        "--encoder-samples",
-        type=_natural,
-        default=1000,
-        help="samples an image of a second estimate by the literature's protocol, from the encoder; 0 leaves it out",
-    )
     defaults = ", ".join(f"{DEFAULT_NUM_SAMPLES[proposal]} by {proposal}" for proposal in PROPOSALS)
-    for scoring in (evaluate_parser, publish_parser):
+    for scoring, encoder_samples in ((evaluate_parser, 0), (publish_parser, 5000)):
         scoring.add_argument("--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="where samples come from")
         scoring.add_argument(
             "--num-samples",
@@ -123,8 +128,25 @@ def _parser() -> argparse.ArgumentParser:
             default=argparse.SUPPRESS,
             help=f"importance samples an image (default: the proposal's own, {defaults})",
         )
+        scoring.add_argument(
+            "--encoder-samples",
+            type=_natural,
+            default=encoder_samples,
+            help="samples an image of a second estimate, from the encoder as in the literature; 0 leaves it out",
+        )
         scoring.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the graphs run")
+        _add_workers(scoring)
     return parser
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers",
+        type=_natural,
+        default=min(cores, _MOST_WORKERS),
+        help="processes that decode images that stream; 0: none but this one. No result depends on it",
+    )
 
 
 def _model_name(text: str) -> str:
@@ -168,7 +190,8 @@ def _fit(parsed: argparse.Namespace) -> None:
 
 def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -> None:
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
-    source = read_source(locate(parsed.data))
+    max_memory = given.get("max_memory", Configuration.max_memory)
+    source = _open(parsed.data, Reading(max_memory, given.get("skip_corrupt", False), parsed.workers))
     configuration = complete_configuration(given, source.train)
     splits = split(source, configuration)
     description = describe_run(configuration, splits, source=parsed.data)
@@ -176,7 +199,9 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -
     acceleration = choose_acceleration(device, parsed.precision, parsed.compile)
     if team.leads:
         parts = ", ".join(f"{count} {part}" for part, count in description.num_images.items())
-        print(f"{splits.name}: {parts} images of {list(splits.image_shape)}; {_in_words(configuration)}; on {device}")
+        streamed = "; training images stream" if isinstance(source, StreamedSource) else ""
+        what = f"{parts} images of {list(splits.image_shape)}; {_in_words(configuration)}"
+        print(f"{splits.name}: {what}; on {device}{streamed}")
 
     def on_epoch(figures: EpochFigures, model: Vae) -> None:
         print(
@@ -218,17 +243,43 @@ def _in_words(configuration: Configuration) -> str:
     return f"{configuration.preset}, {configuration.likelihood}, binarisation {configuration.binarisation}"
 
 
+def _reading(configuration: Configuration, workers: int) -> Reading:
+    return Reading(configuration.max_memory, configuration.skip_corrupt, workers)
+
+
+def _open(data: str, reading: Reading) -> Source | StreamedSource:
+    source = open_source(locate(data), reading)
+    if source.skipped:
+        print(f"warning: {len(source.skipped)} images cannot be read and are left out:", file=sys.stderr)
+        for name, problem in itertools.islice(source.skipped.items(), _NAMED):
+            print(f"  {name}: {problem}", file=sys.stderr)
+        if len(source.skipped) > _NAMED:
+            print(f"  and {len(source.skipped) - _NAMED} more", file=sys.stderr)
+    return source
+
+
 def _evaluate(parsed: argparse.Namespace) -> None:
     protocol = _protocol(parsed, parsed.seed)
     runtime = Runtime(parsed.device)
+    curves: list[dict[str, float]] = []
     if (parsed.model / RUN).is_file():
         run = open_run(parsed.model)
         model = load_engine(describe(run.description, "run", protocol), export(load_model(run)[0]), runtime=runtime)
+        curves = run.read_metrics(run.description.configuration.epochs)
     else:
         model = Model.open(open_stored(parsed.model), runtime=runtime)
-    source = read_source(locate(parsed.data))
-    pixels, what = held_out_images(source, model.description.provenance)
-    _print_evaluation(f"{parsed.model} on {what}", evaluate(model, pixels, protocol, progress=_at_terminal()))
+    source = _open(parsed.data, Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers))
+    images, what = held_out_images(source, model.description.provenance)
+    protocols = [protocol]
+    if parsed.encoder_samples and protocol.proposal != "encoder":
+        protocols.append(Protocol("encoder", parsed.encoder_samples, parsed.seed))
+    evaluations = [evaluate(model, images, protocol, progress=_at_terminal()) for protocol in protocols]
+    units = latent_units(model, images, seed=parsed.seed)
+    measured = Measured(str(parsed.model), what, images, evaluations, units, parsed.seed)
+    _print_measured(measured)
+    if hasattr(parsed, "report"):
+        write_report(parsed.report, model, measured, curves)
+        print(f"report: {parsed.report}")
 
 
 def _protocol(parsed: argparse.Namespace, seed: int) -> Protocol:
@@ -241,8 +292,9 @@ def _publish(parsed: argparse.Namespace) -> None:
     protocol = _protocol(parsed, SCORING_SEED)
     runtime = Runtime(parsed.device)
     run = open_run(parsed.run)
-    source = read_source(locate(getattr(parsed, "data", run.description.source)))
-    splits = split(source, run.description.configuration)
+    configuration = run.description.configuration
+    source = _open(getattr(parsed, "data", run.description.source), _reading(configuration, parsed.workers))
+    splits = split(source, configuration)
     if warning := few_calibration_images(len(splits.calibration)):
         print(f"warning: {warning}", file=sys.stderr)
     publication = publish_run(
@@ -256,10 +308,20 @@ def _publish(parsed: argparse.Namespace) -> None:
         progress=_at_terminal(),
     )
     print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")
-    _print_evaluation(f"{parsed.name} on {source.name}", publication.evaluation)
-    if publication.encoder_evaluation is not None:
-        _print_evaluation(f"{parsed.name} on {source.name}", publication.encoder_evaluation)
+    evaluations = [publication.evaluation, publication.encoder_evaluation]
+    done = [evaluation for evaluation in evaluations if evaluation is not None]
+    measured = Measured(parsed.name, source.name, splits.test, done, publication.units, SCORING_SEED)
+    _print_measured(measured)
+    write_report(run.folder / REPORT, publication.model, measured, run.read_metrics(configuration.epochs))
+    print(f"report: {run.folder / REPORT}")
     print(f"published {publication.stored.path}")
+
+
+def _print_measured(measured: Measured) -> None:
+    for evaluation in measured.evaluations:
+        _print_evaluation(f"{measured.title} on {measured.data}", evaluation)
+    units = measured.units
+    print(f"  {'active units':<16}{units.num_active:>10} of {len(units.kl)}")
 
 
 def _print_evaluation(title: str, evaluation: Evaluation) -> None:

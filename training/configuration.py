@@ -19,7 +19,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _AT_LEAST_ONE = ("width", "depth", "latent_dim", "num_samples", "epochs", "batch_size")
 _AT_LEAST_ONE_IF_GIVEN = ("num_validation", "num_calibration", "num_test")
 _POSITIVE = ("learning_rate", "gaussian_scale")
-_NOT_NEGATIVE = ("warm_up_epochs", "kl_warm_up_epochs", "free_bits", "max_gradient_norm", "patience")
+_NOT_NEGATIVE = ("warm_up_epochs", "kl_warm_up_epochs", "free_bits", "max_gradient_norm", "patience", "max_memory")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Configuration:
     [0, 1]; None learns it, a scale a pixel. `num_validation`, `num_calibration` and `num_test` are numbers of images
     held out of training (`num_test` only where the data set brings no test images of its own); None means 2000, 3000
     and 10 000, or a tenth of the images where that is fewer. `ema_decay` averages the weights over about
-    1 / (1 - ema_decay) steps. 0 turns off `ema_decay`, `max_gradient_norm` and `patience`.
+    1 / (1 - ema_decay) steps. 0 turns off `ema_decay`, `max_gradient_norm` and `patience`. `max_memory` is the GiB of
+    decoded pixels up to which image files and Parquet are loaded whole instead of streamed; `skip_corrupt` leaves out
+    images that cannot be decoded.
 
     Raises:
         ConfigurationError: a value cannot work; the message names the field.
@@ -65,6 +67,8 @@ class Configuration:
     num_validation: int | None = None
     num_calibration: int | None = None
     num_test: int | None = None
+    max_memory: float = 4.0
+    skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():

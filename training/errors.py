@@ -3,7 +3,8 @@
 TrainingError
 ├── ConfigurationError   an option has a value that cannot work
 ├── DataError            a file or folder of images is missing, broken or of the wrong size; the message names it
-│   └── DownloadError    a known data set could not be fetched, or is not what it should be
+│   ├── CorruptImageError  one or more images cannot be decoded; --skip-corrupt leaves them out
+│   └── DownloadError      a known data set could not be fetched, or is not what it should be
 ├── RunError             the run folder is in use, is missing, or was made by another configuration or data set
 ├── DivergenceError      the training loss is no longer a finite number
 └── ParityError          the exported graphs disagree with PyTorch
@@ -27,6 +28,10 @@ class DataError(TrainingError):
         super().__init__(f"{file}: {problem}")
         self.file = Path(file)
         self.problem = problem
+
+
+class CorruptImageError(DataError):
+    """One or more images cannot be decoded; `--skip-corrupt` leaves such images out."""
 
 
 class DownloadError(DataError):

@@ -1,7 +1,8 @@
 """How good a model is: log P(x) of images it has never seen, through the serving engine on the exported graphs."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,12 @@ from service.engine.chunks import complete
 from service.engine.estimate import LogLikelihood
 from service.engine.model import Model
 from training.configuration import Binarisation
+from training.data import Images
 from training.errors import DataError
-from training.sources import Pixels
+from training.image_files import Pixels
+from training.streams import ImageStream, in_batches
 
-_BATCH = 100
+ACTIVE_VARIANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Evaluation:
         bits_per_dim_std_error: of that mean, likewise.
         reliable: share of images whose own estimate the engine calls reliable, 0 to 1.
         num_images: how many.
+        proposal: where the samples came from.
+        num_samples: how many an image.
         protocol: how it was measured, in words.
+        record: the engine's estimate of each image.
     """
 
     log_likelihood: float
@@ -51,7 +57,10 @@ class Evaluation:
     bits_per_dim_std_error: float
     reliable: float
     num_images: int
+    proposal: str
+    num_samples: int
     protocol: str
+    record: LogLikelihood = field(compare=False, repr=False)
 
     def as_metrics(self) -> tuple[Metric, ...]:
         """The figures as a manifest holds them."""
@@ -73,8 +82,26 @@ class Evaluation:
         )
 
 
-def evaluate(model: Model, pixels: Pixels, protocol: Protocol, *, progress: bool = False) -> Evaluation:
-    """Score a set of images [N, C, H, W], uint8 in 0..255 or float32 in [0, 1].
+@dataclass(frozen=True)
+class LatentUnits:
+    """What each latent unit carries, over a set of images; both [D].
+
+    Attributes:
+        kl: mean over the images of KL[q(z_d|x) ‖ N(0, 1)], in nats.
+        variance_of_mean: variance over the images of the posterior mean of z_d.
+    """
+
+    kl: NDArray[np.float64]
+    variance_of_mean: NDArray[np.float64]
+
+    @property
+    def num_active(self) -> int:
+        """Units whose posterior mean varies by more than 0.01 (Burda et al. 2016, arXiv 1509.00519, section 5)."""
+        return int((self.variance_of_mean > ACTIVE_VARIANCE).sum())
+
+
+def evaluate(model: Model, images: Images, protocol: Protocol, *, progress: bool = False) -> Evaluation:
+    """Score a set of images [N, C, H, W], uint8 in 0..255 or float32 in [0, 1], batch by batch.
 
     Where the model wants dynamic binarisation, the images are binarised first, once and afresh from the protocol's
     seed, as the literature does (Burda et al. 2015, arXiv 1509.00519); black and white images stay as they are.
@@ -84,16 +111,14 @@ def evaluate(model: Model, pixels: Pixels, protocol: Protocol, *, progress: bool
         service.engine.proposal.UnknownProposalError: the engine has no such proposal.
     """
     binarisation = model.description.preparation.binarisation
-    white = 255 if pixels.dtype == np.uint8 else 1
     prepared = "black and white already"
-    if ((pixels != 0) & (pixels != white)).any():
+    if not _black_and_white(images):
         prepared = {
             "dynamic": f"binarised once, afresh, each pixel with probability equal to its value (seed {protocol.seed})",
             "threshold": "binarised at a half",
             "none": "grey values as they are",
         }[binarisation]
-    images = fresh_binarisation(pixels, binarisation, seed=protocol.seed)
-    record = score(model, images, protocol, progress=progress)
+    record = _score(model, images, fresh_batches(model, images, seed=protocol.seed), protocol, progress=progress)
     return Evaluation(
         log_likelihood=float(record.log_likelihood.mean()),
         std_error=_standard_error(record.log_likelihood),
@@ -102,35 +127,77 @@ def evaluate(model: Model, pixels: Pixels, protocol: Protocol, *, progress: bool
         bits_per_dim=float(record.bits_per_dim.mean()),
         bits_per_dim_std_error=_standard_error(record.bits_per_dim),
         reliable=float(record.reliable.mean()),
-        num_images=len(pixels),
+        num_images=len(images),
+        proposal=protocol.proposal,
+        num_samples=protocol.num_samples,
         protocol=(
             f"importance sampling by the serving engine on the exported graphs: proposal {protocol.proposal}, "
             f"{protocol.num_samples} samples, seed {protocol.seed}; ELBO under the encoder; images {prepared}; "
             "standard error over images"
         ),
+        record=record,
     )
 
 
-def score(model: Model, pixels: Pixels, protocol: Protocol, *, progress: bool = False) -> LogLikelihood:
+def score(model: Model, images: Images, protocol: Protocol, *, progress: bool = False) -> LogLikelihood:
     """The engine's record for a set of images [N, C, H, W], handed to it as requests hand them: pixels in [0, 1].
 
     Raises:
         DataError: the images are not of the model's size.
     """
-    if pixels.shape[1:] != model.description.image.chw:
+    return _score(model, images, map(in_unit_interval, _batches(images)), protocol, progress=progress)
+
+
+def latent_units(model: Model, images: Images, *, seed: int) -> LatentUnits:
+    """What the encoder puts into each unit, for images [N, C, H, W] prepared as in `evaluate`."""
+    posteriors = [complete(model.encode(batch)) for batch in fresh_batches(model, images, seed=seed)]
+    mean = np.concatenate([posterior.mean for posterior in posteriors]).astype(np.float64)  # [N, D]
+    log_var = np.concatenate([posterior.log_var for posterior in posteriors]).astype(np.float64)
+    kl = 0.5 * (mean**2 + np.exp(log_var) - log_var - 1)
+    return LatentUnits(kl=kl.mean(axis=0), variance_of_mean=mean.var(axis=0))
+
+
+def fresh_batches(model: Model, images: Images, *, seed: int) -> Iterator[NDArray[np.float32]]:
+    """Images [N, C, H, W] in [0, 1] as the model is measured on them, batch by batch; see `fresh_binarisation`."""
+    generator = np.random.default_rng(seed)
+    for pixels in _batches(images):
+        if model.description.preparation.binarisation == "dynamic":
+            yield _draw(pixels, generator)
+        else:
+            yield in_unit_interval(pixels)
+
+
+def _score(
+    model: Model, images: Images, batches: Iterable[NDArray[np.float32]], protocol: Protocol, *, progress: bool
+) -> LogLikelihood:
+    if images.shape[1:] != model.description.image.chw:
         raise DataError(
-            "images", f"{list(pixels.shape[1:])} each, but the model takes {list(model.description.image.chw)}"
+            "images", f"{list(images.shape[1:])} each, but the model takes {list(model.description.image.chw)}"
         )
     records = []
-    with tqdm(total=len(pixels), desc="scoring", unit="image", disable=not progress) as bar:
-        for start in range(0, len(pixels), _BATCH):
-            images = in_unit_interval(pixels[start : start + _BATCH])
+    with tqdm(total=len(images), desc="scoring", unit="image", disable=not progress) as bar:
+        for batch in batches:
             chunks = model.log_likelihood(
-                images, proposal=protocol.proposal, num_samples=protocol.num_samples, seed=protocol.seed
+                batch, proposal=protocol.proposal, num_samples=protocol.num_samples, seed=protocol.seed
             )
             records.append(complete(chunks))
-            bar.update(len(images))
+            bar.update(len(batch))
     return LogLikelihood.join(records)
+
+
+def _batches(images: Images) -> Iterator[Pixels]:
+    order = in_batches(np.arange(len(images)))
+    if isinstance(images, ImageStream):
+        yield from images.batches(order)
+    else:
+        yield from (images[places] for places in order)
+
+
+def _black_and_white(images: Images) -> bool:
+    if isinstance(images, ImageStream):
+        return images.black_and_white
+    white = 255 if images.dtype == np.uint8 else 1
+    return not ((images != 0) & (images != white)).any()
 
 
 def fresh_binarisation(pixels: Pixels, binarisation: Binarisation, *, seed: int) -> Pixels:
@@ -142,7 +209,10 @@ def fresh_binarisation(pixels: Pixels, binarisation: Binarisation, *, seed: int)
     """
     if binarisation != "dynamic":
         return pixels
-    generator = np.random.default_rng(seed)
+    return _draw(pixels, np.random.default_rng(seed))
+
+
+def _draw(pixels: Pixels, generator: np.random.Generator) -> NDArray[np.float32]:
     drawn = np.empty(pixels.shape, dtype=np.float32)
     for index, image in enumerate(pixels):  # one at a time: the uniform numbers of a whole set would fill the memory
         drawn[index] = generator.random(image.shape, dtype=np.float32) < in_unit_interval(image)

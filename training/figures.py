@@ -1,5 +1,6 @@
 """Pictures of a training run: its curves, what it makes of validation images, and what it dreams up."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -62,6 +63,12 @@ def draw_curves(file: Path, metrics: Sequence[dict[str, float]]) -> None:
 
 
 def draw_grid(file: Path, rows: Sequence[Tensor]) -> None:
+    """Rows of images into a PNG file, see `grid_png`."""
+    content = grid_png([row.cpu().numpy() for row in rows])
+    write_atomically(file, lambda stream: stream.write(content))
+
+
+def grid_png(rows: Sequence[NDArray[np.float32]]) -> bytes:
     """Rows of images, each [N, C, H, W] in [0, 1] with at most as many images as the first; C = 1 is drawn grey.
 
     Of other numbers of channels than 1 and 3, the first is drawn.
@@ -69,12 +76,9 @@ def draw_grid(file: Path, rows: Sequence[Tensor]) -> None:
     columns, channels, height, width = rows[0].shape
     sheet = np.zeros((3 if channels == 3 else 1, len(rows) * height, columns * width), dtype=np.uint8)  # [C, H, W]
     for line, row in enumerate(rows):
-        pixels = (row[:, : len(sheet)].clamp(0, 1) * 255).round().byte().cpu().numpy()
+        pixels = np.rint(row[:, : len(sheet)].clip(0, 1) * 255).astype(np.uint8)
         for column, image in enumerate(pixels):
             sheet[:, line * height : (line + 1) * height, column * width : (column + 1) * width] = image
-    picture = Image.fromarray(np.moveaxis(sheet, 0, -1).squeeze())
-
-    def write(stream: IO[bytes]) -> None:
-        picture.save(stream, format="png")
-
-    write_atomically(file, write)
+    stream = io.BytesIO()
+    Image.fromarray(np.moveaxis(sheet, 0, -1).squeeze()).save(stream, format="png")
+    return stream.getvalue()

@@ -1,17 +1,21 @@
-"""Folders of PNG and JPEG files to pixels, read as the service reads such a file when it is asked about it."""
+"""Encoded images and their decoding: to training, a file's pixels are what the service reads of it."""
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from training.errors import DataError
+from training.errors import CorruptImageError, DataError
 
-_SUFFIXES = {".png", ".jpg", ".jpeg"}
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")  # those of the service, whatever a file is called
 _GREY_MODES = {"1", "L", "LA"}
 _COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -22,56 +26,141 @@ _DECODER_ERRORS = (
 )
 
 
-def read_image_folders(folders: Mapping[str, Path]) -> dict[str, NDArray[np.uint8]]:
-    """The images under each part's folder, at any depth: [N, C, H, W], C = 1 where all parts are grey, otherwise 3.
+class EncodedImages(Protocol):
+    """Images as PNG, JPEG or WebP, numbered from 0 in an order that no run changes."""
+
+    @property
+    def blocks(self) -> NDArray[np.int64] | None:
+        """The number of the block that each image is read with; None where each is read alone."""
+        ...
+
+    @property
+    def block_bytes(self) -> NDArray[np.int64]:
+        """Bytes that each block takes in memory."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message."""
+        ...
+
+    def open(self, index: int) -> BinaryIO:
+        """The encoded bytes.
+
+        Raises:
+            CorruptImageError: there are none.
+        """
+        ...
+
+
+class ImageFiles:
+    """Image files under a folder, at any depth, in the order of their paths."""
+
+    blocks = None
+    block_bytes: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def __init__(self, folder: Path) -> None:
+        files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        self._files = [str(file) for file in sorted(files)]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return self._files[index]
+
+    def open(self, index: int) -> BinaryIO:
+        """The file."""
+        try:
+            return Path(self._files[index]).open("rb")
+        except OSError as error:
+            raise CorruptImageError(self._files[index], f"cannot be read ({error.strerror})") from error
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How all images of a set are decoded.
+
+    Attributes:
+        mode: Pillow's; L gives 1 channel, RGB 3.
+        deep: whether an image of the set has 16 bits a pixel: then pixels are float32 in [0, 1] instead of 8-bit.
+    """
+
+    mode: Literal["L", "RGB"]
+    deep: bool
+
+    @staticmethod
+    def of(modes: set[str]) -> "PixelFormat":
+        """The format that loses nothing of images of these modes: grey where all are grey."""
+        grey = all(mode in _GREY_MODES or _is_deep(mode) for mode in modes)
+        return PixelFormat("L" if grey else "RGB", any(map(_is_deep, modes)))
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.float32]:
+        """Of a decoded image."""
+        return np.dtype(np.float32) if self.deep else np.dtype(np.uint8)
+
+
+def read_mode(images: EncodedImages, index: int) -> str:
+    """Pillow's mode of an image, from its header.
 
     Raises:
-        DataError: naming the file that is broken, or of another size than the first; or the folder without images.
+        CorruptImageError: it is no image, or its header is broken.
+        DataError: pixels of a mode that the service does not take.
     """
-    files = {part: _image_files(folder) for part, folder in folders.items()}
-    modes = {file: _mode(file) for found in files.values() for file in found}
-    mode = "L" if all(mode in _GREY_MODES for mode in modes.values()) else "RGB"
-    first = _decode(files["train"][0], mode)
-    parts: dict[str, NDArray[np.uint8]] = {}
-    for part, found in files.items():
-        pixels = np.empty((len(found), *first.shape), dtype=np.uint8)  # [N, C, H, W]
-        for index, file in enumerate(found):
-            image = _decode(file, mode)
-            if image.shape != first.shape:
-                sizes = f"{image.shape[2]}x{image.shape[1]} pixels, but {files['train'][0]} is"
-                raise DataError(file, f"{sizes} {first.shape[2]}x{first.shape[1]}")
-            pixels[index] = image
-        parts[part] = pixels
-    return parts
-
-
-def _image_files(folder: Path) -> list[Path]:
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
-    if not found:
-        raise DataError(folder, "no IDX files and no .png, .jpg or .jpeg files in this folder")
-    return found
-
-
-def _mode(file: Path) -> str:
-    try:
-        with Image.open(file, formats=_FORMATS) as image:
-            mode = image.mode
-    except _DECODER_ERRORS as error:
-        raise DataError(file, f"not a readable image ({error})") from error
-    if mode not in _GREY_MODES | _COLOUR_MODES:
-        raise DataError(file, f"pixels of Pillow's mode {mode}; images must have 8 bits a channel")
+    name = images.name(index)
+    with images.open(index) as stream:
+        try:
+            with Image.open(stream, formats=_FORMATS) as image:
+                mode = image.mode
+        except _DECODER_ERRORS as error:
+            raise CorruptImageError(name, f"not a readable image ({_without_address(error)})") from error
+    if mode not in _GREY_MODES | _COLOUR_MODES and not _is_deep(mode):
+        raise DataError(name, f"pixels of Pillow's mode {mode}; images must have 8 bits a channel, or 16 bits of grey")
     return mode
 
 
-def _decode(file: Path, mode: str) -> NDArray[np.uint8]:
-    """Pixels [C, H, W]: the first frame, turned as its EXIF says, transparent parts black."""
-    try:
-        with Image.open(file, formats=_FORMATS) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
-            pixels = np.asarray(image.convert(mode), dtype=np.uint8)  # [H, W] or [H, W, 3]
-    except _DECODER_ERRORS as error:
-        raise DataError(file, f"truncated or broken image ({error})") from error
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)  # [C, H, W]
+def decode(images: EncodedImages, index: int, pixel_format: PixelFormat) -> Pixels:
+    """Pixels [C, H, W]: the first frame, turned as its EXIF says, transparent parts black.
+
+    Raises:
+        CorruptImageError: the bytes are broken.
+    """
+    with images.open(index) as stream:
+        try:
+            with Image.open(stream, formats=_FORMATS) as opened:
+                image = ImageOps.exif_transpose(opened)
+                if _is_deep(image.mode):
+                    grey = np.asarray(image, np.float32)[None] / np.float32(65535)  # [1, H, W]
+                    return grey if pixel_format.mode == "L" else np.repeat(grey, 3, axis=0)
+                if image.has_transparency_data:
+                    rgba = image.convert("RGBA")
+                    image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
+                pixels = np.asarray(image.convert(pixel_format.mode), np.uint8)  # [H, W] or [H, W, 3]
+        except _DECODER_ERRORS as error:
+            problem = f"truncated or broken image ({_without_address(error)})"
+            raise CorruptImageError(images.name(index), problem) from error
+    pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)  # [C, H, W]
+    return pixels.astype(np.float32) / np.float32(255) if pixel_format.deep else pixels
+
+
+def check_size(shape: Sequence[int], expected: Sequence[int], name: str, first: str) -> None:
+    """Refuse an image [C, H, W] of another height or width than the first.
+
+    Raises:
+        DataError: naming both.
+    """
+    if tuple(shape) != tuple(expected):
+        raise DataError(name, f"{shape[2]}x{shape[1]} pixels, but {first} is {expected[2]}x{expected[1]}")
+
+
+def _is_deep(mode: str) -> bool:
+    return mode.startswith("I;16") or mode == "I"  # as in service/web/images.py
+
+
+def _without_address(error: Exception) -> str:
+    """The error's text; Pillow prints objects of ours with their address in memory, which tells nobody anything."""
+    text = str(error)
+    return "cannot identify image file" if "object at 0x" in text or "cannot identify" in text else text

@@ -32,6 +32,8 @@ _HELP = {
     "seed": "of the splits, the weights and all noise",
     "num_validation": "held-out images that watch training (default: 2000, at most a tenth of the images)",
     "num_calibration": "held-out images that calibrate anomaly scores (default: 3000, at most a tenth)",
+    "max_memory": "GiB of decoded pixels up to which image files and Parquet are loaded whole; larger data streams",
+    "skip_corrupt": "leave out images that cannot be decoded, instead of refusing the data",
     "num_test": "held-out test images where the data has none of its own (default: 10000, at most a tenth)",
 }
 _CHOSEN_BY_THE_DATA = ("likelihood", "binarisation")
@@ -45,6 +47,10 @@ def add_configuration_options(parser: argparse.ArgumentParser) -> None:
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
         if isinstance(hint, types.UnionType):
             hint = typing.get_args(hint)[0]
+        if hint is bool:
+            option = "--" + field.name.replace("_", "-")
+            parser.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=_HELP[field.name])
+            continue
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             type=str if choices else hint,

@@ -23,14 +23,14 @@ from model_store import (
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from training.configuration import Configuration
-from training.data import DataSplits, binarise, derive_seed, split, unit_pixels
+from training.data import DataSplits, Images, binarise, derive_seed, split, unit_pixels
 from training.errors import RunError
-from training.evaluate import Evaluation, Protocol, evaluate, score
+from training.evaluate import Evaluation, LatentUnits, Protocol, evaluate, latent_units, score
 from training.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
 from training.likelihood import build_likelihood
 from training.networks import Vae
 from training.run import Run, RunDescription
-from training.sources import Pixels, Source
+from training.sources import Source, StreamedSource
 from training.state import build_state
 
 SCORING_SEED = 0
@@ -57,13 +57,17 @@ class Publication:
         stored: the version in the store.
         evaluation: figures of the test images.
         encoder_evaluation: the same by the literature's protocol, samples from the encoder; None where left out.
+        units: what each latent unit carries, over the test images.
         largest_difference: how far ONNX is from PyTorch.
+        model: what was measured.
     """
 
     stored: StoredModel
     evaluation: Evaluation
     encoder_evaluation: Evaluation | None
+    units: LatentUnits
     largest_difference: float
+    model: Model
 
 
 def load_model(run: Run) -> LoadedModel:
@@ -110,7 +114,7 @@ def describe(run: RunDescription, name: str, protocol: Protocol) -> Description:
     )
 
 
-def held_out_images(source: Source, provenance: Provenance) -> tuple[Pixels, str]:
+def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> tuple[Images, str]:
     """The images of `source` to score a model on, and what to call them in words.
 
     Its own test part; where it has none and the model was trained on this very data, the images that were held out then
@@ -209,6 +213,7 @@ def publish_run(
     if encoder_samples and protocol.proposal != "encoder":
         encoder_protocol = Protocol("encoder", encoder_samples, protocol.seed)
         encoder_evaluation = evaluate(model, splits.test, encoder_protocol, progress=progress)
+    units = latent_units(model, splits.test, seed=protocol.seed)
     calibration = score(model, splits.calibration, protocol, progress=progress)
     stored = publish(
         store,
@@ -217,7 +222,7 @@ def publish_run(
         decoder=graphs.decoder,
         calibration={"log_likelihood": calibration.log_likelihood, "elbo": calibration.elbo},
     )
-    return Publication(stored, evaluation, encoder_evaluation, difference)
+    return Publication(stored, evaluation, encoder_evaluation, units, difference, model)
 
 
 def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None) -> tuple[Metric, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from training.configuration import Configuration
-from training.sources import Pixels
+from training.data import Images, evenly_spaced
 
 RECIPES: dict[str, dict[str, Any]] = {
     "mlp": {},
@@ -19,7 +19,7 @@ GREY_SHARE = 0.2
 _LOOKED_AT = 10_000
 
 
-def complete_configuration(given: Mapping[str, Any], train: Pixels) -> Configuration:
+def complete_configuration(given: Mapping[str, Any], train: Images) -> Configuration:
     """The configuration of the options that were given, the rest by the preset's recipe and the images [N, C, H, W].
 
     Without a likelihood, 8-bit images get a discretised logistic if more than a fifth of their pixels are grey (above
@@ -41,9 +41,9 @@ def complete_configuration(given: Mapping[str, Any], train: Pixels) -> Configura
     return Configuration(**chosen)
 
 
-def _is_grey(train: Pixels) -> bool:
+def _is_grey(train: Images) -> bool:
     """Whether images are 8-bit and clearly more than black and white; of a large set, evenly spaced images tell."""
     if train.dtype != np.uint8:
         return False
-    some = train[:: max(1, len(train) // _LOOKED_AT)]
+    some = evenly_spaced(train, _LOOKED_AT)
     return bool(((some > 25) & (some < 230)).mean() > GREY_SHARE)

@@ -1,4 +1,4 @@
-"""Where images come from: IDX folders, folders of PNG and JPEG files, `.npy` and `.npz`; read whole into memory."""
+"""Where images come from: IDX files, folders of PNG, JPEG and WebP files, Parquet, `.npy` and `.npz`."""
 
 import hashlib
 import struct
@@ -6,7 +6,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from training.errors import DataError
 from training.idx import read_idx_images
-from training.image_files import read_image_folders
-
-Pixels = NDArray[np.uint8] | NDArray[np.float32]
+from training.image_files import SUFFIXES, EncodedImages, ImageFiles, Pixels
+from training.image_sets import ImageSet, Reading
+from training.parquet import ParquetImages, find_parquet
+from training.streams import ImageStream
 
 _PARTS = ("train", "validation", "test")
 _IDX_PREFIXES = {"train": ("train",), "validation": ("valid", "validation"), "test": ("t10k", "test")}
@@ -44,6 +45,7 @@ class Source:
         train: [N, C, H, W], uint8 in 0..255 or float32 in [0, 1].
         validation: like `train`, or None.
         test: like `train`, or None.
+        skipped: what was left out because it cannot be decoded: by name, what is wrong.
     """
 
     name: str
@@ -51,16 +53,54 @@ class Source:
     train: Pixels
     validation: Pixels | None = None
     test: Pixels | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_source(path: Path) -> Source:
-    """Read all images that lie under `path`.
+@dataclass(frozen=True)
+class StreamedSource:
+    """A data set that is too large to be loaded; as `Source`, with the same SHA-256."""
+
+    name: str
+    sha256: str
+    train: ImageStream
+    validation: ImageStream | None = None
+    test: ImageStream | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
+    """The data set under `path`, see `read_source`; image files and Parquet stream where they take more than
+    `max_memory`, all else is read whole.
+
+    Raises:
+        DataError: as `read_source`.
+    """  # noqa: D205
+    if (parts := _encoded_parts(path)) is None:
+        return read_source(path)
+    images = ImageSet(parts, reading)
+    if images.fits:
+        return replace(_assemble(path, images.load()), skipped=images.corrupt)
+    streams, sha256 = images.stream()
+    return StreamedSource(
+        name=path.resolve().name,
+        sha256=sha256,
+        train=streams["train"],
+        validation=streams.get("validation"),
+        test=streams.get("test"),
+        skipped=images.corrupt,
+    )
+
+
+def read_source(path: Path, *, skip_corrupt: bool = False) -> Source:
+    """Read all images that lie under `path` into memory.
 
     - A folder with IDX files, named as MNIST's are: `train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` (or `test-…`),
       perhaps `valid-…`; each plain or `.gz`.
-    - A folder of `.png`, `.jpg` and `.jpeg` files, at any depth, so that class subfolders may be there or not.
-      Subfolders `train` and, if there, `validation` and `test` are those parts. All grey gives one channel, otherwise
-      three. As in the service, transparent parts are black and EXIF says which way is up.
+    - A folder of `.png`, `.jpg`, `.jpeg` and `.webp` files, at any depth, so that class subfolders may be there or
+      not. Subfolders `train` and, if there, `validation` and `test` are those parts. All grey gives one channel,
+      otherwise three. As in the service, transparent parts are black and EXIF says which way is up. One 16-bit grey
+      image makes the whole set float32 in [0, 1].
+    - A `.parquet` file, or a folder of them, with a column of such files' bytes (see parquet.py for column and parts).
     - An `.npy` file, [N, H, W] or [N, C, H, W]: 8-bit, boolean, or floats in [0, 1].
     - An `.npz` file with such arrays called `train` and, if there, `validation` and `test` (the names of Keras and
       MedMNIST, `x_train` and `train_images`, are known too), or with one array.
@@ -70,23 +110,44 @@ def read_source(path: Path) -> Source:
 
     Raises:
         DataError: naming the file that is missing, broken, truncated or of another size than the others.
+        CorruptImageError: encoded images cannot be decoded, and are not to be skipped; counts and names them.
     """
+    if (encoded := _encoded_parts(path)) is not None:
+        images = ImageSet(encoded, Reading(skip_corrupt=skip_corrupt))
+        return replace(_assemble(path, images.load()), skipped=images.corrupt)
     parts: Mapping[str, Pixels]
     if path.is_dir():
-        folders = _part_folders(path)
-        if any(_idx_file(path, prefix) for prefixes in _IDX_PREFIXES.values() for prefix in prefixes):
-            parts = _read_idx_folder(path)
-        elif "train" in folders:
-            parts = read_image_folders(folders)
-        else:
-            parts = read_image_folders({"train": path})
+        parts = _read_idx_folder(path)
     elif path.suffix in (".npy", ".npz") and path.is_file():
         parts = _read_numpy(path)
     elif path.exists():
-        raise DataError(path, "not a folder and not an .npy or .npz file")
+        raise DataError(path, "not a folder and not an .npy, .npz or .parquet file")
     else:
         raise DataError(path, "does not exist")
     return _assemble(path, parts)
+
+
+def _encoded_parts(path: Path) -> dict[str, EncodedImages] | None:
+    """The parts of a folder of image files or of Parquet, in the order of their names; None where it is neither."""
+    if path.is_dir():
+        if any(_idx_file(path, prefix) for prefixes in _IDX_PREFIXES.values() for prefix in prefixes):
+            return None
+    elif path.suffix != ".parquet" or not path.is_file():
+        return None
+    parts: dict[str, EncodedImages]
+    if files := find_parquet(path):
+        parts = {part: _not_empty(ParquetImages(found), path) for part, found in files.items()}
+    else:
+        folders = _part_folders(path)
+        folders = folders if "train" in folders else {"train": path}
+        parts = {part: _not_empty(ImageFiles(folder), folder) for part, folder in folders.items()}
+    return {part: parts[part] for part in _PARTS if part in parts}
+
+
+def _not_empty(images: EncodedImages, path: Path) -> EncodedImages:
+    if not len(images):
+        raise DataError(path, f"no IDX files, no Parquet rows and no {', '.join(SUFFIXES)} files there")
+    return images
 
 
 def _assemble(path: Path, parts: Mapping[str, Pixels]) -> Source:
@@ -107,7 +168,7 @@ def _assemble(path: Path, parts: Mapping[str, Pixels]) -> Source:
     for part in (part for part in _PARTS if part in parts):
         digest.update(f"{part} {parts[part].dtype} {parts[part].shape}\n".encode())
         digest.update(np.ascontiguousarray(parts[part]).data)
-    return Source(name=path.resolve().name, sha256=digest.hexdigest(), **parts)
+    return Source(path.resolve().name, digest.hexdigest(), parts["train"], parts.get("validation"), parts.get("test"))
 
 
 def _idx_file(folder: Path, prefix: str) -> Path | None:

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from training.configuration import Configuration
-from training.data import DataSplits, binarise, derive_seed, to_levels, unit_pixels
+from training.data import DataSplits, TrainingImages, binarise, derive_seed, on_device, to_levels, unit_pixels
 from training.errors import DivergenceError
 from training.networks import Vae
 from training.objective import log_weight, negative_elbo, negative_iwae_bound
@@ -87,9 +87,9 @@ def fit(
     previous_precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if device.type == "cpu" else "high")
     try:
-        train = torch.from_numpy(splits.train).to(device)
+        train = on_device(splits.train, device)
         validation = torch.from_numpy(splits.validation).to(device)
-        state = build_state(configuration, _pixel_mean(splits), device)
+        state = build_state(configuration, splits.pixel_mean(), device)
         checkpoint = run.load_checkpoint(device)
         team.wait()  # until all have read it: the first epoch's end replaces it
         epoch = state.restore(checkpoint) if checkpoint else 0
@@ -160,7 +160,7 @@ def prepare(images: Tensor, configuration: Configuration, model: Vae, *, generat
 
 
 class Loop:
-    """What an epoch of training needs, besides its number; `images` [N, C, H, W], uint8 or float32, on their device.
+    """What an epoch of training needs, besides its number; `images` are loaded or streamed.
 
     The model's weights change with every step, and their average after it; both are the state's.
     """
@@ -169,7 +169,7 @@ class Loop:
         self,
         configuration: Configuration,
         state: TrainingState,
-        images: Tensor,
+        images: TrainingImages,
         team: Team,
         acceleration: Acceleration,
         progress: bool,
@@ -189,7 +189,6 @@ class Loop:
         device = self.images.device
         generator = torch.Generator(device)
         generator.manual_seed(derive_seed(self.configuration.seed, _TRAINING, epoch))
-        order = torch.randperm(len(self.images), generator=generator, device=device)
         first_step = (epoch - 1) * self.steps_per_epoch
         losses = torch.empty(self.steps_per_epoch, device=device)
         with tqdm(
@@ -198,8 +197,8 @@ class Loop:
             unit="image",
             disable=not self.progress,
         ) as bar:
-            for index, batch in enumerate(torch.split(order, self.configuration.batch_size)):
-                losses[index] = self._step(first_step + index, self.images[batch], generator)
+            for index, batch in enumerate(self.images.epoch(self.configuration.batch_size, generator=generator)):
+                losses[index] = self._step(first_step + index, batch, generator)
                 if (index + 1) % _STEPS_BETWEEN_LOOKS == 0 or index + 1 == self.steps_per_epoch:
                     # Looking at a loss makes the processor wait for the device, so it is done once in many steps.
                     _check_finite(losses[: index + 1], epoch, first_step)
@@ -251,9 +250,3 @@ def _check_finite(losses: Tensor, epoch: int, first_step: int) -> None:
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
-
-
-def _pixel_mean(splits: DataSplits) -> Tensor:
-    """Mean of the training pixels, [C, H, W], in [0, 1]."""
-    mean = splits.train.mean(axis=0, dtype="float64") / (255 if splits.train.dtype == "uint8" else 1)
-    return torch.from_numpy(mean).float()

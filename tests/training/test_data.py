@@ -89,6 +89,8 @@ def test_dynamic_binarisation_keeps_the_mean_and_changes_each_time() -> None:
         ("learning_rate", float("nan")),
         ("warm_up_epochs", -0.5),
         ("ema_decay", -0.1),
+        ("max_memory", -1.0),
+        ("max_memory", float("inf")),
         ("preset", "cnn"),
         ("likelihood", "poisson"),
         ("depth", 0),

@@ -11,6 +11,7 @@ from PIL import Image
 from model_store import ImageShape
 from service.web.images import ImageReader
 from training.errors import DataError
+from training.evaluate import in_unit_interval
 from training.sources import read_source
 
 RANDOM = np.random.default_rng(11)
@@ -42,6 +43,9 @@ CASES: Mapping[str, tuple[Image.Image, str, dict[str, Any]]] = {
     "RGBA": (_noise(4), ".png", {}),
     "grey JPEG": (_noise(), ".jpg", {}),
     "colour JPEG": (_noise(3), ".jpeg", {}),
+    "lossless WebP": (_noise(3), ".webp", {"lossless": True}),
+    "lossy WebP": (_noise(4), ".webp", {"quality": 60}),
+    "I;16": (Image.fromarray(RANDOM.integers(0, 2**16, (HEIGHT, WIDTH), dtype=np.uint16)), ".png", {}),
     "CMYK JPEG": (_noise(3).convert("CMYK"), ".jpg", {}),
 }
 
@@ -60,13 +64,13 @@ def _both(folder: Path, image: Image.Image, suffix: str, options: Mapping[str, A
     channels, height, width = trained.shape
     shape = ImageShape(channels=channels, height=height, width=width)
     (served,) = ImageReader(shape, resize=False, max_pixels=10_000).read_items([file.read_bytes()])
-    return trained.astype(np.float32) / np.float32(255), served
+    return in_unit_interval(trained), served
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_training_reads_what_the_service_reads(tmp_path: Path, case: str) -> None:
     trained, served = _both(tmp_path, *CASES[case])
-    assert trained.shape == ((1 if case.startswith(("1", "L", "grey")) else 3), HEIGHT, WIDTH)
+    assert trained.shape == ((1 if case.startswith(("1", "L", "grey", "I")) else 3), HEIGHT, WIDTH)
     assert np.abs(trained - served).max() < 1e-6  # of grey with alpha, the service takes the luma: a rounding
 
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.errors import DataError
+from training.errors import CorruptImageError, DataError
 from training.sources import read_source
 
 RANDOM = np.random.default_rng(5)
@@ -90,6 +90,12 @@ def test_a_folder_of_grey_files_in_class_subfolders(tmp_path: Path) -> None:
     assert source.test is None
 
 
+def test_folders_come_one_after_another(tmp_path: Path) -> None:
+    for index, name in enumerate(("shoe", "shoe-left", "shoe.old")):  # - and . come before / where text is sorted
+        write_png(tmp_path / name / "0.png", TRAIN[index])
+    assert (read_source(tmp_path).train[:, 0] == TRAIN[:3]).all()
+
+
 def test_a_flat_folder_with_one_colour_file_has_three_channels(tmp_path: Path) -> None:
     colour = RANDOM.integers(0, 256, (4, 3, 3), dtype=np.uint8)
     write_png(tmp_path / "0.png", TRAIN[0])
@@ -135,10 +141,39 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         read_source(tmp_path)
 
 
-def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
+def test_a_file_of_sixteen_bits_makes_the_set_float(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 3), 40_000, dtype=np.uint16)).save(tmp_path / "0.png")
-    with pytest.raises(DataError, match=r"0\.png: pixels of Pillow's mode I;16"):
+    write_png(tmp_path / "1.png", TRAIN[1])
+    train = read_source(tmp_path).train
+    assert train.dtype == np.float32
+    assert train.shape == (2, 1, 4, 3)
+    assert (train[0] == np.float32(40_000) / np.float32(65_535)).all()
+    assert (train[1, 0] == TRAIN[1].astype(np.float32) / np.float32(255)).all()
+
+
+def test_sixteen_bits_beside_colour(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 3), 40_000, dtype=np.uint16)).save(tmp_path / "0.png")
+    write_png(tmp_path / "1.png", RANDOM.integers(0, 256, (4, 3, 3), dtype=np.uint8))
+    train = read_source(tmp_path).train
+    assert train.dtype == np.float32
+    assert train.shape == (2, 3, 4, 3)
+    assert (train[0] == np.float32(40_000) / np.float32(65_535)).all()
+
+
+def test_corrupt_files_are_counted_and_named(tmp_path: Path) -> None:
+    for index, image in enumerate(TRAIN):
+        write_png(tmp_path / f"{index}.png", image)
+    (tmp_path / "2.png").write_bytes(b"no image")
+    (tmp_path / "4.png").write_bytes((tmp_path / "4.png").read_bytes()[:45])
+    with pytest.raises(CorruptImageError, match=r"2\.png: not a readable image .*4\.png; 2 of 6 images cannot be read"):
         read_source(tmp_path)
+    source = read_source(tmp_path, skip_corrupt=True)
+    assert (source.train[:, 0] == TRAIN[[0, 1, 3, 5]]).all()
+    assert {Path(name).name for name in source.skipped} == {"2.png", "4.png"}
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(CorruptImageError, match=r"0\.png: .*; none of the 6 training images can be read"):
+        read_source(tmp_path, skip_corrupt=True)
 
 
 @pytest.mark.parametrize(
@@ -274,8 +309,8 @@ def test_a_zip_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_what_is_not_there_or_not_known(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: does not exist"):
         read_source(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"no IDX files and no \.png"):
+    with pytest.raises(DataError, match=r"no IDX files, no Parquet rows and no \.png"):
         read_source(tmp_path)
     (tmp_path / "images.csv").write_text("1,2,3")
-    with pytest.raises(DataError, match=r"images\.csv: not a folder and not an \.npy"):
+    with pytest.raises(DataError, match=r"images\.csv: not a folder and not an \.npy, \.npz or \.parquet file"):
         read_source(tmp_path / "images.csv")

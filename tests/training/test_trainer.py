@@ -141,8 +141,9 @@ def test_the_average_follows_the_weights(tmp_path: Path, splits: DataSplits) -> 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, splits: DataSplits) -> None:
     recipe = replace(SHORT, binarisation="none", batch_size=20)
-    clean = replace(splits, train=splits.train.astype(np.float32) / np.float32(255))
-    poisoned_images = clean.train.copy()
+    assert isinstance(splits.train, np.ndarray)
+    clean_images = splits.train.astype(np.float32) / np.float32(255)
+    clean, poisoned_images = replace(splits, train=clean_images), clean_images.copy()
     poisoned_images[7, 0, 3, 4] = np.nan
     run = new_run(tmp_path, splits, recipe)
     train(run, clean, stop_after=2)
