@@ -46,7 +46,7 @@ def test_log_likelihood_is_the_closed_form(latent_dim: int, proposal: str, num_s
     for seed in range(5):
         record = complete(model.log_likelihood(x, proposal=proposal, num_samples=num_samples, seed=seed))
         assert (record.std_error < (0.3 if proposal == "encoder" else 1.2)).all()
-        assert (np.abs(record.log_likelihood - exact) < 3 * record.std_error).all()
+        assert (np.abs(record.log_likelihood - exact) < np.minimum(3 * record.std_error, 0.9)).all()
         np.testing.assert_allclose(record.bits_per_dim, -record.log_likelihood / (x[0].size * np.log(2)))
 
 

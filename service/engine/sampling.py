@@ -47,12 +47,12 @@ class Sampler:
         written = DecoderGraphs(decoder, likelihood, description)
         self._log_weight = runtime.open(written.log_weight(), file)
         self._mixture = runtime.open(written.mixture_log_weight(SHARES), file)
-        self.dimensions = np.arange(description.latent_dim)
-        self._curvature = runtime.open(written.curvature(self.dimensions), file)
+        every = np.arange(description.latent_dim)
+        self._curvature = runtime.open(written.curvature(every), file)
         self._familiar_curvature = self._curvature
         self.familiar_dimensions = self._used_dimensions()
         """The latent dimensions that the decoder takes notice of for familiar images, [A]; see `_used_dimensions`."""
-        if len(self.familiar_dimensions) < len(self.dimensions):
+        if len(self.familiar_dimensions) < len(every):
             self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file)
 
     def log_weights(self, x: Floats, gaussian: DiagonalGaussian, *, seed: int, start: int, stop: int) -> Chunks[Floats]:

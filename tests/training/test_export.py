@@ -1,4 +1,3 @@
-import copy
 import re
 from typing import get_args
 
@@ -97,19 +96,6 @@ def test_another_shape_is_refused(vae: Vae, graphs: ExportedGraphs, x: torch.Ten
         ParityError, match=r"'logits' at batch 1 has the shape \[1, 2, 3, 5\], PyTorch's is \[1, 2, 5, 3\]"
     ):
         check_parity(vae, wrong, x, runtime=runtime)
-
-
-def test_large_outputs_may_differ_by_more(vae: Vae, graphs: ExportedGraphs, x: torch.Tensor, runtime: Runtime) -> None:
-    """The limit is relative to an output's largest number, where that is above 1."""
-    large = copy.deepcopy(vae)
-    with torch.no_grad():
-        large.decoder.body.get_parameter("pixels.bias").fill_(100.0)
-    exported = export(large)
-    slightly = ExportedGraphs(exported.encoder, shifted(exported.decoder, "pixels.bias", 5e-3))
-    assert check_parity(large, slightly, x, runtime=runtime) == pytest.approx(5e-3, rel=0.01)
-    wrong = ExportedGraphs(exported.encoder, shifted(exported.decoder, "pixels.bias", 2e-2))
-    with pytest.raises(ParityError, match=r"by 0\.02, more than 0\.010?"):
-        check_parity(large, wrong, x, runtime=runtime)
 
 
 @pytest.mark.parametrize("preset", ["mlp", "resnet"])
