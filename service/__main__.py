@@ -84,6 +84,7 @@ def main() -> int:
             ws="none",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # nothing here asks for the client's address
             server_header=False,
             timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
         )

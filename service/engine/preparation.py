@@ -22,6 +22,7 @@ class Preparation:
     def __init__(self, specification: PixelPreparation, shape: ImageShape, levels: int | None = None) -> None:
         self._top = None if levels is None else np.float32(levels - 1)
         self._scale = np.float32(specification.scale)
+        self._scaled = specification.scale != 1
         self._threshold: NDArray[np.float32] | None = None
         match specification.binarisation:
             case "threshold":
@@ -37,7 +38,9 @@ class Preparation:
             pixels = (pixels > self._threshold).astype(np.float32)
         if self._top is not None:
             pixels = np.rint(pixels * self._top) / self._top
-        return np.ascontiguousarray(pixels * self._scale, np.float32)
+        if self._scaled:
+            pixels = pixels * self._scale
+        return np.ascontiguousarray(pixels, np.float32)
 
     def restore(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Expected x → pixels, clipped to [0, 1]: a Gaussian's mean may lie a little outside."""

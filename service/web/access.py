@@ -14,8 +14,10 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 
 from service.web.errors import ForbiddenError, UnauthorizedError
 
-_Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))]
-_Header = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+_BEARER = HTTPBearer(auto_error=False)
+_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
+_Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+_Header = Annotated[str | None, Security(_HEADER)]
 
 
 class Access:
@@ -58,6 +60,11 @@ async def require_key(request: Request, bearer: _Bearer, header: _Header) -> Non
     access: Access = request.app.state.access
     if not any(access.opens(key) for key in _given(bearer, header)):
         raise _unauthorized(bearer, header)
+
+
+async def check_key(request: Request) -> None:
+    """The same, without FastAPI's dependencies; raises what `require_key` does."""
+    await require_key(request, await _BEARER(request), await _HEADER(request))
 
 
 async def require_admin(request: Request, bearer: _Bearer, header: _Header) -> None:

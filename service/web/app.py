@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.web import admin, errors, probes, routes
 from service.web.access import Access, require_admin, require_key
 from service.web.backend import Backend
+from service.web.direct import direct_routes
 from service.web.documentation import describe_problems
 from service.web.limits import Limits
 from service.web.metrics import Metrics
@@ -86,7 +87,8 @@ def create_app(
     app.state.access = access
     app.state.metrics = metrics
     closed = [Depends(require_key)] if access.closed else []
-    app.include_router(routes.router, dependencies=closed)  # first, for routes are tried in this order
+    app.router.routes[:0] = direct_routes(routes.router, closed=access.closed)  # routes are tried in this order
+    app.include_router(routes.router, dependencies=closed)
     app.include_router(admin.router, dependencies=[Depends(require_admin)])
     app.include_router(probes.router)
     app.include_router(probes.metrics_router, dependencies=closed)

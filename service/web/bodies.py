@@ -4,6 +4,7 @@ import io
 import struct
 import tokenize
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from model_store import ImageShape
 from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
@@ -28,6 +30,7 @@ _NPY_ERRORS = (
     *(struct.error, tokenize.TokenError),
     UserWarning,  # NumPy's, of a header as Python 2 wrote it, where warnings are errors
 )
+_MAX_NPY_HEADER_BYTES = 20_000  # twice what NumPy accepts
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Array = NDArray[Any]
@@ -51,7 +54,7 @@ async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, limi
         return await run_in_threadpool(reader.read_items, await _multipart_files(request, max_images))
     if found not in PIXEL_TYPES:
         raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
-    body = await request.body()
+    body = await _body(request)
     if found == NPY:
         array = parse_npy(body, (np.dtype("<f4"), np.dtype("u1")))
         if reader.is_brief(array):
@@ -74,9 +77,25 @@ async def read_latents(request: Request, latent_dim: int, *, limits: Settings) -
     found = media_type(request)
     if found not in (JSON, NPY):
         raise UnsupportedMediaTypeError(found, (JSON, NPY))
-    body = await request.body()
+    body = await _body(request)
     _check_json_size(found, body, limits)
     return await run_in_threadpool(_parse_latents, body, found, latent_dim)
+
+
+async def _body(request: Request) -> bytes:
+    """The whole body. A small one comes in one piece, which Starlette's `body` would take as long to join as to parse.
+
+    Raises:
+        ClientDisconnect: the client went away first.
+    """
+    pieces: list[bytes] = []
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _json_list(body: bytes, key: str) -> list[Any]:
@@ -101,10 +120,8 @@ def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
     Raises:
         InvalidBodyError: not an npy file, another dtype (objects among them), or a header that lies about the length.
     """
-    stream = io.BytesIO(body)
     try:
-        version = np.lib.format.read_magic(stream)
-        shape, fortran_order, dtype = _NPY_HEADERS[version](stream)
+        shape, fortran_order, dtype, offset = _npy_header(body[: _npy_header_end(body)])
     except _NPY_ERRORS as error:
         problem = str(error)[:200]
         raise InvalidBodyError(f"the body is not an npy file of version 1.0 or 2.0: {problem}") from None
@@ -112,13 +129,28 @@ def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
         raise InvalidBodyError(f"the array holds {dtype}; accepted: {', '.join(str(item) for item in dtypes)}")
     if not 1 <= len(shape) <= 4 or any(type(size) is not int or not 0 < size < 2**31 for size in shape):
         raise InvalidBodyError(f"the npy header's shape is {str(shape)[:200]}; accepted: one to four numbers from 1")
-    expected, found = dtype.itemsize, len(body) - stream.tell()
+    expected, found = dtype.itemsize, len(body) - offset
     for size in shape:
         expected *= size  # Python integers: a lying header cannot overflow them
     if expected != found:
         raise InvalidBodyError(f"the npy header says {expected} bytes of {dtype} {list(shape)}, the body has {found}")
-    flat: Array = np.frombuffer(body, dtype, offset=stream.tell())
+    flat: Array = np.frombuffer(body, dtype, offset=offset)
     return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _npy_header_end(body: bytes) -> int:
+    """Where the header says that it ends, if that is not further than NumPy would read."""
+    length, start = (body[8:10], 10) if body[6:7] == b"\x01" else (body[8:12], 12)
+    return start + min(int.from_bytes(length, "little"), _MAX_NPY_HEADER_BYTES)
+
+
+@lru_cache(maxsize=64)
+def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether in Fortran's order, dtype, and the header's own length. One client's headers are mostly alike."""
+    stream = io.BytesIO(head)
+    version = np.lib.format.read_magic(stream)
+    shape, fortran_order, dtype = _NPY_HEADERS[version](stream)
+    return shape, fortran_order, dtype, stream.tell()
 
 
 def _check_json_size(form: str, body: bytes, limits: Settings) -> None:

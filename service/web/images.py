@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from model_store import ImageShape
 from service.web.errors import InvalidBodyError, InvalidImageError, LimitError
+from service.web.png import PlainPng
 
 _FILE_FORMATS = ("PNG", "JPEG", "WEBP")
 _SMALL_BYTES = 2**13
@@ -68,12 +69,12 @@ class ImageReader:
             if isinstance(item, str):
                 item = _from_base64(item, index)
             if isinstance(item, bytes):
-                image = _open(item, index)
-                budget -= image.width * image.height
+                file = _open(item, index)
+                budget -= file.width * file.height
                 self._count_pixels(self._max_pixels - budget)
-                if (image.width, image.height) != self._size:  # EXIF may turn it
-                    self._check_size((image.height, image.width), index)
-                array = _decode(image, index)
+                if (file.width, file.height) != self._size:  # EXIF may turn it
+                    self._check_size((file.height, file.width), index)
+                array = _decode(file, index)
             else:
                 array = _from_numbers(item, index)
             pixels[index] = self._fit(array, index)
@@ -163,8 +164,12 @@ def _from_numbers(item: Any, index: int) -> Array:
     return image[None] if image.ndim == 2 else image
 
 
-def _open(content: bytes, index: int) -> Image.Image:
+def _open(content: bytes, index: int) -> "PlainPng | Image.Image":
     """Read a file's header only."""
+    return PlainPng.of(content) or _open_any(content, index)
+
+
+def _open_any(content: bytes, index: int) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=_FILE_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -174,8 +179,17 @@ def _open(content: bytes, index: int) -> Image.Image:
         raise InvalidImageError(f"the file cannot be read: {problem}", index) from error
 
 
-def _decode(image: Image.Image, index: int) -> Array:
+def _decode(file: "PlainPng | Image.Image", index: int) -> Array:
     """Pixels [1 or 3, h, w] in [0, 1]; the first frame, turned as its EXIF says, transparent parts black."""
+    if isinstance(file, Image.Image):
+        return _decode_any(file, index)
+    levels = file.read()
+    if levels is None:  # Pillow says what is wrong, or reads it all the same
+        return _decode_any(_open_any(file.content, index), index)
+    return levels.transpose(2, 0, 1) / np.float32(255)
+
+
+def _decode_any(image: Image.Image, index: int) -> Array:
     try:
         image.load()
         if image.info:  # only there can an orientation or a transparent colour be told

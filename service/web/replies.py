@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -46,7 +47,9 @@ def negotiate(request: Request, offered: Sequence[str]) -> str:
     Raises:
         NotAcceptableError: it takes none of them.
     """
-    accept = ",".join(request.headers.getlist("accept")) or "*/*"
+    accept = ",".join(request.headers.getlist("accept"))
+    if accept in ("", "*/*"):
+        return offered[0]
     wanted = [_preference(item) for item in accept.split(",") if item.strip()]
     best, best_quality = offered[0], 0.0
     for form in offered:
@@ -71,15 +74,12 @@ def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = 
 
 def npy_reply(array: NDArray[Any], headers: Mapping[str, str] | None = None) -> Response:
     """One npy file, format version 1.0."""
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
-    )
+    head = _npy_header(array.dtype.str, array.shape)
     data = np.ascontiguousarray(array).data.cast("B")
     if len(data) <= _PIECE_BYTES:
-        return Response(b"".join((stream.getvalue(), data)), headers=headers, media_type=NPY)
+        return Response(b"".join((head, data)), headers=headers, media_type=NPY)
     pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
-    return PiecewiseResponse([stream.getvalue(), *pieces], headers, NPY)
+    return PiecewiseResponse([head, *pieces], headers, NPY)
 
 
 def images_reply(
@@ -98,6 +98,13 @@ def images_reply(
             return npy_reply(images, headers)
     listed = images if form == "array" else [base64.b64encode(_png(image)).decode() for image in images]
     return json_reply({**document, "images": listed}, headers)
+
+
+@lru_cache(maxsize=64)
+def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
 
 
 def _dumps(value: Any) -> bytes:

@@ -1,16 +1,19 @@
 """Colour modes, depths, transparency, orientation and size, down to the pixel."""
 
 import io
+import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from numpy.typing import NDArray
 from PIL import Image
 
 from model_store import ImageShape
 from service.web.errors import InvalidImageError, LimitError
 from service.web.images import ImageReader, is_small_png
+from service.web.png import PlainPng
 from tests.web.forms import image_file
 
 RNG = np.random.default_rng(4)
@@ -127,3 +130,65 @@ def test_only_a_png_that_is_small_in_both_ways_is_read_at_once() -> None:
     assert not is_small_png(image_file(noise))  # few pixels, many bytes
     assert not is_small_png(digit[:33] + digit[8:])  # a second header could tell another size
     assert not is_small_png(b"")
+
+
+def crafted(levels: NDArray[np.uint8], chance: np.random.Generator) -> bytes:
+    """A PNG with a few wrong bytes in its head or its compressed pixels, and checksums that fit them."""
+    content = bytearray(image_file(levels))
+    for _ in range(chance.integers(1, 4)):
+        content[chance.choice([*range(16, 29), *range(41, len(content) - 16)])] = chance.integers(256)
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    content[-16:-12] = zlib.crc32(content[37:-16]).to_bytes(4, "big")
+    return bytes(content)
+
+
+def test_two_libraries_read_the_same_of_plain_files_right_or_wrong() -> None:
+    chance, read_by_both, refused_by_both = np.random.default_rng(0), 0, 0
+    for turn in range(3000):
+        levels = chance.integers(0, 3 if turn % 3 else 256, (5, 7) if turn % 2 else (5, 7, 3), np.uint8)
+        content = crafted(levels, chance) if turn % 4 else image_file(levels)
+        plain = PlainPng.of(content)
+        if plain is None or plain.width * plain.height > 10_000:
+            continue
+        fast = plain.read()
+        try:
+            slow = np.asarray(Image.open(io.BytesIO(content))).reshape(plain.height, plain.width, plain.channels)
+        except (OSError, SyntaxError, ValueError):
+            assert fast is None
+            refused_by_both += 1
+        else:
+            read_by_both += fast is not None
+            assert fast is None or np.array_equal(fast, slow)
+    assert read_by_both > 750
+    assert refused_by_both > 750
+
+
+def test_every_single_wrong_byte_of_a_plain_file_shows() -> None:
+    content = image_file(GREY)
+    expected = read(content)
+    for position in range(len(content)):
+        wrong = bytearray(content)
+        wrong[position] ^= 16
+        plain = PlainPng.of(bytes(wrong))
+        assert plain is None or plain.read() is None
+    assert_allclose(read(content), expected)
+
+
+def test_what_more_there_is_to_a_file_is_not_passed_over() -> None:
+    grey, exif = Image.fromarray(GREY), Image.Exif()
+    exif[0x0112] = 6
+    plain = [save(grey), save(Image.fromarray(COLOUR)), save(grey, compress_level=0)]
+    others = [
+        save(grey, exif=exif),
+        save(grey, transparency=3),
+        save(grey.convert("1")),
+        save(grey.quantize(4)),
+        save(Image.fromarray(RNG.integers(0, 65536, (5, 7), np.uint16))),
+        save(Image.fromarray(COLOUR).convert("RGBA")),
+        save(grey, dpi=(72, 72)),
+        save(grey, "JPEG"),
+        save(grey) + b"!",
+        b"",
+    ]
+    assert all(PlainPng.of(content) for content in plain)
+    assert not any(PlainPng.of(content) for content in others)

@@ -103,7 +103,8 @@ def test_a_published_version_takes_over_and_the_old_one_finishes_its_work_and_is
     old = references(client)[1]
     answers: list[Any] = []
     route = "/v1/log-likelihood?proposal=encoder&num_samples=100000"
-    long = threading.Thread(target=lambda: answers.append(client.post(route, **BODY)))
+    body = {**BODY, "content": npy(np.full((16, 28, 28), 128, np.uint8))}  # seconds of work
+    long = threading.Thread(target=lambda: answers.append(client.post(route, **body)))
     long.start()
     while not backend._scheduler.queued_jobs:
         assert long.is_alive()
