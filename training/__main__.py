@@ -65,13 +65,14 @@ def _fit(parsed: argparse.Namespace) -> None:
 def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -> None:
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
     max_memory = given.get("max_memory", Configuration.max_memory)
-    source = _open(parsed.data, Reading(max_memory, given.get("skip_corrupt", False), parsed.workers))
+    source = open_source(locate(parsed.data), Reading(max_memory, given.get("skip_corrupt", False), parsed.workers))
     configuration = complete_configuration(given, source.train)
     splits = split(source, configuration)
     description = describe_run(configuration, splits, source=parsed.data)
     run = _open_in_team(parsed, description, team)
     acceleration = choose_acceleration(device, parsed.precision, parsed.compile)
     if team.leads:
+        print_skipped(source.skipped)
         print_start(splits, description, device)
 
     def on_epoch(figures: EpochFigures, model: Vae) -> None:
