@@ -15,7 +15,7 @@ from training.configuration import Configuration
 from training.data import split
 from training.download import locate
 from training.errors import TrainingError
-from training.evaluate import Protocol, evaluate, latent_units
+from training.evaluate import Protocol, evaluate
 from training.export import export
 from training.figures import draw_figures
 from training.image_sets import Reading
@@ -37,6 +37,7 @@ from training.run import RUN, Run, RunDescription, create_run, describe_run, ope
 from training.sources import Source, StreamedSource, open_source
 from training.terminal import is_terminal, print_epoch, print_measured, print_skipped, print_start
 from training.trainer import EpochFigures, fit
+from training.units import latent_units
 from training.workers import Team, choose_acceleration, choose_device, join_team
 
 _EPOCHS_BETWEEN_FIGURES = 10

@@ -57,8 +57,8 @@ def print_measured(measured: Measured) -> None:
     """Every estimate of log P(x) with its protocol, and the units of the latent code."""
     for evaluation in measured.evaluations:
         _print_evaluation(f"{measured.title} on {measured.data}", evaluation)
-    units = measured.units
-    print(f"  {'active units':<16}{units.num_active:>10} of {len(units.kl)}")
+    active = measured.units.as_metric()
+    print(f"  {active.name:<16}{active.value:>10.0f} of {len(measured.units.kl)} {active.unit}")
 
 
 def _print_evaluation(title: str, evaluation: Evaluation) -> None:
