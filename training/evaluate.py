@@ -18,8 +18,6 @@ from training.errors import DataError
 from training.image_files import Pixels
 from training.streams import ImageStream, in_batches
 
-ACTIVE_VARIANCE = 0.01
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -82,24 +80,6 @@ class Evaluation:
         )
 
 
-@dataclass(frozen=True)
-class LatentUnits:
-    """What each latent unit carries, over a set of images; both [D].
-
-    Attributes:
-        kl: mean over the images of KL[q(z_d|x) ‖ N(0, 1)], in nats.
-        variance_of_mean: variance over the images of the posterior mean of z_d.
-    """
-
-    kl: NDArray[np.float64]
-    variance_of_mean: NDArray[np.float64]
-
-    @property
-    def num_active(self) -> int:
-        """Units whose posterior mean varies by more than 0.01 (Burda et al. 2016, arXiv 1509.00519, section 5)."""
-        return int((self.variance_of_mean > ACTIVE_VARIANCE).sum())
-
-
 def evaluate(model: Model, images: Images, protocol: Protocol, *, progress: bool = False) -> Evaluation:
     """Score a set of images [N, C, H, W], uint8 in 0..255 or float32 in [0, 1], batch by batch.
 
@@ -110,14 +90,7 @@ def evaluate(model: Model, images: Images, protocol: Protocol, *, progress: bool
         DataError: the images are not of the model's size.
         service.engine.proposal.UnknownProposalError: the engine has no such proposal.
     """
-    binarisation = model.description.preparation.binarisation
-    prepared = "black and white already"
-    if not _black_and_white(images):
-        prepared = {
-            "dynamic": f"binarised once, afresh, each pixel with probability equal to its value (seed {protocol.seed})",
-            "threshold": "binarised at a half",
-            "none": "grey values as they are",
-        }[binarisation]
+    prepared = describe_preparation(model, images, seed=protocol.seed)
     record = _score(model, images, fresh_batches(model, images, seed=protocol.seed), protocol, progress=progress)
     return Evaluation(
         log_likelihood=float(record.log_likelihood.mean()),
@@ -148,15 +121,6 @@ def score(model: Model, images: Images, protocol: Protocol, *, progress: bool = 
     return _score(model, images, map(in_unit_interval, _batches(images)), protocol, progress=progress)
 
 
-def latent_units(model: Model, images: Images, *, seed: int) -> LatentUnits:
-    """What the encoder puts into each unit, for images [N, C, H, W] prepared as in `evaluate`."""
-    posteriors = [complete(model.encode(batch)) for batch in fresh_batches(model, images, seed=seed)]
-    mean = np.concatenate([posterior.mean for posterior in posteriors]).astype(np.float64)  # [N, D]
-    log_var = np.concatenate([posterior.log_var for posterior in posteriors]).astype(np.float64)
-    kl = 0.5 * (mean**2 + np.exp(log_var) - log_var - 1)
-    return LatentUnits(kl=kl.mean(axis=0), variance_of_mean=mean.var(axis=0))
-
-
 def fresh_batches(model: Model, images: Images, *, seed: int) -> Iterator[NDArray[np.float32]]:
     """Images [N, C, H, W] in [0, 1] as the model is measured on them, batch by batch; see `fresh_binarisation`."""
     generator = np.random.default_rng(seed)
@@ -165,6 +129,17 @@ def fresh_batches(model: Model, images: Images, *, seed: int) -> Iterator[NDArra
             yield _draw(pixels, generator)
         else:
             yield in_unit_interval(pixels)
+
+
+def describe_preparation(model: Model, images: Images, *, seed: int) -> str:
+    """What becomes of the images' pixels before the model sees them, in words."""
+    if _black_and_white(images):
+        return "black and white already"
+    return {
+        "dynamic": f"binarised once, afresh, each pixel with probability equal to its value (seed {seed})",
+        "threshold": "binarised at a half",
+        "none": "grey values as they are",
+    }[model.description.preparation.binarisation]
 
 
 def _score(

@@ -25,13 +25,14 @@ from service.engine.runtime import Runtime
 from training.configuration import Configuration
 from training.data import DataSplits, Images, binarise, derive_seed, split, unit_pixels
 from training.errors import RunError
-from training.evaluate import Evaluation, LatentUnits, Protocol, evaluate, latent_units, score
+from training.evaluate import Evaluation, Protocol, evaluate, score
 from training.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
 from training.likelihood import build_likelihood
 from training.networks import Vae
 from training.run import Run, RunDescription
 from training.sources import Source, StreamedSource
 from training.state import build_state
+from training.units import LatentUnits, latent_units
 
 SCORING_SEED = 0
 ALPHA = 0.05  # of the service, where a request does not say otherwise
@@ -217,7 +218,7 @@ def publish_run(
     calibration = score(model, splits.calibration, protocol, progress=progress)
     stored = publish(
         store,
-        description.model_copy(update={"metrics": _metrics(evaluation, encoder_evaluation)}),
+        description.model_copy(update={"metrics": _metrics(evaluation, encoder_evaluation, units)}),
         encoder=graphs.encoder,
         decoder=graphs.decoder,
         calibration={"log_likelihood": calibration.log_likelihood, "elbo": calibration.elbo},
@@ -225,9 +226,9 @@ def publish_run(
     return Publication(stored, evaluation, encoder_evaluation, units, difference, model)
 
 
-def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None) -> tuple[Metric, ...]:
+def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None, units: LatentUnits) -> tuple[Metric, ...]:
     """The manifest's metrics; of the encoder's figures only log P(x), the others being near the same."""
-    metrics = evaluation.as_metrics()
+    metrics = (*evaluation.as_metrics(), units.as_metric())
     if encoder_evaluation is None:
         return metrics
     by_encoder = encoder_evaluation.as_metrics()[0].model_copy(update={"name": "log_likelihood_encoder"})

@@ -14,9 +14,10 @@ from service.engine.chunks import complete
 from service.engine.model import Model
 from training.charts import curves_chart, histogram_chart, units_chart
 from training.data import Images, evenly_spaced, take
-from training.evaluate import ACTIVE_VARIANCE, Evaluation, LatentUnits, fresh_batches, in_unit_interval
+from training.evaluate import Evaluation, fresh_batches, in_unit_interval
 from training.figures import grid_png
 from training.files import write_atomically
+from training.units import ACTIVE_VARIANCE, LatentUnits
 
 REPORT = "report.html"
 _COLUMNS = 16

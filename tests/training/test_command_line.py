@@ -56,6 +56,7 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
     assert "proposal laplace, 20 samples" in output
     assert "proposal encoder, 10 samples" in output
     assert "ONNX and PyTorch differ by at most" in output
+    assert re.search(r"active_units +\d of 3 latent units", output)
     assert f"published {store}/tiny/1" in output
     assert list_versions(store) == {"tiny": [1]}
 

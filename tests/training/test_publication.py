@@ -55,6 +55,7 @@ def test_the_manifest_tells_what_was_done(publication: Publication, store: Path,
         "log_likelihood_encoder": publication.encoder_evaluation.log_likelihood,
         "elbo": publication.evaluation.elbo,
         "bits_per_dim": publication.evaluation.bits_per_dim,
+        "active_units": publication.units.num_active,
     }
     assert manifest.metrics[0].num_images == 100
     protocols = {metric.name: metric.protocol for metric in manifest.metrics}
@@ -114,7 +115,7 @@ def test_the_encoders_estimate_can_be_left_out(
     )
     assert published.encoder_evaluation is None
     names = [metric.name for metric in published.stored.manifest.metrics]
-    assert names == ["log_likelihood", "elbo", "bits_per_dim"]
+    assert names == ["log_likelihood", "elbo", "bits_per_dim", "active_units"]
     assert published.stored.manifest.calibration.proposal == proposal
 
 

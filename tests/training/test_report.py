@@ -13,11 +13,12 @@ from service.engine.model import Model
 from service.engine.runtime import Runtime
 from tests.training.test_streams import STREAM, streamed
 from training.data import DataSplits, evenly_spaced, take
-from training.evaluate import LatentUnits, Protocol, evaluate, fresh_batches, in_unit_interval, latent_units
+from training.evaluate import Protocol, evaluate, fresh_batches, in_unit_interval
 from training.export import export
 from training.publication import describe, load_engine, load_model
 from training.report import Measured, write_report
 from training.run import Run
+from training.units import LatentUnits, latent_units
 
 LAPLACE, ENCODER = Protocol("laplace", num_samples=8, seed=0), Protocol("encoder", num_samples=20, seed=0)
 
@@ -120,8 +121,11 @@ def test_a_page_without_curves_and_of_few_images(model: Model, splits: DataSplit
 
 
 def test_active_units_and_kl(model: Model, splits: DataSplits) -> None:
-    units = LatentUnits(kl=np.zeros(3), variance_of_mean=np.array([0.0099, 0.0101, 2.0]))
+    units = LatentUnits(np.zeros(3), np.array([0.0099, 0.0101, 2.0]), num_images=4, prepared="binarised at a half")
     assert units.num_active == 2
+    metric = units.as_metric()
+    assert (metric.name, metric.value, metric.unit, metric.num_images) == ("active_units", 2, "latent units", 4)
+    assert "variance over the images above 0.01 (Burda et al. 2016); images binarised at a half" in metric.protocol
     units = latent_units(model, splits.test, seed=4)
     (x,) = fresh_batches(model, splits.test, seed=4)
     posterior = complete(model.encode(x))

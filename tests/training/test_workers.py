@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests.training.test_parquet import png, structs, write
 from training.configuration import Configuration
 from training.data import split
+from training.image_sets import Reading
 from training.networks import Vae
 from training.run import CHECKPOINT, METRICS, create_run, describe_run
-from training.sources import read_source
+from training.sources import Source, StreamedSource, open_source, read_source
 from training.trainer import EpochFigures, fit
 from training.workers import Acceleration, Precision, choose_acceleration
 
@@ -47,14 +50,14 @@ def fit_in_two(digits: Path, folder: Path, *more: str) -> "subprocess.CompletedP
     )
 
 
-def fit_in_one(digits: Path, folder: Path, *, stop_after: int | None = None) -> None:
-    splits = split(read_source(digits), RECIPE)
+def fit_in_one(source: Source | StreamedSource, folder: Path, *, stop_after: int | None = None) -> None:
+    splits = split(source, RECIPE)
 
     def on_epoch(figures: EpochFigures, _: Vae) -> None:
         if figures.epoch == stop_after:
             raise KeyboardInterrupt
 
-    run = create_run(folder, describe_run(RECIPE, splits, source=str(digits)))
+    run = create_run(folder, describe_run(RECIPE, splits, source="here"))
     with pytest.raises(KeyboardInterrupt) if stop_after else contextlib.nullcontext():
         fit(run, splits, device=torch.device("cpu"), on_epoch=on_epoch)
 
@@ -64,24 +67,44 @@ def bounds(folder: Path) -> list[list[float]]:
     return [[line["epoch"], line["train_bound"], line["validation_bound"], line["validation_elbo"]] for line in lines]
 
 
+def assert_same(found: Path, expected: Path) -> None:
+    """The same weights and bounds, within rounding."""
+    states = [torch.load(folder / CHECKPOINT, weights_only=True) for folder in (found, expected)]
+    assert [state["epoch"] for state in states] == [3, 3]
+    for part in ("model", "averaged"):
+        for name, value in states[1][part].items():
+            assert torch.allclose(states[0][part][name], value, atol=2e-5), name
+    assert bounds(found) == [pytest.approx(line, abs=1e-3) for line in bounds(expected)]
+
+
 def test_two_processes_train_what_one_does_from_the_start_or_from_where_it_stopped(
     digits: Path, tmp_path: Path
 ) -> None:
     alone, together, resumed = (tmp_path / name for name in ("alone", "together", "resumed"))
-    fit_in_one(digits, alone)
-    fit_in_one(digits, resumed, stop_after=1)
-    expected = torch.load(alone / CHECKPOINT, weights_only=True)
+    fit_in_one(read_source(digits), alone)
+    fit_in_one(read_source(digits), resumed, stop_after=1)
     assert len(bounds(resumed)) == 1
     for process in (fit_in_two(digits, together), fit_in_two(digits, resumed, "--resume")):
         assert process.returncode == 0, process.stderr
         assert process.stdout.count("epoch 2/3: train") == 1  # one process prints
     for folder in (together, resumed):
-        found = torch.load(folder / CHECKPOINT, weights_only=True)
-        assert found["epoch"] == expected["epoch"] == 3
-        for part in ("model", "averaged"):
-            for name, value in expected[part].items():
-                assert torch.allclose(found[part][name], value, atol=2e-5), name
-        assert bounds(folder) == [pytest.approx(line, abs=1e-3) for line in bounds(alone)]
+        assert_same(folder, alone)
+
+
+def test_two_processes_train_on_a_stream_what_one_does(digits: Path, tmp_path: Path) -> None:
+    with np.load(digits) as arrays:
+        contents = [png(image) for image in arrays["train"]]
+    contents[7] = contents[7][:45]
+    write(tmp_path / "digits" / "train.parquet", {"image": structs(contents)}, row_group_size=30)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    source = open_source(tmp_path / "digits", Reading(max_memory=0, skip_corrupt=True))
+    assert isinstance(source, StreamedSource)
+    fit_in_one(source, alone)
+    process = fit_in_two(tmp_path / "digits", together, "--max-memory=0", "--skip-corrupt", "--workers=1")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("training images stream") == 1
+    assert process.stderr.count("warning: 1 images cannot be read") == 1
+    assert_same(together, alone)
 
 
 def test_what_is_wrong_is_told_once(digits: Path, tmp_path: Path) -> None:

@@ -1,0 +1,129 @@
+"""The command line of `python -m training`: its commands and their options."""
+
+import argparse
+import os
+import typing
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from model_store.manifest import ModelName
+from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_PROPOSAL, PROPOSALS
+from training.options import add_configuration_options
+from training.publication import SCORING_SEED
+from training.workers import Compilation, Precision
+
+_MOST_WORKERS = 8
+_DATA = "mnist or fashion-mnist (downloaded once), a folder, or a .parquet, .npy or .npz file"
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser; what it parses says which command was given as `command`: fit, evaluate or publish."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=description)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_fit(_add_command(commands, "fit", "Train a model; the defaults are the bundled model's recipe."))
+    summary = (
+        "Score a data set's test images; where it has no test part, those that the model's own training held out of it "
+        "for that, or all its images where the model was trained on others."
+    )
+    evaluate = _add_command(commands, "evaluate", summary)
+    _add_evaluate(evaluate)
+    publish = _add_command(commands, "publish", "Export, check, evaluate, calibrate and publish a run.")
+    _add_publish(publish)
+    for scoring, encoder_samples in ((evaluate, 0), (publish, 5000)):
+        _add_scoring(scoring, encoder_samples)
+    return parser
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=_DATA)
+    parser.add_argument(
+        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="the run's folder, new or empty"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
+    parser.add_argument(
+        "--precision",
+        choices=typing.get_args(Precision),
+        default="auto",
+        help="of the networks in training, densities and bounds being float32 always; auto: bfloat16 on a GPU alone",
+    )
+    parser.add_argument(
+        "--compile", choices=typing.get_args(Compilation), default="auto", help="torch.compile; auto: on a GPU alone"
+    )
+    add_configuration_options(parser)
+    _add_workers(parser)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="a run's folder, or store/NAME or store/NAME/VERSION")
+    parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=_DATA)
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
+    parser.add_argument("--report", type=Path, default=argparse.SUPPRESS, help="an HTML page to write, with pictures")
+    parser.add_argument("--seed", type=_natural, default=SCORING_SEED, help="of the noise and the binarisation")
+
+
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument(
+        "--name", type=_model_name, required=True, default=argparse.SUPPRESS, help="the model's name in the store"
+    )
+    parser.add_argument("--store", type=Path, default=Path("model_store/artifacts"), help="the store's folder")
+    parser.add_argument("--data", default=argparse.SUPPRESS, help="the run's data (default: where it was read from)")
+
+
+def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
+    defaults = ", ".join(f"{DEFAULT_NUM_SAMPLES[proposal]} by {proposal}" for proposal in PROPOSALS)
+    parser.add_argument("--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="where samples come from")
+    parser.add_argument(
+        "--num-samples",
+        type=_positive,
+        default=argparse.SUPPRESS,
+        help=f"importance samples an image (default: the proposal's own, {defaults})",
+    )
+    parser.add_argument(
+        "--encoder-samples",
+        type=_natural,
+        default=encoder_samples,
+        help="samples an image of a second estimate, from the encoder as in the literature; 0 leaves it out",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the graphs run")
+    _add_workers(parser)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers",
+        type=_natural,
+        default=min(cores, _MOST_WORKERS),
+        help="processes that decode images that stream; 0: none but this one. No result depends on it",
+    )
+
+
+def _add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def _model_name(text: str) -> str:
+    try:
+        name: str = TypeAdapter(ModelName).validate_python(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from error
+    return name
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _natural(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return number

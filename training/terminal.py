@@ -1,0 +1,73 @@
+"""What the commands say to whoever runs them."""
+
+import itertools
+import sys
+from collections.abc import Mapping
+
+import torch
+
+from training.configuration import Configuration
+from training.data import DataSplits
+from training.evaluate import Evaluation
+from training.report import Measured
+from training.run import RunDescription
+from training.streams import ImageStream
+from training.trainer import EpochFigures
+
+_NAMED = 20  # images that a warning names
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches, so that a bar that moves makes sense."""
+    return sys.stderr.isatty()
+
+
+def print_skipped(skipped: Mapping[str, str]) -> None:
+    """Warn of images that are left out, naming the first of them; say nothing where there are none."""
+    if not skipped:
+        return
+    print(f"warning: {len(skipped)} images cannot be read and are left out:", file=sys.stderr)
+    for name, problem in itertools.islice(skipped.items(), _NAMED):
+        print(f"  {name}: {problem}", file=sys.stderr)
+    if len(skipped) > _NAMED:
+        print(f"  and {len(skipped) - _NAMED} more", file=sys.stderr)
+
+
+def print_start(splits: DataSplits, description: RunDescription, device: torch.device) -> None:
+    """What will be trained, on what and where."""
+    parts = ", ".join(f"{count} {part}" for part, count in description.num_images.items())
+    configuration = description.configuration
+    choices = f"{configuration.preset}, {configuration.likelihood}, binarisation {configuration.binarisation}"
+    streamed = "; training images stream" if isinstance(splits.train, ImageStream) else ""
+    what = f"{parts} images of {list(splits.image_shape)}; {choices}"
+    print(f"{splits.name}: {what}; on {device}{streamed}")
+
+
+def print_epoch(figures: EpochFigures, configuration: Configuration) -> None:
+    """One line an epoch."""
+    print(
+        f"epoch {figures.epoch}/{configuration.epochs}: train {figures.train_bound:.2f}, validation "
+        f"{figures.validation_bound:.2f}, ELBO {figures.validation_elbo:.2f} nats; "
+        f"{figures.images_per_second:.0f} images/s",
+        flush=True,
+    )
+
+
+def print_measured(measured: Measured) -> None:
+    """Every estimate of log P(x) with its protocol, and the units of the latent code."""
+    for evaluation in measured.evaluations:
+        _print_evaluation(f"{measured.title} on {measured.data}", evaluation)
+    active = measured.units.as_metric()
+    print(f"  {active.name:<16}{active.value:>10.0f} of {len(measured.units.kl)} {active.unit}")
+
+
+def _print_evaluation(title: str, evaluation: Evaluation) -> None:
+    print(f"{title}: {evaluation.num_images} images; {evaluation.protocol}")
+    rows = (
+        ("log_likelihood", evaluation.log_likelihood, evaluation.std_error, "nats/image"),
+        ("elbo", evaluation.elbo, evaluation.elbo_std_error, "nats/image"),
+        ("bits_per_dim", evaluation.bits_per_dim, evaluation.bits_per_dim_std_error, "bits/dim"),
+    )
+    for name, value, std_error, unit in rows:
+        print(f"  {name:<16}{value:>10.4f} ± {std_error:.4f} {unit}")
+    print(f"  {'reliable':<16}{100 * evaluation.reliable:>10.1f} % of images")
