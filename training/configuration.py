@@ -17,7 +17,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "binarisation": get_args(Binarisation),
 }
 _AT_LEAST_ONE = ("width", "depth", "latent_dim", "num_samples", "epochs", "batch_size")
-_AT_LEAST_ONE_IF_GIVEN = ("num_validation", "num_calibration", "num_test")
+_AT_LEAST_ONE_IF_GIVEN = ("first_samples", "num_validation", "num_calibration", "num_test")
 _POSITIVE = ("learning_rate", "gaussian_scale")
 _NOT_NEGATIVE = ("warm_up_epochs", "kl_warm_up_epochs", "free_bits", "max_gradient_norm", "patience", "max_memory")
 
@@ -31,9 +31,10 @@ class Configuration:
     [0, 1]; None learns it, a scale a pixel. `num_validation`, `num_calibration` and `num_test` are numbers of images
     held out of training (`num_test` only where the data set brings no test images of its own); None means 2000, 3000
     and 10 000, or a tenth of the images where that is fewer. `ema_decay` averages the weights over about
-    1 / (1 - ema_decay) steps. 0 turns off `ema_decay`, `max_gradient_norm` and `patience`. `max_memory` is the GiB of
-    decoded pixels up to which image files and Parquet are loaded whole instead of streamed; `skip_corrupt` leaves out
-    images that cannot be decoded.
+    1 / (1 - ema_decay) steps. `first_samples` is where the number of samples begins, which doubles at even distances
+    until it is `num_samples`; None is `num_samples` throughout. 0 turns off `ema_decay`, `max_gradient_norm` and
+    `patience`. `max_memory` is the GiB of decoded pixels up to which image files and Parquet are loaded whole instead
+    of streamed; `skip_corrupt` leaves out images that cannot be decoded.
 
     Raises:
         ConfigurationError: a value cannot work; the message names the field.
@@ -54,6 +55,7 @@ class Configuration:
     binarisation: Binarisation = "dynamic"
     objective: Objective = "iwae"
     num_samples: int = 8
+    first_samples: int | None = None
     kl_warm_up_epochs: float = 0.0
     free_bits: float = 0.0
     epochs: int = 120
@@ -93,6 +95,8 @@ class Configuration:
         self._check_what_belongs_together()
 
     def _check_what_belongs_together(self) -> None:
+        if self.first_samples is not None and self.first_samples > self.num_samples:
+            raise ConfigurationError(f"first_samples must be at most num_samples, not {self.first_samples}")
         if self.likelihood != "bernoulli" and self.binarisation != "none":
             raise ConfigurationError(f"binarisation must be none with the likelihood {self.likelihood}")
         if self.gaussian_scale is not None and self.likelihood != "gaussian":

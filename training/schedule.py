@@ -19,6 +19,19 @@ def learning_rate(step: int, steps_per_epoch: int, configuration: Configuration)
     return configuration.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (total - warm_up)))
 
 
+def num_samples(epoch: int, configuration: Configuration) -> int:
+    """Latent samples an image in one epoch, counted from 1. A loose bound will do until the weights are nearly there.
+
+    >>> recipe = Configuration(first_samples=4, num_samples=30, epochs=8)
+    >>> [num_samples(epoch, recipe) for epoch in range(1, 9)]
+    [4, 4, 8, 8, 16, 16, 30, 30]
+    """
+    first = configuration.first_samples or configuration.num_samples
+    stages = math.ceil(math.log2(configuration.num_samples / first)) + 1
+    doublings: int = (epoch - 1) * stages // configuration.epochs
+    return min(first << doublings, configuration.num_samples)
+
+
 def kl_weight(step: int, steps_per_epoch: int, configuration: Configuration) -> float:
     """The Kullback-Leibler term's weight at one step, counted from 0: linear up to 1 (Bowman et al. 2015).
 

@@ -16,7 +16,7 @@ from training.errors import DivergenceError
 from training.networks import Vae
 from training.objective import log_weight, negative_elbo, negative_iwae_bound
 from training.run import Run
-from training.schedule import averaging_weight, kl_weight, learning_rate
+from training.schedule import averaging_weight, kl_weight, learning_rate, num_samples
 from training.state import TrainingState, build_state
 from training.workers import ALONE, PLAIN, Acceleration, Team, compile_networks
 
@@ -210,7 +210,8 @@ class Loop:
         """One step of the optimiser on a batch [B, C, H, W]; the mean loss before it."""
         state, configuration = self.state, self.configuration
         x = prepare(images, configuration, state.model, generator=generator)
-        noise = _normal((len(images), configuration.num_samples, state.model.latent_dim), generator)
+        samples = num_samples(1 + step // self.steps_per_epoch, configuration)
+        noise = _normal((len(images), samples, state.model.latent_dim), generator)
         for group in state.optimiser.param_groups:
             group["lr"] = learning_rate(step, self.steps_per_epoch, configuration)
         low_precision = self.acceleration.precision == "bfloat16"

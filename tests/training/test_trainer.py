@@ -81,7 +81,7 @@ def test_training_learns_digits(finished_run: Run, splits: DataSplits) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        {"num_samples": 4, "first_samples": 2},
         {"objective": "elbo", "ema_decay": 0.0},
         {"objective": "elbo", "kl_warm_up_epochs": 2.5, "free_bits": 0.1, "max_gradient_norm": 3.0, "patience": 3},
         {"preset": "resnet", "width": 2, "depth": 1, "likelihood": "discretised_logistic", "binarisation": "none"},
@@ -137,6 +137,17 @@ def test_the_average_follows_the_weights(tmp_path: Path, splits: DataSplits) -> 
     assert not torch.equal(
         averaged["averaged decoder.body.pixels.weight"], averaged["model decoder.body.pixels.weight"]
     )
+
+
+def test_the_number_of_samples_doubles_on_the_way(tmp_path: Path, splits: DataSplits) -> None:
+    def bounds(name: str, **samples: int) -> list[float]:
+        run = new_run(tmp_path / name, splits, replace(SHORT, epochs=2, **samples))
+        train(run, splits)
+        return [line["train_bound"] for line in run.read_metrics(9)]
+
+    rising, few, many = bounds("rising", first_samples=2, num_samples=4), bounds("few", num_samples=2), bounds("many")
+    assert rising[0] == few[0] != many[0]
+    assert rising[1] != few[1]
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, splits: DataSplits) -> None:
