@@ -140,7 +140,7 @@ def test_the_average_follows_the_weights(tmp_path: Path, splits: DataSplits) -> 
 
 
 def test_the_number_of_samples_doubles_on_the_way(tmp_path: Path, splits: DataSplits) -> None:
-    def bounds(name: str, **samples: int) -> list[float]:
+    def bounds(name: str, **samples: Any) -> list[float]:
         run = new_run(tmp_path / name, splits, replace(SHORT, epochs=2, **samples))
         train(run, splits)
         return [line["train_bound"] for line in run.read_metrics(9)]
