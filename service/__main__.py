@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
 from service.web.app import create_app
-from service.web.connection import Connection
+from service.web.connection import Connection, Door
 from service.web.logs import configure_logging
 from service.web.metrics import Metrics
 from service.web.settings import Settings
@@ -106,6 +106,7 @@ def _connection(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
     """What uvicorn makes of each connection; any callable will do, though it asks for a class."""
     bounded = partial(
         Connection,
+        door=Door(settings.max_queued_requests),
         max_header_bytes=settings.max_header_bytes,
         header_seconds=settings.header_seconds,
         metrics=metrics,

@@ -1,8 +1,11 @@
-"""One client's connection: uvicorn's protocol, with the two bounds on a request's head that it lacks.
+"""One client's connection: uvicorn's protocol, with the bounds on a request's head that it lacks, and a door.
 
 Until a head is complete no application sees it, and uvicorn with httptools lets it grow, and trickle, for ever.
 Between requests uvicorn's own keep-alive timeout holds; from the connection's opening, and from each further request's
 first byte, to the end of its head, these do. A body that trickles is refused by the application: service/web/limits.py.
+
+The door is for more requests than the event loop can even read. A refusal by the application costs a good part of what
+an answer does; here, by the head alone, little. So under any load the time goes to those that are let in.
 """
 
 import asyncio
@@ -11,10 +14,12 @@ from typing import Any, cast
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.web.errors import HEADER_TOO_LARGE, PROBLEM_JSON, REQUEST_TIMEOUT, Kind
+from service.web.errors import HEADER_TOO_LARGE, KINDS, PROBLEM_JSON, REQUEST_TIMEOUT, Kind
 from service.web.metrics import Metrics
+from service.web.scheduler import QueueFullError
 
 _LARGE_BYTES = 2**14
+_RETRY_SECONDS = 1
 
 
 class Corked:
@@ -53,10 +58,28 @@ class Corked:
             self._transport.write(b"".join(kept))
 
 
-class Connection(HttpToolsProtocol):
-    """Closes a connection whose request head is too large (431) or too slow (408).
+class Door:
+    """How many requests are inside, over all connections: those whose body is there, and whose answer is not.
 
     Args:
+        max_inside: requests that are let in; further ones get a 429.
+    """
+
+    def __init__(self, max_inside: int) -> None:
+        self.max_inside = max_inside
+        self.uploading = 0
+        """Requests whose body is still coming: they take no room, or slow clients could shut the others out."""
+
+    def is_full(self, num_tasks: int) -> bool:
+        """Whether no further request is let in, where so many are read or answered now."""
+        return num_tasks - self.uploading >= self.max_inside
+
+
+class Connection(HttpToolsProtocol):
+    """Closes a connection whose request head is too large (431) or too slow (408); refuses work when it is full (429).
+
+    Args:
+        door: shared by all connections.
         max_header_bytes: that may arrive without completing a head or bringing a body; trailers count too. A head that
             comes whole in one piece is the application's to refuse.
         header_seconds: from a head's first byte to its last.
@@ -64,9 +87,12 @@ class Connection(HttpToolsProtocol):
     """
 
     def __init__(
-        self, *args: Any, max_header_bytes: int, header_seconds: float, metrics: Metrics, **named: Any
+        self, *args: Any, door: Door, max_header_bytes: int, header_seconds: float, metrics: Metrics, **named: Any
     ) -> None:
         super().__init__(*args, **named)
+        self._door = door
+        self._turned_away = False
+        self._uploading = False
         self._max_header_bytes = max_header_bytes
         self._header_seconds = header_seconds
         self._metrics = metrics
@@ -98,23 +124,58 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         self._in_head = False
         self._bare_bytes = 0
+        if self._wants_work and self._idle and self._door.is_full(len(self.tasks)):
+            self._turned_away = True
+            self._start_timer()  # of the body, which nobody reads
+            if self.expect_100_continue:
+                self._turn_away(keep_alive=False)
+            return
         super().on_headers_complete()
+        self._set_uploading(True)
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
         self._bare_bytes = 0
-        super().on_body(body)
+        if not self._turned_away:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is read; what comes now is another head."""
         self._in_head = True
         self._bare_bytes = 0
-        super().on_message_complete()
+        self._set_uploading(False)
+        if self._turned_away:
+            self._turned_away = False
+            self._turn_away(keep_alive=self.parser.should_keep_alive())
+        else:
+            super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by either side."""
         self._stop_timer()
+        self._set_uploading(False)
         super().connection_lost(exc)
+
+    @property
+    def _wants_work(self) -> bool:
+        """Whether the request would be computed; probes and admin calls always come in."""
+        return self.url.startswith(b"/v1/") and not self.url.startswith(b"/v1/admin/")
+
+    def _set_uploading(self, uploading: bool) -> None:
+        self._door.uploading += uploading - self._uploading
+        self._uploading = uploading
+
+    def _turn_away(self, *, keep_alive: bool) -> None:
+        """Answer 429, and be ready for the next request."""
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        kind = KINDS[QueueFullError]
+        self._metrics.refusals.labels(kind.slug).inc()
+        detail = f"{self._door.max_inside} requests are being answered; try again in {_RETRY_SECONDS} s"
+        self._answer(kind, detail, f"Retry-After: {_RETRY_SECONDS}\r\n", keep_alive=keep_alive)
+        if keep_alive:
+            self.on_response_complete()
 
     @property
     def _idle(self) -> bool:
@@ -141,9 +202,15 @@ class Connection(HttpToolsProtocol):
             return
         self._metrics.refusals.labels(kind.slug).inc()
         if self._idle:  # else these bytes would be taken for the answer to another request
-            document = {"type": f"urn:logpx:problem:{kind.slug}", "title": kind.title, "status": int(kind.status)}
-            body = orjson.dumps({**document, "detail": detail})
-            head = f"HTTP/1.1 {int(kind.status)} {kind.status.phrase}\r\nContent-Type: {PROBLEM_JSON}\r\n"
-            head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-            self.transport.write(head.encode() + body)
-        self.transport.close()
+            self._answer(kind, detail, keep_alive=False)
+        else:
+            self.transport.close()
+
+    def _answer(self, kind: Kind, detail: str, headers: str = "", *, keep_alive: bool) -> None:
+        document = {"type": f"urn:logpx:problem:{kind.slug}", "title": kind.title, "status": int(kind.status)}
+        body = orjson.dumps({**document, "detail": detail})
+        head = f"HTTP/1.1 {int(kind.status)} {kind.status.phrase}\r\nContent-Type: {PROBLEM_JSON}\r\n{headers}"
+        head += f"Content-Length: {len(body)}\r\n" + ("\r\n" if keep_alive else "Connection: close\r\n\r\n")
+        self.transport.write(head.encode() + body)
+        if not keep_alive:
+            self.transport.close()

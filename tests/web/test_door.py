@@ -1,0 +1,112 @@
+"""More requests than are let in, against the real process: the others get a 429 by their head alone."""
+
+import json
+import socket
+from collections.abc import Iterator
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.web.forms import npy
+from tests.web.test_process import NPY, Start, address, start, start_long_job
+
+__all__ = ["start"]  # the fixture
+BODY = npy(np.zeros((1, 28, 28), np.uint8))
+HEAD = b"POST /v1/encode HTTP/1.1\r\nHost: here\r\nContent-Type: application/x-npy\r\n"
+WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+@pytest.fixture
+def full(start: Start) -> Iterator[str]:
+    """A service whose one place is taken."""
+    url = address(start(max_queued_requests=1))
+    job, answers = start_long_job(url)
+    yield url
+    job.join()
+    assert answers[0].status_code == 200
+    assert httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY).status_code == 200
+
+
+def connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def read(connection: socket.socket) -> tuple[bytes, bytes]:
+    """One answer's head and body."""
+    head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head, body
+
+
+def test_the_answer_says_what_to_do_and_the_connection_stays(full: str) -> None:
+    with connect(full) as connection:
+        for _ in range(3):
+            connection.sendall(WHOLE)
+            head, body = read(connection)
+            assert head.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+            assert b"\r\nRetry-After: 1\r\n" in head
+            problem = json.loads(body)
+            assert (problem["type"], problem["status"]) == ("urn:logpx:problem:queue-full", 429)
+            assert problem["detail"] == "1 requests are being answered; try again in 1 s"
+        connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert read(connection)[0].startswith(b"HTTP/1.1 200 ")
+    assert 'logpx_refusals_total{problem="queue-full"} 3.0' in httpx2.get(f"{full}/metrics").text
+
+
+def test_a_body_in_pieces_is_answered_once_it_is_whole(full: str) -> None:
+    with connect(full) as connection:
+        for piece in (WHOLE[:60], WHOLE[60:200], WHOLE[200:-1], WHOLE[-1:] + WHOLE):  # the next one follows at once
+            assert httpx2.get(f"{full}/livez").status_code == 200
+            connection.sendall(piece)
+        answers = b""
+        while answers.count(b'"status":429') < 2:
+            answers += connection.recv(65536)
+    assert answers.count(b"HTTP/1.1 429 ") == 2
+
+
+def test_who_waits_to_be_asked_for_the_body_is_told_at_once_and_hung_up_on(full: str) -> None:
+    with connect(full) as connection:
+        connection.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 1000000\r\n\r\n")
+        head, _ = read(connection)
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"\r\nConnection: close" in head
+        assert connection.recv(1) == b""
+
+
+def test_a_connection_that_is_to_be_closed_is_closed(full: str) -> None:
+    with connect(full) as connection:
+        connection.sendall(WHOLE.replace(b"Host: here\r\n", b"Host: here\r\nConnection: close\r\n"))
+        assert b"\r\nConnection: close" in read(connection)[0]
+        assert connection.recv(1) == b""
+
+
+def test_a_body_that_nobody_reads_has_its_time(start: Start) -> None:
+    url = address(start(max_queued_requests=1, header_seconds=0.5))
+    job, _ = start_long_job(url)
+    with connect(url) as connection:
+        connection.sendall(WHOLE[:-1])
+        assert connection.recv(1) == b""
+    job.join()
+
+
+def test_bodies_that_are_still_coming_take_no_room(start: Start) -> None:
+    url = address(start(max_queued_requests=1))
+    slow = [connect(url) for _ in range(4)]
+    for connection in slow:
+        connection.sendall(WHOLE[:-1])
+    assert httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY).status_code == 200
+    for connection in slow[:2]:
+        connection.close()
+    for connection in slow[2:]:
+        connection.sendall(WHOLE[-1:])
+        assert read(connection)[0].startswith(b"HTTP/1.1 200 ")
+        connection.close()
+    asked = (httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY).status_code for _ in range(100))
+    assert 200 in asked  # those that went away are not counted for ever
+    job, _ = start_long_job(url)
+    assert httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY).status_code == 429
+    job.join()
