@@ -12,6 +12,7 @@ import asyncio
 from typing import Any, cast
 
 import orjson
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.web.errors import HEADER_TOO_LARGE, KINDS, PROBLEM_JSON, REQUEST_TIMEOUT, Kind
@@ -20,6 +21,7 @@ from service.web.scheduler import QueueFullError
 
 _LARGE_BYTES = 2**14
 _RETRY_SECONDS = 1
+_LET_IN = "logpx.let_in"
 
 
 class Corked:
@@ -67,12 +69,26 @@ class Door:
 
     def __init__(self, max_inside: int) -> None:
         self.max_inside = max_inside
+        self.let_in = 0
         self.uploading = 0
-        """Requests whose body is still coming: they take no room, or slow clients could shut the others out."""
+        """Of these, those whose body is still coming: they take no room, or slow clients could shut others out."""
 
-    def is_full(self, num_tasks: int) -> bool:
-        """Whether no further request is let in, where so many are read or answered now."""
-        return num_tasks - self.uploading >= self.max_inside
+    @property
+    def is_full(self) -> bool:
+        """Whether no further request is let in."""
+        return self.let_in - self.uploading >= self.max_inside
+
+    def counting(self, app: ASGIApp) -> ASGIApp:
+        """The app, for requests that have been counted as let in: the door sees each of them out."""
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            finally:
+                if _LET_IN in scope:
+                    self.let_in -= 1
+
+        return counted
 
 
 class Connection(HttpToolsProtocol):
@@ -90,6 +106,7 @@ class Connection(HttpToolsProtocol):
         self, *args: Any, door: Door, max_header_bytes: int, header_seconds: float, metrics: Metrics, **named: Any
     ) -> None:
         super().__init__(*args, **named)
+        self.app = door.counting(self.app)
         self._door = door
         self._turned_away = False
         self._uploading = False
@@ -124,14 +141,17 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         self._in_head = False
         self._bare_bytes = 0
-        if self._wants_work and self._idle and self._door.is_full(len(self.tasks)):
-            self._turned_away = True
-            self._start_timer()  # of the body, which nobody reads
-            if self.expect_100_continue:
-                self._turn_away(keep_alive=False)
-            return
+        if self._wants_work and self._idle:
+            if self._door.is_full:
+                self._turned_away = True
+                self._start_timer()  # of the body, which nobody reads
+                if self.expect_100_continue:
+                    self._turn_away(keep_alive=False)
+                return
+            self._door.let_in += 1
+            self._set_uploading(True)
+            cast(dict[str, Any], self.scope)[_LET_IN] = True
         super().on_headers_complete()
-        self._set_uploading(True)
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""

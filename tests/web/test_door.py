@@ -25,7 +25,12 @@ def full(start: Start) -> Iterator[str]:
     yield url
     job.join()
     assert answers[0].status_code == 200
-    assert httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY).status_code == 200
+    assert_let_in(url)
+
+
+def assert_let_in(url: str) -> None:
+    """A request comes in, if not the first one: the one before may be answered, and not quite over."""
+    assert 200 in (httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY).status_code for _ in range(100))
 
 
 def connect(url: str) -> socket.socket:
@@ -98,15 +103,14 @@ def test_bodies_that_are_still_coming_take_no_room(start: Start) -> None:
     slow = [connect(url) for _ in range(4)]
     for connection in slow:
         connection.sendall(WHOLE[:-1])
-    assert httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY).status_code == 200
+    assert_let_in(url)
     for connection in slow[:2]:
         connection.close()
     for connection in slow[2:]:
         connection.sendall(WHOLE[-1:])
         assert read(connection)[0].startswith(b"HTTP/1.1 200 ")
         connection.close()
-    asked = (httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY).status_code for _ in range(100))
-    assert 200 in asked  # those that went away are not counted for ever
+    assert_let_in(url)  # those that went away are not counted for ever
     job, _ = start_long_job(url)
     assert httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY).status_code == 429
     job.join()
