@@ -9,6 +9,7 @@ an answer does; here, by the head alone, little. So under any load the time goes
 """
 
 import asyncio
+from functools import lru_cache
 from typing import Any, cast
 
 import orjson
@@ -112,7 +113,7 @@ class Connection(HttpToolsProtocol):
         self._uploading = False
         self._max_header_bytes = max_header_bytes
         self._header_seconds = header_seconds
-        self._metrics = metrics
+        self._refusals = metrics.refusals
         self._in_head = True
         self._bare_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -191,7 +192,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         kind = KINDS[QueueFullError]
-        self._metrics.refusals.labels(kind.slug).inc()
+        self._refusals.labels(kind.slug).inc()
         detail = f"{self._door.max_inside} requests are being answered; try again in {_RETRY_SECONDS} s"
         self._answer(kind, detail, f"Retry-After: {_RETRY_SECONDS}\r\n", keep_alive=keep_alive)
         if keep_alive:
@@ -220,17 +221,23 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
-        self._metrics.refusals.labels(kind.slug).inc()
+        self._refusals.labels(kind.slug).inc()
         if self._idle:  # else these bytes would be taken for the answer to another request
             self._answer(kind, detail, keep_alive=False)
         else:
             self.transport.close()
 
     def _answer(self, kind: Kind, detail: str, headers: str = "", *, keep_alive: bool) -> None:
-        document = {"type": f"urn:logpx:problem:{kind.slug}", "title": kind.title, "status": int(kind.status)}
-        body = orjson.dumps({**document, "detail": detail})
-        head = f"HTTP/1.1 {int(kind.status)} {kind.status.phrase}\r\nContent-Type: {PROBLEM_JSON}\r\n{headers}"
-        head += f"Content-Length: {len(body)}\r\n" + ("\r\n" if keep_alive else "Connection: close\r\n\r\n")
-        self.transport.write(head.encode() + body)
+        self.transport.write(_problem(kind, detail, headers, keep_alive))
         if not keep_alive:
             self.transport.close()
+
+
+@lru_cache(maxsize=16)
+def _problem(kind: Kind, detail: str, headers: str, keep_alive: bool) -> bytes:
+    """A whole answer, head and body."""
+    document = {"type": f"urn:logpx:problem:{kind.slug}", "title": kind.title, "status": int(kind.status)}
+    body = orjson.dumps({**document, "detail": detail})
+    head = f"HTTP/1.1 {int(kind.status)} {kind.status.phrase}\r\nContent-Type: {PROBLEM_JSON}\r\n{headers}"
+    head += f"Content-Length: {len(body)}\r\n" + ("" if keep_alive else "Connection: close\r\n")
+    return head.encode() + b"\r\n" + body
