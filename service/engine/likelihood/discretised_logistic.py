@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from service.engine.builder import GraphBuilder
 from service.engine.likelihood.base import Curvature, Likelihood, Parameters, sum_pixels
 
+_FAR = np.float32(1e38)
+
 
 class DiscretisedLogistic(Likelihood):
     """A logistic density integrated over each level's bin (Kingma et al. 2016, arXiv 1606.04934; PixelCNN++).
@@ -59,17 +61,29 @@ class DiscretisedLogistic(Likelihood):
         return np.asarray(np.rint(np.clip(value, 0, 1) * self._top) / self._top, np.float32)
 
     def fragment(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str], num_pixels: int) -> str:
-        """The product form."""
-        above, below, width, first, last = self._terms(builder, x, parameters)
-        zero = builder.constant(np.float32(0))
-        costs = [
-            builder.add("Where", last, zero, builder.add("Softplus", builder.add("Neg", above))),
-            builder.add("Where", first, zero, builder.add("Softplus", below)),
-        ]
-        inner = builder.add("Not", builder.add("Or", first, last))
-        log_width = builder.add("Where", inner, _log1mexp(builder, width), zero)
-        cost = builder.add("Add", *costs)  # [B, K, P]
-        return builder.sum_last(builder.add("Sub", log_width, cost))
+        """−log P(x) = max(−a, 0) + max(b, 0) + log [(1 + exp(−|a|))·(1 + exp(−|b|)) / (1 − exp(−2δ/s))].
+
+        The first level's b and the last one's a are moved out of reach, to where their terms vanish, as is the width of
+        both. A bracket is at most 4 / (1 − exp(−2δ/s)): four of them are multiplied before one logarithm is taken,
+        which stays within float32 up to s = 10⁶.
+        """
+        upper, lower, half = self._bounds(builder, x)
+        inverse = builder.add("Exp", builder.add("Neg", parameters["log_scale"]))  # [B, K, P]
+        above = builder.add("Mul", builder.add("Sub", upper, parameters["loc"]), inverse)
+        below = builder.add("Mul", builder.add("Sub", lower, parameters["loc"]), inverse)
+        one = builder.constant(np.float32(1))
+        h = builder.add("Tanh", builder.add("Mul", half, inverse))  # exact for the widest s: 1 − exp(−t) = 2h/(1 + h)
+        bracket = builder.add("Div", builder.add("Add", h, one), builder.add("Add", h, h))
+        for bound in (above, below):
+            decay = builder.add("Exp", builder.add("Neg", builder.add("Abs", bound)))
+            bracket = builder.add("Mul", bracket, builder.add("Add", decay, one))
+        group = max(size for size in range(1, 5) if num_pixels % size == 0)
+        groups = builder.constant(np.array([0, 0, group, num_pixels // group], np.int64))
+        grouped = builder.add("Reshape", bracket, groups)  # [B, K, group, P/group]
+        product = builder.add("ReduceProd", grouped, builder.constant(np.array([2], np.int64)), keepdims=0)
+        outside = builder.add("Add", builder.add("Relu", builder.add("Neg", above)), builder.add("Relu", below))
+        cost = builder.add("Add", builder.sum_last(builder.add("Log", product)), builder.sum_last(outside))
+        return builder.add("Neg", cost)
 
     def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> dict[str, Curvature]:
         """Exact scores; the information is the continuous logistic's, 1/(3·s²) in loc and (3 + π²)/9 in log_scale.
@@ -92,6 +106,15 @@ class DiscretisedLogistic(Likelihood):
         information = builder.fill_like(precision, builder.constant(np.float32((3 + math.pi**2) / 9)))
         return {"loc": Curvature(loc_score, precision), "log_scale": Curvature(scale_score, information)}
 
+    def _bounds(self, builder: GraphBuilder, x: str) -> tuple[str, str, str]:
+        """x + δ, x − δ and δ, those out of reach that have no term: [B, 1, P] each."""
+        half_step, far = builder.constant(np.float32(self._half_step)), builder.constant(_FAR)
+        first = builder.add("Less", x, half_step)
+        last = builder.add("Greater", x, builder.constant(np.float32(1 - self._half_step)))
+        upper = builder.add("Where", last, far, builder.add("Add", x, half_step))
+        lower = builder.add("Where", first, builder.add("Neg", far), builder.add("Sub", x, half_step))
+        return upper, lower, builder.add("Where", builder.add("Or", first, last), far, half_step)
+
     def _terms(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> tuple[str, str, str, str, str]:
         """a, b, t = 2δ/s, and whether x is the first or the last level; [B, K, P] or, for the last two, [B, 1, P]."""
         half_step = builder.constant(np.float32(self._half_step))
@@ -103,10 +126,3 @@ class DiscretisedLogistic(Likelihood):
         first = builder.add("Less", x, half_step)
         last = builder.add("Greater", x, builder.constant(np.float32(1 - self._half_step)))
         return above, below, width, first, last
-
-
-def _log1mexp(builder: GraphBuilder, t: str) -> str:
-    """log(1 − exp(−t)) for t > 0, as log(2·h / (1 + h)) with h = tanh(t/2): exact for the smallest t."""
-    h = builder.add("Tanh", builder.add("Mul", t, builder.constant(np.float32(0.5))))
-    denominator = builder.add("Add", h, builder.constant(np.float32(1)))
-    return builder.add("Log", builder.add("Div", builder.add("Add", h, h), denominator))
