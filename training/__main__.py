@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from model_store import StoreError
 from model_store.manifest import ModelName
+from service.engine.calibration import promises
 from service.engine.model import Model
 from service.engine.proposal import (
     DEFAULT_NUM_SAMPLES,
@@ -36,7 +37,6 @@ from training.options import add_configuration_options
 from training.publication import (
     SCORING_SEED,
     describe,
-    few_calibration_images,
     held_out_images,
     load_engine,
     load_model,
@@ -295,8 +295,8 @@ def _publish(parsed: argparse.Namespace) -> None:
     configuration = run.description.configuration
     source = _open(getattr(parsed, "data", run.description.source), _reading(configuration, parsed.workers))
     splits = split(source, configuration)
-    if warning := few_calibration_images(len(splits.calibration)):
-        print(f"warning: {warning}", file=sys.stderr)
+    for line in promises(len(splits.calibration)):
+        print(line)
     publication = publish_run(
         run,
         splits,

@@ -1,17 +1,7 @@
 import numpy as np
 import pytest
 
-from service.engine.anomaly import METHODS, UnknownMethodError, conformal_p_value, strangeness
-
-
-def test_the_less_likely_is_the_stranger() -> None:
-    score = strangeness("log_likelihood", np.array([-70.0, -900.0, -80.0]))
-    assert score.tolist() == [70, 900, 80]
-
-
-def test_an_unknown_method_is_answered_with_those_there_are() -> None:
-    with pytest.raises(UnknownMethodError, match=f"unknown method 'magic'; accepted: {', '.join(METHODS)}"):
-        strangeness("magic", np.zeros(1))
+from service.engine.conformal import conformal_p_value
 
 
 @pytest.mark.parametrize(
