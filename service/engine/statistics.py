@@ -43,13 +43,13 @@ def derived(measured: Values) -> dict[str, Array]:
     """Statistics with those that follow from them; of an older calibration, which has fewer, as many as can be had.
 
     - `posterior_gap` = log P(x) − ELBO = KL[q(z|x) ‖ p(z|x)]
-    - `reconstruction` = KL[q(z|x) ‖ p(z)] − ELBO = −E_q[log p(x|z)]
+    - `reconstruction` = −ELBO − KL[q(z|x) ‖ p(z)] = −E_q[log p(x|z)]
     """
     values = dict(measured)
     with np.errstate(invalid="ignore"):  # ∞ − ∞
         values["posterior_gap"] = measured["log_likelihood"] - measured["elbo"]
         if "kl" in measured:
-            values["reconstruction"] = measured["kl"] - measured["elbo"]
+            values["reconstruction"] = -measured["elbo"] - measured["kl"]
     return values
 
 
