@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store import FITTING
 from service.engine.conformal import benjamini_hochberg, conformal_p_value
 from service.engine.methods import DEFAULT_METHOD, METHODS, MIN_FITTING, Method, Score
 from service.engine.statistics import Array, Statistics, Values, derived
 
-FITTING = "fitting"
-"""Calibration array: 1 for images that the methods fit what they fit, 0 for those that scores are compared with."""
 _FITTING_EVERY = 3
 DEFAULT_ALPHA = 0.05
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable
 
-from service.engine.anomaly import DEFAULT_ALPHA, FITTING, compared_with, fitting_images
+from model_store import FITTING
+from service.engine.anomaly import DEFAULT_ALPHA, compared_with, fitting_images
 from service.engine.chunks import complete
 from service.engine.conformal import promise
 from service.engine.model import Model, Pixels

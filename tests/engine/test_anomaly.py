@@ -1,5 +1,6 @@
 """Scores against calibration images: what they guarantee, and what they refuse."""
 
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from model_store import FITTING
 from service.engine.anomaly import (
-    FITTING,
     AnomalyScores,
     Detector,
     UncalibratedModelError,
@@ -220,3 +221,18 @@ def test_several_methods_cost_one_pass(model: Model, monkeypatch: pytest.MonkeyP
         complete(model.anomaly_scores(ORACLE.draw(5, GREY, seed=43), methods=methods))
         taken.append(runs[0])
     assert taken[0] == taken[1] > 0
+
+
+def test_memory_does_not_grow_with_samples_of_all_images(model: Model) -> None:
+    """What 4000 images more take is their own numbers, not 200 log weights each."""
+
+    def peak(num_images: int) -> int:
+        pixels = np.zeros((num_images, *GREY.chw), np.float32)
+        tracemalloc.start()
+        complete(model.anomaly_scores(pixels, methods=list(METHODS)))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    pixel_bytes = 4 * GREY.size
+    assert (peak(5000) - peak(1000)) / 4000 < 4 * pixel_bytes < 2 * 4 * 200

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_store import StoreError, list_versions, open_version
-from service.engine.anomaly import FITTING
+from model_store import FITTING, StoreError, list_versions, open_version
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
