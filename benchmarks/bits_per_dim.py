@@ -132,7 +132,7 @@ class EightBitModel:
             log_weight[index], encoder_log_weight[index] = log_joint - log_density, log_joint - log_encoder
         if proposal == "laplace":
             log_weight += balanced(np.zeros((1, num_samples), np.float32))
-            encoder_log_weight = encoder_log_weight[:, part_of(0, num_samples) == len(SHARES) - 1]
+            encoder_log_weight = encoder_log_weight[:, part_of(np.arange(num_samples)) == len(SHARES) - 1]
         record = estimate(log_weight, evidence_lower_bound(encoder_log_weight), images[0].size, proposal)
         return replace(record, reliable=record.reliable & settled)
 
@@ -157,7 +157,7 @@ def sample_mixture(
     mode, basis, scales = (
         values[index].astype(np.float64) for values in (around.mode, around.basis, around.scales)
     )  # [D], [D, D], [J, D]
-    part, last = part_of(0, len(noise)), len(scales)
+    part, last = part_of(np.arange(len(noise))), len(scales)
     from_mode = mode + ((noise @ basis) * scales[np.minimum(part, last - 1)]) @ basis.T
     z = np.where((part == last)[:, None], mean + encoder_scale * noise, from_mode)
     along_axes = (z - mode) @ basis

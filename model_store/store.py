@@ -29,6 +29,8 @@ BUNDLED = Path(__file__).parent / "artifacts"
 MANIFEST, ENCODER, DECODER, CALIBRATION = "manifest.json", "encoder.onnx", "decoder.onnx", "calibration.npz"
 _FILES = (ENCODER, DECODER, CALIBRATION)
 _CALIBRATION_ARRAYS = ("log_likelihood", "elbo")
+FITTING = "fitting"
+"""Calibration array: 1 for images that methods fit what they fit to, 0 for those that scores are compared with."""
 _NAME = re.compile(NAME_PATTERN)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -258,3 +260,6 @@ def _check_calibration(file: Path, arrays: Mapping[str, NDArray[np.float64]], nu
         if array.dtype != np.float64 or array.shape != (num_images,) or not np.isfinite(array).all():
             found = f"{array.dtype} {list(array.shape)}"
             raise InvalidArtifactError(file, f"{key!r} must be {num_images} finite float64 numbers, found {found}")
+    fitting = arrays.get(FITTING, np.zeros(1))
+    if not np.isin(fitting, (0, 1)).all() or fitting.all():
+        raise InvalidArtifactError(file, f"{FITTING!r} must be of 0 and 1, with a 0 in it")

@@ -1,117 +1,28 @@
-"""`python -m service`: serve the model store over HTTP until SIGTERM."""
+"""Without a command, serve the model store over HTTP; settings come from the environment (docs/operations.md)."""
 
-import asyncio
-import os
+import argparse
 import sys
-from concurrent.futures import Future
-from functools import partial
-from types import FrameType
-from typing import cast
+from collections.abc import Sequence
 
-import uvicorn
-from opentelemetry.trace import TracerProvider
-from pydantic import ValidationError
-from threadpoolctl import threadpool_limits
-
-from service.web.app import create_app
-from service.web.connection import Connection, Door
-from service.web.logs import configure_logging
-from service.web.metrics import Metrics
-from service.web.settings import Settings
-
-_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+from service import calibrate
+from service.serve import serve
 
 
-class Server(uvicorn.Server):
-    """Drains before it stops: `/readyz` turns 503 at the first signal, and accepted work is finished."""
-
-    failed = False
-    _drain: "Future[None] | None" = None
-
-    def fail(self) -> None:
-        """Stop, with exit status 1."""
-        self.failed = True
-        self.should_exit = True
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain, then exit. Second: exit at once."""
-        if self._drain is None:
-            loop = asyncio.get_running_loop()
-            self._drain = asyncio.run_coroutine_threadsafe(
-                self._drain_then_exit(), loop
-            )  # safe in a signal handler too
-        else:
-            super().handle_exit(sig, frame)
-
-    async def _drain_then_exit(self) -> None:
-        app = self.config.app
-        try:
-            await app.state.backend.drain()  # type: ignore[union-attr]
-        finally:
-            self.should_exit = True
-
-
-def main() -> int:
-    """Read the settings, serve, and return the exit status."""
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        for item in error.errors():
-            name = "LOGPX_" + "_".join(str(part) for part in item["loc"]).upper()
-            found = "" if name.endswith("_KEYS") else f", not {item['input']!r}"
-            print(f"{name}: {item['msg']}{found}", file=sys.stderr)
-        return 2
-    configure_logging(settings)
-    threadpool_limits(1, user_api="blas")  # NumPy's matrices are small here: threads would only wait for one another
-    server: Server | None = None
-
-    def fail() -> None:
-        if server is not None:
-            server.fail()
-
-    try:
-        tracer_provider = _tracer_provider()
-    except ModuleNotFoundError as error:
-        print(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`", file=sys.stderr)
-        return 2
-    app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider)
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            http=_connection(settings, app.state.metrics),
-            ws="none",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,  # nothing here asks for the client's address
-            server_header=False,
-            timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
-        )
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    summary = "Calibrate a model's anomaly scores on images of your own, as a new version of it."
+    command = commands.add_parser(
+        "calibrate",
+        help=summary,
+        description=summary,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    server.run()
-    return 1 if server.failed else 0
-
-
-def _tracer_provider() -> TracerProvider | None:
-    """Where spans go, if OpenTelemetry's own variables say that they shall go anywhere."""
-    if not (os.environ.get(_ENDPOINT) or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
-        return None
-    from service.web.tracing import export_traces
-
-    return export_traces()
-
-
-def _connection(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
-    """What uvicorn makes of each connection; any callable will do, though it asks for a class."""
-    bounded = partial(
-        Connection,
-        door=Door(settings.max_queued_requests),
-        max_header_bytes=settings.max_header_bytes,
-        header_seconds=settings.header_seconds,
-        metrics=metrics,
-    )
-    return cast(type[asyncio.Protocol], bounded)
+    calibrate.add_options(command)
+    command.set_defaults(command=calibrate.run)
+    parsed = parser.parse_args(arguments)
+    return int(parsed.command(parsed)) if hasattr(parsed, "command") else serve()
 
 
 if __name__ == "__main__":

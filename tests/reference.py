@@ -1,10 +1,14 @@
 """The engine's sums once more: NumPy in float64 over plain ONNX Runtime sessions, nothing fused or chunked."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from service.engine.calibration import calibrate
 from service.engine.likelihood import likelihood_of
 from service.engine.model import Model
 from service.engine.preparation import Preparation
@@ -23,6 +27,16 @@ def load(toy: Toy, *, chunk_rows: int = 512) -> Model:
         calibration=toy.calibration,
         chunk_rows=chunk_rows,
     )
+
+
+def calibrated(toy: Toy, pixels: Array, **protocol: Any) -> Toy:
+    """The toy with a calibration by the engine on images [B, C, H, W], by its own protocol but for what is given."""
+    changed = toy.description.calibration.model_copy(update={"num_images": len(pixels), **protocol})
+    new = replace(toy, description=toy.description.model_copy(update={"calibration": changed}))
+    arrays = calibrate(
+        load(toy), [pixels], proposal=changed.proposal, num_samples=changed.num_samples, seed=changed.seed
+    )
+    return replace(new, calibration=arrays)
 
 
 def run(graph: bytes, **inputs: Array) -> dict[str, Array]:

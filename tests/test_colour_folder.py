@@ -91,7 +91,7 @@ def test_a_colour_folder_from_training_to_answers(
             for image in (familiar, strange)
         ]
         assert scores[0]["log_likelihood"] > scores[1]["log_likelihood"]
-        assert scores[0]["p_value"] > scores[1]["p_value"] == pytest.approx(1 / 26, abs=1e-3)
+        assert scores[0]["p_value"] > scores[1]["p_value"] == pytest.approx(1 / 18, abs=1e-3)
         decoded = client.post("/v1/decode", json={"latents": posterior.json()["mean"]}, headers={"accept": "image/png"})
         with Image.open(io.BytesIO(decoded.content)) as picture:
             assert (picture.mode, picture.size) == ("RGB", (SIZE, SIZE))

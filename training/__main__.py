@@ -8,6 +8,7 @@ from dataclasses import fields
 import torch
 
 from model_store import StoreError
+from service.engine.calibration import promises
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
 from service.engine.runtime import ExecutionProviderError, Runtime
@@ -24,7 +25,6 @@ from training.parser import build_parser
 from training.publication import (
     SCORING_SEED,
     describe,
-    few_calibration_images,
     held_out_images,
     load_engine,
     load_model,
@@ -154,8 +154,8 @@ def _publish(parsed: argparse.Namespace) -> None:
     configuration = run.description.configuration
     source = _open(getattr(parsed, "data", run.description.source), _reading(configuration, parsed.workers))
     splits = split(source, configuration)
-    if warning := few_calibration_images(len(splits.calibration)):
-        print(f"warning: {warning}", file=sys.stderr)
+    for line in promises(len(splits.calibration)):
+        print(line)
     publication = publish_run(
         run,
         splits,

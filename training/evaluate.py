@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model_store import Metric
+from service.engine.calibration import calibrate
 from service.engine.chunks import complete
 from service.engine.estimate import LogLikelihood
 from service.engine.model import Model
@@ -112,13 +113,24 @@ def evaluate(model: Model, images: Images, protocol: Protocol, *, progress: bool
     )
 
 
-def score(model: Model, images: Images, protocol: Protocol, *, progress: bool = False) -> LogLikelihood:
-    """The engine's record for a set of images [N, C, H, W], handed to it as requests hand them: pixels in [0, 1].
+def calibration_arrays(
+    model: Model, images: Images, protocol: Protocol, *, progress: bool = False
+) -> dict[str, NDArray[np.float64]]:
+    """The engine's calibration on images [N, C, H, W], handed to it as requests hand them: pixels in [0, 1].
 
     Raises:
         DataError: the images are not of the model's size.
     """
-    return _score(model, images, map(in_unit_interval, _batches(images)), protocol, progress=progress)
+    _check_size(model, images)
+    with tqdm(total=len(images), desc="calibrating", unit="image", disable=not progress) as bar:
+        return calibrate(
+            model,
+            map(in_unit_interval, _batches(images)),
+            proposal=protocol.proposal,
+            num_samples=protocol.num_samples,
+            seed=protocol.seed,
+            on_batch=bar.update,
+        )
 
 
 def fresh_batches(model: Model, images: Images, *, seed: int) -> Iterator[NDArray[np.float32]]:
@@ -145,10 +157,7 @@ def describe_preparation(model: Model, images: Images, *, seed: int) -> str:
 def _score(
     model: Model, images: Images, batches: Iterable[NDArray[np.float32]], protocol: Protocol, *, progress: bool
 ) -> LogLikelihood:
-    if images.shape[1:] != model.description.image.chw:
-        raise DataError(
-            "images", f"{list(images.shape[1:])} each, but the model takes {list(model.description.image.chw)}"
-        )
+    _check_size(model, images)
     records = []
     with tqdm(total=len(images), desc="scoring", unit="image", disable=not progress) as bar:
         for batch in batches:
@@ -158,6 +167,13 @@ def _score(
             records.append(complete(chunks))
             bar.update(len(batch))
     return LogLikelihood.join(records)
+
+
+def _check_size(model: Model, images: Images) -> None:
+    if images.shape[1:] != model.description.image.chw:
+        raise DataError(
+            "images", f"{list(images.shape[1:])} each, but the model takes {list(model.description.image.chw)}"
+        )
 
 
 def _batches(images: Images) -> Iterator[Pixels]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import math
 import platform
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from service.engine.runtime import Runtime
 from training.configuration import Configuration
 from training.data import DataSplits, Images, binarise, derive_seed, split, unit_pixels
 from training.errors import RunError
-from training.evaluate import Evaluation, Protocol, evaluate, score
+from training.evaluate import Evaluation, Protocol, calibration_arrays, evaluate
 from training.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
 from training.likelihood import build_likelihood
 from training.networks import Vae
@@ -35,7 +34,6 @@ from training.state import build_state
 from training.units import LatentUnits, latent_units
 
 SCORING_SEED = 0
-ALPHA = 0.05  # of the service, where a request does not say otherwise
 _PARITY = 4  # a stream of random numbers
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch")
 
@@ -136,23 +134,6 @@ def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> 
     return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
 
 
-def few_calibration_images(num_images: int) -> str | None:
-    """What is wrong with so few calibration images, or None: the smallest p-value is 1 / (n + 1).
-
-    >>> few_calibration_images(12)
-    'only 12 calibration images: the smallest p-value is 0.077, so alpha = 0.05 never fires; 19 are needed'
-    >>> few_calibration_images(19) is None
-    True
-    """
-    smallest, needed = 1 / (num_images + 1), math.ceil(1 / ALPHA) - 1
-    if smallest <= ALPHA:
-        return None
-    return (
-        f"only {num_images} calibration images: the smallest p-value is {smallest:.2g}, "
-        f"so alpha = {ALPHA} never fires; {needed} are needed"
-    )
-
-
 def load_engine(description: Description, graphs: ExportedGraphs, *, runtime: Runtime) -> Model:
     """The serving engine's model of graphs that are not in a store (yet)."""
     return Model(description, graphs.encoder, graphs.decoder, runtime=runtime)
@@ -215,13 +196,13 @@ def publish_run(
         encoder_protocol = Protocol("encoder", encoder_samples, protocol.seed)
         encoder_evaluation = evaluate(model, splits.test, encoder_protocol, progress=progress)
     units = latent_units(model, splits.test, seed=protocol.seed)
-    calibration = score(model, splits.calibration, protocol, progress=progress)
+    calibration = calibration_arrays(model, splits.calibration, protocol, progress=progress)
     stored = publish(
         store,
         description.model_copy(update={"metrics": _metrics(evaluation, encoder_evaluation, units)}),
         encoder=graphs.encoder,
         decoder=graphs.decoder,
-        calibration={"log_likelihood": calibration.log_likelihood, "elbo": calibration.elbo},
+        calibration=calibration,
     )
     return Publication(stored, evaluation, encoder_evaluation, units, difference, model)
 

@@ -1,14 +1,18 @@
-"""How strange is an image? A score, higher for stranger, and its conformal p-value."""
+"""How strange is an image? Scores, higher for stranger, and their conformal p-values against calibration images."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-Method = Literal["log_likelihood"]
-METHODS: tuple[Method, ...] = get_args(Method)
-DEFAULT_METHOD: Method = "log_likelihood"
+from model_store import FITTING
+from service.engine.conformal import benjamini_hochberg, conformal_p_value
+from service.engine.methods import DEFAULT_METHOD, METHODS, MIN_FITTING, Method, Score
+from service.engine.statistics import Array, Statistics, Values, derived
+
+_FITTING_EVERY = 3
+DEFAULT_ALPHA = 0.05
 
 
 class UnknownMethodError(ValueError):
@@ -16,45 +20,130 @@ class UnknownMethodError(ValueError):
 
 
 class UncalibratedModelError(Exception):
-    """A model without calibration scores cannot say what is strange."""
+    """A model's calibration scores are not there, or lack what a method needs."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one method says; arrays [B], nats where there is a unit."""
+
+    score: Array
+    """Higher for stranger."""
+    p_value: Array
+    """Conformal, see conformal.py."""
+    is_anomaly: NDArray[np.bool_]
+    """p_value ≤ alpha; with `fdr`, Benjamini-Hochberg's decision over all images of the call."""
 
 
 @dataclass(frozen=True)
 class AnomalyScores:
-    """Scores with their p-values, one entry an image; arrays [B], nats where there is a unit."""
+    """Images scored by one method or several."""
 
-    score: NDArray[np.float64]
-    p_value: NDArray[np.float64]
-    is_anomaly: NDArray[np.bool_]
-    """p_value ≤ alpha."""
-    log_likelihood: NDArray[np.float64]
-    posterior_gap: NDArray[np.float64]
+    by_method: Mapping[str, Judgement]
+    """In the order asked for."""
+    log_likelihood: Array
+    posterior_gap: Array
     calibration_size: int
+    """Images that scores are compared with: no p-value is below 1 / (n + 1)."""
+    explanation: NDArray[np.float64] | None = None
+    """Surprise of each pixel, nats, [B, C, H, W]; see explanation.py."""
 
 
-def strangeness(method: str, log_likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The score of each image, higher for stranger: [B] → [B], nats.
-
-    `log_likelihood` is −log P(x). It calls a simple image from elsewhere familiar (Nalisnick et al. 2019, arXiv
-    1810.09136): a model of clothes gives digits the higher likelihood.
+def check_methods(methods: Sequence[str]) -> None:
+    """Refuse a method that there is not.
 
     Raises:
-        UnknownMethodError: another method.
+        UnknownMethodError: the message lists those there are.
     """
-    if method == "log_likelihood":
-        return -log_likelihood
-    raise UnknownMethodError(f"unknown method {method!r}; accepted: {', '.join(METHODS)}")
+    for method in methods:
+        if method not in METHODS:
+            raise UnknownMethodError(f"unknown method {method!r}; accepted: {', '.join(METHODS)}")
 
 
-def conformal_p_value(score: NDArray[np.float64], calibration_score: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(1 + #{calibration at least as strange}) / (n + 1): scores [B], calibration scores [n] → [B].
+def fitting_images(num_images: int) -> Array:
+    """The array `fitting`: every third image, whatever its scores, so that all others remain comparable.
 
-    For an image exchangeable with the calibration images, P(p ≤ α) ≤ α (Bates et al. 2023, arXiv 2104.08279). A score
-    that is not a number has the p-value of the strangest: 1 / (n + 1).
-
-    >>> conformal_p_value(np.array([5.0, 0.0]), np.array([1.0, 2.0, 5.0])).tolist()
-    [0.5, 1.0]
+    >>> fitting_images(7).tolist()
+    [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
     """
-    ascending = np.sort(calibration_score)
-    at_least = len(ascending) - np.searchsorted(ascending, score, side="left")  # NaN sorts above all numbers
-    return np.asarray((1 + at_least) / (len(ascending) + 1))
+    return np.asarray(np.arange(num_images) % _FITTING_EVERY == _FITTING_EVERY - 1, np.float64)
+
+
+def compared_with(num_images: int) -> int:
+    """Of so many calibration images, how many scores are compared with."""
+    return num_images - int(fitting_images(num_images).sum())
+
+
+class Detector:
+    """Scores images against one model's calibration images.
+
+    What a method fits (a mean, a covariance) is fitted to one part of them, and p-values are taken against the others:
+    to a score function that knows nothing of those, an ordinary image is one more of them, and so P(p ≤ α) ≤ α.
+    An older calibration has no such parts: it serves methods that fit nothing, and they are compared with all of it.
+
+    Args:
+        calibration: arrays [n] by name, as in calibration.npz.
+    """
+
+    def __init__(self, calibration: Mapping[str, Array]) -> None:
+        every = len(calibration["log_likelihood"])
+        fitting = calibration.get(FITTING, np.zeros(every)) > 0
+        reference, self._compared = (
+            {n: a[part] for n, a in derived(calibration).items()} for part in (fitting, ~fitting)
+        )
+        self.calibration_size = every - int(fitting.sum())
+        self._missing: dict[str, str] = {}
+        self._scores: dict[str, tuple[Score, Array]] = {}
+        for name, method in METHODS.items():
+            if missing := _missing(method, reference, int(fitting.sum())):
+                self._missing[name] = missing
+            else:
+                score = method.fit(reference)
+                self._scores[name] = score, np.sort(score(self._compared))
+
+    @property
+    def default_method(self) -> str:
+        """`combined`, where the calibration has what that needs."""
+        return DEFAULT_METHOD if DEFAULT_METHOD in self._scores else "log_likelihood"
+
+    def choose(self, methods: Sequence[str]) -> tuple[str, ...]:
+        """The methods to score by: those asked for, each once, or the default one.
+
+        Raises:
+            UnknownMethodError: see `check_methods`.
+            UncalibratedModelError: the calibration has not what a method needs.
+        """
+        check_methods(methods)
+        for method in methods:
+            if method in self._missing:
+                raise UncalibratedModelError(
+                    f"{method} needs calibration images' {self._missing[method]}, which this version lacks; it can "
+                    f"score by: {', '.join(self._scores)}. `python -m service calibrate` makes one that can by all"
+                )
+        return tuple(dict.fromkeys(methods)) or (self.default_method,)
+
+    def judge(
+        self, statistics: Statistics, methods: Sequence[str], *, alpha: float, fdr: float | None
+    ) -> AnomalyScores:
+        """Score by methods that `choose` has passed."""
+        values = derived(statistics.measured())
+        by_method = {}
+        for method in methods:
+            score, ascending = self._scores[method]
+            strangeness = score(values)
+            p_value = conformal_p_value(strangeness, ascending)
+            is_anomaly = p_value <= alpha if fdr is None else benjamini_hochberg(p_value, fdr)
+            by_method[method] = Judgement(strangeness, p_value, is_anomaly)
+        return AnomalyScores(
+            by_method=by_method,
+            log_likelihood=values["log_likelihood"],
+            posterior_gap=values["posterior_gap"],
+            calibration_size=self.calibration_size,
+        )
+
+
+def _missing(method: Method, reference: Values, num_fitting: int) -> str:
+    lacking = [name for name in method.needs if name not in reference]
+    if not lacking and method.fits and num_fitting < MIN_FITTING:
+        return f"scores of {MIN_FITTING} images or more to fit"
+    return ", ".join(lacking)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,20 @@ class _Plan:
     """Images by index, first and last sample → log weights of the proposal, and of the encoder, for the ELBO."""
     proposal: NDArray[np.str_]
     """The proposal really used, image by image."""
+    latents: Callable[[Indices], Floats]
+    """Samples of each image by index [B, R] → their latents [B, R, D]."""
     converged: NDArray[np.bool_]
     """Where it is the right one: for `laplace`, where the mode was found."""
     mixture: bool
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Estimates, and draws from the posterior."""
+
+    record: LogLikelihood
+    latents: Floats
+    """R draws from p(z|x) for each image, see `resample`: [B, R, D]."""
 
 
 class Estimator:
@@ -44,7 +56,7 @@ class Estimator:
         self._num_pixels = num_pixels
         self._search = Search(sampler, max_steps=max_steps)
 
-    def log_likelihood(
+    def infer(
         self,
         x: Floats,
         posterior: DiagonalGaussian,
@@ -54,24 +66,36 @@ class Estimator:
         seed: int,
         max_std_error: float | None,
         max_num_samples: int,
-    ) -> Chunks[LogLikelihood]:
-        """Prepared images [B, P] and their q(z|x) → one record of arrays [B]; see `Model.log_likelihood`."""
+        num_draws: int = 0,
+    ) -> Chunks[Inference]:
+        """Prepared images [B, P] and their q(z|x) → estimates [B], see `Model.log_likelihood`, and draws [B, R, D]."""
         latent_dim = posterior.mean.shape[1]
         size = max(1, min(_BLOCK_IMAGES, _BLOCK_NUMBERS // latent_dim**2))
-        records = []
+        records, latents = [], []
         for first in range(0, max(1, len(x)), size):
             images = slice(first, first + size)
             block = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
             plan = yield from self._plan(proposal, x[images], block, seed)
             limit = num_samples if max_std_error is None else max(num_samples, max_num_samples)
-            records.append((yield from self._sample(plan, len(x[images]), num_samples, limit, max_std_error)))
-        return LogLikelihood.join(records)
+            record, drawn = yield from self._sample(
+                plan, len(x[images]), num_samples, limit, max_std_error, num_draws=num_draws
+            )
+            records.append(record)
+            latents.append(plan.latents(drawn))
+        return Inference(LogLikelihood.join(records), np.concatenate(latents))
 
     def _sample(
-        self, plan: _Plan, num_images: int, num_samples: int, limit: int, max_std_error: float | None
-    ) -> Chunks[LogLikelihood]:
-        """Draw until every image is done; one that is not doubles its samples."""
-        records, order = [], []
+        self,
+        plan: _Plan,
+        num_images: int,
+        num_samples: int,
+        limit: int,
+        max_std_error: float | None,
+        *,
+        num_draws: int,
+    ) -> Chunks[tuple[LogLikelihood, Indices]]:
+        """Sample until every image is done; one that is not doubles its samples. With R resampled of each: [B, R]."""
+        records, draws, order = [], [], []
         pending = np.arange(num_images)
         log_weight = np.empty((num_images, 0), np.float32)  # [B, K]
         encoder_log_weight = log_weight
@@ -81,7 +105,8 @@ class Estimator:
             log_weight = np.concatenate([log_weight, more], axis=1)
             encoder_log_weight = np.concatenate([encoder_log_weight, encoder_more], axis=1)
             elbo = evidence_lower_bound(encoder_log_weight)
-            record = estimate(balanced(log_weight) if plan.mixture else log_weight, elbo, self._num_pixels)
+            weighted = balanced(log_weight) if plan.mixture else log_weight
+            record = estimate(weighted, elbo, self._num_pixels)
             converged = plan.converged[pending]
             record = replace(record, proposal=plan.proposal[pending], reliable=record.reliable & converged)
             done = np.full(len(pending), stop >= limit)
@@ -89,9 +114,11 @@ class Estimator:
                 done |= record.reliable & (record.std_error <= max_std_error)
             done |= ~converged  # more samples would not make it reliable
             records.append(record.take(done))
+            draws.append(resample(weighted[done], num_draws))
             order.append(pending[done])
             if done.all():
-                return LogLikelihood.join(records).take(np.argsort(np.concatenate(order)))
+                back = np.argsort(np.concatenate(order))
+                return LogLikelihood.join(records).take(back), np.concatenate(draws)[back]
             pending, log_weight, encoder_log_weight = pending[~done], log_weight[~done], encoder_log_weight[~done]
 
     def _plan(self, proposal: str, x: Floats, posterior: DiagonalGaussian, seed: int) -> Chunks[_Plan]:
@@ -109,11 +136,17 @@ class Estimator:
             log_weight = yield from by(DiagonalGaussian(zeros, zeros), images, start, stop)
             return log_weight, (yield from by(posterior, images, start, stop))
 
+        def latents_of(gaussian: DiagonalGaussian, samples: Indices) -> Floats:
+            noise = sampler.noise(samples, seed=seed)
+            return np.asarray(gaussian.mean[:, None] + np.exp(gaussian.log_var / 2)[:, None] * noise, np.float32)
+
         if proposal == "encoder":
-            return _Plan(draw_encoder, np.full(len(x), proposal), every, mixture=False)
+            latents = partial(latents_of, posterior)
+            return _Plan(draw_encoder, np.full(len(x), proposal), latents, every, mixture=False)
         if proposal == "prior":
             zeros = np.zeros_like(posterior.mean)
-            return _Plan(draw_prior, np.full(len(x), proposal), every, mixture=False)
+            latents = partial(latents_of, DiagonalGaussian(zeros, zeros))
+            return _Plan(draw_prior, np.full(len(x), proposal), latents, every, mixture=False)
 
         modes, gaussians = yield from self._search.fit(x, posterior)
         around: Mixture = mixture(gaussians, modes.usable, posterior)
@@ -124,7 +157,32 @@ class Estimator:
             by_mixture, by_encoder = yield from sampler.mixture_log_weights(
                 x[images], part, around.take(images), seed=seed, start=start, stop=stop
             )
-            return by_mixture, by_encoder[:, part_of(start, stop) == encoder_part]
+            return by_mixture, by_encoder[:, part_of(np.arange(start, stop)) == encoder_part]
+
+        def mixture_latents(samples: Indices) -> Floats:
+            noise = sampler.noise(samples, seed=seed)
+            return around.latents(noise, part_of(samples), posterior)
 
         used = np.where(modes.usable, "laplace", "encoder")
-        return _Plan(draw_mixture, used, modes.converged | ~modes.usable, mixture=True)
+        return _Plan(draw_mixture, used, mixture_latents, modes.converged | ~modes.usable, mixture=True)
+
+
+def resample(log_weight: Floats, num_draws: int) -> Indices:
+    """Samples by index, each as often as its weight asks for: log weights [B, K] → [B, R], draws from the posterior.
+
+    Systematic resampling from the middle of the first stratum (Carpenter, Clifford, Fearnhead 1999), so that nothing is
+    left to chance. A weight that is not a number counts as zero.
+
+    >>> resample(np.log(np.array([[1, 4, 3]], np.float32)), 8).tolist()
+    [[0, 1, 1, 1, 1, 2, 2, 2]]
+    """
+    if not num_draws:
+        return np.empty((len(log_weight), 0), np.intp)
+    finite = np.nan_to_num(log_weight.astype(np.float64), nan=-np.inf, posinf=np.inf)
+    highest = finite.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        weight = np.nan_to_num(np.exp(finite - np.where(np.isfinite(highest), highest, 0)), posinf=0)
+    below = weight.cumsum(axis=1)  # [B, K]
+    strata = (np.arange(num_draws) + 0.5) / num_draws * below[:, -1:]  # [B, R]
+    drawn = (below[:, None] < strata[..., None]).sum(axis=2)
+    return np.asarray(np.minimum(drawn, log_weight.shape[1] - 1))

@@ -207,6 +207,17 @@ class Mixture:
         """Those of these images."""
         return Mixture(self.mode[images], self.basis[images], self.scales[images])
 
+    def latents(
+        self, noise: NDArray[np.float32], part: NDArray[np.intp], encoder: DiagonalGaussian
+    ) -> NDArray[np.float32]:
+        """What the graph makes of noise [B, R, D] in these parts [B, R]: latents [B, R, D]."""
+        images = np.arange(len(noise))[:, None]
+        by_encoder = (part == self.scales.shape[1])[..., None]
+        scales = self.scales[images, np.minimum(part, self.scales.shape[1] - 1)]  # [B, R, D]
+        around_mode = self.mode[:, None] + (noise @ self.basis * scales) @ self.basis.transpose(0, 2, 1)
+        around_mean = encoder.mean[:, None] + np.exp(encoder.log_var / 2)[:, None] * noise
+        return np.where(by_encoder, around_mean, around_mode)
+
 
 def mixture(gaussians: Gaussians, usable: NDArray[np.bool_], encoder: DiagonalGaussian) -> Mixture:
     """Each image's Gaussian in three widths; the encoder's own where no mode was usable.

@@ -3,20 +3,22 @@
 Each is a computation in chunks, see chunks.py: `complete(model.encode(pixels))` gives the result.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
-from service.engine.anomaly import DEFAULT_METHOD, AnomalyScores, UncalibratedModelError, conformal_p_value, strangeness
+from service.engine.anomaly import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
 from service.engine.chunks import Chunks, complete
+from service.engine.complexity import complexity
 from service.engine.contract import read_graph
 from service.engine.estimate import LogLikelihood
 from service.engine.estimator import Estimator
+from service.engine.explanation import NUM_DRAWS, surprise
 from service.engine.likelihood import likelihood_of
 from service.engine.preparation import Preparation
 from service.engine.proposal import (
@@ -30,6 +32,7 @@ from service.engine.proposal import (
 )
 from service.engine.runtime import RUNTIME_ERRORS, Runtime
 from service.engine.sampling import Sampler
+from service.engine.statistics import Statistics, divergence
 
 DEFAULT_MAX_STEPS = 100
 
@@ -76,7 +79,7 @@ class Model:
         self.description = description
         self.provider = runtime.provider
         self._chunk_rows = chunk_rows
-        self._calibration = calibration
+        self._detector = None if calibration is None else Detector(calibration)
         self._likelihood = likelihood_of(description.likelihood)
         self._preparation = Preparation(description.preparation, description.image, self._likelihood.levels)
         chw, latent = description.image.chw, (description.latent_dim,)
@@ -168,46 +171,62 @@ class Model:
         check_request(proposal, num_samples)
         x = self._preparation.prepare(pixels)
         posterior = yield from self._encode(x)
-        return (
-            yield from self._estimator.log_likelihood(
-                x.reshape(len(x), self.description.image.size),
-                posterior,
-                proposal=proposal,
-                num_samples=num_samples,
-                seed=seed,
-                max_std_error=max_std_error,
-                max_num_samples=max_num_samples or num_samples,
-            )
+        inference = yield from self._estimator.infer(
+            x.reshape(len(x), self.description.image.size),
+            posterior,
+            proposal=proposal,
+            num_samples=num_samples,
+            seed=seed,
+            max_std_error=max_std_error,
+            max_num_samples=max_num_samples or num_samples,
         )
+        return inference.record
+
+    def statistics(self, pixels: Pixels, *, proposal: str, num_samples: int, seed: int) -> Chunks[Statistics]:
+        """What anomaly scores are made of, by one pass: images [B, C, H, W] → one record of arrays [B]."""
+        check_request(proposal, num_samples)
+        x = self._preparation.prepare(pixels)
+        statistics, _ = yield from self._infer(x, proposal=proposal, num_samples=num_samples, seed=seed)
+        return statistics
 
     def anomaly_scores(
-        self, pixels: Pixels, *, method: str = DEFAULT_METHOD, alpha: float = 0.05
+        self,
+        pixels: Pixels,
+        *,
+        methods: Sequence[str] = (),
+        alpha: float = DEFAULT_ALPHA,
+        fdr: float | None = None,
+        explain: bool = False,
     ) -> Chunks[AnomalyScores]:
         """How strange each image is, with a conformal p-value: images [B, C, H, W] → one record of arrays [B].
 
         Scored with the proposal, sample count and seed that scored the calibration images: p-values hold for no other.
+        All methods come from one pass.
+
+        Args:
+            pixels: [B, C, H, W], each in [0, 1].
+            methods: see methods.py; by default `combined`, where the calibration has what that needs.
+            alpha: an image is an anomaly when its p-value is at most this.
+            fdr: decide by Benjamini-Hochberg's procedure at this rate instead, over all images of the call.
+            explain: with a map of each image's surprising pixels.
 
         Raises:
-            UnknownMethodError: see anomaly.py.
-            UncalibratedModelError: the model came without calibration scores.
+            UnknownMethodError, UncalibratedModelError: see anomaly.py.
         """
-        if self._calibration is None:
+        if self._detector is None:
             raise UncalibratedModelError("this model has no calibration scores")
-        calibration_score = strangeness(method, self._calibration["log_likelihood"])
+        chosen = self._detector.choose(methods)
+        x = self._preparation.prepare(pixels)
         protocol = self.description.calibration
-        record = yield from self.log_likelihood(
-            pixels, proposal=protocol.proposal, num_samples=protocol.num_samples, seed=protocol.seed
+        statistics, latents = yield from self._infer(
+            x,
+            proposal=protocol.proposal,
+            num_samples=protocol.num_samples,
+            seed=protocol.seed,
+            num_draws=NUM_DRAWS if explain else 0,
         )
-        score = strangeness(method, record.log_likelihood)
-        p_value = conformal_p_value(score, calibration_score)
-        return AnomalyScores(
-            score=score,
-            p_value=p_value,
-            is_anomaly=p_value <= alpha,
-            log_likelihood=record.log_likelihood,
-            posterior_gap=record.posterior_gap,
-            calibration_size=len(calibration_score),
-        )
+        scores = self._detector.judge(statistics, chosen, alpha=alpha, fdr=fdr)
+        return replace(scores, explanation=(yield from self._explain(x, latents))) if explain else scores
 
     def _encode(self, x: NDArray[np.float32]) -> Chunks[DiagonalGaussian]:
         mean = np.empty((len(x), self.description.latent_dim), np.float32)
@@ -218,6 +237,37 @@ class Model:
             mean[rows], log_var[rows] = outputs["mean"], outputs["log_var"]
             yield
         return DiagonalGaussian(mean=mean, log_var=log_var)
+
+    def _infer(
+        self, x: NDArray[np.float32], *, proposal: str, num_samples: int, seed: int, num_draws: int = 0
+    ) -> Chunks[tuple[Statistics, NDArray[np.float32]]]:
+        """Prepared images [B, C, H, W] → their statistics, and R draws from each posterior [B, R, D]."""
+        posterior = yield from self._encode(x)
+        inference = yield from self._estimator.infer(
+            x.reshape(len(x), self.description.image.size),
+            posterior,
+            proposal=proposal,
+            num_samples=num_samples,
+            seed=seed,
+            max_std_error=None,
+            max_num_samples=num_samples,
+            num_draws=num_draws,
+        )
+        statistics = Statistics(
+            log_likelihood=inference.record.log_likelihood,
+            elbo=inference.record.elbo,
+            kl=divergence(posterior),
+            complexity=(yield from complexity(self._preparation.restore(x))),
+        )
+        return statistics, inference.latents
+
+    def _explain(self, x: NDArray[np.float32], latents: NDArray[np.float32]) -> Chunks[NDArray[np.float64]]:
+        """Prepared images [B, C, H, W] and draws from their posteriors [B, R, D] → surprise [B, C, H, W], nats."""
+        maps = np.empty(x.shape)
+        for index, image in enumerate(x):
+            maps[index] = surprise(image, self._decoder.run({"z": latents[index]}), self._likelihood)
+            yield
+        return maps
 
     def _try_out(self, folder: Path) -> None:
         """Run every graph once on two images: a shape that only shows at run time is refused here, and not later."""

@@ -88,7 +88,9 @@ class Sampler:
                 graphs.HALF_PRECISIONS: half_precisions[images],
                 graphs.LOG_DETS: log_dets[images],
                 graphs.NOISE: self._noise.rows(seed, samples.start, samples.stop),
-                graphs.CHOSEN: np.eye(len(SHARES), dtype=np.float32)[None, part_of(samples.start, samples.stop)],
+                graphs.CHOSEN: np.eye(len(SHARES), dtype=np.float32)[
+                    None, part_of(np.arange(samples.start, samples.stop))
+                ],
             }
             outputs = self._mixture.run(inputs)
             by_mixture[images, _shift(samples, start)] = outputs[graphs.LOG_WEIGHT]
@@ -125,6 +127,11 @@ class Sampler:
             values[images, samples] = self._log_weight.run(inputs)[graphs.LOG_WEIGHT]
             yield
         return values
+
+    def noise(self, samples: NDArray[np.intp], *, seed: int) -> Floats:
+        """The noise that samples were drawn with, by index: [...] → [..., D]."""
+        drawn = standard_normal(int(samples.max(initial=0)) + 1, self.latent_dim, seed=seed)
+        return drawn[samples]
 
     def _embed(self, points: Array) -> Floats:
         """Points [..., A] or [..., D] as latents [..., D], zero in the dimensions left out."""
@@ -163,9 +170,9 @@ class Sampler:
         return used if len(used) else np.arange(1)
 
 
-def part_of(start: int, stop: int) -> NDArray[np.intp]:
-    """Which part of the mixture draws samples start to stop."""
-    return np.asarray(PATTERN)[np.arange(start, stop) % len(PATTERN)]
+def part_of(samples: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Which part of the mixture draws each sample, by index."""
+    return np.asarray(PATTERN)[samples % len(PATTERN)]
 
 
 def balanced(log_weight: Floats) -> Floats:
@@ -175,7 +182,7 @@ def balanced(log_weight: Floats) -> Floats:
     exact share when its weights are multiplied by share·K/count.
     """
     num_samples = log_weight.shape[1]
-    part = part_of(0, num_samples)
+    part = part_of(np.arange(num_samples))
     balance = np.array(SHARES) * num_samples / np.bincount(part, minlength=len(SHARES))
     shift: Floats = np.log(balance[part]).astype(np.float32)
     return log_weight + shift

@@ -56,7 +56,7 @@ async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, limi
         raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
     body = await _body(request)
     if found == NPY:
-        array = parse_npy(body, (np.dtype("<f4"), np.dtype("u1")))
+        array = parse_pixels(body)
         if reader.is_brief(array):
             return reader.read_array(array)
         return await run_in_threadpool(reader.read_array, array)
@@ -112,6 +112,11 @@ def _json_list(body: bytes, key: str) -> list[Any]:
         raise InvalidBodyError(f'the body must be a JSON object {{"{key}": […]}} and nothing else')
     items: list[Any] = document[key]
     return items
+
+
+def parse_pixels(body: bytes) -> Array:
+    """An npy file of images, float32 or uint8; see `parse_npy` for what it raises."""
+    return parse_npy(body, (np.dtype("<f4"), np.dtype("u1")))
 
 
 def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:

@@ -3,6 +3,7 @@
 Read here and not by FastAPI: reading a query model takes it longer than an encode, even where the query is empty.
 """
 
+from collections.abc import Collection
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -28,6 +29,17 @@ def read_query(request: Request, model: type[Q]) -> Q:
         return model.model_validate(dict(request.query_params))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
+
+
+def refuse(request: Request, names: Collection[str], problem: str) -> None:
+    """Refuse a query for each of these parameters that it has.
+
+    Raises:
+        RequestValidationError.
+    """
+    found = [{"loc": ("query", name), "msg": problem} for name in names if name in request.query_params]
+    if found:
+        raise RequestValidationError(found)
 
 
 def read_timeout_seconds(request: Request, settings: Settings) -> float:

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.types import Receive, Scope, Send
 
+from service.engine.anomaly import AnomalyScores
 from service.web.errors import NotAcceptableError
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
@@ -107,6 +109,38 @@ def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
     return stream.getvalue()
 
 
+def rows_of(record: Any) -> list[dict[str, Any]]:
+    """A record of arrays [B] as B objects; what is not per image is left out."""
+    columns = {item.name: getattr(record, item.name) for item in fields(record)}
+    arrays = {name: column.tolist() for name, column in columns.items() if isinstance(column, np.ndarray)}
+    return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
+
+
+def anomaly_rows(scores: AnomalyScores, form: Literal["png", "array"]) -> list[dict[str, Any]]:
+    """One object an image: the first method's judgement, each method's where there are several, and the map if any."""
+    by_method = {method: rows_of(judgement) for method, judgement in scores.by_method.items()}
+    log_likelihood, posterior_gap = scores.log_likelihood.tolist(), scores.posterior_gap.tolist()
+    rows = []
+    for index, first in enumerate(next(iter(by_method.values()))):
+        row = {**first, "log_likelihood": log_likelihood[index], "posterior_gap": posterior_gap[index]}
+        if len(by_method) > 1:
+            row["scores"] = {method: judged[index] for method, judged in by_method.items()}
+        if scores.explanation is not None:
+            row["explanation"] = _shown(scores.explanation[index], form)
+        rows.append(row)
+    return rows
+
+
+def _shown(surprise: NDArray[np.float64], form: Literal["png", "array"]) -> Any:
+    """A map [C, H, W] as numbers, or as a grey PNG from 0 nats, black, to its own largest sum over channels, white."""
+    if not np.isfinite(surprise).all():
+        return None
+    if form == "array":
+        return surprise
+    nats = np.maximum(surprise.sum(axis=0, keepdims=True), 0)
+    return base64.b64encode(_png((nats / max(nats.max(), np.finfo(np.float64).tiny)).astype(np.float32))).decode()
+
+
 def _dumps(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
@@ -115,9 +149,14 @@ def _weight(value: Any) -> int:
     """About how many numbers, or characters, a member of a document holds; the items of a list are alike."""
     if isinstance(value, np.ndarray):
         return value.size
+    if isinstance(value, str):
+        return len(value)
     if not isinstance(value, list) or not value:
         return 1
-    return len(value) * (len(value[0]) if isinstance(value[0], str | list | dict) else 1)
+    first = value[0]
+    if isinstance(first, dict):
+        return len(value) * sum(map(_weight, first.values()))
+    return len(value) * (len(first) if isinstance(first, str | list) else 1)
 
 
 def _json_pieces(value: Any) -> Iterator[bytes]:

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Generator
-from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -11,6 +10,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from service.engine.anomaly import DEFAULT_ALPHA
+from service.engine.explanation import NUM_DRAWS
 from service.engine.model import Model, Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, check_request
 from service.web import schemas
@@ -20,8 +21,8 @@ from service.web.documentation import describe_images_body, describe_images_repl
 from service.web.errors import LimitError, RequestError
 from service.web.kinds import decoding, encoding
 from service.web.middleware import observe
-from service.web.parameters import describe_parameters, read_query, read_timeout_seconds
-from service.web.replies import IMAGE_FORMS, images_reply, json_reply, negotiate, npy_reply
+from service.web.parameters import describe_parameters, read_query, read_timeout_seconds, refuse
+from service.web.replies import IMAGE_FORMS, anomaly_rows, images_reply, json_reply, negotiate, npy_reply, rows_of
 from service.web.scheduler import Done
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
@@ -133,7 +134,7 @@ async def log_likelihood(request: Request) -> Response:
     backend.count_estimates(model, done.result.reliable)
 
     def reply() -> Response:
-        document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": _rows(done.result)}
+        document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": rows_of(done.result)}
         return json_reply(document, _timing(done))
 
     return await _replied(reply, numbers=10 * len(pixels))
@@ -146,27 +147,42 @@ async def log_likelihood(request: Request) -> Response:
 )
 async def anomaly_scores(request: Request) -> Response:
     """How strange each image is (higher is stranger), with a conformal p-value against held-out training images."""
+    refuse(
+        request,
+        ("proposal", "num_samples", "seed"),
+        "is fixed by the model's calibration, without which a p-value means nothing; for another, make another "
+        "calibration: python -m service calibrate",
+    )
     query = read_query(request, schemas.AnomalyQuery)
+    if query.alpha is not None and query.fdr is not None:
+        refuse(request, ("alpha", "fdr"), "alpha and fdr decide in different ways: give one of them")
     negotiate(request, (JSON,))
     backend = _backend(request)
     timeout = read_timeout_seconds(request, backend.settings)
     model, pixels = await _pixels(request, query)
-    chunks = model.anomaly_scores(pixels, method=query.method, alpha=query.alpha)
-    rows = len(pixels) * model.description.calibration.num_samples
+    alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
+    chunks = model.anomaly_scores(
+        pixels, methods=query.method, alpha=alpha or DEFAULT_ALPHA, fdr=query.fdr, explain=query.explain
+    )
+    num_draws = NUM_DRAWS if query.explain else 0
+    rows = len(pixels) * (model.description.calibration.num_samples + num_draws)
     done = await _run(request, model, chunks, rows=rows, timeout=timeout)
 
     def reply() -> Response:
-        backend.count_p_values(model, query.method, done.result.p_value)
+        for method, judgement in done.result.by_method.items():
+            backend.count_p_values(model, method, judgement.p_value)
         document = {
             **_named(model),
-            "method": query.method,
-            "alpha": query.alpha,
+            "method": next(iter(done.result.by_method)),
+            "alpha": alpha,
+            "fdr": query.fdr,
             "calibration_size": done.result.calibration_size,
-            "results": _rows(done.result),
+            "results": anomaly_rows(done.result, query.as_),
         }
         return json_reply(document, _timing(done))
 
-    return await _replied(reply, numbers=10 * len(pixels))
+    numbers = 10 * len(pixels) + (pixels.size if query.explain else 0)
+    return await _replied(reply, numbers=numbers)
 
 
 @router.get("/models", response_model=schemas.Models)
@@ -263,13 +279,6 @@ async def _replied(reply: Callable[[], Response], *, numbers: int) -> Response:
 
 def _named(model: Model) -> dict[str, Any]:
     return {"model": model.manifest.name, "version": model.manifest.version}
-
-
-def _rows(record: Any) -> list[dict[str, Any]]:
-    """A record of arrays [B] as B objects; what is not per image is left out."""
-    columns = {item.name: getattr(record, item.name) for item in fields(record)}
-    arrays = {name: column.tolist() for name, column in columns.items() if isinstance(column, np.ndarray)}
-    return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
 
 
 def _timing(done: Done[Any]) -> dict[str, str]:

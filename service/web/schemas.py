@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveFloat, WithJsonSchema
 
 from model_store import Manifest
-from service.engine.anomaly import DEFAULT_METHOD, Method
+from service.engine.anomaly import DEFAULT_ALPHA, check_methods
+from service.engine.methods import METHODS
 from service.engine.proposal import DEFAULT_PROPOSAL, DEFAULT_SEED, Proposal
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -52,11 +53,43 @@ class LogLikelihoodQuery(ImagesQuery):
     )
 
 
+def _split_methods(text: str) -> tuple[str, ...]:
+    methods = tuple(text.split(","))
+    check_methods(methods)
+    return methods
+
+
+_ANY_METHOD = f"({'|'.join(METHODS)})"
+Methods = Annotated[
+    tuple[str, ...],
+    PlainValidator(_split_methods),
+    WithJsonSchema({"type": "string", "pattern": f"^{_ANY_METHOD}(,{_ANY_METHOD})*$"}),
+]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
 class AnomalyQuery(ImagesQuery):
     """Parameters of `POST /v1/anomaly-scores`."""
 
-    method: Method = Field(DEFAULT_METHOD, description="which score")
-    alpha: float = Field(0.05, gt=0, lt=1, description="an image is an anomaly when its p-value is at most this")
+    method: Methods = Field(
+        (),
+        description=f"which score, or several, separated by commas: {', '.join(METHODS)} (docs/anomaly-scores.md); "
+        "default: combined, or log_likelihood where the model's calibration is older than the others",
+    )
+    alpha: Share | None = Field(
+        None, description=f"an image is an anomaly when its p-value is at most this; default: {DEFAULT_ALPHA}"
+    )
+    fdr: Share | None = Field(
+        None,
+        description="instead of alpha: decide over all images of the request, so that of those called anomalies "
+        "at most this share is expected to be none (Benjamini-Hochberg)",
+    )
+    explain: bool = Field(False, description="with each image, a map of the pixels that are surprising")
+    as_: Literal["png", "array"] = Field(
+        "png",
+        alias="as",
+        description="the map: base64 PNG, the most surprising pixel white, or numbers [C][H][W], nats",
+    )
 
 
 class ImagesOutQuery(ModelQuery):
@@ -124,22 +157,32 @@ class LogLikelihoods(_Answer):
     results: list[LogLikelihoodResult]
 
 
-class AnomalyResult(BaseModel):
-    """One image's score; null where a value is not finite."""
+class Judgement(BaseModel):
+    """One image by one method; null where a value is not finite."""
 
-    score: float | None
+    score: float | None = Field(description="higher for stranger")
     p_value: float
     is_anomaly: bool
+
+
+class AnomalyResult(Judgement):
+    """One image's score."""
+
     log_likelihood: float | None
     posterior_gap: float | None
+    scores: dict[str, Judgement] | None = Field(None, description="by each method, where several are asked for")
+    explanation: str | list[list[list[float]]] | None = Field(
+        None, description="with `explain`; null where log P(x) is not finite"
+    )
 
 
 class Anomalies(_Answer):
     """Answer of `POST /v1/anomaly-scores`."""
 
     method: str
-    alpha: float
-    calibration_size: int
+    alpha: float | None = Field(description="null where `fdr` decides")
+    fdr: float | None
+    calibration_size: int = Field(description="how many images scores are compared with; no p-value is below 1/(n + 1)")
     results: list[AnomalyResult]
 
 

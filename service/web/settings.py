@@ -52,8 +52,8 @@ class Settings(BaseSettings):
     max_pixels: PositiveInt = Field(
         2**25, description="width × height × images of a request, in or out, counted before decoding (413)"
     )
-    max_rows: PositiveInt = Field(2_000_000, description="images × samples of a request (413)")
-    max_queued_rows: PositiveInt = Field(4_000_000, description="rows waiting or running, over all requests (429)")
+    max_rows: PositiveInt = Field(5_000_000, description="images × samples of a request (413)")
+    max_queued_rows: PositiveInt = Field(10_000_000, description="rows waiting or running, over all requests (429)")
     max_queued_requests: PositiveInt = Field(256, description="requests waiting or running (429)")
     max_header_bytes: PositiveInt = Field(32 * 2**10, description="bytes of a request's headers and query (431)")
     header_seconds: PositiveFloat = Field(

@@ -149,7 +149,7 @@ def test_narrow_targets_stop_early_and_hard_ones_sample_on() -> None:
 def test_the_mean_of_balanced_weights_gives_each_part_its_share(num_samples: int) -> None:
     """Weights that only depend on the part: the mean is Σ share·weight, however the samples fall on the parts."""
     weight = np.array([1.0, 2.0, 5.0, 11.0])
-    log_weight = np.log(weight[part_of(0, num_samples)])[None].astype(np.float32)
+    log_weight = np.log(weight[part_of(np.arange(num_samples))])[None].astype(np.float32)
     np.testing.assert_allclose(np.exp(balanced(log_weight)).mean(), np.array(SHARES) @ weight, rtol=1e-5)
 
 

@@ -183,7 +183,7 @@ def test_no_images_have_no_answers() -> None:
     assert complete(model_of("gaussian").log_likelihood(nothing)).log_likelihood.shape == (0,)
     assert complete(model_of("gaussian").encode(nothing)).mean.shape == (0, 3)
     assert complete(model_of("gaussian").decode(np.zeros((0, 3), np.float32))).shape == (0, *GREY.chw)
-    assert complete(model_of("gaussian").anomaly_scores(nothing)).p_value.shape == (0,)
+    assert complete(model_of("gaussian").anomaly_scores(nothing)).log_likelihood.shape == (0,)
 
 
 def test_each_image_samples_until_its_own_error_is_small() -> None:
@@ -229,9 +229,9 @@ def test_graphs_that_give_no_number_say_so(where: str, proposal: str) -> None:
     if where == "decoder" or proposal == "encoder":
         assert np.isnan([record.log_likelihood, record.std_error, record.effective_sample_size, record.pareto_k]).all()
         assert not record.reliable.any()
-    scores = complete(model.anomaly_scores(x))
-    assert scores.p_value.tolist() == [1 / 201] * 2
-    assert scores.is_anomaly.all()
+    (judgement,) = complete(model.anomaly_scores(x)).by_method.values()
+    assert judgement.p_value.tolist() == [1 / 201] * 2
+    assert judgement.is_anomaly.all()
 
 
 def spoilt_decoder(oracle: LinearGaussian) -> bytes:
@@ -283,20 +283,21 @@ def test_samples_are_decoded_draws_from_the_prior(toy: str) -> None:
 def test_anomaly_scores_follow_the_calibration_protocol() -> None:
     model, x = model_of("gaussian"), ORACLE.draw(30, GREY, seed=3)
     x[0, 0] = np.indices((9, 7)).sum(axis=0) % 2
-    scores = complete(model.anomaly_scores(x, alpha=0.1))
+    scores = complete(model.anomaly_scores(x, methods=["log_likelihood"], alpha=0.1))
+    judgement = scores.by_method["log_likelihood"]
     protocol = TOYS["gaussian"].description.calibration
     record = complete(
         model.log_likelihood(x, proposal=protocol.proposal, num_samples=protocol.num_samples, seed=protocol.seed)
     )
     np.testing.assert_array_equal(scores.log_likelihood, record.log_likelihood)
     np.testing.assert_array_equal(scores.posterior_gap, record.posterior_gap)
-    np.testing.assert_array_equal(scores.score, -record.log_likelihood)
+    np.testing.assert_array_equal(judgement.score, -record.log_likelihood)
     stranger = TOYS["gaussian"].calibration["log_likelihood"] <= record.log_likelihood[:, None]
-    np.testing.assert_array_equal(scores.p_value, (1 + stranger.sum(axis=1)) / 201)
-    np.testing.assert_array_equal(scores.is_anomaly, scores.p_value <= 0.1)
+    np.testing.assert_array_equal(judgement.p_value, (1 + stranger.sum(axis=1)) / 201)
+    np.testing.assert_array_equal(judgement.is_anomaly, judgement.p_value <= 0.1)
     assert scores.calibration_size == 200
-    assert scores.p_value[0] == 1 / 201
-    assert scores.p_value[1:].min() > 1 / 201
+    assert judgement.p_value[0] == 1 / 201
+    assert judgement.p_value[1:].min() > 1 / 201
 
 
 def test_what_cannot_be_answered_is_refused() -> None:
@@ -305,7 +306,7 @@ def test_what_cannot_be_answered_is_refused() -> None:
     with pytest.raises(UncalibratedModelError):
         complete(uncalibrated.anomaly_scores(images("gaussian", 1)))
     with pytest.raises(UnknownMethodError):
-        complete(model_of("gaussian").anomaly_scores(images("gaussian", 1), method="magic"))
+        complete(model_of("gaussian").anomaly_scores(images("gaussian", 1), methods=["magic"]))
     with pytest.raises(UnknownProposalError):
         complete(model_of("gaussian").log_likelihood(images("gaussian", 1), proposal="magic"))
     with pytest.raises(TypeError, match="has not been published"):
@@ -326,9 +327,8 @@ def test_a_stored_model_is_the_model(tmp_path: Path) -> None:
     model = Model.open(open_version(tmp_path, "bernoulli"), runtime=Runtime("cpu"))
     x = images("dynamic", 3)
     same(complete(model.log_likelihood(x)), complete(model_of("dynamic").log_likelihood(x)), atol=0)
-    np.testing.assert_array_equal(
-        complete(model.anomaly_scores(x)).p_value, complete(model_of("dynamic").anomaly_scores(x)).p_value
-    )
+    scores, expected = (complete(m.anomaly_scores(x)).by_method["log_likelihood"] for m in (model, model_of("dynamic")))
+    np.testing.assert_array_equal(scores.p_value, expected.p_value)
     assert (model.manifest.name, model.manifest.version, model.provider) == ("bernoulli", 1, "CPUExecutionProvider")
 
 

@@ -113,7 +113,7 @@ def test_a_run_is_scored_on_the_test_images_it_held_out(
     assert "on other.npy: 200 images" in capsys.readouterr().out
 
 
-def test_too_few_calibration_images_are_warned_of(
+def test_what_the_calibration_cannot_promise_is_said(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -121,10 +121,9 @@ def test_too_few_calibration_images_are_warned_of(
     capsys.readouterr()
     scoring = ["--num-samples=4", "--encoder-samples=0", "--device=cpu"]
     assert main(["publish", str(run), "--name=tiny", f"--store={tmp_path / 'store'}", *scoring]) == 0
-    assert capsys.readouterr().err == (
-        "warning: only 12 calibration images: the smallest p-value is 0.077, so alpha = 0.05 never fires; "
-        "19 are needed\n"
-    )
+    output = capsys.readouterr().out
+    assert "of 12 calibration images 4 fit the scores and 8 are compared with: the smallest p-value is 0.11\n" in output
+    assert "with 8 images to compare with, alpha = 0.05 never fires; 19 are needed\n" in output
 
 
 @pytest.mark.parametrize("proposal", PROPOSALS)

@@ -9,7 +9,7 @@ from service.engine.proposal import UnknownProposalError
 from service.engine.runtime import Runtime
 from training.data import DataSplits
 from training.errors import DataError
-from training.evaluate import Protocol, evaluate, fresh_binarisation, in_unit_interval, score
+from training.evaluate import Protocol, calibration_arrays, evaluate, fresh_binarisation, in_unit_interval
 from training.export import export
 from training.publication import describe, load_engine, load_model
 from training.run import Run
@@ -57,11 +57,12 @@ def test_black_and_white_images_stay_as_they_are(model: Model, splits: DataSplit
 
 
 def test_calibration_scores_are_those_of_requests(model: Model, splits: DataSplits) -> None:
-    record = score(model, splits.calibration, PROTOCOL)
+    scores = calibration_arrays(model, splits.calibration, PROTOCOL)
     one = in_unit_interval(splits.calibration[4:5])
     alone = complete(model.log_likelihood(one, proposal="encoder", num_samples=60, seed=3))
-    assert record.log_likelihood.shape == (20,)
-    assert record.log_likelihood[4] == pytest.approx(alone.log_likelihood[0], abs=1e-4)
+    assert {array.shape for array in scores.values()} == {(20,)}
+    assert scores["log_likelihood"][4] == pytest.approx(alone.log_likelihood[0], abs=1e-4)
+    assert scores["elbo"][4] == pytest.approx(alone.elbo[0], abs=1e-4)
 
 
 def test_the_prior_is_a_worse_proposal(model: Model, splits: DataSplits) -> None:

@@ -1,4 +1,3 @@
-import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_store import StoreError, list_versions, open_version
-from service.engine.anomaly import conformal_p_value
+from model_store import FITTING, StoreError, list_versions, open_version
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
@@ -15,9 +13,7 @@ from training.data import DataSplits
 from training.errors import ParityError, RunError
 from training.evaluate import Protocol, in_unit_interval
 from training.publication import (
-    ALPHA,
     Publication,
-    few_calibration_images,
     held_out_images,
     load_model,
     open_stored,
@@ -84,8 +80,16 @@ def test_the_calibration_is_what_a_request_would_get(
     record = complete(model.log_likelihood(in_unit_interval(splits.calibration), num_samples=40))
     assert np.allclose(record.log_likelihood, publication.stored.calibration["log_likelihood"], atol=1e-4)
     assert np.allclose(record.elbo, publication.stored.calibration["elbo"], atol=1e-4)
-    scores = complete(model.anomaly_scores(in_unit_interval(splits.calibration)))
-    assert np.abs(np.sort(scores.p_value) - np.arange(2, 22) / 21).max() < 0.11
+    statistics = complete(
+        model.statistics(in_unit_interval(splits.calibration), proposal="laplace", num_samples=40, seed=0)
+    )
+    for name, array in statistics.measured().items():
+        assert np.allclose(array, publication.stored.calibration[name], atol=1e-4), name
+    compared = publication.stored.calibration[FITTING] == 0
+    scores = complete(model.anomaly_scores(in_unit_interval(splits.calibration[compared])))
+    assert list(scores.by_method) == ["combined"]
+    assert scores.calibration_size == compared.sum() == 14
+    assert np.abs(np.sort(scores.by_method["combined"].p_value) - np.arange(2, 16) / 15).max() < 0.15
 
 
 def test_the_published_graphs_are_the_averaged_weights(
@@ -117,13 +121,6 @@ def test_the_encoders_estimate_can_be_left_out(
     names = [metric.name for metric in published.stored.manifest.metrics]
     assert names == ["log_likelihood", "elbo", "bits_per_dim", "active_units"]
     assert published.stored.manifest.calibration.proposal == proposal
-
-
-def test_the_warning_is_of_the_engines_alpha_and_p_value() -> None:
-    assert inspect.signature(Model.anomaly_scores).parameters["alpha"].default == ALPHA
-    for num_images in range(1, 40):
-        smallest = conformal_p_value(np.array([1.0]), np.zeros(num_images))[0]
-        assert (few_calibration_images(num_images) is None) == (smallest <= ALPHA)
 
 
 def test_a_manifest_that_does_not_tell_the_split(publication: Publication) -> None:

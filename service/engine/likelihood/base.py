@@ -37,9 +37,17 @@ class Likelihood(ABC):
     levels: int | None = None
     """How many values a pixel can take, k/(levels − 1) in [0, 1]; None where x is not bound to levels."""
 
-    @abstractmethod
     def log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
-        """log p(x|z) in nats, summed over C, H, W: [..., C, H, W] → [...]."""
+        """log p(x|z) in nats, summed over C, H, W in float64: [..., C, H, W] → [...]."""
+        return np.asarray(self.pixel_log_prob(x, parameters).sum(axis=(-3, -2, -1)))
+
+    @abstractmethod
+    def pixel_log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
+        """log p(x_i|z) of each pixel and channel, nats: [..., C, H, W]."""
+
+    @abstractmethod
+    def pixel_entropy(self, parameters: Parameters) -> NDArray[np.float64]:
+        """−E[log p(x_i|z)] over x_i ~ p(x_i|z), nats: [..., C, H, W]."""
 
     @abstractmethod
     def mean(self, parameters: Parameters) -> NDArray[Any]:
@@ -63,8 +71,3 @@ class Likelihood(ABC):
         `x` and each parameter name tensors [B, 1, P]. Information between two outputs is taken as zero, as it is for
         every location and scale of a symmetric density.
         """
-
-
-def sum_pixels(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Sum over C, H, W in float64."""
-    return np.asarray(values.sum(axis=(-3, -2, -1), dtype=np.float64))

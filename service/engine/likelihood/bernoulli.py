@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.builder import GraphBuilder
-from service.engine.likelihood.base import Curvature, Likelihood, Parameters, sum_pixels
+from service.engine.likelihood.base import Curvature, Likelihood, Parameters
 
 
 class Bernoulli(Likelihood):
@@ -19,10 +19,15 @@ class Bernoulli(Likelihood):
 
     outputs = ("logits",)
 
-    def log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
-        """Σ x·l − log(1 + exp(l))."""
+    def pixel_log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
+        """x·l − log(1 + exp(l))."""
         logits = np.asarray(parameters["logits"], np.float64)
-        return sum_pixels(x * logits - np.logaddexp(0, logits))
+        return np.asarray(x * logits - np.logaddexp(0, logits))
+
+    def pixel_entropy(self, parameters: Parameters) -> NDArray[np.float64]:
+        """log(1 + exp(l)) − p·l, with p = sigmoid(l)."""
+        logits = np.abs(np.asarray(parameters["logits"], np.float64))  # the entropy of l and −l is the same
+        return np.asarray(np.log1p(np.exp(-logits)) + logits * np.exp(-logits) / (1 + np.exp(-logits)))
 
     def mean(self, parameters: Parameters) -> NDArray[Any]:
         """sigmoid(l), written so that no exponential overflows."""

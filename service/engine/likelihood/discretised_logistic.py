@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.builder import GraphBuilder
-from service.engine.likelihood.base import Curvature, Likelihood, Parameters, sum_pixels
+from service.engine.likelihood.base import Curvature, Likelihood, Parameters
 
 _FAR = np.float32(1e38)
 
@@ -37,8 +37,8 @@ class DiscretisedLogistic(Likelihood):
         self._top = levels - 1
         self._half_step = 0.5 / (levels - 1)
 
-    def log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
-        """Σ log P(x), in the product form."""
+    def pixel_log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
+        """log P(x), in the product form."""
         loc, log_scale = (np.asarray(parameters[name], np.float64) for name in self.outputs)
         inverse = np.exp(-log_scale)
         above = -np.logaddexp(0, -(x + self._half_step - loc) * inverse)  # log sigmoid(a)
@@ -47,7 +47,20 @@ class DiscretisedLogistic(Likelihood):
             width = np.log(-np.expm1(-2 * self._half_step * inverse))
         first, last = x < self._half_step, x > 1 - self._half_step
         inner = ~(first | last)
-        return sum_pixels(np.where(last, 0, above) + np.where(first, 0, below) + np.where(inner, width, 0))
+        return np.asarray(np.where(last, 0, above) + np.where(first, 0, below) + np.where(inner, width, 0))
+
+    def pixel_entropy(self, parameters: Parameters) -> NDArray[np.float64]:
+        """−Σ P(level)·log P(level); a P too small to be told as a difference of sigmoids adds nothing."""
+        loc, log_scale = (np.asarray(parameters[name], np.float64) for name in self.outputs)
+        half_inverse = 0.5 * np.exp(-log_scale)
+        entropy, below = np.zeros_like(loc), np.zeros_like(loc)
+        for level in range(self._top + 1):
+            edge = (level + 0.5) / self._top
+            above = 0.5 + 0.5 * np.tanh((edge - loc) * half_inverse) if level < self._top else np.ones_like(loc)
+            probability = above - below
+            entropy -= probability * np.log(np.maximum(probability, np.finfo(np.float64).tiny))
+            below = above
+        return entropy
 
     def mean(self, parameters: Parameters) -> NDArray[Any]:
         """The decoder's `loc`: the mean of the logistic before it is binned and cut off at 0 and 1."""

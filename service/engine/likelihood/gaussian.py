@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.builder import GraphBuilder
-from service.engine.likelihood.base import Curvature, Likelihood, Parameters, sum_pixels
+from service.engine.likelihood.base import Curvature, Likelihood, Parameters
 
 
 class Gaussian(Likelihood):
@@ -24,10 +24,14 @@ class Gaussian(Likelihood):
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
-    def log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
-        """−Σ (x − loc)² / (2·scale²) − P·log(scale·√(2π))."""
+    def pixel_log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
+        """−(x − loc)² / (2·scale²) − log(scale·√(2π))."""
         standardised = (x - np.asarray(parameters["loc"], np.float64)) / self.scale
-        return sum_pixels(-0.5 * standardised**2 - self._log_normaliser)
+        return np.asarray(-0.5 * standardised**2 - self._log_normaliser)
+
+    def pixel_entropy(self, parameters: Parameters) -> NDArray[np.float64]:
+        """log(scale·√(2πe)), which is negative where the scale is small."""
+        return np.full(parameters["loc"].shape, self._log_normaliser + 0.5)
 
     def mean(self, parameters: Parameters) -> NDArray[Any]:
         """The decoder's `loc`."""
@@ -68,11 +72,15 @@ class GaussianWithScale(Likelihood):
 
     outputs = ("loc", "log_scale")
 
-    def log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
-        """−Σ ½·((x − loc)·exp(−log_scale))² + log_scale + ½·log(2π)."""
+    def pixel_log_prob(self, x: NDArray[Any], parameters: Parameters) -> NDArray[np.float64]:
+        """−½·((x − loc)·exp(−log_scale))² − log_scale − ½·log(2π)."""
         log_scale = np.asarray(parameters["log_scale"], np.float64)
         standardised = (x - np.asarray(parameters["loc"], np.float64)) * np.exp(-log_scale)
-        return sum_pixels(-0.5 * standardised**2 - log_scale - 0.5 * math.log(2 * math.pi))
+        return np.asarray(-0.5 * standardised**2 - log_scale - 0.5 * math.log(2 * math.pi))
+
+    def pixel_entropy(self, parameters: Parameters) -> NDArray[np.float64]:
+        """log_scale + ½·log(2πe)."""
+        return np.asarray(parameters["log_scale"], np.float64) + 0.5 + 0.5 * math.log(2 * math.pi)
 
     def mean(self, parameters: Parameters) -> NDArray[Any]:
         """The decoder's `loc`."""

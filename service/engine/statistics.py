@@ -1,0 +1,65 @@
+"""What one pass over an image tells of it: the statistics from which anomaly scores are made.
+
+A statistic is one field of `Statistics`, or, where it follows from others, one line of `derived`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.proposal import DiagonalGaussian
+
+Array = NDArray[np.float64]
+Values = Mapping[str, Array]
+"""Statistics by name, each [B]."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of each image: arrays [B], in nats. Their names are those of the arrays in calibration.npz."""
+
+    log_likelihood: Array
+    """log P(x)."""
+    elbo: Array
+    """The evidence lower bound under the encoder, by its samples."""
+    kl: Array
+    """KL[q(z|x) ‖ p(z)], see `divergence`."""
+    complexity: Array
+    """Lossless size of the prepared image, see complexity.py."""
+
+    @staticmethod
+    def join(parts: Sequence["Statistics"]) -> "Statistics":
+        """Those of several, images in order."""
+        return Statistics(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Statistics)})
+
+    def measured(self) -> dict[str, Array]:
+        """The fields by name: what calibration.npz keeps."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def derived(measured: Values) -> dict[str, Array]:
+    """Statistics with those that follow from them; of an older calibration, which has fewer, as many as can be had.
+
+    - `posterior_gap` = log P(x) − ELBO = KL[q(z|x) ‖ p(z|x)]
+    - `reconstruction` = −ELBO − KL[q(z|x) ‖ p(z)] = −E_q[log p(x|z)]
+    """
+    values = dict(measured)
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        values["posterior_gap"] = measured["log_likelihood"] - measured["elbo"]
+        if "kl" in measured:
+            values["reconstruction"] = -measured["elbo"] - measured["kl"]
+    return values
+
+
+def divergence(posterior: DiagonalGaussian) -> Array:
+    """KL[q(z|x) ‖ N(0, I)] = ½·Σ (mean² + exp(log_var) − log_var − 1), nats: [B, D] → [B].
+
+    >>> one = np.ones((1, 2), np.float32)
+    >>> divergence(DiagonalGaussian(mean=one, log_var=0 * one)).tolist()
+    [1.0]
+    """
+    mean, log_var = posterior.mean.astype(np.float64), posterior.log_var.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(0.5 * (mean**2 + np.exp(log_var) - log_var - 1).sum(axis=1))

@@ -1,0 +1,209 @@
+"""`python -m service calibrate`: a user's own images, from files to a version whose p-values are of them."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model_store import ImageShape, PixelPreparation, list_versions, open_version, publish
+from service.__main__ import main
+from service.engine.anomaly import fitting_images
+from service.engine.chunks import complete
+from service.engine.model import Model
+from service.engine.runtime import Runtime
+from tests.toys import Array, bernoulli_toy
+
+ROOT = Path(__file__).parents[1]
+SHAPE = ImageShape(channels=1, height=10, width=8)
+COUNT = 24
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    toy = bernoulli_toy(SHAPE, 3, name="toy", preparation=PixelPreparation(binarisation="dynamic"))
+    root = tmp_path / "store"
+    publish(root, toy.description, encoder=toy.encoder, decoder=toy.decoder, calibration=toy.calibration)
+    return root
+
+
+@pytest.fixture
+def pixels() -> Array:
+    return np.random.default_rng(4).integers(0, 256, (COUNT, 10, 8)).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pixels: Array) -> Path:
+    """The images as files of several kinds, some in a folder within, in the order of their names."""
+    root = tmp_path / "line-3"
+    (root / "more").mkdir(parents=True)
+    for index, image in enumerate(pixels):
+        parent = root / "more" if index >= 16 else root
+        suffix = ("png", "webp")[index % 2]
+        Image.fromarray(image).save(parent / f"{index:02}.{suffix}", lossless=True)  # PNG always is
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+def calibrate(store: Path, images: Path, *more: str) -> int:
+    return main(["calibrate", "--model=toy", f"--store={store}", f"--images={images}", "--device=cpu", *more])
+
+
+def scored(store: Path, pixels: Array) -> dict[str, Array]:
+    stored = open_version(store, "toy")
+    protocol = stored.manifest.calibration
+    model = Model.open(stored, runtime=Runtime("cpu"))
+    unit = pixels[:, None].astype(np.float32) / np.float32(255)
+    arguments: dict[str, Any] = {name: getattr(protocol, name) for name in ("proposal", "num_samples", "seed")}
+    return complete(model.statistics(unit, **arguments)).measured()
+
+
+def test_a_folder_of_images_becomes_a_version(
+    store: Path, folder: Path, pixels: Array, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = open_version(store, "toy")
+    assert calibrate(store, folder) == 0
+    after = open_version(store, "toy")
+    assert (after.manifest.version, after.encoder, after.decoder) == (2, before.encoder, before.decoder)
+    changed = {"version", "created", "sha256", "calibration"}
+    assert after.manifest.model_dump(exclude=changed) == before.manifest.model_dump(exclude=changed)
+    protocol = after.manifest.calibration
+    assert (protocol.proposal, protocol.num_samples, protocol.seed) == ("encoder", 200, 0)
+    assert protocol.num_images == COUNT
+    assert protocol.source.startswith("images of line-3, prepared as the service prepares a request's; ")
+    assert str(folder.parent) not in after.manifest.model_dump_json()
+    for name, array in scored(store, pixels).items():
+        np.testing.assert_allclose(np.sort(after.calibration[name]), np.sort(array), atol=1e-4, err_msg=name)
+    np.testing.assert_array_equal(after.calibration["fitting"], fitting_images(COUNT))
+    output = capsys.readouterr().out
+    assert "24 images; encoder, 200 samples, seed 0" in output
+    assert "of 24 calibration images 8 fit the scores and 16 are compared with" in output
+    assert "with 16 images to compare with, alpha = 0.05 never fires; 19 are needed" in output
+    assert output.endswith(f"published {store / 'toy' / '2'}\n")
+    scores = complete(Model.open(after, runtime=Runtime("cpu")).anomaly_scores(np.ones((2, 1, 10, 8), np.float32)))
+    assert list(scores.by_method) == ["combined"]
+
+
+@pytest.mark.parametrize("form", ["uint8", "float32", "with channels"])
+def test_an_array_gives_what_the_files_give(
+    store: Path, folder: Path, pixels: Array, tmp_path: Path, form: str
+) -> None:
+    array = {"uint8": pixels, "float32": (pixels / np.float32(255)), "with channels": pixels[:, None]}[form]
+    np.save(tmp_path / "line-3.npy", array)
+    assert calibrate(store, folder) == calibrate(store, tmp_path / "line-3.npy") == 0
+    first, second = (open_version(store, "toy", version) for version in (2, 3))
+    for name, expected in first.calibration.items():
+        np.testing.assert_allclose(second.calibration[name], expected, atol=1e-4)
+
+
+def test_the_protocol_can_be_chosen(store: Path, folder: Path) -> None:
+    assert calibrate(store, folder, "--proposal=laplace", "--num-samples=20", "--seed=5", "--max-images=10") == 0
+    protocol = open_version(store, "toy").manifest.calibration
+    assert (protocol.proposal, protocol.num_samples, protocol.seed, protocol.num_images) == ("laplace", 20, 5, 10)
+    assert calibrate(store, folder, "--version=1", "--proposal=prior", "--max-images=4") == 0
+    protocol = open_version(store, "toy").manifest.calibration
+    assert (protocol.proposal, protocol.num_samples, protocol.seed) == ("prior", 5000, 0)
+    assert "those of version 1" in protocol.source
+
+
+def test_a_part_is_chosen_by_the_seed(store: Path, folder: Path, pixels: Array) -> None:
+    for _ in range(2):
+        assert calibrate(store, folder, "--max-images=9") == 0
+    first, second = (open_version(store, "toy", version).calibration for version in (2, 3))
+    every = scored(store, pixels)["log_likelihood"]
+    for name, array in first.items():
+        np.testing.assert_array_equal(second[name], array)
+    found = [int(np.abs(every - value).argmin()) for value in first["log_likelihood"]]
+    np.testing.assert_allclose(first["log_likelihood"], every[found], atol=1e-4)
+    assert found == sorted(set(found)) != list(range(9))
+
+
+def test_images_that_cannot_be_read_are_named(store: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "broken.png").write_bytes((folder / "00.png").read_bytes()[:60])
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save(folder / "turned.png")
+    assert calibrate(store, folder) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: 2 images cannot be read, which --skip-corrupt would leave out:\n")
+    assert f"{folder / 'broken.png'}: " in error
+    assert f"{folder / 'turned.png'}: the image is 8×10 (height × width), the model takes 10×8; add --resize" in error
+    assert list_versions(store) == {"toy": [1]}
+
+    assert calibrate(store, folder, "--skip-corrupt") == 0
+    assert "warning: 2 images cannot be read and are left out:" in capsys.readouterr().err
+    assert open_version(store, "toy").manifest.calibration.num_images == COUNT
+    (folder / "broken.png").unlink()
+    assert calibrate(store, folder, "--resize") == 0
+    assert open_version(store, "toy").manifest.calibration.num_images == COUNT + 1
+
+
+def test_an_image_of_an_array_that_is_wrong_is_named(
+    store: Path, tmp_path: Path, pixels: Array, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array = pixels / np.float32(255)
+    array[3, 2, 1], array[7, 0, 0] = np.nan, 1.5
+    np.save(tmp_path / "a.npy", array)
+    assert calibrate(store, tmp_path / "a.npy") == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'a.npy'}[3]: a pixel is NaN" in error
+    assert f"{tmp_path / 'a.npy'}[7]: pixels range from" in error
+    assert calibrate(store, tmp_path / "a.npy", "--skip-corrupt") == 0
+    assert open_version(store, "toy").manifest.calibration.num_images == COUNT - 2
+
+
+def test_what_cannot_be_done_is_said_and_nothing_is_published(
+    store: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.npy").write_text("not npy")
+    np.save(tmp_path / "doubles.npy", np.zeros((3, 10, 8)))
+    for images, arguments, words in [
+        (tmp_path / "empty", [], "empty: no image that can be read"),
+        (tmp_path / "absent", [], "No such file or directory"),
+        (tmp_path / "text.npy", [], "text.npy: the body is not an npy file"),
+        (tmp_path / "doubles.npy", [], "doubles.npy: the array holds float64; accepted: float32, uint8"),
+        (folder, ["--version=7"], "model 'toy' has no version 7"),
+        (folder, ["--proposal=laplace", "--num-samples=3"], "the proposal laplace takes at least 4"),
+        (folder, ["--device=cuda"], "CUDA cannot be used"),
+    ]:
+        assert calibrate(store, images, *arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ")
+        assert words in captured.err
+    assert list_versions(store) == {"toy": [1]}
+
+
+@pytest.mark.parametrize("wrong", ["--max-images=0", "--seed=-1", "--num-samples=x", "--proposal=magic", "--alpha=1"])
+def test_a_wrong_option_is_refused(store: Path, folder: Path, capsys: pytest.CaptureFixture[str], wrong: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        calibrate(store, folder, wrong)
+    assert wrong.split("=")[0] in capsys.readouterr().err
+
+
+def test_an_interrupt_publishes_nothing(
+    store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("service.calibrate.calibrate", interrupted)
+    assert calibrate(store, folder) == 130
+    assert "interrupted; nothing was published" in capsys.readouterr().err
+    assert list_versions(store) == {"toy": [1]}
+
+
+def test_it_needs_no_torch(store: Path, folder: Path) -> None:
+    """In a process of its own, where importing torch or the training package would fail."""
+    script = f"""
+import sys
+sys.modules["torch"] = sys.modules["training"] = None
+from service.__main__ import main
+status = main(["calibrate", "--model=toy", "--store={store}", "--images={folder}", "--device=cpu"])
+print(status, sorted(name for name, module in sys.modules.items() if name.startswith("torch") and module))
+"""
+    command = [sys.executable, "-c", script]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)  # noqa: S603
+    assert process.stdout.endswith("0 []\n"), process.stderr
+    assert open_version(store, "toy").manifest.version == 2
