@@ -16,29 +16,24 @@ _LEAST = 1e-9
 
 
 @dataclass(frozen=True)
-class Distance:
-    """Squared Mahalanobis distance: mean [S], and a root W [S, S] of the inverse covariance W·Wᵀ."""
+class Neighbours:
+    """Euclidean distance to the nearest of some ordinary images' latent codes [m, D]."""
 
-    mean: Array
-    root: Array
+    codes: Array
 
-    @staticmethod
-    def fit(reference: Array) -> "Distance":
-        """From the statistics of m ordinary images, [m, S], m at least 2.
-
-        The covariance is drawn to its diagonal by S/(S + m), so that few images, or statistics that follow from one
-        another, leave it invertible.
-        """
-        count, size = reference.shape
-        covariance = np.cov(reference, rowvar=False).reshape(size, size)
-        diagonal = np.diag(np.maximum(np.diag(covariance), _LEAST))
-        drawn = (count * covariance + size * diagonal) / (count + size)
-        return Distance(reference.mean(axis=0), np.linalg.cholesky(np.linalg.inv(drawn)))
-
-    def of(self, values: Array) -> Array:
-        """[B, S] → [B]; NaN where a statistic is not finite."""
+    def distance(self, codes: Array) -> Array:
+        """[B, D] → [B]; NaN where a code is not finite."""
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.asarray((((values - self.mean) @ self.root) ** 2).sum(axis=1))
+            return np.array([np.square(self.codes - code).sum(axis=1).min() for code in codes]) ** 0.5
+
+    def distance_among(self) -> Array:
+        """Of each of them to the nearest of the others, m at least 2: [m]."""
+        nearest = np.empty(len(self.codes))
+        for index, code in enumerate(self.codes):
+            apart = np.square(self.codes - code).sum(axis=1)
+            apart[index] = np.inf
+            nearest[index] = apart.min()
+        return np.sqrt(nearest)
 
 
 @dataclass(frozen=True)
@@ -74,24 +69,20 @@ class Tail:
 
 @dataclass(frozen=True)
 class Combination:
-    """Fisher's method over two tails, −2·Σ log p (Fisher 1932).
+    """Fisher's method, −2·Σ log p (Fisher 1932), over the upper tails of statistics that are each higher for stranger.
 
-    The first is of the distance of several statistics from their mean, which any departure makes larger, be it to the
-    simple side. The second is of one statistic that is strange only when large, and would be diluted there.
+    One-sided, each of them: what lies on the ordinary side of a statistic must not count as strange, or a good
+    statistic's power is lost among the others.
     """
 
-    distance: Distance
     tails: Sequence[Tail]
 
     @staticmethod
-    def fit(statistics: Array, one_sided: Array) -> "Combination":
-        """From m ordinary images' statistics [m, S] and the one-sided one [m]."""
-        distance = Distance.fit(statistics)
-        return Combination(distance, (Tail.fit(distance.of(statistics)), Tail.fit(one_sided)))
+    def fit(statistics: Array) -> "Combination":
+        """From m ordinary images' statistics [m, S]."""
+        return Combination([Tail.fit(column) for column in statistics.T])
 
-    def score(self, statistics: Array, one_sided: Array) -> Array:
-        """Higher for stranger: [B, S] and [B] → [B]; not a number where a statistic is not finite."""
-        finite = np.isfinite(statistics).all(axis=1) & np.isfinite(one_sided)
-        values = (self.distance.of(statistics), one_sided)
-        log_p = [tail.log_probability(value) for tail, value in zip(self.tails, values, strict=True)]
-        return np.asarray(np.where(finite, -2 * (log_p[0] + log_p[1]), np.nan))
+    def score(self, statistics: Array) -> Array:
+        """Higher for stranger: [B, S] → [B]; not a number where a statistic is not finite."""
+        log_p = sum(tail.log_probability(column) for tail, column in zip(self.tails, statistics.T, strict=True))
+        return np.asarray(np.where(np.isfinite(statistics).all(axis=1), -2 * log_p, np.nan))

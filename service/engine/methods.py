@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.combination import Combination
-from service.engine.statistics import Array, Values
+from service.engine.combination import Combination, Neighbours
+from service.engine.statistics import LATENT, Array, Values
 
 Score = Callable[[Values], Array]
 """Statistics → score [B]."""
 
 DEFAULT_METHOD = "combined"
-DISTANT, ONE_SIDED = ("log_likelihood", "reconstruction", "kl", "complexity"), "posterior_gap"
-"""The statistics that `combined` looks at. The gap is a sum of three others: with them it would count twice."""
 MIN_FITTING = 2
 """Images that a method which fits anything takes at least."""
 
@@ -43,24 +41,32 @@ def _typicality(reference: Values) -> Score:
     return lambda values: np.abs(values["log_likelihood"] - centre)
 
 
+def _input_complexity(values: Values) -> Array:
+    return -values["log_likelihood"] - values["complexity"]
+
+
+def _codes(values: Values) -> Array:
+    """The encoder's means [B, D], of their columns."""
+    return np.stack([values[f"{LATENT}{d}"] for d in range(sum(name.startswith(LATENT) for name in values))], axis=1)
+
+
 def _combined(reference: Values) -> Score:
-    """See combination.py."""
+    """How hard to infer, how unlikely for its complexity, how far from any ordinary code: see combination.py."""
+    neighbours = Neighbours(_codes(reference))
 
-    def distant(values: Values) -> Array:
-        return np.stack([values[name] for name in DISTANT], axis=1)
+    def parts(values: Values, distance: Array) -> Array:
+        return np.stack([values["posterior_gap"], _input_complexity(values), distance], axis=1)
 
-    combination = Combination.fit(distant(reference), reference[ONE_SIDED])
-    return lambda values: combination.score(distant(values), values[ONE_SIDED])
+    combination = Combination.fit(parts(reference, neighbours.distance_among()))
+    return lambda values: combination.score(parts(values, neighbours.distance(_codes(values))))
 
 
 METHODS: Mapping[str, Method] = {
     "log_likelihood": Method(("log_likelihood",), _plain(lambda values: -values["log_likelihood"])),
     "posterior_gap": Method(("posterior_gap",), _plain(lambda values: values["posterior_gap"])),
     "typicality": Method(("log_likelihood",), _typicality, fits=True),
-    "input_complexity": Method(
-        ("log_likelihood", "complexity"), _plain(lambda values: -values["log_likelihood"] - values["complexity"])
-    ),
+    "input_complexity": Method(("log_likelihood", "complexity"), _plain(_input_complexity)),
     "reconstruction": Method(("reconstruction",), _plain(lambda values: values["reconstruction"])),
     "kl": Method(("kl",), _plain(lambda values: values["kl"])),
-    "combined": Method((*DISTANT, ONE_SIDED), _combined, fits=True),
+    "combined": Method(("posterior_gap", "log_likelihood", "complexity", f"{LATENT}0"), _combined, fits=True),
 }

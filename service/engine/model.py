@@ -258,6 +258,7 @@ class Model:
             elbo=inference.record.elbo,
             kl=divergence(posterior),
             complexity=(yield from complexity(self._preparation.restore(x))),
+            mean=posterior.mean.astype(np.float64),
         )
         return statistics, inference.latents
 

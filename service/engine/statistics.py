@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from service.engine.proposal import DiagonalGaussian
 
 Array = NDArray[np.float64]
+LATENT = "latent_"
+"""Before a number from 0: the columns in which the encoder's means are kept."""
 Values = Mapping[str, Array]
 """Statistics by name, each [B]."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of each image: arrays [B], in nats. Their names are those of the arrays in calibration.npz."""
+    """Of each image: arrays [B], in nats, but for `mean`. Their names are those of the arrays in calibration.npz."""
 
     log_likelihood: Array
     """log P(x)."""
@@ -28,6 +30,8 @@ class Statistics:
     """KL[q(z|x) ‖ p(z)], see `divergence`."""
     complexity: Array
     """Lossless size of the prepared image, see complexity.py."""
+    mean: Array
+    """The latent code: the encoder's mean [B, D], no unit. calibration.npz has it in columns, `latent_0` and so on."""
 
     @staticmethod
     def join(parts: Sequence["Statistics"]) -> "Statistics":
@@ -35,8 +39,9 @@ class Statistics:
         return Statistics(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Statistics)})
 
     def measured(self) -> dict[str, Array]:
-        """The fields by name: what calibration.npz keeps."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Arrays [B] by name: what calibration.npz keeps."""
+        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mean"}
+        return named | {f"{LATENT}{d}": column for d, column in enumerate(self.mean.T)}
 
 
 def derived(measured: Values) -> dict[str, Array]:

@@ -2,37 +2,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from service.engine.combination import Combination, Distance, Tail
+from service.engine.combination import Combination, Neighbours, Tail
 
 
-def test_distance_is_mahalanobis() -> None:
-    rng, centre = np.random.default_rng(1), np.array([5, -100, 0.2])
-    reference = rng.standard_normal((5000, 3)) @ np.array([[2, 0, 0], [1, 1, 0], [0, 3, 0.1]]) + centre
-    values = rng.standard_normal((40, 3)) + centre
-    apart = values - reference.mean(axis=0)
-    expected = np.einsum("bi,ij,bj->b", apart, np.linalg.inv(np.cov(reference.T)), apart)
-    np.testing.assert_allclose(Distance.fit(reference).of(values), expected, rtol=0.02)
+def test_the_nearest_neighbour_is_the_nearest() -> None:
+    neighbours = Neighbours(np.array([[0, 0], [3, 4], [10, 0.0]]))
+    np.testing.assert_allclose(neighbours.distance(np.array([[0, 0], [0, 1], [9, 1], [3, -4.0]])), [0, 1, 2**0.5, 5])
+    np.testing.assert_allclose(neighbours.distance_among(), [5, 5, 65**0.5])
 
 
-def test_distance_does_not_depend_on_units() -> None:
-    rng = np.random.default_rng(2)
-    reference, values = rng.gamma(2, 1, (30, 4)), rng.gamma(2, 1, (10, 4))
-    scale = np.array([1e-3, 1, 7, 1e4])
-    np.testing.assert_allclose(
-        Distance.fit(reference * scale).of(values * scale), Distance.fit(reference).of(values), rtol=1e-6
-    )
-
-
-@pytest.mark.parametrize("num_images", [2, 3, 40])
-def test_statistics_that_follow_from_one_another_leave_a_distance(num_images: int) -> None:
-    rng = np.random.default_rng(3)
-    two = rng.standard_normal((num_images, 2))
-    reference = np.column_stack([two, two.sum(axis=1), np.full(num_images, 4.0)])
-    distance = Distance.fit(reference)
-    found = distance.of(np.array([[0, 0, 0, 4], [9, 9, 18, 4], [0, 0, 0, 5]], float))
-    assert np.isfinite(found).all()
-    assert found[0] < found[1]
-    assert found[0] < found[2]
+def test_a_code_that_is_not_a_number_is_near_nothing() -> None:
+    found = Neighbours(np.zeros((3, 2))).distance(np.array([[np.nan, 0], [np.inf, 0], [1, 0]]))
+    assert np.isnan(found[0])
+    assert found[1:].tolist() == [np.inf, 1]
 
 
 def test_a_tail_is_that_of_an_exponential_distribution() -> None:
@@ -59,19 +41,20 @@ def test_a_tail_of_equal_values() -> None:
 
 
 def test_a_combination_is_fishers_method() -> None:
-    """On images like those it was fitted to: −2·Σ log p of two independent p-values is χ² with 4 degrees."""
+    """On images like those it was fitted to: −2·Σ log p of three independent p-values is χ² with 6 degrees."""
     rng = np.random.default_rng(4)
-    combination = Combination.fit(rng.standard_normal((20_000, 3)), rng.exponential(size=20_000))
-    score = combination.score(rng.standard_normal((2000, 3)), rng.exponential(size=2000))
-    assert stats.kstest(score, stats.chi2(4).cdf).pvalue > 0.001
+    combination = Combination.fit(rng.gumbel(size=(20_000, 3)))
+    score = combination.score(rng.gumbel(size=(2000, 3)))
+    assert stats.kstest(score, stats.chi2(6).cdf).pvalue > 0.001
 
 
-def test_only_one_side_of_the_one_sided_statistic_is_strange() -> None:
-    rng = np.random.default_rng(5)
-    combination = Combination.fit(rng.standard_normal((900, 3)), rng.normal(10, 2, 900))
-    middle = np.zeros((3, 3))
-    low, usual, high = combination.score(middle, np.array([-5.0, 10.0, 25.0]))
-    assert low < usual < high
-    either = combination.score(np.array([[-6, 0, 0], [0, 0, 0], [6.0, 0, 0]]), np.full(3, 10.0))
-    assert either[1] < either[0]
-    assert either[1] < either[2]
+def test_only_the_upper_side_of_each_statistic_is_strange() -> None:
+    combination = Combination.fit(np.random.default_rng(5).normal(10, 2, (900, 3)))
+    low, usual, high, higher = combination.score(np.array([[-5, 10, 10], [10, 10, 10], [10, 17, 10], [10, 99, 10.0]]))
+    assert low < usual < high < higher
+
+
+def test_what_is_not_finite_has_no_score() -> None:
+    combination = Combination.fit(np.random.default_rng(6).normal(size=(9, 2)))
+    found = combination.score(np.array([[0, 0], [np.nan, 0], [0, np.inf]]))
+    assert np.isnan(found).tolist() == [False, True, True]

@@ -61,7 +61,10 @@ def test_one_pass_measures_what_log_likelihood_and_encode_do(x: Array) -> None:
     record = complete(model.log_likelihood(x, num_samples=40, seed=3))
     np.testing.assert_array_equal(found.log_likelihood, record.log_likelihood)
     np.testing.assert_array_equal(found.elbo, record.elbo)
-    np.testing.assert_array_equal(found.kl, divergence(complete(model.encode(x))))
+    posterior = complete(model.encode(x))
+    np.testing.assert_array_equal(found.kl, divergence(posterior))
+    np.testing.assert_array_equal(found.mean, posterior.mean)
+    np.testing.assert_array_equal(found.measured()["latent_3"], posterior.mean[:, 3])
     alone = [complete(model.statistics(one[None], proposal="laplace", num_samples=40, seed=3)) for one in x]
     for name, array in Statistics.join(alone).measured().items():
         np.testing.assert_allclose(array, found.measured()[name], atol=1e-4, err_msg=name)
@@ -105,6 +108,8 @@ def known() -> dict[str, Array]:
         "elbo": rng.normal(-86, 10, count),
         "kl": rng.gamma(9, 2, count),
         "complexity": rng.normal(400, 30, count),
+        "latent_0": rng.normal(size=count),
+        "latent_1": rng.normal(size=count),
         "fitting": fitting_images(count),
     }
 

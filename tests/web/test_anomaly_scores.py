@@ -179,7 +179,7 @@ def test_an_older_calibration_is_told_what_it_lacks(client: TestClient, digits: 
     reply = client.post(f"{ROUTE}?{old}&method=posterior_gap,combined", content=npy(digits), headers=NPY)
     assert reply.status_code == 422
     assert reply.json()["type"] == "urn:logpx:problem:uncalibrated-model"
-    assert reply.json()["detail"].startswith("combined needs calibration images' reconstruction, kl, complexity, which")
+    assert reply.json()["detail"].startswith("combined needs calibration images' complexity, latent_0, which")
 
 
 def test_a_map_as_numbers(client: TestClient, images: Any, model: Model) -> None:
