@@ -1,7 +1,7 @@
 """Do anomaly scores tell images from elsewhere apart, beside the field's detectors, and do p-values keep their word?
 
 python benchmarks/anomaly.py --mnist ../shared/data/mnist --fashion ../shared/data/fashion-mnist       # ours alone
-python -m venv VENV && VENV/bin/pip install torch==2.13.0 pyod scikit-learn                            # three peers
+python -m venv VENV && VENV/bin/pip install torch==2.13.0 pyod scikit-learn tqdm                        # three peers
 python -m venv ALIBI && ALIBI/bin/pip install "alibi-detect[tensorflow]"                               # and the fourth
 python benchmarks/anomaly.py --mnist … --fashion … --pyod-python VENV/bin/python --alibi-python ALIBI/bin/python
 
@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from combinations import COMBINATIONS, UPPER, Score
@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from outside_images import Bytes, outside_sets
 from threadpoolctl import threadpool_limits
 
-from model_store import BUNDLED, StoredModel, open_version
-from service.engine.anomaly import FITTING, Detector
+from model_store import BUNDLED, FITTING, StoredModel, open_version
+from service.engine.anomaly import Detector
 from service.engine.chunks import complete
 from service.engine.methods import DEFAULT_METHOD, METHODS
 from service.engine.model import Model, Pixels
@@ -51,7 +51,7 @@ ONE_SIDED = ("posterior_gap", "input_complexity")
 """What those look at that take statistics to be higher for stranger."""
 Scores = Mapping[str, Array]
 """By detector, [N]."""
-Numbers = TypeVar("Numbers", bound=NDArray[Any])
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def prepare(
     return Subject(stored, Model.open(stored, runtime=Runtime("cpu", 2)), train, test, sets)
 
 
-def _draw(images: Numbers, count: int, rng: np.random.Generator) -> Numbers:
+def _draw(images: NDArray[Number], count: int, rng: np.random.Generator) -> NDArray[Number]:
     return images[rng.choice(len(images), min(count, len(images)), replace=False)]
 
 
@@ -158,7 +158,7 @@ def _matrix(values: Values, names: Sequence[str]) -> Array:
 
 def peers(
     python: Path | None, names: Sequence[str], subject: Subject, most: int | None
-) -> dict[tuple[str, str], Scores]:
+) -> Mapping[tuple[str, str], Scores]:
     """The peers' scores: by part and set, then by detector."""
     if python is None:
         return {}

@@ -42,7 +42,7 @@ def fisher_upper(reference: Array) -> Score:
 def smallest_p_value(reference: Array) -> Score:
     """Tippett's method: the smallest of the two-sided p-values."""
     both = tails(reference)
-    return lambda values: -np.log(np.minimum(*both(values))).max(axis=1)
+    return lambda values: -np.log(np.minimum(*both(values)).min(axis=1))
 
 
 def ecod(reference: Array) -> Score:
@@ -55,7 +55,8 @@ def ecod(reference: Array) -> Score:
 
     def score(values: Array) -> Array:
         left, right = (-np.log(tail) for tail in both(values))
-        return np.maximum.reduce([side.sum(axis=1) for side in (left, right, np.where(right_skewed, right, left))])
+        sides = (left, right, np.where(right_skewed, right, left))
+        return np.asarray(np.max([side.sum(axis=1) for side in sides], axis=0))
 
     return score
 
@@ -66,7 +67,7 @@ def rank_mahalanobis(reference: Array) -> Score:
 
     def normal(values: Array) -> Array:
         low, high = both(values)
-        return np.where(low < high, ndtri(np.minimum(low, 0.5)), -ndtri(np.minimum(high, 0.5)))
+        return np.asarray(np.where(low < high, ndtri(np.minimum(low, 0.5)), -ndtri(np.minimum(high, 0.5))))
 
     return _mahalanobis(reference, normal)
 

@@ -79,7 +79,7 @@ def false_discoveries(
     rng = np.random.default_rng(seed)
     proportion, power = [], []
     for _ in range(rounds):
-        drawn = [rng.choice(p, size, replace=False) for p, size in zip((inside, outside), sizes, strict=True)]
+        drawn = [rng.choice(p, n, replace=len(p) < n) for p, n in zip((inside, outside), sizes, strict=True)]
         found = benjamini_hochberg(np.concatenate(drawn), fdr)
         false = found[: sizes[0]].sum()
         proportion.append(float(false / max(1, found.sum())))

@@ -47,7 +47,7 @@ def checkerboards(count: int, height: int, width: int, rng: np.random.Generator)
     down, along = rng.integers(0, LARGEST_SQUARE, (2, count, 1, 1))
     row, column = (np.arange(height)[:, None] + down) // size, (np.arange(width) + along) // size
     levels = rng.integers(0, 256, (2, count, 1, 1), dtype=np.uint8)
-    return np.where((row + column) % 2 == 0, levels[0], levels[1])
+    return np.asarray(np.where((row + column) % 2 == 0, levels[0], levels[1]), np.uint8)
 
 
 def _blur(image: Bytes) -> Bytes:

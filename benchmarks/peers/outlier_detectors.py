@@ -96,7 +96,7 @@ def main(source: str, target: str, names: list[str]) -> None:
     with np.load(source, allow_pickle=False) as archive:
         sets = {name: as_rows(archive[name]) for name in archive.files}
     train = sets.pop("train")
-    scores = {}
+    scores: dict[str, NDArray[np.float64]] = {}
     for name in names:
         started = time.perf_counter()
         score = DETECTORS[name](train)
