@@ -20,6 +20,8 @@ LOGISTIC_FLOOR = -7.0
 """Of log_scale: a fifth of a grey level, of 256, which then has 90 % of the probability."""
 GAUSSIAN_FLOOR = -math.log(255)
 """Of log_scale: one grey level. Without a floor, pixels that never change would have densities without limit."""
+LOG_SCALE_CEILING = 10.0
+"""Some twenty thousand times the range of pixels."""
 
 
 class Likelihood(ABC):
@@ -113,8 +115,13 @@ class _LocationAndScale(Likelihood):
         return torch.stack([pixel_mean / LOC_UNIT, torch.full_like(pixel_mean, INITIAL_LOG_SCALE)])
 
     def parameters(self, raw: Tensor) -> tuple[Tensor, ...]:
-        """Location, and the logarithm of the scale bent so that it stays above the floor: f + softplus(r - f)."""
-        return LOC_UNIT * raw[:, 0], self.floor + F.softplus(raw[:, 1] - self.floor)
+        """Location, and the logarithm of the scale bent so that it stays above the floor, f + softplus(r - f).
+
+        In the same way it stays below a ceiling. Far from all training images a decoder would give scales beyond
+        float32, under which no image has any probability.
+        """
+        above_floor = self.floor + F.softplus(raw[:, 1] - self.floor)
+        return LOC_UNIT * raw[:, 0], LOG_SCALE_CEILING - F.softplus(LOG_SCALE_CEILING - above_floor)
 
     def mean(self, *parameters: Tensor) -> Tensor:
         """The location."""

@@ -17,6 +17,7 @@ from service.engine.anomaly import (
     compared_with,
     fitting_images,
 )
+from service.engine.calibration import calibrate
 from service.engine.chunks import complete
 from service.engine.methods import METHODS
 from service.engine.model import Model
@@ -239,3 +240,26 @@ def test_memory_does_not_grow_with_samples_of_all_images(model: Model) -> None:
 
     pixel_bytes = 4 * GREY.size
     assert (peak(5000) - peak(1000)) / 4000 < 4 * pixel_bytes < 2 * 4 * 200
+
+
+class Improbable:
+    """A model that finds its second image impossible."""
+
+    def statistics(self, pixels: Array, **protocol: Any) -> Any:
+        """Of any images."""
+        yield
+        found = draw(np.random.default_rng(10), len(pixels))
+        found["elbo"][1], found["log_likelihood"][1] = -np.inf, np.nan
+        return Statistics(**found)
+
+
+def test_an_impossible_image_calibrates_as_the_strangest() -> None:
+    improbable: Any = Improbable()
+    pixels = np.zeros((90, 1), np.float32)
+    arrays = calibrate(improbable, [pixels], proposal="laplace", num_samples=4, seed=0)
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    found = Detector(arrays)
+    images = draw(np.random.default_rng(11), 50)
+    assert 0.3 < judge(found, images).by_method["combined"].p_value.mean() < 0.7
+    images["log_likelihood"][0] = -1e6
+    assert judge(found, images).by_method["log_likelihood"].p_value[0] == 2 / 61  # the impossible one is further out

@@ -95,6 +95,8 @@ def test_the_scale_has_a_floor() -> None:
         assert log_scale.item() == pytest.approx(likelihood.floor)
         _, log_scale = likelihood.parameters(torch.full((1, 2, 1, 1, 1), 2.0))
         assert log_scale.item() == pytest.approx(2.0, abs=1e-3)
+        _, log_scale = likelihood.parameters(torch.full((1, 2, 1, 1, 1), 1e4))
+        assert log_scale.item() == pytest.approx(10.0)
 
 
 def test_a_configuration_names_its_likelihood() -> None:
