@@ -16,6 +16,7 @@ from model_store.manifest import (
 )
 from model_store.store import (
     BUNDLED,
+    BUNDLED_DEFAULT,
     CALIBRATION,
     DECODER,
     ENCODER,
@@ -32,6 +33,7 @@ from model_store.store import (
 
 __all__ = [
     "BUNDLED",
+    "BUNDLED_DEFAULT",
     "CALIBRATION",
     "DECODER",
     "ENCODER",

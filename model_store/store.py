@@ -26,6 +26,8 @@ from pydantic import ValidationError
 from model_store.manifest import FORMAT_VERSION, NAME_PATTERN, Description, Manifest
 
 BUNDLED = Path(__file__).parent / "artifacts"
+BUNDLED_DEFAULT = "mnist"
+"""Which of the bundled models is meant where none is named."""
 MANIFEST, ENCODER, DECODER, CALIBRATION = "manifest.json", "encoder.onnx", "decoder.onnx", "calibration.npz"
 _FILES = (ENCODER, DECODER, CALIBRATION)
 _CALIBRATION_ARRAYS = ("log_likelihood", "elbo")

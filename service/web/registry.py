@@ -8,7 +8,7 @@ All state belongs to the event loop; a thread opens one version at a time.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from pathlib import Path
 import structlog
 
 from model_store import (
+    BUNDLED,
+    BUNDLED_DEFAULT,
     InvalidArtifactError,
     ModelNotFoundError,
     StoreError,
@@ -66,7 +68,8 @@ class Registry:
     async def load(self) -> None:
         """Load each model's newest version that passes its checks.
 
-        The only model, if there is but one now, stays the one that a request means when it names none.
+        The only model, if there is but one now, stays the one that a request means when it names none; of the bundled
+        store it is `mnist`.
 
         Raises:
             StoreError: the store has no model, or not the configured one, or no version of what must be served passes.
@@ -82,13 +85,19 @@ class Registry:
             raise StoreError(f"{self._root}: the model store holds no model")
         if settings.model is not None and settings.model not in stored:
             raise ModelNotFoundError(f"the store has no model {settings.model!r} (LOGPX_MODEL)")
-        self._unnamed = settings.model or (next(iter(stored)) if len(stored) == 1 else None)
+        self._unnamed = settings.model or self._only(stored)
         async with self._opening:
             await self._renew(stored)
         if not self._defaults or (self._unnamed is not None and self._unnamed not in self._defaults):
             problems = "; ".join(f"{refusal.file}: {refusal.problem}" for refusal in self._refused.values())
             raise StoreError(f"no version of {self._unnamed or 'any model'} can be served: {problems}")
         _log.info("models loaded", versions=dict(self._defaults), provider=runtime.provider)
+
+    def _only(self, stored: Mapping[str, Sequence[int]]) -> str | None:
+        """What a request means that names no model, where no setting says."""
+        if len(stored) == 1:
+            return next(iter(stored))
+        return BUNDLED_DEFAULT if self._root == BUNDLED and BUNDLED_DEFAULT in stored else None
 
     async def reload(self, *, retry: bool = False) -> None:
         """Take up what the store holds now. `retry` reads refused versions again even if their files are the same.

@@ -23,7 +23,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     model_store: Path = Field(BUNDLED, description="folder of models, see model_store/README.md")
-    model: str | None = Field(None, description="model that a request means when it names none; else the only model")
+    model: str | None = Field(
+        None,
+        description="model that a request means when it names none; else the only model, of the bundled ones `mnist`",
+    )
     reload_seconds: NonNegativeFloat = Field(
         0, allow_inf_nan=False, description="how often to look for published versions while serving; 0: never"
     )
