@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_store import BUNDLED, ENCODER
+from model_store import BUNDLED, ENCODER, open_version
 
 PEERS = Path(__file__).parent / "peers"
-GRAPH = BUNDLED / "mnist" / "1" / ENCODER
+GRAPH = open_version(BUNDLED, "mnist").path / ENCODER
 CONNECTIONS = 32
 BATCH = 64
 BATCH_CONNECTIONS = 4
