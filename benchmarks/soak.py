@@ -107,11 +107,11 @@ class Traffic:
         return client.post("/v1/anomaly-scores", files=files).status_code
 
     def malformed(self, client: httpx2.Client, rng: random.Random) -> int:
-        """Noise, or a good body cut short, under any content type."""
+        """Noise, or a good body cut short, under any content type; a PNG's last 16 bytes hold no pixel."""
         whole = rng.choice(
             (png(self.digits(rng, 1)[0]), npy(self.digits(rng, 2)), json.dumps({"images": [[0]]}).encode())
         )
-        body = whole[: rng.randrange(1, len(whole))] if rng.random() < 0.5 else rng.randbytes(rng.randrange(1, 3000))
+        body = whole[: rng.randrange(1, max(2, len(whole) - 16))] if rng.random() < 0.5 else rng.randbytes(rng.randrange(1, 3000))
         kind = rng.choice(("image/png", NPY, "application/json", "multipart/form-data; boundary=x", "text/plain"))
         return client.post("/v1/encode", content=body, headers={"content-type": kind}).status_code
 

@@ -147,6 +147,15 @@ def _protocol(parsed: argparse.Namespace, seed: int) -> Protocol:
     return Protocol(parsed.proposal, num_samples, seed)
 
 
+def _scoring(parsed: argparse.Namespace, protocol: Protocol) -> Protocol:
+    """Of anomaly scores: what was said of them, and for the rest the protocol of the estimates."""
+    proposal = getattr(parsed, "score_proposal", protocol.proposal)
+    own = protocol.num_samples if proposal == protocol.proposal else DEFAULT_NUM_SAMPLES[proposal]
+    num_samples = getattr(parsed, "score_samples", own)
+    check_request(proposal, num_samples)
+    return Protocol(proposal, num_samples, protocol.seed)
+
+
 def _publish(parsed: argparse.Namespace) -> None:
     protocol = _protocol(parsed, SCORING_SEED)
     runtime = Runtime(parsed.device)
@@ -164,6 +173,7 @@ def _publish(parsed: argparse.Namespace) -> None:
         protocol=protocol,
         encoder_samples=parsed.encoder_samples,
         runtime=runtime,
+        scoring=_scoring(parsed, protocol),
         progress=is_terminal(),
     )
     print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")

@@ -70,6 +70,18 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--store", type=Path, default=Path("model_store/artifacts"), help="the store's folder")
     parser.add_argument("--data", default=argparse.SUPPRESS, help="the run's data (default: where it was read from)")
+    parser.add_argument(
+        "--score-proposal",
+        choices=PROPOSALS,
+        default=argparse.SUPPRESS,
+        help="of anomaly scores and their calibration (default: that of the estimates)",
+    )
+    parser.add_argument(
+        "--score-samples",
+        type=_positive,
+        default=argparse.SUPPRESS,
+        help="samples an image of anomaly scores (default: the proposal's own, or the estimates')",
+    )
 
 
 def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:

@@ -160,6 +160,7 @@ def publish_run(
     protocol: Protocol,
     encoder_samples: int,
     runtime: Runtime,
+    scoring: Protocol | None = None,
     progress: bool = False,
 ) -> Publication:
     """Publish the run's model as the next version of `name`; nothing is written before every check has passed.
@@ -169,10 +170,11 @@ def publish_run(
         splits: the run's data.
         name: of the model in the store.
         store: the store's root folder.
-        protocol: of the test figures and of the calibration scores.
+        protocol: of the test figures.
         encoder_samples: how many samples an image a second estimate takes from the encoder, as the literature's do; 0
             leaves it out, and so does a protocol whose proposal is the encoder already.
         runtime: where the exported graphs run.
+        scoring: of anomaly scores and the calibration; by default that of the test figures.
         progress: draw a live bar on stderr.
 
     Raises:
@@ -186,7 +188,8 @@ def publish_run(
     if not finished:
         epochs = run.description.configuration.epochs
         raise RunError(f"{run.folder}: {epoch} of {epochs} epochs are done; finish it with fit --resume")
-    description = describe(run.description, name, protocol)
+    scoring = scoring or protocol
+    description = describe(run.description, name, scoring)
     graphs = export(vae)
     difference = check_parity(vae, graphs, _parity_inputs(run, splits), runtime=runtime)
     model = load_engine(description, graphs, runtime=runtime)
@@ -196,7 +199,7 @@ def publish_run(
         encoder_protocol = Protocol("encoder", encoder_samples, protocol.seed)
         encoder_evaluation = evaluate(model, splits.test, encoder_protocol, progress=progress)
     units = latent_units(model, splits.test, seed=protocol.seed)
-    calibration = calibration_arrays(model, splits.calibration, protocol, progress=progress)
+    calibration = calibration_arrays(model, splits.calibration, scoring, progress=progress)
     stored = publish(
         store,
         description.model_copy(update={"metrics": _metrics(evaluation, encoder_evaluation, units)}),

@@ -159,6 +159,29 @@ def test_graphs_that_differ_are_not_published(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_scores_can_have_a_protocol_of_their_own(
+    tmp_path: Path, finished_run: Run, splits: DataSplits, runtime: Runtime
+) -> None:
+    scoring = Protocol("encoder", 7, 0)
+    published = publish_run(
+        finished_run,
+        splits,
+        name="tiny",
+        store=tmp_path,
+        protocol=FEW,
+        encoder_samples=0,
+        runtime=runtime,
+        scoring=scoring,
+    )
+    manifest = published.stored.manifest
+    assert (manifest.calibration.proposal, manifest.calibration.num_samples) == ("encoder", 7)
+    assert f"proposal {FEW.proposal}, {FEW.num_samples} samples" in manifest.metrics[0].protocol
+    pixels = splits.calibration[:5].astype(np.float32) / np.float32(255)
+    model = Model.open(published.stored, runtime=runtime)
+    again = complete(model.statistics(pixels, proposal="encoder", num_samples=7, seed=0))
+    np.testing.assert_allclose(again.elbo, published.stored.calibration["elbo"][:5], atol=1e-3)
+
+
 def test_an_unfinished_run_is_not_published(
     tmp_path: Path, finished_run: Run, splits: DataSplits, runtime: Runtime
 ) -> None:
