@@ -111,7 +111,11 @@ class Traffic:
         whole = rng.choice(
             (png(self.digits(rng, 1)[0]), npy(self.digits(rng, 2)), json.dumps({"images": [[0]]}).encode())
         )
-        body = whole[: rng.randrange(1, max(2, len(whole) - 16))] if rng.random() < 0.5 else rng.randbytes(rng.randrange(1, 3000))
+        body = (
+            whole[: rng.randrange(1, max(2, len(whole) - 16))]
+            if rng.random() < 0.5
+            else rng.randbytes(rng.randrange(1, 3000))
+        )
         kind = rng.choice(("image/png", NPY, "application/json", "multipart/form-data; boundary=x", "text/plain"))
         return client.post("/v1/encode", content=body, headers={"content-type": kind}).status_code
 

@@ -11,9 +11,11 @@ an answer does; here, by the head alone, little. So under any load the time goes
 import asyncio
 from functools import lru_cache
 from typing import Any, cast
+from urllib.parse import unquote
 
+import httptools
 import orjson
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.web.errors import HEADER_TOO_LARGE, KINDS, PROBLEM_JSON, REQUEST_TIMEOUT, Kind
@@ -22,7 +24,7 @@ from service.web.scheduler import QueueFullError
 
 _LARGE_BYTES = 2**14
 _RETRY_SECONDS = 1
-_LET_IN = "logpx.let_in"
+_PLACE = "logpx.place"
 
 
 class Corked:
@@ -62,7 +64,9 @@ class Corked:
 
 
 class Door:
-    """How many requests are inside, over all connections: those whose body is there, and whose answer is not.
+    """How many requests are inside, over all connections: their body is there, and their answer has not begun.
+
+    Neither clients that send slowly nor clients that read slowly take room, or a few could shut all others out.
 
     Args:
         max_inside: requests that are let in; further ones get a 429.
@@ -70,26 +74,55 @@ class Door:
 
     def __init__(self, max_inside: int) -> None:
         self.max_inside = max_inside
-        self.let_in = 0
-        self.uploading = 0
-        """Of these, those whose body is still coming: they take no room, or slow clients could shut others out."""
+        self.inside = 0
 
     @property
     def is_full(self) -> bool:
         """Whether no further request is let in."""
-        return self.let_in - self.uploading >= self.max_inside
+        return self.inside >= self.max_inside
 
-    def counting(self, app: ASGIApp) -> ASGIApp:
-        """The app, for requests that have been counted as let in: the door sees each of them out."""
 
-        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            try:
-                await app(scope, receive, send)
-            finally:
-                if _LET_IN in scope:
-                    self.let_in -= 1
+class Place:
+    """One request's place, from its whole body to its answer's head."""
 
-        return counted
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._inside = False
+        self._left = False
+
+    def enter(self) -> None:
+        """The body is there. An answer may have come before it."""
+        if not self._left:
+            self._inside = True
+            self._door.inside += 1
+
+    def leave(self) -> None:
+        """The answer begins, or never will."""
+        self._left = True
+        if self._inside:
+            self._inside = False
+            self._door.inside -= 1
+
+
+def leaving(app: ASGIApp) -> ASGIApp:
+    """The app, which gives a request's place back when its answer begins."""
+
+    async def left(scope: Scope, receive: Receive, send: Send) -> None:
+        place: Place | None = scope.get(_PLACE)
+        if place is None:
+            await app(scope, receive, send)
+            return
+
+        async def send_and_leave(message: Message) -> None:
+            place.leave()
+            await send(message)
+
+        try:
+            await app(scope, receive, send_and_leave)
+        finally:
+            place.leave()
+
+    return left
 
 
 class Connection(HttpToolsProtocol):
@@ -107,10 +140,10 @@ class Connection(HttpToolsProtocol):
         self, *args: Any, door: Door, max_header_bytes: int, header_seconds: float, metrics: Metrics, **named: Any
     ) -> None:
         super().__init__(*args, **named)
-        self.app = door.counting(self.app)
+        self.app = leaving(self.app)
         self._door = door
+        self._place: Place | None = None
         self._turned_away = False
-        self._uploading = False
         self._max_header_bytes = max_header_bytes
         self._header_seconds = header_seconds
         self._refusals = metrics.refusals
@@ -142,17 +175,16 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         self._in_head = False
         self._bare_bytes = 0
-        if self._wants_work and self._idle:
-            if self._door.is_full:
-                self._turned_away = True
-                self._start_timer()  # of the body, which nobody reads
-                if self.expect_100_continue:
-                    self._turn_away(keep_alive=False)
-                return
-            self._door.let_in += 1
-            self._set_uploading(True)
-            cast(dict[str, Any], self.scope)[_LET_IN] = True
+        idle = self._idle
+        if idle and self._door.is_full and self._wants_work:
+            self._turned_away = True
+            self._start_timer()  # of the body, which nobody reads
+            if self.expect_100_continue:
+                self._turn_away(keep_alive=False)
+            return
         super().on_headers_complete()
+        if idle and _is_work(self.scope["path"]):
+            self._place = cast(dict[str, Any], self.scope)[_PLACE] = Place(self._door)
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
@@ -164,7 +196,9 @@ class Connection(HttpToolsProtocol):
         """The body is read; what comes now is another head."""
         self._in_head = True
         self._bare_bytes = 0
-        self._set_uploading(False)
+        if self._place is not None:
+            self._place.enter()
+            self._place = None
         if self._turned_away:
             self._turned_away = False
             self._turn_away(keep_alive=self.parser.should_keep_alive())
@@ -174,17 +208,13 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by either side."""
         self._stop_timer()
-        self._set_uploading(False)
         super().connection_lost(exc)
 
     @property
     def _wants_work(self) -> bool:
-        """Whether the request would be computed; probes and admin calls always come in."""
-        return self.url.startswith(b"/v1/") and not self.url.startswith(b"/v1/admin/")
-
-    def _set_uploading(self, uploading: bool) -> None:
-        self._door.uploading += uploading - self._uploading
-        self._uploading = uploading
+        """Whether the request would be computed, whose head has just come; a browser's preflight never is."""
+        path = httptools.parse_url(self.url).path.decode("ascii")
+        return _is_work(unquote(path)) and self.parser.get_method() != b"OPTIONS"
 
     def _turn_away(self, *, keep_alive: bool) -> None:
         """Answer 429, and be ready for the next request."""
@@ -194,7 +224,8 @@ class Connection(HttpToolsProtocol):
         kind = KINDS[QueueFullError]
         self._refusals.labels(kind.slug).inc()
         detail = f"{self._door.max_inside} requests are being answered; try again in {_RETRY_SECONDS} s"
-        self._answer(kind, detail, f"Retry-After: {_RETRY_SECONDS}\r\n", keep_alive=keep_alive)
+        headers = f"Retry-After: {_RETRY_SECONDS}\r\nX-Content-Type-Options: nosniff\r\n"
+        self._answer(kind, detail, headers, keep_alive=keep_alive)
         if keep_alive:
             self.on_response_complete()
 
@@ -228,16 +259,22 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _answer(self, kind: Kind, detail: str, headers: str = "", *, keep_alive: bool) -> None:
-        self.transport.write(_problem(kind, detail, headers, keep_alive))
+        head, body = _problem(kind, detail, headers, keep_alive)
+        self.transport.write(head if self.parser.get_method() == b"HEAD" else head + body)
         if not keep_alive:
             self.transport.close()
 
 
 @lru_cache(maxsize=16)
-def _problem(kind: Kind, detail: str, headers: str, keep_alive: bool) -> bytes:
-    """A whole answer, head and body."""
+def _problem(kind: Kind, detail: str, headers: str, keep_alive: bool) -> tuple[bytes, bytes]:
+    """A whole answer's head and body."""
     document = {"type": f"urn:logpx:problem:{kind.slug}", "title": kind.title, "status": int(kind.status)}
     body = orjson.dumps({**document, "detail": detail})
     head = f"HTTP/1.1 {int(kind.status)} {kind.status.phrase}\r\nContent-Type: {PROBLEM_JSON}\r\n{headers}"
     head += f"Content-Length: {len(body)}\r\n" + ("" if keep_alive else "Connection: close\r\n")
-    return head.encode() + b"\r\n" + body
+    return head.encode() + b"\r\n", body
+
+
+def _is_work(path: str) -> bool:
+    """Whether requests to it are computed; probes and admin calls always come in."""
+    return path.startswith("/v1/") and not path.startswith("/v1/admin/")

@@ -34,7 +34,7 @@ class PlainPng:
         if _PLAIN_PNG_BYTES + int.from_bytes(content[33:37], "big") != len(content):
             return None
         width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
-        return PlainPng(content, width, height, channels)
+        return PlainPng(content, width, height, channels) if width and height else None
 
     def read(self) -> NDArray[np.uint8] | None:
         """Levels [h, w, 1 or 3]; None where a checksum or a length is wrong, for pyspng would not mind."""

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import httpx2
 import numpy as np
@@ -114,3 +115,42 @@ def test_bodies_that_are_still_coming_take_no_room(start: Start) -> None:
     job, _ = start_long_job(url)
     assert httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY).status_code == 429
     job.join()
+
+
+def test_what_is_no_request_takes_no_room(start: Start) -> None:
+    url = address(start(max_queued_requests=1, max_header_bytes=100_000))
+    for _ in range(3):
+        with connect(url) as connection:
+            connection.sendall(b"GET /v1/" + b"a" * 66_000 + b" HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 400"
+    assert_let_in(url)
+
+
+def test_a_client_that_does_not_read_takes_no_room(start: Start) -> None:
+    url = address(start(max_queued_requests=1))
+    host, port = url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        for _ in range(2):
+            silent = stack.enter_context(socket.socket())
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            silent.connect((host, int(port)))
+            silent.sendall(b"GET /v1/samples?n=3000 HTTP/1.1\r\nHost: here\r\nAccept: application/x-npy\r\n\r\n")
+            assert silent.recv(12) == b"HTTP/1.1 200"
+            assert_let_in(url)
+
+
+def test_under_another_spelling_a_path_is_the_same(full: str) -> None:
+    for target in (b"/%761/models", b"http://here/v1/models"):
+        with connect(full) as connection:
+            connection.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert read(connection)[0].startswith(b"HTTP/1.1 429 ")
+
+
+def test_an_answer_to_head_has_no_body_and_a_preflight_comes_in(full: str) -> None:
+    with connect(full) as connection:
+        connection.sendall(b"HEAD /v1/models HTTP/1.1\r\nHost: here\r\n\r\n")
+        received = connection.recv(65536)
+        assert received.startswith(b"HTTP/1.1 429 ")
+        assert received.endswith(b"\r\n\r\n")
+        connection.sendall(b"OPTIONS /v1/encode HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert read(connection)[0].startswith(b"HTTP/1.1 405 ")

@@ -188,6 +188,7 @@ def test_what_more_there_is_to_a_file_is_not_passed_over() -> None:
         save(grey, dpi=(72, 72)),
         save(grey, "JPEG"),
         save(grey) + b"!",
+        save(grey)[:16] + bytes(4) + save(grey)[20:],  # of no width, and any height
         b"",
     ]
     assert all(PlainPng.of(content) for content in plain)
