@@ -31,6 +31,8 @@ BUNDLED_DEFAULT = "mnist"
 MANIFEST, ENCODER, DECODER, CALIBRATION = "manifest.json", "encoder.onnx", "decoder.onnx", "calibration.npz"
 _FILES = (ENCODER, DECODER, CALIBRATION)
 _CALIBRATION_ARRAYS = ("log_likelihood", "elbo")
+LATENT = "latent_"
+"""Calibration arrays: before a number from 0, the columns of the images' latent codes."""
 FITTING = "fitting"
 """Calibration array: 1 for images that methods fit what they fit to, 0 for those that scores are compared with."""
 _NAME = re.compile(NAME_PATTERN)
@@ -121,7 +123,9 @@ def open_version(root: Path, name: str, version: int | None = None) -> StoredMod
         manifest=manifest,
         encoder=contents[ENCODER],
         decoder=contents[DECODER],
-        calibration=_parse_calibration(path / CALIBRATION, contents[CALIBRATION], manifest.calibration.num_images),
+        calibration=_parse_calibration(
+            path / CALIBRATION, contents[CALIBRATION], manifest.calibration.num_images, manifest.latent_dim
+        ),
     )
 
 
@@ -142,7 +146,7 @@ def publish(
         StoreError: the store cannot be written, as on a full disk; it is then as it was.
     """
     scores = {key: np.asarray(value) for key, value in calibration.items()}
-    _check_calibration(Path(CALIBRATION), scores, description.calibration.num_images)
+    _check_calibration(Path(CALIBRATION), scores, description.calibration.num_images, description.latent_dim)
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **scores)
     contents = {ENCODER: encoder, DECODER: decoder, CALIBRATION: packed.getvalue()}
@@ -244,17 +248,17 @@ def _read_verified(file: Path, manifest: Manifest) -> bytes:
     return content
 
 
-def _parse_calibration(file: Path, content: bytes, num_images: int) -> dict[str, NDArray[np.float64]]:
+def _parse_calibration(file: Path, content: bytes, num_images: int, latent_dim: int) -> dict[str, NDArray[np.float64]]:
     try:
         with np.lib.npyio.NpzFile(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidArtifactError(file, f"not an .npz of plain arrays ({error})") from error
-    _check_calibration(file, arrays, num_images)
+    _check_calibration(file, arrays, num_images, latent_dim)
     return arrays
 
 
-def _check_calibration(file: Path, arrays: Mapping[str, NDArray[np.float64]], num_images: int) -> None:
+def _check_calibration(file: Path, arrays: Mapping[str, NDArray[np.float64]], num_images: int, latent_dim: int) -> None:
     for key in _CALIBRATION_ARRAYS:
         if key not in arrays:
             raise InvalidArtifactError(file, f"array {key!r} is missing")
@@ -265,3 +269,6 @@ def _check_calibration(file: Path, arrays: Mapping[str, NDArray[np.float64]], nu
     fitting = arrays.get(FITTING, np.zeros(1))
     if not np.isin(fitting, (0, 1)).all() or fitting.all():
         raise InvalidArtifactError(file, f"{FITTING!r} must be of 0 and 1, with a 0 in it")
+    codes = {key for key in arrays if key.startswith(LATENT)}
+    if codes and codes != {f"{LATENT}{d}" for d in range(latent_dim)}:
+        raise InvalidArtifactError(file, f"of codes there must be {LATENT}0 to {LATENT}{latent_dim - 1}, or none")

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable, Iterable
 
-import numpy as np
-
 from model_store import FITTING
 from service.engine.anomaly import DEFAULT_ALPHA, compared_with, fitting_images
 from service.engine.chunks import complete
 from service.engine.conformal import promise
 from service.engine.model import Model, Pixels
-from service.engine.statistics import Array, Statistics
-
-_ALMOST_INFINITE = 1e12
+from service.engine.statistics import Array, Statistics, storable
 
 
 def calibrate(
@@ -41,13 +37,8 @@ def calibrate(
         chunks = model.statistics(pixels, proposal=proposal, num_samples=num_samples, seed=seed)
         parts.append(complete(chunks))
         on_batch(len(pixels))
-    measured = {name: _finite(array) for name, array in Statistics.join(parts).measured().items()}
+    measured = storable(Statistics.join(parts).measured())
     return {**measured, FITTING: fitting_images(len(measured["log_likelihood"]))}
-
-
-def _finite(statistic: Array) -> Array:
-    """What the store takes: an image of no probability at all has a bound of −10¹² nats, not of −∞."""
-    return np.clip(np.nan_to_num(statistic, nan=-_ALMOST_INFINITE), -_ALMOST_INFINITE, _ALMOST_INFINITE)
 
 
 def promises(num_images: int) -> list[str]:

@@ -24,7 +24,7 @@ class Neighbours:
     def distance(self, codes: Array) -> Array:
         """[B, D] → [B]; NaN where a code is not finite."""
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.array([np.square(self.codes - code).sum(axis=1).min() for code in codes]) ** 0.5
+            return np.array([np.square(self.codes - code).sum(axis=1).min(initial=np.inf) for code in codes]) ** 0.5
 
     def distance_among(self) -> Array:
         """Of each of them to the nearest of the others, m at least 2: [m]."""
@@ -51,8 +51,10 @@ class Tail:
 
     @staticmethod
     def fit(reference: Array) -> "Tail":
-        """From the values of m ordinary images [m], m at least 2."""
-        ascending, count = np.sort(reference), len(reference)
+        """From the values of m ordinary images [m], m at least 2; those that are not finite tell nothing."""
+        finite = reference[np.isfinite(reference)]
+        ascending = np.sort(finite if len(finite) > 1 else np.zeros(2))
+        count = len(ascending)
         beyond = max(1, count // _TAIL_SHARE)
         threshold = float(ascending[-beyond - 1])
         scale = max(float((ascending[-beyond:] - threshold).mean()), _LEAST * max(1.0, abs(threshold)))
@@ -78,11 +80,11 @@ class Combination:
     tails: Sequence[Tail]
 
     @staticmethod
-    def fit(statistics: Array) -> "Combination":
-        """From m ordinary images' statistics [m, S]."""
-        return Combination([Tail.fit(column) for column in statistics.T])
+    def fit(statistics: Sequence[Array]) -> "Combination":
+        """From each statistic's values of ordinary images: S arrays [m]."""
+        return Combination([Tail.fit(values) for values in statistics])
 
-    def score(self, statistics: Array) -> Array:
-        """Higher for stranger: [B, S] → [B]; not a number where a statistic is not finite."""
-        log_p = sum(tail.log_probability(column) for tail, column in zip(self.tails, statistics.T, strict=True))
-        return np.asarray(np.where(np.isfinite(statistics).all(axis=1), -2 * log_p, np.nan))
+    def score(self, statistics: Sequence[Array]) -> Array:
+        """Higher for stranger: S arrays [B] → [B]; not a number where a statistic is not finite."""
+        log_p = sum(tail.log_probability(values) for tail, values in zip(self.tails, statistics, strict=True))
+        return np.asarray(np.where(np.isfinite(statistics).all(axis=0), -2 * log_p, np.nan))

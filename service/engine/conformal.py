@@ -47,7 +47,9 @@ def false_alarm_band(num_images: int, alpha: float, confidence: float = 0.99) ->
     >>> [round(share, 3) for share in false_alarm_band(2000, 0.05)]
     [0.038, 0.063]
     """
-    k = sum(count / (num_images + 1) <= alpha for count in range(1, num_images + 1))
+    k = min(int(alpha * (num_images + 1)) + 1, num_images)
+    while k and k / (num_images + 1) > alpha:
+        k -= 1
     if k == 0:
         return 0.0, 0.0
     tail = (1 - confidence) / 2
@@ -80,14 +82,14 @@ def _beta_quantile(a: int, b: int, probability: float) -> float:
 
 
 def _binomial_at_least(least: int, trials: int, share: float) -> float:
-    counts = range(least, trials + 1)
-    whole = math.lgamma(trials + 1)
-    logs = (
-        whole
-        - math.lgamma(k + 1)
-        - math.lgamma(trials - k + 1)
-        + k * math.log(share)
-        + (trials - k) * math.log1p(-share)
-        for k in counts
-    )
-    return math.fsum(map(math.exp, logs))
+    """P(Binomial(trials, share) ≥ least), summed from there away from the mean, where terms only fall."""
+    above = least > trials * share
+    k = least if above else least - 1
+    log_term = math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+    term = math.exp(log_term + k * math.log(share) + (trials - k) * math.log1p(-share))
+    odds, total = share / (1 - share), 0.0
+    while 0 <= k <= trials and term > total * 1e-17:
+        total += term
+        term *= (trials - k) / (k + 1) * odds if above else k / ((trials - k + 1) * odds)
+        k += 1 if above else -1
+    return total if above else 1 - total

@@ -1,17 +1,21 @@
 """The methods of scoring: each turns statistics into a score that is higher for stranger. docs/anomaly-scores.md."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from model_store import LATENT
 from service.engine.combination import Combination, Neighbours
-from service.engine.statistics import LATENT, Array, Values
+from service.engine.statistics import Array, Values
 
 Score = Callable[[Values], Array]
 """Statistics → score [B]."""
 
 DEFAULT_METHOD = "combined"
+_MOST_NEIGHBOURS = 1000
+"""Codes that a code is compared with; more cost every image of every request."""
 MIN_FITTING = 2
 """Images that a method which fits anything takes at least."""
 
@@ -37,7 +41,8 @@ def _plain(score: Score) -> Callable[[Values], Score]:
 
 def _typicality(reference: Values) -> Score:
     """|−log P(x) − E[−log P]|: the entropy is estimated by the mean over ordinary images."""
-    centre = reference["log_likelihood"].mean()
+    found = reference["log_likelihood"]
+    centre = found[np.isfinite(found)].mean() if np.isfinite(found).any() else 0.0
     return lambda values: np.abs(values["log_likelihood"] - centre)
 
 
@@ -52,10 +57,12 @@ def _codes(values: Values) -> Array:
 
 def _combined(reference: Values) -> Score:
     """How hard to infer, how unlikely for its complexity, how far from any ordinary code: see combination.py."""
-    neighbours = Neighbours(_codes(reference))
+    codes = _codes(reference)
+    codes = codes[np.isfinite(codes).all(axis=1)]
+    neighbours = Neighbours(codes[:: math.ceil(len(codes) / _MOST_NEIGHBOURS)] if len(codes) else codes)
 
-    def parts(values: Values, distance: Array) -> Array:
-        return np.stack([values["posterior_gap"], _input_complexity(values), distance], axis=1)
+    def parts(values: Values, distance: Array) -> tuple[Array, Array, Array]:
+        return values["posterior_gap"], _input_complexity(values), distance
 
     combination = Combination.fit(parts(reference, neighbours.distance_among()))
     return lambda values: combination.score(parts(values, neighbours.distance(_codes(values))))

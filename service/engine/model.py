@@ -225,7 +225,7 @@ class Model:
             seed=protocol.seed,
             num_draws=NUM_DRAWS if explain else 0,
         )
-        scores = self._detector.judge(statistics, chosen, alpha=alpha, fdr=fdr)
+        scores = yield from self._detector.judge(statistics, chosen, alpha=alpha, fdr=fdr)
         return replace(scores, explanation=(yield from self._explain(x, latents))) if explain else scores
 
     def _encode(self, x: NDArray[np.float32]) -> Chunks[DiagonalGaussian]:

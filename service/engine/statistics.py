@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store import LATENT
 from service.engine.proposal import DiagonalGaussian
 
 Array = NDArray[np.float64]
-LATENT = "latent_"
-"""Before a number from 0: the columns in which the encoder's means are kept."""
+_INFINITE, _NO_NUMBER = 1e12, 4e12
 Values = Mapping[str, Array]
 """Statistics by name, each [B]."""
 
@@ -56,6 +56,29 @@ def derived(measured: Values) -> dict[str, Array]:
         if "kl" in measured:
             values["reconstruction"] = -measured["elbo"] - measured["kl"]
     return values
+
+
+def storable(measured: Values) -> dict[str, Array]:
+    """Statistics of calibration images as calibration.npz takes them, finite: ±∞ as ±10¹², what is no number as 4·10¹².
+
+    >>> stored = storable({"elbo": np.array([-90.0, -np.inf, np.nan])})
+    >>> stored["elbo"].tolist(), restored(stored)["elbo"].tolist()
+    ([-90.0, -1000000000000.0, 4000000000000.0], [-90.0, -inf, nan])
+    """
+    return {
+        name: np.where(np.isnan(array), _NO_NUMBER, np.clip(array, -_INFINITE, _INFINITE))
+        for name, array in measured.items()
+    }
+
+
+def restored(stored: Values) -> dict[str, Array]:
+    """What `storable` was given."""
+    return {
+        name: np.where(
+            array == _NO_NUMBER, np.nan, np.where(np.abs(array) >= _INFINITE, np.copysign(np.inf, array), array)
+        )
+        for name, array in stored.items()
+    }
 
 
 def divergence(posterior: DiagonalGaussian) -> Array:

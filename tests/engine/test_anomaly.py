@@ -47,7 +47,7 @@ def detector(calibration: dict[str, Array]) -> Detector:
 
 
 def judge(found: Detector, images: dict[str, Array], *, alpha: float = 0.05, fdr: float | None = None) -> AnomalyScores:
-    return found.judge(Statistics(**images), tuple(METHODS), alpha=alpha, fdr=fdr)
+    return complete(found.judge(Statistics(**images), tuple(METHODS), alpha=alpha, fdr=fdr))
 
 
 def trials() -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
@@ -142,7 +142,8 @@ def test_tiny_calibration_sets(num_images: int) -> None:
     else:
         assert served == ("kl", "combined")
     images = draw(rng, 50)
-    for judgement in found.judge(Statistics(**images), served, alpha=0.05, fdr=None).by_method.values():
+    scores = complete(found.judge(Statistics(**images), served, alpha=0.05, fdr=None))
+    for judgement in scores.by_method.values():
         assert np.isfinite(judgement.score).all()
         assert set(judgement.p_value) <= set(np.arange(1, num_compared + 2) / (num_compared + 1))
 
@@ -261,5 +262,7 @@ def test_an_impossible_image_calibrates_as_the_strangest() -> None:
     found = Detector(arrays)
     images = draw(np.random.default_rng(11), 50)
     assert 0.3 < judge(found, images).by_method["combined"].p_value.mean() < 0.7
+    for method in METHODS:
+        assert np.isfinite(judge(found, images).by_method[method].score).all(), method
     images["log_likelihood"][0] = -1e6
     assert judge(found, images).by_method["log_likelihood"].p_value[0] == 2 / 61  # the impossible one is further out

@@ -43,18 +43,27 @@ def test_a_tail_of_equal_values() -> None:
 def test_a_combination_is_fishers_method() -> None:
     """On images like those it was fitted to: −2·Σ log p of three independent p-values is χ² with 6 degrees."""
     rng = np.random.default_rng(4)
-    combination = Combination.fit(rng.gumbel(size=(20_000, 3)))
-    score = combination.score(rng.gumbel(size=(2000, 3)))
+    combination = Combination.fit(list(rng.gumbel(size=(3, 20_000))))
+    score = combination.score(list(rng.gumbel(size=(3, 2000))))
     assert stats.kstest(score, stats.chi2(6).cdf).pvalue > 0.001
 
 
 def test_only_the_upper_side_of_each_statistic_is_strange() -> None:
-    combination = Combination.fit(np.random.default_rng(5).normal(10, 2, (900, 3)))
-    low, usual, high, higher = combination.score(np.array([[-5, 10, 10], [10, 10, 10], [10, 17, 10], [10, 99, 10.0]]))
+    combination = Combination.fit(list(np.random.default_rng(5).normal(10, 2, (3, 900))))
+    low, usual, high, higher = combination.score(
+        list(np.array([[-5, 10, 10, 10], [10, 10, 17, 99], [10, 10, 10, 10.0]]))
+    )
     assert low < usual < high < higher
 
 
 def test_what_is_not_finite_has_no_score() -> None:
-    combination = Combination.fit(np.random.default_rng(6).normal(size=(9, 2)))
-    found = combination.score(np.array([[0, 0], [np.nan, 0], [0, np.inf]]))
+    combination = Combination.fit(list(np.random.default_rng(6).normal(size=(2, 9))))
+    found = combination.score(list(np.array([[0, np.nan, 0], [0, 0, np.inf]])))
     assert np.isnan(found).tolist() == [False, True, True]
+
+
+def test_values_without_bounds_leave_the_tail_as_it_is() -> None:
+    values = np.random.default_rng(7).gumbel(size=200)
+    wild = np.concatenate([values, [np.inf, -np.inf, np.nan]])
+    x = np.linspace(-3, 30, 50)
+    np.testing.assert_array_equal(Tail.fit(wild).log_probability(x), Tail.fit(values).log_probability(x))

@@ -131,3 +131,12 @@ def test_methods_are_their_formulas() -> None:
     assert set(METHODS) == {*expected, "combined"}
     for method in METHODS.values():
         assert set(method.needs) <= set(values)
+
+
+def test_of_a_large_image_each_is_coded_in_a_turn_of_its_own() -> None:
+    assert sum(1 for _ in complexity(np.zeros((3, 3, 80, 80), np.float32))) == 3
+    assert sum(1 for _ in complexity(np.zeros((40, 1, 8, 8), np.float32))) == 1
+
+
+def test_complexity_of_many_tall_channels() -> None:
+    assert np.isfinite(complete(complexity(np.zeros((1, 70, 300, 4), np.float32)))).all()

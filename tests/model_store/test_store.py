@@ -380,6 +380,7 @@ def test_a_file_without_a_hash_is_refused(tmp_path: Path) -> None:
         (npz(log_likelihood=SCORES, elbo=SCORES, more=SCORES[:2]), "'more' must be 5 finite"),
         (npz(log_likelihood=SCORES, elbo=SCORES, fitting=0 * SCORES + 0.5), "'fitting' must be of 0 and 1"),
         (npz(log_likelihood=SCORES, elbo=SCORES, fitting=0 * SCORES + 1), "'fitting' must be of 0 and 1, with a 0"),
+        (npz(log_likelihood=SCORES, elbo=SCORES, latent_0=SCORES, latent_7=SCORES), "there must be latent_0 to"),
     ],
 )
 def test_a_wrong_calibration_is_refused_though_its_hash_fits(tmp_path: Path, content: bytes, problem: str) -> None:

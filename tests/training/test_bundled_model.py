@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_store import BUNDLED, StoredModel, open_version
+from model_store import BUNDLED, StoredModel, list_versions, open_version
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from training.configuration import Configuration
@@ -45,8 +45,17 @@ def test_calibration_scores_are_those_of_unseen_digits(stored: StoredModel) -> N
     assert (stored.calibration["elbo"] < scores).all()
 
 
-def test_it_is_small_and_tells_nothing_of_the_machine(stored: StoredModel) -> None:
-    files: list[Path] = list(stored.path.iterdir())
+def test_fashion_mnist_is_an_eight_bit_model_whose_scores_are_cheap() -> None:
+    manifest = open_version(BUNDLED, "fashion-mnist").manifest
+    assert manifest.likelihood.kind == "discretised_logistic"
+    assert (manifest.calibration.proposal, manifest.calibration.num_samples) == ("encoder", 128)
+    (bits,) = [metric for metric in manifest.metrics if metric.name == "bits_per_dim"]
+    assert 3 < bits.value < 3.5
+
+
+@pytest.mark.parametrize("name", sorted(list_versions(BUNDLED)))
+def test_it_is_small_and_tells_nothing_of_the_machine(name: str) -> None:
+    files: list[Path] = list(open_version(BUNDLED, name).path.iterdir())
     assert sum(file.stat().st_size for file in files) <= 12 * 2**20
     for file in files:
         assert not re.search(rb"/(?:work|root|home|tmp|usr)/", file.read_bytes()), file.name
