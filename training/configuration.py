@@ -97,6 +97,8 @@ class Configuration:
     def _check_what_belongs_together(self) -> None:
         if self.first_samples is not None and self.first_samples > self.num_samples:
             raise ConfigurationError(f"first_samples must be at most num_samples, not {self.first_samples}")
+        if self.first_samples is not None and self.patience:
+            raise ConfigurationError("patience would end a run before first_samples has grown to num_samples")
         if self.likelihood != "bernoulli" and self.binarisation != "none":
             raise ConfigurationError(f"binarisation must be none with the likelihood {self.likelihood}")
         if self.gaussian_scale is not None and self.likelihood != "gaussian":

@@ -110,6 +110,8 @@ def test_a_configuration_that_cannot_work(field: str, value: object) -> None:
     ("options", "problem"),
     [
         ({"likelihood": "gaussian"}, "binarisation must be none with the likelihood gaussian"),
+        ({"first_samples": 9, "num_samples": 8}, "first_samples must be at most num_samples"),
+        ({"first_samples": 4, "patience": 3}, "patience would end a run before first_samples"),
         ({"gaussian_scale": 0.1}, "gaussian_scale belongs to the likelihood gaussian, not to bernoulli"),
         ({"free_bits": 0.1}, "free_bits belongs to the objective elbo, not to iwae"),
         ({"kl_warm_up_epochs": 1.0}, "kl_warm_up_epochs belongs to the objective elbo"),
