@@ -29,17 +29,17 @@ from training.recipes import complete_configuration
 from training.sources import read_source
 from training.state import build_state
 from training.trainer import Loop
-from training.workers import ALONE, PLAIN
+from training.workers import ALONE, PLAIN, Acceleration
 
 PYTHAE_TRAINER = Path(__file__).parent / "peers" / "pythae_trainer.py"
 
 
 def negative_bound(vae: Vae, x: Tensor, objective: Objective, num_samples: int) -> Tensor:
     """The loss as one writes it for Bernoulli pixels: -ELBO, or the importance weighted bound as it stands."""
-    mean, log_var = vae.encoder(x)
+    mean, log_var = (parameter.float() for parameter in vae.encoder(x))
     noise = torch.randn(len(x), num_samples, mean.shape[1])
     z = mean[:, None] + torch.exp(0.5 * log_var)[:, None] * noise  # [B, K, D]
-    logits = vae.decoder(z.reshape(-1, z.shape[2]))[0].reshape(len(x), num_samples, -1)
+    logits = vae.decoder(z.reshape(-1, z.shape[2]))[0].float().reshape(len(x), num_samples, -1)
     target = x.reshape(len(x), 1, -1).expand_as(logits)
     fit = -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)  # [B, K]
     if objective == "elbo":
@@ -52,8 +52,9 @@ def negative_bound(vae: Vae, x: Tensor, objective: Objective, num_samples: int) 
 class MinimalLoop:
     """A hand-written epoch: the images are floats in memory, Adam is PyTorch's default."""
 
-    def __init__(self, configuration: Configuration, images: Tensor) -> None:
+    def __init__(self, configuration: Configuration, images: Tensor, acceleration: Acceleration) -> None:
         self.configuration = configuration
+        self.low_precision = acceleration.precision == "bfloat16"
         self.images = images.float() / 255
         self.vae = build_vae(configuration, self.images.mean(0))
         self.optimiser = torch.optim.Adam(self.vae.parameters(), lr=configuration.learning_rate)
@@ -63,16 +64,20 @@ class MinimalLoop:
         for batch in torch.split(torch.randperm(len(self.images)), self.configuration.batch_size):
             x = torch.bernoulli(self.images[batch])
             self.optimiser.zero_grad()
-            loss = negative_bound(self.vae, x, self.configuration.objective, self.configuration.num_samples)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
+                loss = negative_bound(self.vae, x, self.configuration.objective, self.configuration.num_samples)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimiser.step()
 
 
-def compare(configuration: Configuration, images: Tensor, rounds: int) -> tuple[list[float], list[float]]:
+def compare(
+    configuration: Configuration, images: Tensor, rounds: int, acceleration: Acceleration = PLAIN
+) -> tuple[list[float], list[float]]:
     """Images a second of our loop and of the minimal one, epoch by epoch in turn; the first of each does not count."""
     state = build_state(configuration, images.float().mean(0) / 255, torch.device("cpu"))
     loaded = LoadedImages(images.numpy(), torch.device("cpu"))
-    ours, minimal = Loop(configuration, state, loaded, ALONE, PLAIN, False), MinimalLoop(configuration, images)
+    ours = Loop(configuration, state, loaded, ALONE, acceleration, False)
+    minimal = MinimalLoop(configuration, images, acceleration)
     speeds: tuple[list[float], list[float]] = ([], [])
     for epoch in range(1, rounds + 2):
         for train_epoch, measured in zip((ours.train_epoch, minimal.train_epoch), speeds, strict=True):
@@ -133,12 +138,14 @@ def main() -> None:
         },
     }
     print(f"{len(images)} images an epoch, {given.rounds} epochs each in turn, {given.threads} threads")
-    for precision in ("highest", "medium"):  # PyTorch's default, and what `fit` sets on a CPU
+    # PyTorch's default; what `fit` sets on a CPU; and `fit --precision bfloat16`
+    for precision, acceleration in (("highest", PLAIN), ("medium", PLAIN), ("medium", Acceleration("bfloat16"))):
         torch.set_float32_matmul_precision(precision)
-        head(f"matmul precision {precision}, images/s", "minimal")
+        head(f"{acceleration.precision}, matmul precision {precision}, images/s", "minimal")
         for title, options in recipes.items():
             options = {"likelihood": "bernoulli", "binarisation": "dynamic", **options}
-            report(title, *compare(complete_configuration(options, images.numpy()), images, given.rounds))
+            configuration = complete_configuration(options, images.numpy())
+            report(title, *compare(configuration, images, given.rounds, acceleration))
     if given.pythae_python:
         torch.set_float32_matmul_precision("medium")
         configuration = Configuration(objective="elbo", num_samples=1)

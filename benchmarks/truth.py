@@ -232,6 +232,7 @@ def _relative_variance(log_weight: Tensor) -> Tensor:
 
 def measure(stored: StoredModel, inside: Path, outside: Path, file: Path, num_chains: int) -> None:
     """Anneal set after set; each is saved as soon as it is known."""
+    torch.set_float32_matmul_precision("medium")  # on a CPU, oneDNN's kernels: on AMD twice as fast, and as exact
     decoder = read_decoder(stored)
     sets: dict[str, Truth] = {}
     print(f"{num_chains} chains each way, {FROM_GAUSSIAN} temperatures")

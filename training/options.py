@@ -20,8 +20,8 @@ _HELP = {
     "values as they are, which is all that other likelihoods take (default: dynamic, or none)",
     "objective": "iwae: importance weighted bound with DReG gradients; elbo: evidence lower bound, analytic KL",
     "num_samples": "latent samples an image in training",
-    "first_samples": "where the number of samples begins, which then doubles at even distances until --num-samples: "
-    "early epochs are cheaper (default: --num-samples throughout)",
+    "first_samples": "where the number of samples begins, which then doubles until --num-samples, each number having "
+    "as many decoder rows: many cheap epochs, then few dear ones (default: --num-samples throughout)",
     "kl_warm_up_epochs": "elbo: epochs over which the KL term's weight rises from 0 to 1",
     "free_bits": "elbo: nats of each latent dimension's KL term that cost nothing",
     "epochs": "passes over the training images",

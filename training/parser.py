@@ -21,7 +21,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     """The parser; what it parses says which command was given as `command`: fit, evaluate or publish."""
     parser = argparse.ArgumentParser(prog="python -m training", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_fit(_add_command(commands, "fit", "Train a model; the defaults are the bundled model's recipe."))
+    _add_fit(_add_command(commands, "fit", "Train a model; how the bundled ones were trained is in the README."))
     summary = (
         "Score a data set's test images; where it has no test part, those that the model's own training held out of it "
         "for that, or all its images where the model was trained on others."

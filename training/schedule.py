@@ -1,5 +1,7 @@
 """What changes from step to step, as functions of the step alone, so that a resumed run needs no memory of it."""
 
+import bisect
+import itertools
 import math
 
 from training.configuration import Configuration
@@ -20,16 +22,21 @@ def learning_rate(step: int, steps_per_epoch: int, configuration: Configuration)
 
 
 def num_samples(epoch: int, configuration: Configuration) -> int:
-    """Latent samples an image in one epoch, counted from 1. A loose bound will do until the weights are nearly there.
+    """Latent samples an image in one epoch, counted from 1: a loose bound will do until the weights are nearly there.
 
-    >>> recipe = Configuration(first_samples=4, num_samples=30, epochs=8)
-    >>> [num_samples(epoch, recipe) for epoch in range(1, 9)]
-    [4, 4, 8, 8, 16, 16, 30, 30]
+    They double from `first_samples` to `num_samples`, and each number of them gets as many decoder rows as any other:
+    many cheap epochs, then few dear ones.
+
+    >>> recipe = Configuration(first_samples=4, num_samples=30, epochs=15)
+    >>> [num_samples(epoch, recipe) for epoch in range(1, 16)]
+    [4, 4, 4, 4, 4, 4, 4, 8, 8, 8, 8, 16, 16, 30, 30]
     """
-    first = configuration.first_samples or configuration.num_samples
-    stages = math.ceil(math.log2(configuration.num_samples / first)) + 1
-    doublings: int = (epoch - 1) * stages // configuration.epochs
-    return min(first << doublings, configuration.num_samples)
+    most = configuration.num_samples
+    stages = [configuration.first_samples or most]
+    while stages[-1] < most:
+        stages.append(min(2 * stages[-1], most))
+    ends = list(itertools.accumulate(1 / samples for samples in stages))  # of each stage, as if all took 1 row
+    return stages[bisect.bisect_left(ends, epoch / configuration.epochs * ends[-1])]
 
 
 def kl_weight(step: int, steps_per_epoch: int, configuration: Configuration) -> float:

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,7 @@ from training.figures import CURVES, RECONSTRUCTIONS, SAMPLES, draw_figures, dra
 from training.networks import Vae, build_vae
 from training.publication import load_model
 from training.run import METRICS, Run, create_run, describe_run
-from training.schedule import learning_rate
+from training.schedule import learning_rate, num_samples
 from training.state import build_state
 from training.trainer import EpochFigures, fit, prepare, validate
 from training.workers import PLAIN, Acceleration, choose_device
@@ -285,6 +286,15 @@ def test_the_schedule_never_jumps() -> None:
     assert 0 < rates[-1] < 0.01 * max(rates)
     assert learning_rate(0, 7, replace(recipe, warm_up_epochs=0.0)) == recipe.learning_rate
     assert learning_rate(69, 7, replace(recipe, warm_up_epochs=100.0)) == recipe.learning_rate
+
+
+def test_each_number_of_samples_has_as_many_decoder_rows() -> None:
+    recipe = replace(SHORT, first_samples=8, num_samples=60, epochs=10_000)
+    counts = Counter(num_samples(epoch, recipe) for epoch in range(1, recipe.epochs + 1))
+    assert list(counts) == [8, 16, 32, 60]
+    rows = [samples * epochs for samples, epochs in counts.items()]
+    assert max(rows) < 1.01 * min(rows)
+    assert num_samples(1, replace(recipe, epochs=1)) == 60
 
 
 def test_the_bar_shows_nats_and_images_a_second(
