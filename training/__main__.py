@@ -13,7 +13,7 @@ from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
 from service.engine.runtime import ExecutionProviderError, Runtime
 from training.configuration import Configuration
-from training.data import split
+from training.data import evenly_spaced, split
 from training.download import locate
 from training.errors import TrainingError
 from training.evaluate import Protocol, evaluate
@@ -129,6 +129,8 @@ def _evaluate(parsed: argparse.Namespace) -> None:
         model = Model.open(open_stored(parsed.model), runtime=runtime)
     source = _open(parsed.data, Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers))
     images, what = held_out_images(source, model.description.provenance)
+    if len(images) > (most := getattr(parsed, "images", len(images))):
+        images, what = evenly_spaced(images, most), f"{most} of the {len(images)} images of {what}, evenly spaced"
     protocols = [protocol]
     if parsed.encoder_samples and protocol.proposal != "encoder":
         protocols.append(Protocol("encoder", parsed.encoder_samples, parsed.seed))

@@ -59,6 +59,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a run's folder, or store/NAME or store/NAME/VERSION")
     parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=_DATA)
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
+    parser.add_argument(
+        "--images",
+        type=_positive,
+        default=argparse.SUPPRESS,
+        help="score only so many of the images, evenly spaced, read into memory (default: all)",
+    )
     parser.add_argument("--report", type=Path, default=argparse.SUPPRESS, help="an HTML page to write, with pictures")
     parser.add_argument("--seed", type=_natural, default=SCORING_SEED, help="of the noise and the binarisation")
 

@@ -89,6 +89,22 @@ def test_images_without_a_test_part_are_scored_whole(
     assert "on some.npy: 7 images" in capsys.readouterr().out
 
 
+def test_some_of_the_images_are_scored_as_if_they_were_all(
+    finished_run: Run, tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(digits) as arrays:
+        np.save(tmp_path / "four.npy", arrays["test"][[0, 33, 66, 99]])
+    scoring = ["evaluate", str(finished_run.folder), "--num-samples=5", "--device=cpu"]
+    told = []
+    for options in (["--images=4", f"--data={digits}"], [f"--data={tmp_path / 'four.npy'}", "--images=4"]):
+        assert main([*scoring, *options]) == 0
+        told.append(capsys.readouterr().out.splitlines())
+    (some, *figures), (every, *expected) = told
+    assert "on 4 of the 100 images of digits.npz, evenly spaced: 4 images" in some
+    assert "on four.npy: 4 images" in every
+    assert figures == expected
+
+
 def test_a_run_is_scored_on_the_test_images_it_held_out(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +196,7 @@ def test_errors_of_the_users_making(
         ["publish", "run", "--name=tiny", "--num-samples=0"],
         ["evaluate", "run", "--data=mnist", "--proposal=posterior"],
         ["evaluate", "run", "--data=mnist", "--seed=-1"],
+        ["evaluate", "run", "--data=mnist", "--images=0"],
     ],
 )
 def test_wrong_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
