@@ -49,7 +49,7 @@ def test_climbs_that_compete_find_modes_that_the_encoders_mean_does_not_lead_to(
     found, alone = search(bundled(), noise(10)), from_the_encoder(bundled(), noise(10))
     gain = found.value - alone.value
     assert gain.mean() > 10  # from most encoder's means the climb arrives, too; from the others it ends 95 nats lower
-    assert (gain > -1).mean() >= 0.9
+    assert (gain > -1).all()
 
 
 def test_where_the_two_best_do_not_meet_the_estimate_is_not_called_reliable() -> None:
