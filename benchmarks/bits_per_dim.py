@@ -103,7 +103,7 @@ class EightBitModel:
         self.engine = Model(description, encoder, decoder, runtime=runtime)
         self._decoder = runtime.open(decoder, path)
         graph = onnx.load_from_string(decoder)
-        sampler = Sampler(graph, trained, description, runtime=runtime, file=path, chunk_rows=ROWS)
+        sampler = Sampler(graph, self._decoder, trained, description, runtime=runtime, file=path, chunk_rows=ROWS)
         self._search = Search(sampler, max_steps=DEFAULT_MAX_STEPS)
         self._latent_dim = description.latent_dim
 

@@ -30,8 +30,8 @@ class Configuration:
     hidden layers of the one, residual blocks at each size of the other. `gaussian_scale` is in units of pixels in
     [0, 1]; None learns it, a scale a pixel. `num_validation`, `num_calibration` and `num_test` are numbers of images
     held out of training (`num_test` only where the data set brings no test images of its own); None means 2000, 3000
-    and 10 000, or a tenth of the images where that is fewer. `ema_decay` averages the weights over about 1 / (1 -
-    ema_decay) steps. `first_samples` is where the number of samples begins, which doubles until it is `num_samples`,
+    and 10 000, or a tenth of the images where that is fewer. `ema_decay` d averages the weights over about 1/(1 - d)
+    steps. `first_samples` is where the number of samples begins, which doubles until it is `num_samples`,
     each number having as many decoder rows; None is `num_samples` throughout. 0 turns off `ema_decay`,
     `max_gradient_norm` and `patience`. `max_memory` is the GiB of decoded pixels up to which image files and Parquet
     are loaded whole instead of streamed; `skip_corrupt` leaves out images that cannot be decoded.

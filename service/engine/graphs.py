@@ -115,11 +115,12 @@ class DecoderGraphs:
         return self._assemble(builder, inputs, {LOG_WEIGHT: ["B", "K"], ENCODER_LOG_WEIGHT: ["B", "K"]})
 
     def curvature(self, dimensions: NDArray[np.intp]) -> bytes:
-        """log p(x|z) at z, with its gradient and Fisher information in the given A of the D latent dimensions.
+        """log p(x|z) at z, with its gradient and information in the given A of the D latent dimensions.
 
         The decoder's Jacobian J comes from forward differences, A + 1 rows an image: any decoder can do that. With
-        score s and Fisher information W of the likelihood in the decoder's outputs, gradient = Σ J·s and
-        information = Σ J·W·Jᵀ, summed over the outputs.
+        score s and observed information W of the likelihood in the decoder's outputs, gradient = Σ J·s and
+        information = Σ J·W·Jᵀ over the outputs and their pairs: minus the Hessian, but for the decoder's own
+        curvature (generalised Gauss-Newton: Schraudolph 2002, Neural Computation 14:1723). W need not be positive.
 
         Inputs beside x and shape: `latents` [B, 1, D]. Outputs: [B, 1], [B, A], [B, A, A]. The prior is not in them.
         """
@@ -133,15 +134,21 @@ class DecoderGraphs:
         builder.add("Identity", log_likelihood, output=LOG_LIKELIHOOD)
 
         inverse_step = builder.constant(np.float32(1 / DIFFERENCE_STEP))
-        gradients, informations = [], []
-        for name, curvature in self._likelihood.curvature(builder, X, base).items():
-            moved = builder.slice(parameters[name], 1, len(dimensions) + 1, axis=1)
-            jacobian = builder.add("Mul", builder.add("Sub", moved, base[name]), inverse_step)  # [B, A, P]
-            gradients.append(builder.sum_last(builder.add("Mul", jacobian, curvature.score)))  # [B, A]
-            weighted = builder.add("Mul", jacobian, curvature.information)
-            informations.append(
-                builder.add("MatMul", weighted, builder.add("Transpose", jacobian, perm=[0, 2, 1]))
-            )  # [B, A, A]
+        jacobians = {}  # [B, A, P] each
+        for name, tensor in parameters.items():
+            moved = builder.slice(tensor, 1, len(dimensions) + 1, axis=1)
+            jacobians[name] = builder.add("Mul", builder.add("Sub", moved, base[name]), inverse_step)
+        curvature = self._likelihood.curvature(builder, X, base)
+        gradients = [  # [B, A] each
+            builder.sum_last(builder.add("Mul", jacobians[name], score)) for name, score in curvature.score.items()
+        ]
+        informations = []  # [B, A, A] each
+        for (name, other), information in curvature.information.items():
+            across = builder.add("Transpose", jacobians[other], perm=[0, 2, 1])
+            product = builder.add("MatMul", builder.add("Mul", jacobians[name], information), across)
+            informations.append(product)
+            if name != other:
+                informations.append(builder.add("Transpose", product, perm=[0, 2, 1]))
         builder.add("Sum", *gradients, output=GRADIENT)
         builder.add("Sum", *informations, output=INFORMATION)
         outputs: dict[str, Shape] = {

@@ -92,6 +92,7 @@ class Model:
         with _blaming(folder / DECODER):
             sampler = Sampler(
                 decoder_graph,
+                self._decoder,
                 self._likelihood,
                 description,
                 runtime=runtime,

@@ -15,7 +15,7 @@ from service.engine.graphs import DecoderGraphs
 from service.engine.laplace import PATTERN, SHARES, Mixture
 from service.engine.likelihood import Likelihood
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, NoiseCache, standard_normal
-from service.engine.runtime import Runtime
+from service.engine.runtime import Runtime, Session
 
 Floats = NDArray[np.float32]
 
@@ -27,12 +27,14 @@ class Sampler:
 
     Args:
         decoder: the decoder's graph, checked.
+        decode: the same graph, as it is.
         chunk_rows: decoder rows of one run.
     """
 
     def __init__(
         self,
         decoder: ModelProto,
+        decode: Session,
         likelihood: Likelihood,
         description: Description,
         *,
@@ -50,7 +52,7 @@ class Sampler:
         every = np.arange(description.latent_dim)
         self._curvature = runtime.open(written.curvature(every), file)
         self._familiar_curvature = self._curvature
-        self.familiar_dimensions = self._used_dimensions()
+        self.familiar_dimensions = self._used_dimensions(decode, likelihood)
         """The latent dimensions that the decoder takes notice of for familiar images, [A]; see `_used_dimensions`."""
         if len(self.familiar_dimensions) < len(every):
             self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file)
@@ -153,8 +155,8 @@ class Sampler:
             for column in range(start, stop, columns):
                 yield slice(row, min(row + rows, num_images)), slice(column, min(column + columns, stop))
 
-    def _used_dimensions(self) -> NDArray[np.intp]:
-        """Dimensions that change the decoder's outputs, judged at the origin and some draws from the prior.
+    def _used_dimensions(self, decode: Session, likelihood: Likelihood) -> NDArray[np.intp]:
+        """Dimensions that images tell of, judged by images the model draws, at the origin and some draws of the prior.
 
         A trained decoder often ignores many (posterior collapse). For a familiar image the posterior there is the
         prior, to within 1 % of its variance, and a forward difference would be a decoder row for nothing. Far from the
@@ -163,8 +165,9 @@ class Sampler:
         points = np.concatenate(
             [np.zeros((1, self.latent_dim)), standard_normal(15, self.latent_dim, seed=DEFAULT_SEED)]
         )
-        x = np.zeros((len(points), self._num_pixels), np.float32)
-        evaluation = complete(self.evaluate(x, points.astype(np.float64)))
+        with np.errstate(all="ignore"):  # a decoder may give anything
+            drawn = likelihood.sample(decode.run({"z": points.astype(np.float32)}), np.random.default_rng(DEFAULT_SEED))
+        evaluation = complete(self.evaluate(drawn.reshape(len(points), -1), points.astype(np.float64)))
         diagonal = np.diagonal(evaluation.information, axis1=1, axis2=2)  # [N, D]
         used = np.flatnonzero(~(diagonal.max(axis=0) < _IGNORED_INFORMATION))  # a NaN counts as used
         return used if len(used) else np.arange(1)

@@ -16,12 +16,12 @@ Parameters = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Curvature:
-    """Names of two tensors [B, 1, P] for one output of the decoder."""
+    """Names of tensors [B, 1, P]: how log p(x|z) changes with the decoder's outputs, pixel by pixel."""
 
-    score: str
-    """∂ log p(x|z) / ∂ output."""
-    information: str
-    """Fisher information E[score²] under p(x|z): never negative."""
+    score: Mapping[str, str]
+    """∂ log p(x|z) / ∂ output, for each output."""
+    information: Mapping[tuple[str, str], str]
+    """−∂² log p(x|z) / ∂ output ∂ output′, the observed information, for each pair; in order, and each pair once."""
 
 
 class Likelihood(ABC):
@@ -65,9 +65,9 @@ class Likelihood(ABC):
         """
 
     @abstractmethod
-    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> dict[str, Curvature]:
-        """Append nodes for the score and the Fisher information in each output, pixel by pixel.
+    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:
+        """Append nodes for the score and the observed information in the outputs, pixel by pixel.
 
-        `x` and each parameter name tensors [B, 1, P]. Information between two outputs is taken as zero, as it is for
-        every location and scale of a symmetric density.
+        `x` and each parameter name tensors [B, 1, P]. Observed, and not Fisher's, which is its mean over x: a pixel
+        that the model was sure of tells nothing more, and Fisher's would say that it does.
         """

@@ -58,9 +58,10 @@ class Bernoulli(Likelihood):
         remainder = builder.sum_last(builder.add("Log", product))  # [B, K]
         return builder.add("Sub", fit, builder.add("Add", positive, remainder))
 
-    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> dict[str, Curvature]:
+    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:
         """Score x − p and information p·(1 − p), with p = sigmoid(l)."""
         probability = builder.add("Sigmoid", parameters["logits"])  # [B, 1, P]
         opposite = builder.add("Sub", builder.constant(np.float32(1)), probability)
         score = builder.add("Sub", x, probability)
-        return {"logits": Curvature(score, builder.add("Mul", probability, opposite))}
+        information = builder.add("Mul", probability, opposite)
+        return Curvature({"logits": score}, {("logits", "logits"): information})

@@ -1,6 +1,5 @@
 """8-bit pixels: a proper probability for each of the 256 values."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,26 +97,47 @@ class DiscretisedLogistic(Likelihood):
         cost = builder.add("Add", builder.sum_last(builder.add("Log", product)), builder.sum_last(outside))
         return builder.add("Neg", cost)
 
-    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> dict[str, Curvature]:
-        """Exact scores; the information is the continuous logistic's, 1/(3·s²) in loc and (3 + π²)/9 in log_scale.
+    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:
+        """Scores and information, exact; the outer two levels lack what stems from the edge that they do not have.
 
-        With t = 2δ/s, inner bins have ∂ log P/∂loc = (sigmoid(a) + sigmoid(b) − 1)/s and
-        ∂ log P/∂log_scale = −a·sigmoid(−a) + b·sigmoid(b) − t/(exp(t) − 1); the outer two keep their own terms.
+        With up = sigmoid(−a), down = sigmoid(b), p = up·(1 − up), q = down·(1 − down), t = 2δ/s and
+        r = t/(exp(t) − 1), scores are (down − up)/s and b·down − a·up − r. Information is (p + q)/s² in loc,
+        (down − up + a·p + b·q)/s between the two, and b·down − a·up + a²·p + b²·q + r·(r + t − 1) in log_scale.
         """
         above, below, width, first, last = self._terms(builder, x, parameters)
         zero, one = builder.constant(np.float32(0)), builder.constant(np.float32(1))
         inverse = builder.add("Exp", builder.add("Neg", parameters["log_scale"]))
-        up = builder.add("Where", last, zero, builder.add("Sigmoid", builder.add("Neg", above)))  # sigmoid(−a)
-        down = builder.add("Where", first, zero, builder.add("Sigmoid", below))  # sigmoid(b)
-        loc_score = builder.add("Mul", builder.add("Sub", down, up), inverse)
-        pull = builder.add("Sub", builder.add("Mul", below, down), builder.add("Mul", above, up))
+        up = builder.add("Where", last, zero, builder.add("Sigmoid", builder.add("Neg", above)))
+        down = builder.add("Where", first, zero, builder.add("Sigmoid", below))
+        opposite_up, opposite_down = (builder.add("Sub", one, sigmoid) for sigmoid in (up, down))
+        slope = builder.add("Sub", down, up)
+        above_up, below_down = builder.add("Mul", above, up), builder.add("Mul", below, down)
+        pull = builder.add("Sub", below_down, above_up)
+        p, q = builder.add("Mul", up, opposite_up), builder.add("Mul", down, opposite_down)
+        above_p, below_q = builder.add("Mul", above_up, opposite_up), builder.add("Mul", below_down, opposite_down)
+
         h = builder.add("Tanh", builder.add("Mul", width, builder.constant(np.float32(0.5))))
         ratio = builder.add("Div", builder.add("Sub", one, h), builder.add("Add", h, h))  # 1/(exp(t) − 1)
         spread = builder.add("Where", builder.add("Or", first, last), zero, builder.add("Mul", width, ratio))
-        scale_score = builder.add("Sub", pull, spread)
-        precision = builder.add("Mul", builder.add("Mul", inverse, inverse), builder.constant(np.float32(1 / 3)))
-        information = builder.fill_like(precision, builder.constant(np.float32((3 + math.pi**2) / 9)))
-        return {"loc": Curvature(loc_score, precision), "log_scale": Curvature(scale_score, information)}
+        change = builder.add("Sub", builder.add("Add", spread, width), one)
+
+        # a²·p as (a·sigmoid(−a))·(a·sigmoid(a)): the square of a alone may be beyond float32.
+        squares = builder.add(
+            "Add",
+            builder.add("Mul", above_up, builder.add("Mul", above, opposite_up)),
+            builder.add("Mul", below_down, builder.add("Mul", below, opposite_down)),
+        )
+        in_scale = builder.add("Add", builder.add("Add", pull, squares), builder.add("Mul", spread, change))
+        in_both = builder.add("Add", slope, builder.add("Add", above_p, below_q))
+        in_loc = builder.add("Mul", builder.add("Mul", builder.add("Add", p, q), inverse), inverse)
+        return Curvature(
+            {"loc": builder.add("Mul", slope, inverse), "log_scale": builder.add("Sub", pull, spread)},
+            {
+                ("loc", "loc"): in_loc,
+                ("loc", "log_scale"): builder.add("Mul", in_both, inverse),
+                ("log_scale", "log_scale"): in_scale,
+            },
+        )
 
     def _bounds(self, builder: GraphBuilder, x: str) -> tuple[str, str, str]:
         """x + δ, x − δ and δ, those out of reach that have no term: [B, 1, P] each."""

@@ -50,11 +50,12 @@ class Gaussian(Likelihood):
         normaliser = builder.constant(np.float32(-num_pixels * self._log_normaliser))
         return builder.add("Sub", normaliser, squares)
 
-    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> dict[str, Curvature]:
+    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:
         """Score (x − loc)/scale² and information 1/scale²."""
         precision = builder.constant(np.float32(1 / self.scale**2))
         difference = builder.add("Sub", x, parameters["loc"])  # [B, 1, P]
-        return {"loc": Curvature(builder.add("Mul", difference, precision), builder.fill_like(difference, precision))}
+        score = builder.add("Mul", difference, precision)
+        return Curvature({"loc": score}, {("loc", "loc"): builder.fill_like(difference, precision)})
 
     @property
     def _log_normaliser(self) -> float:
@@ -101,16 +102,21 @@ class GaussianWithScale(Likelihood):
         normaliser = builder.constant(np.float32(-0.5 * num_pixels * math.log(2 * math.pi)))
         return builder.add("Sub", normaliser, cost)
 
-    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> dict[str, Curvature]:
-        """With u = (x − loc)/scale: scores u/scale and u² − 1, information 1/scale² and 2."""
+    def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:
+        """With u = (x − loc)/scale: scores u/scale and u² − 1, information 1/scale² and 2·u², of both 2·u/scale."""
         standardised = _standardise(builder, x, parameters)  # [B, 1, P]
         inverse = builder.add("Exp", builder.add("Neg", parameters["log_scale"]))
         one, two = builder.constant(np.float32(1)), builder.constant(np.float32(2))
         square = builder.add("Mul", standardised, standardised)
-        return {
-            "loc": Curvature(builder.add("Mul", standardised, inverse), builder.add("Mul", inverse, inverse)),
-            "log_scale": Curvature(builder.add("Sub", square, one), builder.fill_like(square, two)),
-        }
+        loc_score = builder.add("Mul", standardised, inverse)
+        return Curvature(
+            {"loc": loc_score, "log_scale": builder.add("Sub", square, one)},
+            {
+                ("loc", "loc"): builder.add("Mul", inverse, inverse),
+                ("loc", "log_scale"): builder.add("Mul", loc_score, two),
+                ("log_scale", "log_scale"): builder.add("Mul", square, two),
+            },
+        )
 
 
 def _standardise(builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> str:
