@@ -120,8 +120,8 @@ class _LocationAndScale(Likelihood):
         In the same way it stays below a ceiling. Far from all training images a decoder would give scales beyond
         float32, under which no image has any probability.
         """
-        above_floor = self.floor + F.softplus(raw[:, 1] - self.floor)
-        return LOC_UNIT * raw[:, 0], LOG_SCALE_CEILING - F.softplus(LOG_SCALE_CEILING - above_floor)
+        above_floor = self.floor + _softplus(raw[:, 1] - self.floor)
+        return LOC_UNIT * raw[:, 0], LOG_SCALE_CEILING - _softplus(LOG_SCALE_CEILING - above_floor)
 
     def mean(self, *parameters: Tensor) -> Tensor:
         """The location."""
@@ -175,3 +175,8 @@ def build_likelihood(configuration: Configuration) -> Likelihood:
             return (
                 GaussianWithScale() if configuration.gaussian_scale is None else Gaussian(configuration.gaussian_scale)
             )
+
+
+def _softplus(raw: Tensor) -> Tensor:
+    """log(1 + exp(r)), of operators that ONNX Runtime has vector code for; its own Softplus takes six times as long."""
+    return F.relu(raw) + torch.log1p(torch.exp(-raw.abs()))
