@@ -44,9 +44,11 @@ def test_what_is_called_reliable_stays_where_it_was_with_other_noise_and_more_of
         assert (distance < 4 * np.hypot(one.std_error, other.std_error)[both]).mean() > 0.9
 
 
-def test_an_estimate_does_not_depend_on_the_batch() -> None:
+def test_an_estimate_depends_on_the_batch_by_no_more_than_rounding() -> None:
+    """A logarithm's last bit may differ where ONNX Runtime cuts a tensor between threads; climbs do not let it grow."""
     pixels = np.concatenate([clothes()[:6], clothes()[:6, :, ::-1]])
     together = estimates(pixels)
     for index in (0, 3, 6, 9, 11):
-        assert estimates(pixels[index : index + 1]).log_likelihood[0] == together.log_likelihood[index]
-    np.testing.assert_array_equal(estimates(pixels[4:9]).log_likelihood, together.log_likelihood[4:9])
+        alone = estimates(pixels[index : index + 1])
+        np.testing.assert_allclose(alone.log_likelihood, together.log_likelihood[index : index + 1], rtol=0, atol=0.005)
+    np.testing.assert_allclose(estimates(pixels[4:9]).log_likelihood, together.log_likelihood[4:9], rtol=0, atol=0.005)

@@ -72,6 +72,7 @@ def test_fashion_mnist_is_an_eight_bit_model_whose_scores_are_cheap() -> None:
     assert manifest.likelihood.kind == "discretised_logistic"
     assert (manifest.calibration.proposal, manifest.calibration.num_samples) == ("encoder", 128)
     (bits,) = [metric for metric in manifest.metrics if metric.name == "bits_per_dim"]
+    assert bits.num_images == 10_000
     assert 3 < bits.value < 3.5
 
 
