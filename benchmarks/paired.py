@@ -4,11 +4,13 @@ python benchmarks/paired.py model_store/artifacts/mnist/4 runs/resnet --data mni
 
 Images are taken in a random order that depends on nothing but their number, binarised as `python -m training evaluate`
 binarises them, and each estimate is the one that command would make. They are kept in RECORDS after every few images:
-run again, with more images or after a kill, it goes on where it was. The standard error of a mean over n of N images is
-sd/√n·√(1 − n/N), since these N are all there are.
+run again, with more images or after a kill, it goes on where it was. Files are named by a hash of graphs and images, so
+a model that was trained anew is scored anew. The standard error of a mean over n of N images is sd/√n·√(1 − n/N), since
+these N are all there are.
 """
 
 import argparse
+import hashlib
 import math
 from functools import partial
 from pathlib import Path
@@ -38,14 +40,16 @@ CHUNK_ROWS = 64
 PROPOSALS = ("laplace", "encoder")
 
 
-def load(path: Path, runtime: Runtime) -> Model:
-    """A run's model, or one of a store."""
+def load(path: Path, runtime: Runtime) -> tuple[Model, bytes]:
+    """A run's model, or one of a store, and its graphs' bytes."""
     if not (path / RUN).is_file():
-        return Model.open(open_stored(path), runtime=runtime, chunk_rows=CHUNK_ROWS)
+        stored = open_stored(path)
+        return Model.open(stored, runtime=runtime, chunk_rows=CHUNK_ROWS), stored.encoder + stored.decoder
     run = open_run(path)
     protocol = Protocol("laplace", DEFAULT_NUM_SAMPLES["laplace"], DEFAULT_SEED)
     description, graphs = describe(run.description, "run", protocol), export(load_model(run)[0])
-    return Model(description, graphs.encoder, graphs.decoder, runtime=runtime, chunk_rows=CHUNK_ROWS)
+    model = Model(description, graphs.encoder, graphs.decoder, runtime=runtime, chunk_rows=CHUNK_ROWS)
+    return model, graphs.encoder + graphs.decoder
 
 
 def read(file: Path) -> Array:
@@ -92,7 +96,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one a core")
     parsed = parser.parse_args()
-    models = [load(path, Runtime("cpu", parsed.threads)) for path in parsed.models]
+    models, graphs = zip(*(load(path, Runtime("cpu", parsed.threads)) for path in parsed.models), strict=True)
     images, what = held_out_images(open_source(locate(parsed.data), Reading()), models[0].description.provenance)
     if models[0].description.preparation != models[1].description.preparation:
         raise SystemExit("the two models do not prepare pixels alike: their estimates are of different images")
@@ -100,8 +104,12 @@ def main() -> None:
     chosen = np.random.default_rng(DEFAULT_SEED).permutation(len(images))[: parsed.images]
     parsed.records.mkdir(parents=True, exist_ok=True)
     first, second = (
-        score(model, binarised[chosen], parsed.records / f"{path.resolve().parent.name}-{path.resolve().name}.npy")
-        for path, model in zip(parsed.models, models, strict=True)
+        score(
+            model,
+            binarised[chosen],
+            parsed.records / f"{hashlib.sha256(content + binarised.tobytes()).hexdigest()}.npy",
+        )
+        for model, content in zip(models, graphs, strict=True)
     )
     print(f"{len(chosen)} of the {len(images)} images of {what}; standard errors are those of a mean over all of them")
     print(f"{'':16}{parsed.models[0]!s:>26}{parsed.models[1]!s:>26}{'difference':>26}")

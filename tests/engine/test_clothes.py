@@ -44,8 +44,8 @@ def test_what_is_called_reliable_stays_where_it_was_with_other_noise_and_more_of
         assert (distance < 4 * np.hypot(one.std_error, other.std_error)[both]).mean() > 0.9
 
 
-def test_an_estimate_depends_on_the_batch_by_no_more_than_rounding() -> None:
-    """A logarithm's last bit may differ where ONNX Runtime cuts a tensor between threads; climbs do not let it grow."""
+def test_an_estimate_depends_on_the_batch_by_far_less_than_its_error_bar() -> None:
+    """Not bit by bit, as black and white: a logarithm's last bit depends on where a tensor is cut between threads."""
     pixels = np.concatenate([clothes()[:6], clothes()[:6, :, ::-1]])
     together = estimates(pixels)
     for index in (0, 3, 6, 9, 11):
