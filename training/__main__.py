@@ -35,6 +35,7 @@ from training.recipes import complete_configuration
 from training.report import REPORT, Measured, write_report
 from training.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
 from training.sources import Source, StreamedSource, open_source
+from training.start import begin, check_start, fingerprint, inherited_options, start_weights
 from training.terminal import is_terminal, print_epoch, print_measured, print_skipped, print_start
 from training.trainer import EpochFigures, fit
 from training.units import latent_units
@@ -67,10 +68,19 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
     max_memory = given.get("max_memory", Configuration.max_memory)
     source = open_source(locate(parsed.data), Reading(max_memory, given.get("skip_corrupt", False), parsed.workers))
-    configuration = complete_configuration(given, source.train)
+    start = open_run(parsed.start_from) if hasattr(parsed, "start_from") else None
+    weights = start_weights(start) if start else None
+    configuration = complete_configuration((inherited_options(start) if start else {}) | given, source.train)
     splits = split(source, configuration)
-    description = describe_run(configuration, splits, source=parsed.data)
+    description = describe_run(
+        configuration, splits, source=parsed.data, start=fingerprint(weights) if weights else None
+    )
+    if start:
+        check_start(start, description)
     run = _open_in_team(parsed, description, team)
+    if weights and team.leads and not run.has_checkpoint:
+        begin(run, weights)
+    team.wait()
     acceleration = choose_acceleration(device, parsed.precision, parsed.compile)
     if team.leads:
         print_skipped(source.skipped)

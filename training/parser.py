@@ -41,6 +41,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, default=argparse.SUPPRESS, help="the run's folder, new or empty"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="another run's folder, whose weights to begin with; its networks and split are this one's default",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
     parser.add_argument(
         "--precision",

@@ -35,6 +35,7 @@ from training.units import LatentUnits, latent_units
 
 SCORING_SEED = 0
 _PARITY = 4  # a stream of random numbers
+_BESIDE = ("num_images", "start")  # in the manifest among the configuration's fields, without being one
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch")
 
 
@@ -107,7 +108,7 @@ def describe(run: RunDescription, name: str, protocol: Protocol) -> Description:
         provenance=Provenance(
             data_set=f"{run.data_set} {_fingerprint(run.sha256)}",
             seed=run.configuration.seed,
-            configuration=dataclasses.asdict(run.configuration) | {"num_images": dict(run.num_images)},
+            configuration=dataclasses.asdict(run.configuration) | _beside_the_configuration(run),
             library_versions=_library_versions(),
         ),
     )
@@ -126,7 +127,7 @@ def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> 
         return source.test, source.name
     if _fingerprint(source.sha256) not in provenance.data_set:
         return source.train, source.name
-    choices = {name: value for name, value in provenance.configuration.items() if name != "num_images"}
+    choices = {name: value for name, value in provenance.configuration.items() if name not in _BESIDE}
     try:
         configuration = Configuration(**choices)
     except TypeError as error:
@@ -217,6 +218,11 @@ def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None, unit
         return metrics
     by_encoder = encoder_evaluation.as_metrics()[0].model_copy(update={"name": "log_likelihood_encoder"})
     return (metrics[0], by_encoder, *metrics[1:])
+
+
+def _beside_the_configuration(run: RunDescription) -> dict[str, object]:
+    beside: dict[str, object] = {"num_images": dict(run.num_images)}
+    return beside if run.start is None else beside | {"start": f"weights SHA-256 {run.start}"}
 
 
 def _fingerprint(sha256: str) -> str:

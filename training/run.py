@@ -36,6 +36,7 @@ class RunDescription:
         image_shape: C, H and W.
         num_images: how many images each part has.
         source: where the data was read from. Not part of the run's identity.
+        start: SHA-256 of the weights it began with, where they are another run's; see training/start.py.
     """
 
     configuration: Configuration
@@ -44,6 +45,7 @@ class RunDescription:
     image_shape: tuple[int, int, int]
     num_images: Mapping[str, int]
     source: str
+    start: str | None = None
 
     def differences(self, other: "RunDescription") -> list[str]:
         """What `other` has otherwise, one phrase for each difference; empty when the two are the same run."""
@@ -58,6 +60,11 @@ class Run:
     folder: Path
     description: RunDescription
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.folder / CHECKPOINT).exists()
+
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint, atomically: a kill at any moment leaves the old one or the new one, whole."""
         content = {"format_version": RUN_FORMAT_VERSION, **state}
@@ -69,9 +76,9 @@ class Run:
         Raises:
             RunError: the checkpoint cannot be read, or is of another format version.
         """
-        file = self.folder / CHECKPOINT
-        if not file.exists():
+        if not self.has_checkpoint:
             return None
+        file = self.folder / CHECKPOINT
         try:
             state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -109,7 +116,9 @@ class Run:
         return lines
 
 
-def describe_run(configuration: Configuration, splits: DataSplits, *, source: str) -> RunDescription:
+def describe_run(
+    configuration: Configuration, splits: DataSplits, *, source: str, start: str | None = None
+) -> RunDescription:
     """The description of a run of `configuration` on `splits`, which were read from `source`."""
     return RunDescription(
         configuration=configuration,
@@ -118,6 +127,7 @@ def describe_run(configuration: Configuration, splits: DataSplits, *, source: st
         image_shape=splits.image_shape,
         num_images={part: len(getattr(splits, part)) for part in PARTS},
         source=source,
+        start=start,
     )
 
 
@@ -177,4 +187,5 @@ def _identity(description: RunDescription) -> dict[str, object]:
         "data set": description.data_set,
         "data set's sha256": description.sha256,
         "image shape": description.image_shape,
+        "start": description.start,
     }

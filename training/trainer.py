@@ -97,7 +97,7 @@ def fit(
             compile_networks(state.model.encoder, state.model.decoder)
         if team.leads:
             run.truncate_metrics(epoch)
-        loop = Loop(configuration, state, train, team, acceleration, progress)
+        loop = Loop(configuration, state, train, team, acceleration, progress, start=run.description.start)
         while not state.is_finished(epoch, configuration):
             epoch += 1
             started = time.perf_counter()
@@ -162,7 +162,8 @@ def prepare(images: Tensor, configuration: Configuration, model: Vae, *, generat
 class Loop:
     """What an epoch of training needs, besides its number; `images` are loaded or streamed.
 
-    The model's weights change with every step, and their average after it; both are the state's.
+    The model's weights change with every step, and their average after it; both are the state's. A run from the weights
+    of another, `start`, draws other random numbers than that one did from the same seed.
     """
 
     def __init__(
@@ -173,6 +174,8 @@ class Loop:
         team: Team,
         acceleration: Acceleration,
         progress: bool,
+        *,
+        start: str | None = None,
     ) -> None:
         self.configuration = configuration
         self.state = state
@@ -181,6 +184,7 @@ class Loop:
         self.acceleration = acceleration
         self.progress = progress and team.leads
         self.steps_per_epoch = math.ceil(len(images) / configuration.batch_size)
+        self._streams = (_TRAINING,) if start is None else (_TRAINING, int(start[:16], 16))
         self._parameters = list(state.model.parameters())
         self._averages = list(state.averaged.parameters())
 
@@ -188,7 +192,7 @@ class Loop:
         """One pass over the training images; the mean bound in nats."""
         device = self.images.device
         generator = torch.Generator(device)
-        generator.manual_seed(derive_seed(self.configuration.seed, _TRAINING, epoch))
+        generator.manual_seed(derive_seed(self.configuration.seed, *self._streams, epoch))
         first_step = (epoch - 1) * self.steps_per_epoch
         losses = torch.empty(self.steps_per_epoch, device=device)
         with tqdm(

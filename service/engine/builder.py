@@ -40,6 +40,14 @@ class GraphBuilder:
         """Sum over the last axis and drop it."""
         return self.add("ReduceSum", tensor, self.constant(np.array([-1], np.int64)), keepdims=0)
 
+    def log(self, tensor: str) -> str:
+        """Natural logarithm of float32 tensors, by way of float64.
+
+        The last bit of ONNX Runtime's own depends on where a tensor is cut between threads, and so on the batch.
+        """
+        wide = self.add("Log", self.add("Cast", tensor, to=TensorProto.DOUBLE))
+        return self.add("Cast", wide, to=TensorProto.FLOAT)
+
     def slice(self, tensor: str, start: int, stop: int, *, axis: int) -> str:
         """Entries start to stop along an axis."""
         return self.add("Slice", tensor, *(self.constant(np.array([value], np.int64)) for value in (start, stop, axis)))

@@ -55,7 +55,7 @@ class Bernoulli(Likelihood):
         groups = builder.constant(np.array([0, 0, num_pixels // group, group], np.int64))
         grouped = builder.add("Reshape", factors, groups)  # [B, K, P/group, group]
         product = builder.add("ReduceProd", grouped, builder.constant(np.array([-1], np.int64)), keepdims=0)
-        remainder = builder.sum_last(builder.add("Log", product))  # [B, K]
+        remainder = builder.sum_last(builder.log(product))  # [B, K]
         return builder.add("Sub", fit, builder.add("Add", positive, remainder))
 
     def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:

@@ -94,7 +94,7 @@ class DiscretisedLogistic(Likelihood):
         grouped = builder.add("Reshape", bracket, groups)  # [B, K, group, P/group]
         product = builder.add("ReduceProd", grouped, builder.constant(np.array([2], np.int64)), keepdims=0)
         outside = builder.add("Add", builder.add("Relu", builder.add("Neg", above)), builder.add("Relu", below))
-        cost = builder.add("Add", builder.sum_last(builder.add("Log", product)), builder.sum_last(outside))
+        cost = builder.add("Add", builder.sum_last(builder.log(product)), builder.sum_last(outside))
         return builder.add("Neg", cost)
 
     def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:
