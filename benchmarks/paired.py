@@ -29,7 +29,7 @@ from training.evaluate import Protocol, fresh_batches
 from training.export import export
 from training.files import write_atomically
 from training.image_sets import Reading
-from training.publication import describe, held_out_images, load_model, open_stored
+from training.publication import describe, held_out_images, load_engine, load_model, open_stored
 from training.run import RUN, open_run
 from training.sources import open_source
 
@@ -48,7 +48,7 @@ def load(path: Path, runtime: Runtime) -> tuple[Model, bytes]:
     run = open_run(path)
     protocol = Protocol("laplace", DEFAULT_NUM_SAMPLES["laplace"], DEFAULT_SEED)
     description, graphs = describe(run.description, "run", protocol), export(load_model(run)[0])
-    model = Model(description, graphs.encoder, graphs.decoder, runtime=runtime, chunk_rows=CHUNK_ROWS)
+    model = load_engine(description, graphs, runtime=runtime, chunk_rows=CHUNK_ROWS)
     return model, graphs.encoder + graphs.decoder
 
 

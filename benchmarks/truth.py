@@ -1,7 +1,8 @@
-"""The truth about the bundled model: log P(x) by annealed importance sampling, and how far the engine is from it.
+"""The truth about a bundled model: log P(x) by annealed importance sampling, and how far the engine is from it.
 
 python benchmarks/truth.py truth.npz --inside ../shared/data/mnist --outside ../shared/data/fashion-mnist    # measures
 python benchmarks/truth.py truth.npz                                                     # compares the engine again
+python benchmarks/truth.py clothes.npz --model fashion-mnist …                           # the same of the 8-bit model
 
 Chains from the prior find the posterior; a Gaussian fitted to where they then go starts the chains that count. Those
 bound log P(x) from below; chains back bound it from above. They start from a posterior sample: for images that the
@@ -13,11 +14,10 @@ missed here too: where an estimate lies far above the upper bound, the estimate 
 
 import argparse
 import copy
+import dataclasses
 import hashlib
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +27,16 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch.nn import functional as F
 
 from model_store import BUNDLED, DECODER, StoredModel, open_version
 from service.engine.chunks import complete
+from service.engine.likelihood import likelihood_of
 from service.engine.model import Model, Pixels
 from service.engine.runtime import Runtime
 from training.annealing import (
     Annealing,
     Target,
+    automatic_gradient,
     fit_gaussian,
     lower_bound,
     recentre,
@@ -49,27 +50,29 @@ from training.networks import Decoder, build_vae
 from training.sources import read_source
 
 SEED = 3
-NUM_IMAGES = {"simulated": 50, "test digits": 50, "upside down": 25, "thresholded elsewhere": 25, "noise": 15}
-FROM_PRIOR = {"thresholded elsewhere": 1000, "noise": 2000}
+NUM_IMAGES = {
+    "mnist": {"simulated": 50, "test digits": 50, "upside down": 25, "thresholded elsewhere": 25, "noise": 15},
+    "fashion-mnist": {"simulated": 20, "test clothes": 20, "upside down": 10, "elsewhere": 10},
+}
+"""By model: drawn by it; of its own test images; the first of those turned over; of another data set; and noise."""
+FROM_PRIOR = {"thresholded elsewhere": 1000, "elsewhere": 1000, "noise": 2000}
 """Temperatures of the first run: the less an image fits the model, the further its posterior is from the prior."""
 FAMILIAR_FROM_PRIOR = 250
 FROM_GAUSSIAN = 400
 """Temperatures of the run that counts."""
 NUM_MOVES = 100
 """Within the posterior, to fit a Gaussian to."""
-FORMER_NAMES = {"hidden1": "body.hidden.0", "hidden2": "body.hidden.2", "logits": "body.pixels"}
-"""Of the weights, in graphs that were exported before there was a second preset."""
 TOLERANCE = 1e-5
-"""Of the logits, relative to the largest: how far PyTorch may be from ONNX Runtime."""
+"""Of the decoder's outputs, relative to the largest: how far PyTorch may be from ONNX Runtime."""
 COMPARED = (("laplace", 400), ("laplace", 50_000), ("encoder", 5000))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Truth:
     """What is known of one set of images; nats, [N] each."""
 
     images: Pixels
-    """[N, C, H, W], black and white."""
+    """[N, C, H, W], as the model takes them."""
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
     std_error: NDArray[np.float64]
@@ -82,13 +85,13 @@ class Truth:
 
 
 def save(file: Path, stored: StoredModel, sets: dict[str, Truth]) -> None:
-    """Write all sets, and which decoder they are true of; images eight pixels a byte."""
+    """Write all sets, and which decoder they are true of; images in 8 bits."""
+    levels = [np.rint(255 * truth.images).astype(np.uint8) for truth in sets.values()]
     np.savez_compressed(
         file,
         decoder=np.array(_digest(stored)),
-        shape=np.array(stored.manifest.image.chw),
         set=np.concatenate([np.full(len(truth.lower), name) for name, truth in sets.items()]),
-        images=np.concatenate([np.packbits(t.images.reshape(len(t.images), -1) > 0, axis=1) for t in sets.values()]),
+        images=np.concatenate(levels),
         lower=np.concatenate([truth.lower for truth in sets.values()]),
         upper=np.concatenate([truth.upper for truth in sets.values()]),
         std_error=np.concatenate([truth.std_error for truth in sets.values()]),
@@ -100,12 +103,11 @@ def load(file: Path, stored: StoredModel) -> dict[str, Truth]:
     with np.load(file) as found:
         if str(found["decoder"]) != _digest(stored):
             raise SystemExit(f"{file} was measured with another decoder than {stored.path / DECODER}")
-        shape = tuple(found["shape"])
-        pixels = np.unpackbits(found["images"], axis=1, count=math.prod(shape)).astype(np.float32).reshape(-1, *shape)
+        pixels = found["images"].astype(np.float32) / np.float32(255)
+        sets = {name: found["set"] == name for name in dict.fromkeys(found["set"].tolist())}
         return {
             name: Truth(pixels[chosen], *(found[key][chosen] for key in ("lower", "upper", "std_error")))
-            for name in NUM_IMAGES
-            if (chosen := found["set"] == name).any()
+            for name, chosen in sets.items()
         }
 
 
@@ -114,50 +116,48 @@ def _digest(stored: StoredModel) -> str:
 
 
 def read_decoder(stored: StoredModel) -> Decoder:
-    """The stored graph as training's `mlp` decoder, by the names of its weights. Checked on ONNX Runtime."""
+    """The stored graph as training's decoder, by the names of its weights. Checked on ONNX Runtime."""
+    chosen = stored.manifest.provenance.configuration
+    known = {field.name for field in dataclasses.fields(Configuration)}
+    configuration = Configuration(**{name: value for name, value in chosen.items() if name in known})
+    decoder = build_vae(configuration, torch.full(stored.manifest.image.chw, 0.5)).decoder
     graph = onnx.load_from_string(stored.decoder).graph
-    chw, latent_dim = stored.manifest.image.chw, stored.manifest.latent_dim
-    arrays: dict[str, Tensor] = {}
-    for item in graph.initializer:
-        layer, _, part = item.name.rpartition(".")
-        arrays[f"{FORMER_NAMES.get(layer, layer)}.{part}"] = torch.from_numpy(numpy_helper.to_array(item).copy())
-    hidden = [name for name in arrays if name.startswith("body.hidden.") and name.endswith(".bias")]
-    configuration = Configuration(width=len(arrays[hidden[0]]), depth=len(hidden), latent_dim=latent_dim)
-    decoder = build_vae(configuration, torch.full(chw, 0.5)).decoder
+    arrays = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
     decoder.load_state_dict({name: arrays[name] for name in decoder.state_dict()})
     decoder.requires_grad_(False)
-    z = 2 * torch.randn(500, latent_dim, generator=torch.Generator().manual_seed(SEED))
-    expected = Runtime("cpu").open(stored.decoder, stored.path / DECODER).run({"z": z.numpy()})["logits"]
-    difference = float(np.abs(decoder(z)[0].numpy() - expected).max() / np.abs(expected).max())
-    if not difference <= TOLERANCE:
-        raise SystemExit(f"the decoder in PyTorch differs from ONNX Runtime's by {difference:.2g}, relatively")
-    print(f"decoder in PyTorch against ONNX Runtime: logits differ by at most {difference:.1e} of the largest")
+    z = 2 * torch.randn(500, stored.manifest.latent_dim, generator=torch.Generator().manual_seed(SEED))
+    found = Runtime("cpu").open(stored.decoder, stored.path / DECODER).run({"z": z.numpy()})
+    for name, parameter in zip(decoder.likelihood.outputs, decoder(z), strict=True):
+        difference = float(np.abs(parameter.numpy() - found[name]).max() / np.abs(found[name]).max())
+        if not difference <= TOLERANCE:
+            raise SystemExit(f"the decoder in PyTorch differs from ONNX Runtime's by {difference:.2g}, relatively")
+        print(f"decoder in PyTorch against ONNX Runtime: {name} differs by at most {difference:.1e} of the largest")
     return decoder
 
 
 def target_of(decoder: Decoder, images: Tensor) -> Target:
-    """log p(x|z) = Σ x·l − log(1 + exp(l)) in float64, and its gradient in float32, exact enough to move by."""
+    """log p(x|z) in float64, and its gradient in float32, exact enough to move by."""
     precise = copy.deepcopy(decoder).double()
-    x = images.flatten(1)  # [B, P]
+    x = images.flatten(1).unsqueeze(1)  # [B, 1, P]
+    steps = (decoder.likelihood.levels or 2) - 1
+    exact = (x.double() * steps).round() / steps
 
-    def log_likelihood(z: Tensor) -> Tensor:
-        logits = precise(z.flatten(0, 1))[0].reshape(*z.shape[:2], -1)  # [B, K, P]
-        return torch.bmm(logits, x.double()[:, :, None]).squeeze(-1) - F.softplus(logits).sum(-1)
+    def log_prob(network: Decoder, x: Tensor, z: Tensor) -> Tensor:
+        parameters = (each.flatten(1).unflatten(0, z.shape[:2]) for each in network(z.flatten(0, 1)))  # [B, K, P]
+        return network.likelihood.log_prob(x, *parameters)
 
-    def gradient(z: Tensor) -> Tensor:
-        z = z.float().requires_grad_()
-        logits = decoder(z.flatten(0, 1))[0].reshape(*z.shape[:2], -1)
-        (found,) = torch.autograd.grad(logits, z, x[:, None] - torch.sigmoid(logits.detach()))
-        return found
-
-    return Target(log_likelihood, gradient)
+    coarse = automatic_gradient(lambda z: log_prob(decoder, x, z))
+    return Target(lambda z: log_prob(precise, exact, z), lambda z: coarse(z.float()))
 
 
 def image_sets(
-    inside: Path, outside: Path, decoder: Decoder, latent_dim: int
+    stored: StoredModel, decoder: Decoder, inside: Path, outside: Path
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Name, black and white images [N, C, H, W], and the latent codes [N, D] that made them, where that is known."""
+    """Name, images [N, C, H, W] as the model takes them, and the latent codes [N, D] that made them, where known."""
     rng, generator = np.random.default_rng(SEED), torch.Generator().manual_seed(SEED)
+    num_images = NUM_IMAGES[stored.manifest.name]
+    drawn, own, turned, foreign, *noisy = num_images
+    binary = decoder.likelihood.levels == 2
 
     def draw(source: Path, count: int) -> NDArray[np.float32]:
         test = read_source(source).test
@@ -166,16 +166,20 @@ def image_sets(
         chosen = test[rng.choice(len(test), count, replace=False)]
         return chosen.astype(np.float32) / np.float32(255 if test.dtype == np.uint8 else 1)
 
-    z = torch.randn(NUM_IMAGES["simulated"], latent_dim, generator=generator, dtype=torch.float64)
-    yield "simulated", torch.bernoulli(torch.sigmoid(decoder(z.float())[0]), generator=generator), z
-    grey = draw(inside, NUM_IMAGES["test digits"])
-    digits = torch.from_numpy(fresh_binarisation(grey, "dynamic", seed=SEED)).float()
-    yield "test digits", digits, None
-    yield "upside down", digits[: NUM_IMAGES["upside down"]].flip(2), None
-    clothes = draw(outside, NUM_IMAGES["thresholded elsewhere"]) > 0.5
-    yield "thresholded elsewhere", torch.from_numpy(clothes).float(), None
-    noise = rng.random((NUM_IMAGES["noise"], *digits.shape[1:])) < 0.5
-    yield "noise", torch.from_numpy(noise).float(), None
+    z = torch.randn(num_images[drawn], stored.manifest.latent_dim, generator=generator, dtype=torch.float64)
+    parameters = zip(decoder.likelihood.outputs, decoder(z.float()), strict=True)
+    likelihood = likelihood_of(stored.manifest.likelihood)
+    pixels = likelihood.sample({name: each.numpy() for name, each in parameters}, np.random.default_rng([SEED, 1]))
+    yield drawn, torch.from_numpy(pixels), z
+    grey = draw(inside, num_images[own])
+    familiar = fresh_binarisation(grey, "dynamic", seed=SEED) if binary else grey
+    images = torch.from_numpy(familiar).float()
+    yield own, images, None
+    yield turned, images[: num_images[turned]].flip(2), None
+    strange = draw(outside, num_images[foreign])
+    yield foreign, torch.from_numpy(strange > 0.5 if binary else strange).float(), None
+    for name in noisy:
+        yield name, torch.from_numpy(rng.random((num_images[name], *images.shape[1:])) < 0.5).float(), None
 
 
 def anneal(
@@ -236,7 +240,7 @@ def measure(stored: StoredModel, inside: Path, outside: Path, file: Path, num_ch
     decoder = read_decoder(stored)
     sets: dict[str, Truth] = {}
     print(f"{num_chains} chains each way, {FROM_GAUSSIAN} temperatures")
-    for name, images, z in image_sets(inside, outside, decoder, stored.manifest.latent_dim):
+    for name, images, z in image_sets(stored, decoder, inside, outside):
         started = time.perf_counter()
         shape = (len(images), num_chains, stored.manifest.latent_dim)
         lower, upper, std_error, acceptance = anneal(
@@ -286,11 +290,12 @@ def main() -> None:
     """Measure where data is given, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--model", choices=NUM_IMAGES, default="mnist")
     parser.add_argument("--inside", type=Path)
     parser.add_argument("--outside", type=Path)
     parser.add_argument("--chains", type=int, default=16)
     given = parser.parse_args()
-    stored = open_version(BUNDLED, "mnist")
+    stored = open_version(BUNDLED, given.model)
     if given.inside and given.outside:
         measure(stored, given.inside, given.outside, given.file, given.chains)
     compare(stored, load(given.file, stored))
