@@ -19,7 +19,15 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _AT_LEAST_ONE = ("width", "depth", "latent_dim", "num_samples", "epochs", "batch_size")
 _AT_LEAST_ONE_IF_GIVEN = ("first_samples", "num_validation", "num_calibration", "num_test")
 _POSITIVE = ("learning_rate", "gaussian_scale")
-_NOT_NEGATIVE = ("warm_up_epochs", "kl_warm_up_epochs", "free_bits", "max_gradient_norm", "patience", "max_memory")
+_NOT_NEGATIVE = (
+    "warm_up_epochs",
+    "kl_warm_up_epochs",
+    "free_bits",
+    "max_gradient_norm",
+    "patience",
+    "max_memory",
+    "shift",
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,8 @@ class Configuration:
     hidden layers of the one, residual blocks at each size of the other. `gaussian_scale` is in units of pixels in
     [0, 1]; None learns it, a scale a pixel. `num_validation`, `num_calibration` and `num_test` are numbers of images
     held out of training (`num_test` only where the data set brings no test images of its own); None means 2000, 3000
-    and 10 000, or a tenth of the images where that is fewer. `ema_decay` d averages the weights over about 1/(1 - d)
+    and 10 000, or a tenth of the images where that is fewer. `flip` and `shift` (pixels) vary training images each time
+    they are seen (training/augmentation.py). `ema_decay` d averages the weights over about 1/(1 - d)
     steps. `first_samples` is where the number of samples begins, which doubles until it is `num_samples`,
     each number having as many decoder rows; None is `num_samples` throughout. 0 turns off `ema_decay`,
     `max_gradient_norm` and `patience`. `max_memory` is the GiB of decoded pixels up to which image files and Parquet
@@ -53,6 +62,8 @@ class Configuration:
     likelihood: LikelihoodKind = "bernoulli"
     gaussian_scale: float | None = None
     binarisation: Binarisation = "dynamic"
+    flip: bool = False
+    shift: int = 0
     objective: Objective = "iwae"
     num_samples: int = 8
     first_samples: int | None = None

@@ -18,6 +18,8 @@ _HELP = {
     "gaussian_scale": "standard deviation of a gaussian pixel in [0, 1] (default: learned, one for each pixel)",
     "binarisation": "of bernoulli pixels: dynamic, afresh each time an image is seen; threshold, above 0.5; none, grey "
     "values as they are, which is all that other likelihoods take (default: dynamic, or none)",
+    "flip": "mirror each training image, left to right, every other time it is seen: the model's images are then both",
+    "shift": "move each training image by up to so many pixels, down or up and right or left, each time it is seen",
     "objective": "iwae: importance weighted bound with DReG gradients; elbo: evidence lower bound, analytic KL",
     "num_samples": "latent samples an image in training",
     "first_samples": "where the number of samples begins, which then doubles until --num-samples, each number having "
