@@ -52,7 +52,7 @@ from training.sources import read_source
 SEED = 3
 NUM_IMAGES = {
     "mnist": {"simulated": 50, "test digits": 50, "upside down": 25, "thresholded elsewhere": 25, "noise": 15},
-    "fashion-mnist": {"simulated": 20, "test clothes": 20, "upside down": 10, "elsewhere": 10},
+    "fashion-mnist": {"simulated": 10, "test clothes": 10, "upside down": 5, "elsewhere": 5},
 }
 """By model: drawn by it; of its own test images; the first of those turned over; of another data set; and noise."""
 FROM_PRIOR = {"thresholded elsewhere": 1000, "elsewhere": 1000, "noise": 2000}
