@@ -17,7 +17,6 @@ import copy
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +26,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from truth_images import NUM_IMAGES, image_sets
 
 from model_store import BUNDLED, DECODER, StoredModel, open_version
 from service.engine.chunks import complete
-from service.engine.likelihood import likelihood_of
 from service.engine.model import Model, Pixels
 from service.engine.runtime import Runtime
 from training.annealing import (
@@ -45,16 +44,10 @@ from training.annealing import (
     upper_bound,
 )
 from training.configuration import Configuration
-from training.evaluate import fresh_binarisation
+from training.data import to_levels
 from training.networks import Decoder, build_vae
-from training.sources import read_source
 
 SEED = 3
-NUM_IMAGES = {
-    "mnist": {"simulated": 50, "test digits": 50, "upside down": 25, "thresholded elsewhere": 25, "noise": 15},
-    "fashion-mnist": {"simulated": 10, "test clothes": 10, "upside down": 5, "elsewhere": 5},
-}
-"""By model: drawn by it; of its own test images; the first of those turned over; of another data set; and noise."""
 FROM_PRIOR = {"thresholded elsewhere": 1000, "elsewhere": 1000, "noise": 2000}
 """Temperatures of the first run: the less an image fits the model, the further its posterior is from the prior."""
 FAMILIAR_FROM_PRIOR = 250
@@ -139,8 +132,8 @@ def target_of(decoder: Decoder, images: Tensor) -> Target:
     """log p(x|z) in float64, and its gradient in float32, exact enough to move by."""
     precise = copy.deepcopy(decoder).double()
     x = images.flatten(1).unsqueeze(1)  # [B, 1, P]
-    steps = (decoder.likelihood.levels or 2) - 1
-    exact = (x.double() * steps).round() / steps
+    levels = decoder.likelihood.levels
+    exact = x.double() if levels is None else to_levels(x.double(), levels)
 
     def log_prob(network: Decoder, x: Tensor, z: Tensor) -> Tensor:
         parameters = (each.flatten(1).unflatten(0, z.shape[:2]) for each in network(z.flatten(0, 1)))  # [B, K, P]
@@ -148,38 +141,6 @@ def target_of(decoder: Decoder, images: Tensor) -> Target:
 
     coarse = automatic_gradient(lambda z: log_prob(decoder, x, z))
     return Target(lambda z: log_prob(precise, exact, z), lambda z: coarse(z.float()))
-
-
-def image_sets(
-    stored: StoredModel, decoder: Decoder, inside: Path, outside: Path
-) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Name, images [N, C, H, W] as the model takes them, and the latent codes [N, D] that made them, where known."""
-    rng, generator = np.random.default_rng(SEED), torch.Generator().manual_seed(SEED)
-    num_images = NUM_IMAGES[stored.manifest.name]
-    drawn, own, turned, foreign, *noisy = num_images
-    binary = decoder.likelihood.levels == 2
-
-    def draw(source: Path, count: int) -> NDArray[np.float32]:
-        test = read_source(source).test
-        if test is None:
-            raise SystemExit(f"{source} has no test images")
-        chosen = test[rng.choice(len(test), count, replace=False)]
-        return chosen.astype(np.float32) / np.float32(255 if test.dtype == np.uint8 else 1)
-
-    z = torch.randn(num_images[drawn], stored.manifest.latent_dim, generator=generator, dtype=torch.float64)
-    parameters = zip(decoder.likelihood.outputs, decoder(z.float()), strict=True)
-    likelihood = likelihood_of(stored.manifest.likelihood)
-    pixels = likelihood.sample({name: each.numpy() for name, each in parameters}, np.random.default_rng([SEED, 1]))
-    yield drawn, torch.from_numpy(pixels), z
-    grey = draw(inside, num_images[own])
-    familiar = fresh_binarisation(grey, "dynamic", seed=SEED) if binary else grey
-    images = torch.from_numpy(familiar).float()
-    yield own, images, None
-    yield turned, images[: num_images[turned]].flip(2), None
-    strange = draw(outside, num_images[foreign])
-    yield foreign, torch.from_numpy(strange > 0.5 if binary else strange).float(), None
-    for name in noisy:
-        yield name, torch.from_numpy(rng.random((num_images[name], *images.shape[1:])) < 0.5).float(), None
 
 
 def anneal(
@@ -240,7 +201,7 @@ def measure(stored: StoredModel, inside: Path, outside: Path, file: Path, num_ch
     decoder = read_decoder(stored)
     sets: dict[str, Truth] = {}
     print(f"{num_chains} chains each way, {FROM_GAUSSIAN} temperatures")
-    for name, images, z in image_sets(stored, decoder, inside, outside):
+    for name, images, z in image_sets(stored, decoder, inside, outside, seed=SEED):
         started = time.perf_counter()
         shape = (len(images), num_chains, stored.manifest.latent_dim)
         lower, upper, std_error, acceptance = anneal(

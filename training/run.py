@@ -18,7 +18,7 @@ import torch
 
 from training.configuration import Configuration
 from training.data import PARTS, DataSplits
-from training.errors import RunError
+from training.errors import ConfigurationError, RunError
 from training.files import write_atomically
 
 RUN_FORMAT_VERSION = 2
@@ -119,7 +119,13 @@ class Run:
 def describe_run(
     configuration: Configuration, splits: DataSplits, *, source: str, start: str | None = None
 ) -> RunDescription:
-    """The description of a run of `configuration` on `splits`, which were read from `source`."""
+    """The description of a run of `configuration` on `splits`, which were read from `source`.
+
+    Raises:
+        ConfigurationError: `shift` is not less than the images' height and width.
+    """
+    if configuration.shift >= (smallest := min(splits.image_shape[1:])):
+        raise ConfigurationError(f"shift must be less than the images' {smallest} pixels, not {configuration.shift}")
     return RunDescription(
         configuration=configuration,
         data_set=splits.name,

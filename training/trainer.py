@@ -13,7 +13,7 @@ from tqdm import tqdm
 from training.augmentation import augment
 from training.configuration import Configuration
 from training.data import DataSplits, TrainingImages, binarise, derive_seed, on_device, to_levels, unit_pixels
-from training.errors import ConfigurationError, DivergenceError
+from training.errors import DivergenceError
 from training.networks import Vae
 from training.objective import log_weight, negative_elbo, negative_iwae_bound
 from training.run import Run
@@ -80,12 +80,9 @@ def fit(
         progress: draw a live bar on stderr.
 
     Raises:
-        ConfigurationError: `shift` is not less than the images' height and width.
         DivergenceError: a loss is not finite; the checkpoint is the last finished epoch's.
     """
     configuration = run.description.configuration
-    if configuration.shift >= (smallest := min(splits.image_shape[1:])):
-        raise ConfigurationError(f"shift must be less than the images' {smallest} pixels, not {configuration.shift}")
     # On the CPU this lets PyTorch use oneDNN's kernels: on AMD 2.3 times as fast as MKL's and no less exact, where the
     # processor has bfloat16 matrix units in that precision. On CUDA it allows TensorFloat-32.
     previous_precision = torch.get_float32_matmul_precision()

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from training.__main__ import main
 from training.augmentation import augment
 from training.configuration import Configuration
-from training.data import DataSplits, split
-from training.errors import ConfigurationError
+from training.data import split
 from training.run import create_run, describe_run
 from training.sources import read_source
 from training.trainer import fit
@@ -84,7 +84,10 @@ def test_training_sees_varied_images_and_validation_does_not(tmp_path: Path) -> 
     assert bounds[0]["validation_bound"] == bounds[1]["validation_bound"]
 
 
-def test_a_shift_as_large_as_the_image_is_refused(splits: DataSplits, tmp_path: Path) -> None:
-    run = create_run(tmp_path / "run", describe_run(replace(TINY, shift=28), splits, source=""))
-    with pytest.raises(ConfigurationError, match="shift must be less than the images' 28 pixels, not 28"):
-        fit(run, splits, device=CPU, on_epoch=lambda figures, model: None)
+def test_a_shift_as_large_as_the_image_is_refused_before_there_is_a_run(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit", f"--data={digits}", f"--out={tmp_path / 'run'}", "--device=cpu"]
+    assert main([*arguments, "--shift=28"]) == 2
+    assert "shift must be less than the images' 28 pixels, not 28" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,53 @@
+"""The images that benchmarks/truth.py finds the truth about."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_store import StoredModel
+from service.engine.likelihood import likelihood_of
+from training.evaluate import fresh_binarisation
+from training.networks import Decoder
+from training.sources import read_source
+
+NUM_IMAGES = {
+    "mnist": {"simulated": 50, "test digits": 50, "upside down": 25, "thresholded elsewhere": 25, "noise": 15},
+    "fashion-mnist": {"simulated": 10, "test clothes": 10, "upside down": 5, "elsewhere": 5},
+}
+"""By model: drawn by it; of its own test images; the first of those turned over; of another data set; and noise."""
+
+
+def image_sets(
+    stored: StoredModel, decoder: Decoder, inside: Path, outside: Path, *, seed: int
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Name, images [N, C, H, W] as the model takes them, and the latent codes [N, D] that made them, where known."""
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    num_images = NUM_IMAGES[stored.manifest.name]
+    drawn, own, turned, foreign, *noisy = num_images
+    binary = decoder.likelihood.levels == 2
+
+    def draw(source: Path, count: int) -> NDArray[np.float32]:
+        test = read_source(source).test
+        if test is None:
+            raise SystemExit(f"{source} has no test images")
+        chosen = test[rng.choice(len(test), count, replace=False)]
+        return chosen.astype(np.float32) / np.float32(255 if test.dtype == np.uint8 else 1)
+
+    z = torch.randn(num_images[drawn], stored.manifest.latent_dim, generator=generator, dtype=torch.float64)
+    parameters = zip(decoder.likelihood.outputs, decoder(z.float()), strict=True)
+    likelihood = likelihood_of(stored.manifest.likelihood)
+    pixels = likelihood.sample({name: each.numpy() for name, each in parameters}, np.random.default_rng([seed, 1]))
+    yield drawn, torch.from_numpy(pixels), z
+    grey = draw(inside, num_images[own])
+    familiar = fresh_binarisation(grey, "dynamic", seed=seed) if binary else grey
+    images = torch.from_numpy(familiar).float()
+    yield own, images, None
+    yield turned, images[: num_images[turned]].flip(2), None
+    strange = draw(outside, num_images[foreign])
+    yield foreign, torch.from_numpy(strange > 0.5 if binary else strange).float(), None
+    for name in noisy:
+        yield name, torch.from_numpy(rng.random((num_images[name], *images.shape[1:])) < 0.5).float(), None
