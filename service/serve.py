@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from concurrent.futures import Future
 from functools import partial
 from types import FrameType
@@ -15,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from service.web.app import create_app
 from service.web.connection import Connection, Door
-from service.web.logs import configure_logging
+from service.web.logs import complain, configure_logging, open_standard_descriptors
 from service.web.metrics import Metrics
 from service.web.settings import Settings
 
@@ -53,15 +52,16 @@ class Server(uvicorn.Server):
 
 def serve() -> int:
     """Read the settings, serve, and return the exit status."""
+    open_standard_descriptors()
     try:
         settings = Settings()
     except ValidationError as error:
         for item in error.errors():
             name = "LOGPX_" + "_".join(str(part) for part in item["loc"]).upper()
             found = "" if name.endswith("_KEYS") else f", not {item['input']!r}"
-            print(f"{name}: {item['msg']}{found}", file=sys.stderr)
+            complain(f"{name}: {item['msg']}{found}")
         return 2
-    configure_logging(settings)
+    output = configure_logging(settings)
     threadpool_limits(1, user_api="blas")  # NumPy's matrices are small here: threads would only wait for one another
     server: Server | None = None
 
@@ -72,9 +72,10 @@ def serve() -> int:
     try:
         tracer_provider = _tracer_provider()
     except ModuleNotFoundError as error:
-        print(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`", file=sys.stderr)
+        complain(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`")
         return 2
     app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider)
+    output.count_dropped(app.state.metrics.dropped_log_lines)
     server = Server(
         uvicorn.Config(
             app,

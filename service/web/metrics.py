@@ -88,6 +88,11 @@ class Metrics:
         self.refused_versions = Gauge(
             "logpx_refused_versions", "versions in the store that did not pass their checks", registry=self.registry
         )
+        self.dropped_log_lines = Counter(
+            "logpx_dropped_log_lines",
+            "log lines dropped because standard output could not take them",
+            registry=self.registry,
+        )
 
     def text(self) -> bytes:
         """The exposition format, version 0.0.4."""
