@@ -12,10 +12,11 @@ from opentelemetry.trace import TracerProvider
 from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
+from service.web.admission import Door
 from service.web.app import create_app
-from service.web.connection import Connection, Door
+from service.web.connection import Connection
 from service.web.logs import complain, configure_logging, open_standard_descriptors
-from service.web.metrics import Metrics
+from service.web.request_log import RequestLog
 from service.web.settings import Settings
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -81,11 +82,11 @@ def serve() -> int:
             app,
             host=settings.host,
             port=settings.port,
-            http=_connection(settings, app.state.metrics),
+            http=_connection(settings, app.state.request_log),
             ws="none",
             log_config=None,
             access_log=False,
-            proxy_headers=False,  # nothing here asks for the client's address
+            proxy_headers=False,  # anybody can write them: the log has the address of whoever connects
             server_header=False,
             timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
         )
@@ -103,13 +104,15 @@ def _tracer_provider() -> TracerProvider | None:
     return export_traces()
 
 
-def _connection(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
+def _connection(settings: Settings, request_log: RequestLog) -> type[asyncio.Protocol]:
     """What uvicorn makes of each connection; any callable will do, though it asks for a class."""
     bounded = partial(
         Connection,
         door=Door(settings.max_queued_requests),
+        lingering=set(),
         max_header_bytes=settings.max_header_bytes,
         header_seconds=settings.header_seconds,
-        metrics=metrics,
+        request_log=request_log,
+        root_path=settings.root_path,
     )
     return cast(type[asyncio.Protocol], bounded)

@@ -19,8 +19,9 @@ from service.web.direct import direct_routes
 from service.web.documentation import describe_problems
 from service.web.limits import Limits
 from service.web.metrics import Metrics
-from service.web.middleware import Observe
+from service.web.middleware import Observe, RootPath
 from service.web.probes import QUIET_PATHS
+from service.web.request_log import RequestLog
 from service.web.settings import Settings
 
 _log = structlog.get_logger()
@@ -70,7 +71,7 @@ def create_app(
         telemetry={
             "tracing": tracer_provider is not None,
             "tracer_provider": tracer_provider,
-            "exclude": lambda scope: scope["path"] in QUIET_PATHS,
+            "exclude": lambda scope: scope["path"].removeprefix(settings.root_path) in QUIET_PATHS,
             "operation_spans": False,
             "metrics": False,
             "logs": False,
@@ -106,5 +107,8 @@ def create_app(
         )
     routers = (probes.router, probes.metrics_router, routes.router, admin.router)
     paths = {str(getattr(route, "path", "")) for router in routers for route in router.routes}
-    app.add_middleware(Observe, metrics=metrics, paths=paths)
+    app.state.request_log = RequestLog(metrics, paths, settings.root_path)
+    app.add_middleware(Observe, request_log=app.state.request_log)
+    if settings.root_path:
+        app.add_middleware(RootPath, root_path=settings.root_path)
     return app

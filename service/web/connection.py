@@ -4,166 +4,114 @@ Until a head is complete no application sees it, and uvicorn with httptools lets
 Between requests uvicorn's own keep-alive timeout holds; from the connection's opening, and from each further request's
 first byte, to the end of its head, these do. A body that trickles is refused by the application: service/web/limits.py.
 
-The door is for more requests than the event loop can even read. A refusal by the application costs a good part of what
-an answer does; here, by the head alone, little. So under any load the time goes to those that are let in.
+A client that has said all may close its side and still gets its answer; one that is gone takes its work with it.
 """
 
 import asyncio
-from functools import lru_cache
+import socket
 from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
-import orjson
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.web.errors import HEADER_TOO_LARGE, KINDS, PROBLEM_JSON, REQUEST_TIMEOUT, Kind
-from service.web.metrics import Metrics
+from service.web.admission import PLACE, Door, Place, is_work, leaving
+from service.web.errors import (
+    BAD_REQUEST,
+    HEADER_TOO_LARGE,
+    KINDS,
+    PROBLEM_JSON,
+    REQUEST_TIMEOUT,
+    Kind,
+    problem_document,
+)
+from service.web.request_log import RequestLog, request_id_of
 from service.web.scheduler import QueueFullError
+from service.web.transport import LINGER_SECONDS, LINGER_SHUTDOWN_SECONDS, MAX_LINGERING, Corked, Lingering
 
-_LARGE_BYTES = 2**14
 _RETRY_SECONDS = 1
-_PLACE = "logpx.place"
-
-
-class Corked:
-    """A transport that keeps small writes until the event loop has come to what else is ready.
-
-    So an answer's head and body leave in one system call, and the answers of one batch one after the other: a client
-    that sleeps is then woken once, which costs a processor more than writing does.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._kept: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        """Send this soon, in order."""
-        if len(data) > _LARGE_BYTES:
-            self._send()
-            self._transport.write(data)
-            return
-        if not self._kept:
-            self._loop.call_soon(self._send)
-        self._kept.append(data)
-
-    def close(self) -> None:
-        """Send what is kept, then close."""
-        self._send()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def _send(self) -> None:
-        if self._kept:
-            kept, self._kept = self._kept, []
-            self._transport.write(b"".join(kept))
-
-
-class Door:
-    """How many requests are inside, over all connections: their body is there, and their answer has not begun.
-
-    Neither clients that send slowly nor clients that read slowly take room, or a few could shut all others out.
-
-    Args:
-        max_inside: requests that are let in; further ones get a 429.
-    """
-
-    def __init__(self, max_inside: int) -> None:
-        self.max_inside = max_inside
-        self.inside = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no further request is let in."""
-        return self.inside >= self.max_inside
-
-
-class Place:
-    """One request's place, from its whole body to its answer's head."""
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self._inside = False
-        self._left = False
-
-    def enter(self) -> None:
-        """The body is there. An answer may have come before it."""
-        if not self._left:
-            self._inside = True
-            self._door.inside += 1
-
-    def leave(self) -> None:
-        """The answer begins, or never will."""
-        self._left = True
-        if self._inside:
-            self._inside = False
-            self._door.inside -= 1
-
-
-def leaving(app: ASGIApp) -> ASGIApp:
-    """The app, which gives a request's place back when its answer begins."""
-
-    async def left(scope: Scope, receive: Receive, send: Send) -> None:
-        place: Place | None = scope.get(_PLACE)
-        if place is None:
-            await app(scope, receive, send)
-            return
-
-        async def send_and_leave(message: Message) -> None:
-            place.leave()
-            await send(message)
-
-        try:
-            await app(scope, receive, send_and_leave)
-        finally:
-            place.leave()
-
-    return left
+_PROBE_SECONDS = 0.1
+_MAX_PROBE_SECONDS = 10.0
+_HTTP_1_0_SECONDS = 1.0
+_MAX_LOGGED_PATH = 200
 
 
 class Connection(HttpToolsProtocol):
-    """Closes a connection whose request head is too large (431) or too slow (408); refuses work when it is full (429).
+    """Closes a connection whose request head is wrong (400), too large (431) or too slow (408); refuses work when full.
+
+    What it answers itself looks, and is logged and counted, as what the application answers.
 
     Args:
         door: shared by all connections.
+        lingering: those that are being closed, shared by all.
         max_header_bytes: that may arrive without completing a head or bringing a body; trailers count too. A head that
             comes whole in one piece is the application's to refuse.
         header_seconds: from a head's first byte to its last.
-        metrics: where refusals are counted.
+        request_log: where answers are logged and counted.
+        root_path: what a proxy has before all paths.
     """
 
     def __init__(
-        self, *args: Any, door: Door, max_header_bytes: int, header_seconds: float, metrics: Metrics, **named: Any
+        self,
+        *args: Any,
+        door: Door,
+        lingering: set[Lingering],
+        max_header_bytes: int,
+        header_seconds: float,
+        request_log: RequestLog,
+        root_path: str = "",
+        **named: Any,
     ) -> None:
         super().__init__(*args, **named)
         self.app = leaving(self.app)
+        self.url = b""
         self._door = door
         self._place: Place | None = None
         self._turned_away = False
         self._max_header_bytes = max_header_bytes
         self._header_seconds = header_seconds
-        self._refusals = metrics.refusals
+        self._request_log = request_log
+        self._prefix = root_path
         self._in_head = True
         self._bare_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._expects_100 = False  # and would keep the connection
+        self._deaf = False  # nothing more is parsed
+        self._last_refusal: tuple[Kind, str] | None = None  # to be sent after the answers before it
+        self._all_lingering = lingering
+        self._lingering: Lingering | None = None
+        self._shutting_down = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The client has connected, and should say what it wants."""
-        super().connection_made(cast(asyncio.Transport, Corked(transport, self.loop)))
+        super().connection_made(cast(asyncio.Transport, Corked(transport, self.loop, self._close)))
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         """Some bytes, of a head or of a body."""
+        if self._deaf:
+            if self._lingering is not None:
+                self._lingering.discard(data)
+            return
         if self._timer is None and self._idle:
             self._start_timer()  # also for what is left of a body that was refused
         self._bare_bytes += len(data)
         super().data_received(data)
-        if self._bare_bytes > self._max_header_bytes:
+        if self._bare_bytes > self._max_header_bytes and not self._deaf:
             self._refuse(HEADER_TOO_LARGE, f"at most {self._max_header_bytes} bytes of headers are accepted")
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client has closed its side: it has said all, or it is gone. Returns whether the connection stays open."""
+        if self._idle or not self._in_head or self.transport.is_closing():
+            self.transport.close()
+            return None
+        self.cycle.keep_alive = False
+        self.loop.call_later(_PROBE_SECONDS, self._probe, _PROBE_SECONDS)
+        return True
+
+    def send_400_response(self, msg: str) -> None:
+        """What has come is not HTTP."""
+        self._refuse(BAD_REQUEST, "what was sent cannot be read as HTTP/1.1")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, kept; or a trailer, of which we know none."""
@@ -183,8 +131,11 @@ class Connection(HttpToolsProtocol):
                 self._turn_away(keep_alive=False)
             return
         super().on_headers_complete()
-        if idle and _is_work(self.scope["path"]):
-            self._place = cast(dict[str, Any], self.scope)[_PLACE] = Place(self._door)
+        self._expects_100 = self.expect_100_continue and self.cycle.keep_alive
+        if self._expects_100:
+            self.cycle.keep_alive = False  # whoever is refused before its body may send it, or another request
+        if idle and is_work(self.scope["path"].removeprefix(self._prefix)):
+            self._place = cast(dict[str, Any], self.scope)[PLACE] = Place(self._door)
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
@@ -203,29 +154,44 @@ class Connection(HttpToolsProtocol):
             self._turned_away = False
             self._turn_away(keep_alive=self.parser.should_keep_alive())
         else:
+            if self._expects_100 and not (self.cycle.response_started or self._shutting_down):
+                self.cycle.keep_alive = True
             super().on_message_complete()
+        self.url = b""
+
+    def on_response_complete(self) -> None:
+        """An answer is sent; the next is begun, or a refusal of what came after all of them."""
+        super().on_response_complete()
+        if self._last_refusal is not None and self._idle and not self.transport.is_closing():
+            self._answer(*self._last_refusal, keep_alive=False)
+
+    def shutdown(self) -> None:
+        """The service ends: close now, or after the answer."""
+        self._shutting_down = True
+        super().shutdown()
+        if self._lingering is not None:
+            self._lingering.hurry()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by either side."""
         self._stop_timer()
+        if self._lingering is not None:
+            self._lingering.end()
         super().connection_lost(exc)
 
     @property
     def _wants_work(self) -> bool:
         """Whether the request would be computed, whose head has just come; a browser's preflight never is."""
         path = httptools.parse_url(self.url).path.decode("ascii")
-        return _is_work(unquote(path)) and self.parser.get_method() != b"OPTIONS"
+        return is_work(unquote(path).removeprefix(self._prefix)) and self.parser.get_method() != b"OPTIONS"
 
     def _turn_away(self, *, keep_alive: bool) -> None:
         """Answer 429, and be ready for the next request."""
         self._stop_timer()
         if self.transport.is_closing():
             return
-        kind = KINDS[QueueFullError]
-        self._refusals.labels(kind.slug).inc()
         detail = f"{self._door.max_inside} requests are being answered; try again in {_RETRY_SECONDS} s"
-        headers = f"Retry-After: {_RETRY_SECONDS}\r\nX-Content-Type-Options: nosniff\r\n"
-        self._answer(kind, detail, headers, keep_alive=keep_alive)
+        self._answer(KINDS[QueueFullError], detail, f"Retry-After: {_RETRY_SECONDS}\r\n", keep_alive=keep_alive)
         if keep_alive:
             self.on_response_complete()
 
@@ -245,36 +211,74 @@ class Connection(HttpToolsProtocol):
     def _too_slow(self) -> None:
         if self._in_head and self._bare_bytes:
             self._refuse(REQUEST_TIMEOUT, f"the request's headers were not complete after {self._header_seconds:g} s")
+        elif self._turned_away:
+            self._turn_away(keep_alive=False)
         else:
             self.transport.close()  # it never said anything, or goes on sending what was refused
 
     def _refuse(self, kind: Kind, detail: str) -> None:
+        """Answer, after what came before, and close; nothing more is read."""
         self._stop_timer()
+        self._deaf = True
         if self.transport.is_closing():
             return
-        self._refusals.labels(kind.slug).inc()
-        if self._idle:  # else these bytes would be taken for the answer to another request
+        if self._idle:
             self._answer(kind, detail, keep_alive=False)
-        else:
+        elif self._in_head:
+            self._last_refusal = kind, detail
+        elif self.pipeline or self.cycle.response_started:  # these bytes would be taken for another answer's
             self.transport.close()
+        else:
+            self._answer(kind, detail, keep_alive=False)
 
     def _answer(self, kind: Kind, detail: str, headers: str = "", *, keep_alive: bool) -> None:
-        head, body = _problem(kind, detail, headers, keep_alive)
-        self.transport.write(head if self.parser.get_method() == b"HEAD" else head + body)
+        method, path, request_id = "", "", request_id_of(self.headers if self.url else ())
+        if self.url:
+            method, target = self.parser.get_method().decode(), self.url.partition(b"?")[0]
+            path = target[:_MAX_LOGGED_PATH].decode("latin-1")
+        body = problem_document(kind, detail, request_id)
+        head = f"HTTP/1.1 {int(kind.status)} {kind.status.phrase}\r\nContent-Type: {PROBLEM_JSON}\r\n{headers}"
+        head += f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: {request_id}\r\n"
+        head += "" if keep_alive else "Connection: close\r\n"
+        date = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
+        self.transport.write(head.encode() + date + b"\r\n" + (b"" if method == "HEAD" else body))
+        self._request_log.refused(kind, detail, method=method, path=path, client=self.client, request_id=request_id)
         if not keep_alive:
             self.transport.close()
 
+    def _close(self, transport: asyncio.Transport) -> None:
+        """Close the connection, lingeringly where its client may still be sending."""
+        sending = not self._in_head or self._bare_bytes or self._deaf or self.pipeline or self.flow.read_paused
+        self._deaf = True
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        if not self._idle:  # nobody will be there for the answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if transport.is_closing() or not sending or len(self._all_lingering) >= MAX_LINGERING:
+            transport.close()
+            return
+        self.flow.resume_reading()
+        seconds = LINGER_SHUTDOWN_SECONDS if self._shutting_down else LINGER_SECONDS
+        self._lingering = Lingering(transport, self.loop, self._all_lingering, seconds=seconds)
 
-@lru_cache(maxsize=16)
-def _problem(kind: Kind, detail: str, headers: str, keep_alive: bool) -> tuple[bytes, bytes]:
-    """A whole answer's head and body."""
-    document = {"type": f"urn:logpx:problem:{kind.slug}", "title": kind.title, "status": int(kind.status)}
-    body = orjson.dumps({**document, "detail": detail})
-    head = f"HTTP/1.1 {int(kind.status)} {kind.status.phrase}\r\nContent-Type: {PROBLEM_JSON}\r\n{headers}"
-    head += f"Content-Length: {len(body)}\r\n" + ("" if keep_alive else "Connection: close\r\n")
-    return head.encode() + b"\r\n", body
+    def _probe(self, seconds: float) -> None:
+        """Find out whether a client that has closed its side is still there, as only sending something can.
 
-
-def _is_work(path: str) -> bool:
-    """Whether requests to it are computed; probes and admin calls always come in."""
-    return path.startswith("/v1/") and not path.startswith("/v1/admin/")
+        A system whose program is gone answers to anything with a reset; a client skips this answer and waits on.
+        HTTP/1.0 has none that it could skip.
+        """
+        if self._idle or self.transport.is_closing():
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.close()
+            return
+        if self.scope["http_version"] == "1.0":
+            if seconds < _HTTP_1_0_SECONDS:
+                self.loop.call_later(_HTTP_1_0_SECONDS, self._probe, _HTTP_1_0_SECONDS)
+            else:
+                self.transport.close()
+            return
+        if not self.pipeline and not self.cycle.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.loop.call_later(seconds, self._probe, min(2 * seconds, _MAX_PROBE_SECONDS))

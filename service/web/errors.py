@@ -105,6 +105,7 @@ class Kind:
 INVALID_PARAMETER = Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-parameter", "A parameter is not valid")
 BROKEN_MODEL = Kind(HTTPStatus.SERVICE_UNAVAILABLE, "broken-model", "The model's files are broken")
 NOT_READY = Kind(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "The service is not ready")
+BAD_REQUEST = Kind(HTTPStatus.BAD_REQUEST, "bad-request", "The request is not HTTP")
 HEADER_TOO_LARGE = Kind(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The request's headers are too large"
 )
@@ -147,18 +148,25 @@ def install(app: FastAPI) -> None:
 
 
 def problem(request: Request, kind: Kind, detail: str, **members: Any) -> Response:
-    """One problem document; `members` that are None are left out."""
+    """The answer of one refusal; `members` that are None are left out."""
     headers = members.pop("headers", None)
-    document = {
-        "type": f"urn:logpx:problem:{kind.slug}",
-        "title": kind.title,
-        "status": int(kind.status),
-        "detail": detail,
-        "request_id": request.scope.get("state", {}).get("request_id"),
-        **{key: value for key, value in members.items() if value is not None},
-    }
+    document = problem_document(kind, detail, request.scope.get("state", {}).get("request_id"), **members)
     request.scope["problem"] = {"problem": kind.slug, "detail": detail}
-    return Response(orjson.dumps(document), int(kind.status), headers, PROBLEM_JSON)
+    return Response(document, int(kind.status), headers, PROBLEM_JSON)
+
+
+def problem_document(kind: Kind, detail: str, request_id: str | None, **members: Any) -> bytes:
+    """One problem document; `members` that are None are left out."""
+    return orjson.dumps(
+        {
+            "type": f"urn:logpx:problem:{kind.slug}",
+            "title": kind.title,
+            "status": int(kind.status),
+            "detail": detail,
+            "request_id": request_id,
+            **{key: value for key, value in members.items() if value is not None},
+        }
+    )
 
 
 def _handler(kind: Kind) -> Any:
@@ -186,7 +194,11 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     status = HTTPStatus(error.status_code)
     kind = Kind(status, status.phrase.lower().replace(" ", "-"), status.phrase)
     detail = f"{request.method} {request.url.path}: {error.detail}; the routes are listed at /docs"
-    return problem(request, kind, detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = set(headers.get("Allow", "GET").split(", "))  # the pages' files, which are read, name none
+        headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
+    return problem(request, kind, detail, headers=headers)
 
 
 async def _gone(request: Request, _: Exception) -> Response:

@@ -1,10 +1,6 @@
-"""The layer round the app that names, logs and counts each request."""
+"""The layers round the app: each request is named, logged and counted; HEAD is answered as GET; a prefix is known."""
 
-import os
-import re
 import time
-from collections.abc import Collection
-from functools import cache
 from typing import Any
 
 import structlog
@@ -13,10 +9,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.web.errors import INTERNAL, problem
-from service.web.metrics import Metrics
-from service.web.probes import QUIET_PATHS
+from service.web.request_log import RequestLog, request_id_of
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _log = structlog.get_logger()
 
@@ -24,30 +18,23 @@ _log = structlog.get_logger()
 class Observe:
     """Gives each request an id (the client's `X-Request-ID` where it is well formed), logs and counts its answer.
 
+    HEAD is answered as GET is, on every route, without the body.
+
     Args:
         app: what answers. It may tell more of a request in `scope["observed"]`: see `observe`.
-        metrics: where answers are counted.
-        paths: of the routes, for what is refused before one is found.
+        request_log: where answers are logged and counted.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, request_log: RequestLog) -> None:
         self._app = app
-        # Finding a counter by its labels takes as long as counting.
-        self._requests = cache(metrics.requests.labels)
-        self._request_seconds = cache(metrics.request_seconds.labels)
-        self._refusals = metrics.refusals
-        self._paths = paths
+        self._request_log = request_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the lifespan, which passes through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = b""
-        for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                given = value
-        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+        request_id = request_id_of(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started = time.perf_counter()
@@ -62,7 +49,10 @@ class Observe:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            if scope["method"] == "HEAD":
+                await self._answer_head(scope, receive, send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
         except Exception:
             _log.exception("unexpected error")
             if status:
@@ -70,25 +60,40 @@ class Observe:
             answer = problem(Request(scope), INTERNAL, "an unexpected error; the service's log has it under this id")
             await answer(scope, receive, send_with_id)
         finally:
-            self._record(scope, status, time.perf_counter() - started)
+            self._request_log.answered(scope, status, time.perf_counter() - started)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = self._route(scope)
-        observed = scope.get("observed", {})
-        model = observed.get("model", ""), observed.get("version", "")
-        self._requests(route, scope["method"], status, *model).inc()
-        self._request_seconds(route, *model).observe(seconds)
-        more = {**observed, **scope.get("problem", {})}
-        if "problem" in more:
-            self._refusals.labels(more["problem"]).inc()
-        write = _log.debug if route in QUIET_PATHS else _log.info
-        write("request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 6), **more)
+    async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer GET, and keep the body back (RFC 9110, 9.3.2)."""
+        get = {**scope, "method": "GET"}
 
-    def _route(self, scope: Scope) -> str:
-        """The route's template; one label for all unknown paths, so that a scanner cannot grow the metrics."""
-        if "route" in scope:
-            return getattr(scope["route"], "path", "unknown")
-        return scope["path"] if scope["path"] in self._paths else "unknown"
+        async def send_without_body(message: Message) -> None:
+            scope.update({**get, "method": "HEAD"})  # what is known of the request by now
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        try:
+            await self._app(get, receive, send_without_body)
+        finally:
+            scope.update({**get, "method": "HEAD"})
+
+
+class RootPath:
+    """Lets a proxy put a prefix before all paths, whether it strips the prefix or not.
+
+    Inside, as ASGI has it, `path` begins with `root_path`, from which `/docs` and `/openapi.json` make their links.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the lifespan, which passes through."""
+        if scope["type"] == "http":
+            scope["root_path"] = self._root_path
+            if not f"{scope['path']}/".startswith(f"{self._root_path}/"):
+                scope["path"] = self._root_path + scope["path"]
+                scope["raw_path"] = self._root_path.encode() + scope.get("raw_path", b"")
+        await self._app(scope, receive, send)
 
 
 def _annotate_span(scope: Scope, request_id: str) -> None:

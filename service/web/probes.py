@@ -12,14 +12,12 @@ router = APIRouter()
 metrics_router = APIRouter(responses={"4XX": {"model": Problem}})
 
 
-@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 async def livez() -> Response:
     """The process answers; it says nothing of models."""
     return json_reply({"status": "alive"})
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": Problem}})
 async def readyz(request: Request) -> Response:
     """Models are loaded and warm, the inference thread runs, and the service is not shutting down."""

@@ -11,6 +11,7 @@ from model_store import BUNDLED
 from service.engine.model import DEFAULT_MAX_STEPS
 
 MIN_KEY_LENGTH = 16
+OWN_PATHS = ("docs", "livez", "metrics", "openapi.json", "readyz", "static-offline-docs", "v1")
 
 
 class Settings(BaseSettings):
@@ -22,6 +23,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    root_path: str = Field("", description="prefix that a proxy has before all paths, like /logpx")
     model_store: Path = Field(BUNDLED, description="folder of models, see model_store/README.md")
     model: str | None = Field(
         None,
@@ -80,6 +82,15 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
     log_format: Literal["json", "console"] = Field("json", description="one JSON object a line, or text for people")
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, root_path: str) -> str:
+        if root_path and not re.fullmatch(r"(/[\w~-][\w.~-]*)+", root_path, re.ASCII):
+            raise ValueError("a prefix is like /logpx, without a slash at its end")
+        if (first := root_path.partition("/")[2].partition("/")[0]) in OWN_PATHS:
+            raise ValueError(f"/{first} is a path of the service itself")
+        return root_path
 
     @field_validator("api_keys", "admin_keys")
     @classmethod

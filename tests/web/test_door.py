@@ -95,6 +95,7 @@ def test_a_body_that_nobody_reads_has_its_time(start: Start) -> None:
     job, _ = start_long_job(url)
     with connect(url) as connection:
         connection.sendall(WHOLE[:-1])
+        assert read(connection)[0].startswith(b"HTTP/1.1 429 ")
         assert connection.recv(1) == b""
     job.join()
 

@@ -141,7 +141,8 @@ def test_what_is_left_of_a_refused_body_has_its_time_too(url: str) -> None:
 def test_trailers_without_end_are_cut_off(url: str) -> None:
     head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Trailer: "
     with connect(url) as connection:
-        assert send_until_answered(connection, url, chain([head], ENDLESS), 0) == b""
+        answer = send_until_answered(connection, url, chain([head], ENDLESS), 0)
+    assert answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 408 "))  # whichever bound it passes first
 
 
 def test_a_trailer_is_no_header(url: str) -> None:

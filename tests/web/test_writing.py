@@ -1,11 +1,12 @@
-"""Small writes wait for what else is ready in the event loop, to logs and to sockets; none is lost or out of order."""
+"""Small writes wait for what else is ready in the event loop; none is lost. Closed connections linger in bounds."""
 
 import asyncio
-import io
+from collections.abc import Callable
 from typing import Any, cast
 
-from service.web.connection import Corked
-from service.web.logs import Output
+import pytest
+
+from service.web.transport import LINGER_IDLE_SECONDS, LINGER_SECONDS, LINGER_SHUTDOWN_SECONDS, Corked, Lingering
 
 
 class Written:
@@ -20,6 +21,9 @@ class Written:
     def close(self) -> None:
         self.calls.append("closed")
 
+    def write_eof(self) -> None:
+        self.calls.append("said all")
+
     def is_closing(self) -> bool:
         return self.calls[-1:] == ["closed"]
 
@@ -27,7 +31,7 @@ class Written:
 def test_small_writes_of_one_turn_leave_together_and_large_ones_at_once() -> None:
     async def scenario() -> list[bytes | str]:
         written, loop = Written(), asyncio.get_running_loop()
-        corked: Any = Corked(cast(asyncio.Transport, written), loop)
+        corked: Any = Corked(cast(asyncio.Transport, written), loop, lambda transport: transport.close())
         corked.write(b"head ")
         corked.write(b"body")
         assert written.calls == []
@@ -36,6 +40,7 @@ def test_small_writes_of_one_turn_leave_together_and_large_ones_at_once() -> Non
         corked.write(b"x" * 2**15)
         corked.write(b"last")
         corked.close()
+        corked.close()
         assert corked.is_closing()
         await asyncio.sleep(0)
         return written.calls
@@ -43,18 +48,93 @@ def test_small_writes_of_one_turn_leave_together_and_large_ones_at_once() -> Non
     assert asyncio.run(scenario()) == [b"head body", b"head ", b"x" * 2**15, b"last", "closed"]
 
 
-def test_log_lines_of_one_turn_are_written_together_and_without_a_loop_at_once() -> None:
-    stream = io.StringIO()
-    output = Output(stream)
+class Clock:
+    """Stands in for an event loop whose time passes when it is told to."""
 
-    async def scenario() -> None:
-        output.write("first\n")
-        output.write("second\n")
-        assert stream.getvalue() == "at once\n"
-        await asyncio.to_thread(output.write, "from a thread\n")
-        assert stream.getvalue() == "at once\nfirst\nsecond\nfrom a thread\n"
-        output.write("third\n")
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._timers: list[Timer] = []
 
-    output.write("at once\n")
-    asyncio.run(scenario())
-    assert stream.getvalue().endswith("third\n")
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, call: Callable[[], None]) -> "Timer":
+        self._timers.append(Timer(when, call))
+        return self._timers[-1]
+
+    def pass_seconds(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [timer for timer in self._timers if timer.call and timer.when <= end]:
+            timer = min(due, key=lambda timer: timer.when)
+            self.now, call = timer.when, timer.call
+            timer.cancel()
+            assert call is not None
+            call()
+        self.now = end
+
+
+class Timer:
+    def __init__(self, when: float, call: Callable[[], None]) -> None:
+        self.when = when
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+
+@pytest.fixture
+def lingering() -> tuple[Lingering, Clock, Written, set[Lingering]]:
+    clock, written, among = Clock(), Written(), set[Lingering]()
+    loop, transport = cast(asyncio.AbstractEventLoop, clock), cast(asyncio.Transport, written)
+    return Lingering(transport, loop, among), clock, written, among
+
+
+Fixture = tuple[Lingering, Clock, Written, set[Lingering]]
+
+
+def test_a_client_that_says_nothing_more_is_waited_for_no_longer_than_that(lingering: Fixture) -> None:
+    one, clock, written, among = lingering
+    assert (written.calls, among) == (["said all"], {one})
+    clock.pass_seconds(LINGER_IDLE_SECONDS - 0.01)
+    assert not written.is_closing()
+    clock.pass_seconds(0.02)
+    assert (written.calls, among) == (["said all", "closed"], set())
+
+
+@pytest.mark.parametrize("size", [1, 2**18])
+def test_a_client_that_goes_on_sending_is_read_for_so_long_and_kept_nowhere(lingering: Fixture, size: int) -> None:
+    one, clock, written, among = lingering
+    for _ in range(int(LINGER_SECONDS) - 1):
+        one.discard(bytes(size))
+        clock.pass_seconds(1)
+        assert not written.is_closing()
+    one.discard(bytes(size))
+    clock.pass_seconds(1.01)
+    assert (written.calls, among) == (["said all", "closed"], set())
+
+
+def test_a_client_that_sends_a_gibibyte_is_hung_up_on(lingering: Fixture) -> None:
+    one, _, written, _ = lingering
+    piece = bytes(2**24)
+    for _ in range(64):
+        one.discard(piece)
+        assert not written.is_closing()
+    one.discard(b"x")
+    assert written.is_closing()
+
+
+def test_a_shutdown_cuts_it_short(lingering: Fixture) -> None:
+    one, clock, written, _ = lingering
+    one.hurry()
+    one.discard(b"x")
+    clock.pass_seconds(LINGER_SHUTDOWN_SECONDS - 0.01)
+    assert not written.is_closing()
+    clock.pass_seconds(0.02)
+    assert written.is_closing()
+
+
+def test_an_end_by_the_client_leaves_no_timer(lingering: Fixture) -> None:
+    one, clock, written, among = lingering
+    one.end()
+    clock.pass_seconds(100)
+    assert (written.calls, among) == (["said all", "closed"], set())
