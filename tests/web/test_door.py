@@ -20,8 +20,8 @@ WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 
 @pytest.fixture
 def full(start: Start) -> Iterator[str]:
-    """A service whose one place is taken."""
-    url = address(start(max_queued_requests=1))
+    """A service whose one place is taken, perhaps behind a proxy."""
+    url = address(start(max_queued_requests=1, root_path="/logpx"))
     job, answers = start_long_job(url)
     yield url
     job.join()
@@ -141,7 +141,7 @@ def test_a_client_that_does_not_read_takes_no_room(start: Start) -> None:
 
 
 def test_under_another_spelling_a_path_is_the_same(full: str) -> None:
-    for target in (b"/%761/models", b"http://here/v1/models"):
+    for target in (b"/%761/models", b"http://here/v1/models", b"/logpx/v1/models"):
         with connect(full) as connection:
             connection.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: here\r\n\r\n")
             assert read(connection)[0].startswith(b"HTTP/1.1 429 ")
