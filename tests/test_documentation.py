@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from model_store import BUNDLED
 from service.web.app import create_app
-from service.web.errors import HEADER_TOO_LARGE, INTERNAL, INVALID_PARAMETER, KINDS
+from service.web.errors import BAD_REQUEST, HEADER_TOO_LARGE, INTERNAL, INVALID_PARAMETER, KINDS
 from service.web.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented_with_its_default(name: str) -> None:
     default = Settings.model_fields[name].default
-    shown = {None: "–", (): "–", BUNDLED: "the bundled models"}.get(default, f"`{default}`")
+    shown = {None: "–", (): "–", "": "–", BUNDLED: "the bundled models"}.get(default, f"`{default}`")
     assert f"| `LOGPX_{name.upper()}` | {shown} |" in OPERATIONS
 
 
@@ -29,7 +29,8 @@ def test_no_setting_is_documented_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "slug", sorted({kind.slug for kind in [*KINDS.values(), INVALID_PARAMETER, HEADER_TOO_LARGE, INTERNAL]})
+    "slug",
+    sorted({kind.slug for kind in [*KINDS.values(), INVALID_PARAMETER, HEADER_TOO_LARGE, BAD_REQUEST, INTERNAL]}),
 )
 def test_every_problem_type_is_documented(slug: str) -> None:
     assert f"`{slug}`" in OPERATIONS

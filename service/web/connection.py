@@ -27,7 +27,7 @@ from service.web.errors import (
 )
 from service.web.request_log import RequestLog, request_id_of
 from service.web.scheduler import QueueFullError
-from service.web.transport import LINGER_SECONDS, LINGER_SHUTDOWN_SECONDS, MAX_LINGERING, Corked, Lingering
+from service.web.transport import LINGER_SECONDS, LINGER_SHUTDOWN_SECONDS, Corked, Lingering, close_lingeringly
 
 _RETRY_SECONDS = 1
 _PROBE_SECONDS = 0.1
@@ -255,12 +255,12 @@ class Connection(HttpToolsProtocol):
         if not self._idle:  # nobody will be there for the answer
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if transport.is_closing() or not sending or len(self._all_lingering) >= MAX_LINGERING:
+        if transport.is_closing() or not sending:
             transport.close()
             return
         self.flow.resume_reading()
         seconds = LINGER_SHUTDOWN_SECONDS if self._shutting_down else LINGER_SECONDS
-        self._lingering = Lingering(transport, self.loop, self._all_lingering, seconds=seconds)
+        self._lingering = close_lingeringly(transport, self.loop, self._all_lingering, seconds=seconds)
 
     def _probe(self, seconds: float) -> None:
         """Find out whether a client that has closed its side is still there, as only sending something can.

@@ -122,3 +122,13 @@ class Lingering:
         else:
             self._looked_at_bytes = self._bytes
             self._timer = self._wait()
+
+
+def close_lingeringly(
+    transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, among: set[Lingering], *, seconds: float
+) -> Lingering | None:
+    """Close a connection whose client may still be sending; at once, where `MAX_LINGERING` others are being closed."""
+    if len(among) >= MAX_LINGERING:
+        transport.close()
+        return None
+    return Lingering(transport, loop, among, seconds=seconds)

@@ -58,9 +58,12 @@ def test_the_answer_says_what_to_do_and_the_connection_stays(full: str) -> None:
             problem = json.loads(body)
             assert (problem["type"], problem["status"]) == ("urn:logpx:problem:queue-full", 429)
             assert problem["detail"] == "1 requests are being answered; try again in 1 s"
+            assert b"\r\nX-Request-ID: %s\r\n" % problem["request_id"].encode() in head
         connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: here\r\n\r\n")
         assert read(connection)[0].startswith(b"HTTP/1.1 200 ")
-    assert 'logpx_refusals_total{problem="queue-full"} 3.0' in httpx2.get(f"{full}/metrics").text
+    metrics = httpx2.get(f"{full}/metrics").text
+    assert 'logpx_refusals_total{problem="queue-full"} 3.0' in metrics
+    assert 'method="POST",model="",route="/v1/encode",status="429",version=""} 3.0' in metrics
 
 
 def test_a_body_in_pieces_is_answered_once_it_is_whole(full: str) -> None:

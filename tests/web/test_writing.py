@@ -6,7 +6,15 @@ from typing import Any, cast
 
 import pytest
 
-from service.web.transport import LINGER_IDLE_SECONDS, LINGER_SECONDS, LINGER_SHUTDOWN_SECONDS, Corked, Lingering
+from service.web.transport import (
+    LINGER_IDLE_SECONDS,
+    LINGER_SECONDS,
+    LINGER_SHUTDOWN_SECONDS,
+    MAX_LINGERING,
+    Corked,
+    Lingering,
+    close_lingeringly,
+)
 
 
 class Written:
@@ -138,3 +146,15 @@ def test_an_end_by_the_client_leaves_no_timer(lingering: Fixture) -> None:
     one.end()
     clock.pass_seconds(100)
     assert (written.calls, among) == (["said all", "closed"], set())
+
+
+def test_of_many_that_linger_further_ones_are_closed_at_once() -> None:
+    among, closed = set[Lingering](), []
+    loop = cast(asyncio.AbstractEventLoop, Clock())
+    for _ in range(MAX_LINGERING + 2):
+        written = Written()
+        close_lingeringly(cast(asyncio.Transport, written), loop, among, seconds=LINGER_SECONDS)
+        closed.append(written.is_closing())
+    assert closed == [False] * MAX_LINGERING + [True] * 2
+    among.pop().end()
+    assert close_lingeringly(cast(asyncio.Transport, Written()), loop, among, seconds=LINGER_SECONDS) in among
