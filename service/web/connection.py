@@ -80,11 +80,13 @@ class Connection(HttpToolsProtocol):
         self._last_refusal: tuple[Kind, str] | None = None  # to be sent after the answers before it
         self._all_lingering = lingering
         self._lingering: Lingering | None = None
+        self._corked: Corked
         self._shutting_down = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The client has connected, and should say what it wants."""
-        super().connection_made(cast(asyncio.Transport, Corked(transport, self.loop, self._close)))
+        self._corked = Corked(transport, self.loop, self._close)
+        super().connection_made(cast(asyncio.Transport, self._corked))
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -175,6 +177,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by either side."""
         self._stop_timer()
+        self._corked.forget()
         if self._lingering is not None:
             self._lingering.end()
         super().connection_lost(exc)

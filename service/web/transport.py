@@ -34,7 +34,9 @@ class Corked:
         self._kept: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        """Send this soon, in order."""
+        """Send this soon, in order; nothing, once it is closed."""
+        if self._closed:
+            return
         if len(data) > _LARGE_BYTES:
             self._send()
             self._transport.write(data)
@@ -44,11 +46,16 @@ class Corked:
         self._kept.append(data)
 
     def close(self) -> None:
-        """Send what is kept, then close. Nothing may be written after this."""
+        """Send what is kept, then close."""
         if not self._closed:
             self._send()
             self._closed = True
             self._close(self._transport)
+
+    def forget(self) -> None:
+        """The connection is lost, and with it what was kept."""
+        self._kept = []
+        self._closed = True
 
     def is_closing(self) -> bool:
         """Whether it is closed, or about to be."""

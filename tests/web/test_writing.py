@@ -56,6 +56,21 @@ def test_small_writes_of_one_turn_leave_together_and_large_ones_at_once() -> Non
     assert asyncio.run(scenario()) == [b"head body", b"head ", b"x" * 2**15, b"last", "closed"]
 
 
+def test_what_is_written_to_a_lost_connection_goes_nowhere() -> None:
+    async def scenario() -> list[bytes | str]:
+        written = Written()
+        corked: Any = Corked(cast(asyncio.Transport, written), asyncio.get_running_loop(), lambda _: None)
+        corked.write(b"kept")
+        corked.forget()
+        corked.write(b"after")
+        corked.write(b"x" * 2**15)
+        corked.close()
+        await asyncio.sleep(0)
+        return written.calls
+
+    assert asyncio.run(scenario()) == []
+
+
 class Clock:
     """Stands in for an event loop whose time passes when it is told to."""
 
