@@ -137,6 +137,9 @@ def test_pages_of_other_origins_are_let_in_only_by_the_setting(serve: Serve, cli
     asked = listed.options("/v1/encode", headers={**page, "Access-Control-Request-Headers": "x-api-key"})
     assert asked.status_code == 200
     assert asked.headers["access-control-allow-origin"] == "https://lab.example"
+    for method in ("GET", "HEAD"):
+        read = {"Origin": "https://lab.example", "Access-Control-Request-Method": method}
+        assert listed.options("/v1/models", headers=read).status_code == 200
     refused = listed.get("/v1/models", headers=page)
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://lab.example")
     other = {**page, "Origin": "https://other.example"}

@@ -68,7 +68,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def service(store: Path) -> Iterator[Service]:
-    settings = {"MODEL_STORE": store, "MODEL": "digits", "PORT": 0, "HEADER_SECONDS": 1, "API_KEYS": KEY}
+    settings = {"MODEL_STORE": store, "MODEL": "digits", "PORT": 0, "HEADER_SECONDS": 4, "API_KEYS": KEY}
     environment = {**os.environ, **{f"LOGPX_{name}": str(value) for name, value in settings.items()}}
     command = [sys.executable, "-m", "service"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
@@ -121,7 +121,7 @@ def test_a_refusal_reaches_a_client_that_sends_all_before_it_reads(service: Serv
 
 def test_after_a_refusal_whose_body_is_sent_to_its_end_the_connection_goes_on(service: Service) -> None:
     with service.connect() as connection:
-        connection.sendall(REFUSED[404] + b"\r\n" + bytes(MANY))
+        connection.sendall(REFUSED[404].replace(b"%d" % MANY, b"200000") + b"\r\n" + bytes(200_000))
         assert read(connection)[0].startswith(b"HTTP/1.1 404 ")
         connection.sendall(WHOLE)
         assert read(connection)[0].startswith(b"HTTP/1.1 200 ")
@@ -150,17 +150,30 @@ def test_who_is_asked_for_the_body_keeps_the_connection(service: Service) -> Non
             assert b"connection: close" not in answer
 
 
-@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-def test_a_client_that_closes_its_side_is_answered(service: Service, version: bytes) -> None:
+@pytest.mark.parametrize(
+    "request_line", [b"POST /v1/encode HTTP/1.1", b"GET /livez HTTP/1.1", b"GET /livez HTTP/1.0"], ids=bytes.decode
+)
+def test_a_client_that_closes_its_side_is_answered(service: Service, request_line: bytes) -> None:
+    request = WHOLE if request_line in WHOLE else request_line + b"\r\nHost: here\r\n\r\n"
     with service.connect() as connection:
-        connection.sendall(WHOLE.replace(b"HTTP/1.1", b"HTTP/" + version))
+        connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
-        answer = rest(connection)
-    if version == b"1.1":
-        answer = answer.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert b"\r\nconnection: close\r\n" in answer
-    json.loads(answer.split(b"\r\n\r\n", 1)[1])
+        answer = rest(connection).replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
+    head, body = answer.split(b"\r\n\r\n", 1)
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(body)
+
+
+def test_in_http_1_0_a_client_that_closes_its_side_is_taken_for_gone_after_a_second(service: Service) -> None:
+    body = npy(np.zeros((50, 28, 28), np.uint8))
+    route = b"/v1/log-likelihood?proposal=prior&num_samples=100000"  # the most that is taken: it would take minutes
+    head = WHOLE.split(b"Content-Length")[0].replace(b"/v1/encode", route).replace(b"HTTP/1.1", b"HTTP/1.0")
+    with service.connect() as connection:
+        connection.sendall(head + b"X-Request-ID: gone\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.shutdown(socket.SHUT_WR)
+        assert rest(connection) == b""
+    (line,) = service.wait_for(lambda line: line.get("request_id") == "gone")
+    assert (line["status"], line["problem"]) == (499, "client-gone")
 
 
 def test_a_client_that_closes_its_side_is_answered_however_long_that_takes(service: Service) -> None:

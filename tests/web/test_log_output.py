@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -240,7 +241,7 @@ class Silent:
             self.process = subprocess.Popen(command, env=environment, **streams)  # type: ignore[call-overload]  # noqa: S603
             self.url = f"http://127.0.0.1:{port}"
             while self.process.poll() is None and not self.ready():
-                pass
+                time.sleep(0.05)
             if self.process.returncode != 3:  # else somebody else has taken the port
                 break
 

@@ -95,7 +95,7 @@ def test_liveness_and_short_requests_are_answered_while_a_long_one_runs(start: S
 
 
 def test_sigterm_finishes_accepted_work_refuses_new_and_exits_0(start: Start) -> None:
-    process = start()
+    process = start(drain_seconds=300)
     url = address(process)
     accepted, answers = start_long_job(url)
     process.send_signal(signal.SIGTERM)
@@ -113,7 +113,7 @@ def test_sigterm_finishes_accepted_work_refuses_new_and_exits_0(start: Start) ->
 
 
 def test_sigterm_under_load_fails_no_accepted_request(start: Start) -> None:
-    process = start(drain_seconds=60)
+    process = start(drain_seconds=300)
     url = address(process)
     answers: list[list[httpx2.Response]] = [[] for _ in range(6)]
 
