@@ -8,6 +8,7 @@ from functools import partial
 from types import FrameType
 from typing import cast
 
+import structlog
 import uvicorn
 from opentelemetry.trace import TracerProvider
 from pydantic import ValidationError
@@ -15,11 +16,13 @@ from threadpoolctl import threadpool_limits
 
 from service.web.app import create_app
 from service.web.connection import Connection, Door
+from service.web.environment import Environment
 from service.web.logs import configure_logging
 from service.web.metrics import Metrics
-from service.web.settings import Settings
+from service.web.settings import Settings, environment, sentences
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_log = structlog.get_logger()
 
 
 class Server(uvicorn.Server):
@@ -56,12 +59,10 @@ def serve() -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        for item in error.errors():
-            name = "LOGPX_" + "_".join(str(part) for part in item["loc"]).upper()
-            found = "" if name.endswith("_KEYS") else f", not {item['input']!r}"
-            print(f"{name}: {item['msg']}{found}", file=sys.stderr)
+        print(*sentences(error), sep="\n", file=sys.stderr)
         return 2
     configure_logging(settings)
+    _tell(environment())
     threadpool_limits(1, user_api="blas")  # NumPy's matrices are small here: threads would only wait for one another
     server: Server | None = None
 
@@ -91,6 +92,14 @@ def serve() -> int:
     )
     server.run()
     return 1 if server.failed else 0
+
+
+def _tell(environment: Environment) -> None:
+    """Log the variables that look like settings and are none."""
+    for notice in environment.ignored:
+        _log.info("environment variable ignored", variable=notice.variable, reason=notice.sentence)
+    for notice in environment.warnings:
+        _log.warning("environment variable unknown", variable=notice.variable, reason=notice.sentence)
 
 
 def _tracer_provider() -> TracerProvider | None:

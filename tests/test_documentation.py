@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from model_store import BUNDLED
 from service.web.app import create_app
 from service.web.errors import HEADER_TOO_LARGE, INTERNAL, INVALID_PARAMETER, KINDS
-from service.web.settings import Settings
+from service.web.settings import MIN_KEY_LENGTH, Settings
 
 ROOT = Path(__file__).parents[1]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -25,7 +25,13 @@ def test_every_setting_is_documented_with_its_default(name: str) -> None:
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     told = set(re.findall(r"LOGPX_([A-Z_]+[A-Z])", OPERATIONS + README)) - {"MAX"}
+    told -= {"API_KEY", "TOKEN"}  # named as what looks like a setting and is none
     assert told <= {name.upper() for name in Settings.model_fields}
+
+
+def test_the_length_that_keys_must_have_is_documented() -> None:
+    assert f"A key has at least {MIN_KEY_LENGTH} characters" in OPERATIONS
+    assert f"keys of at least {MIN_KEY_LENGTH} characters" in OPERATIONS
 
 
 @pytest.mark.parametrize(

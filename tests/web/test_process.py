@@ -1,5 +1,6 @@
 """The real process: start, readiness, concurrency, SIGTERM, and starts that must fail."""
 
+import json
 import os
 import signal
 import socket
@@ -322,3 +323,25 @@ def test_a_port_in_use_is_reported(start: Start) -> None:
     status, output = outcome(start(port=port))
     assert status != 0
     assert "address already in use" in output
+
+
+def test_a_variable_that_looks_like_keys_and_is_no_setting_stops_the_start(start: Start) -> None:
+    status, output = outcome(start(api_key="0123456789abcdef-0123"))
+    assert status == 2
+    assert output == ("LOGPX_API_KEY: is no setting, so it would not close the service; did you mean LOGPX_API_KEYS?\n")
+
+
+def test_empty_variables_and_those_of_kubernetes_do_not_stop_the_start(start: Start) -> None:
+    """The port is then the default one; where another process has it, the log says so."""
+    kubernetes = {"port": "tcp://10.43.161.118:8000", "service_host": "10.43.161.118", "service_port": "8000"}
+    process = start(host="", max_rows="", log_level="INFO", prot="9000", **kubernetes)
+    assert process.stdout is not None
+    lines = [json.loads(process.stdout.readline()) for _ in range(2)]
+    assert [(line["level"], line["event"], line["variable"]) for line in lines] == [
+        ("info", "environment variable ignored", "LOGPX_PORT"),
+        ("warning", "environment variable unknown", "LOGPX_PROT"),
+    ]
+    for line in process.stdout:
+        if "127.0.0.1:8000" in line or "'127.0.0.1', 8000" in line:
+            return
+    raise AssertionError("the process ended without an address")
