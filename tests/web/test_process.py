@@ -187,7 +187,7 @@ while True:
 def test_kill_9_of_publisher_and_service_harms_nothing_in_the_store(start: Start, tmp_path: Path) -> None:
     put(tmp_path, bernoulli_toy(DIGIT_SHAPE, name="digits"))
     command = [sys.executable, "-c", PUBLISHES_FOR_EVER, str(tmp_path)]
-    for count in (1, 5):
+    for kills, count in enumerate((1, 5), 1):
         service = start(model_store=tmp_path, reload_seconds=0.001)
         url = address(service)
         first = list_versions(tmp_path)["digits"][-1]
@@ -200,7 +200,7 @@ def test_kill_9_of_publisher_and_service_harms_nothing_in_the_store(start: Start
         service.wait()
         assert lines == ["published\n"] * count
         versions = list_versions(tmp_path)["digits"]
-        assert versions == list(range(1, versions[-1] + 1))
+        assert len(versions) >= versions[-1] - kills  # a publisher that is killed may take a number with it
         assert versions[-1] >= first + count
         for version in versions:
             open_version(tmp_path, "digits", version)
