@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -41,10 +42,10 @@ async def encode(request: Request) -> Response:
     query = read_query(request, schemas.ImagesQuery)
     form = negotiate(request, (JSON, NPY))
     timeout = read_timeout_seconds(request, _backend(request).settings)
-    model, pixels = await _pixels(request, query)
+    model, pixels = await _pixels(request, query, timeout)
     backend = _backend(request)
     kind = encoding(model, backend.count_batch(model))
-    answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=timeout)
+    answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=_left(request, timeout))
     done = await _done(request, model, answer, rows=len(pixels))
     latents = done.result
 
@@ -70,12 +71,12 @@ async def decode(request: Request) -> Response:
     query = read_query(request, schemas.ImagesOutQuery)
     negotiate(request, IMAGE_FORMS)
     timeout = read_timeout_seconds(request, _backend(request).settings)
-    model = await _model(request, query)
+    model = await _model(request, query, timeout)
     latents = await read_latents(request, model.description.latent_dim, limits=_backend(request).settings)
     _check_output_pixels(request, model, len(latents))
     backend = _backend(request)
     kind = decoding(model, backend.count_batch(model))
-    answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=timeout)
+    answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=_left(request, timeout))
     done = await _done(request, model, answer, rows=len(latents))
     return await run_in_threadpool(
         images_reply, request, _named(model), done.result, form=query.as_, headers=_timing(done)
@@ -92,7 +93,7 @@ async def samples(request: Request) -> Response:
     query = read_query(request, schemas.SamplesQuery)
     negotiate(request, IMAGE_FORMS)
     timeout = read_timeout_seconds(request, _backend(request).settings)
-    model = await _model(request, query)
+    model = await _model(request, query, timeout)
     _check_output_pixels(request, model, query.n)
     seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
     chunks = model.sample(query.n, seed=seed, temperature=query.temperature)
@@ -114,7 +115,7 @@ async def log_likelihood(request: Request) -> Response:
     negotiate(request, (JSON,))
     backend = _backend(request)
     timeout = read_timeout_seconds(request, backend.settings)
-    model, pixels = await _pixels(request, query)
+    model, pixels = await _pixels(request, query, timeout)
     num_samples = query.num_samples or backend.settings.num_samples or DEFAULT_NUM_SAMPLES[query.proposal]
     check_request(query.proposal, num_samples)
     if num_samples > backend.settings.max_num_samples:
@@ -159,7 +160,7 @@ async def anomaly_scores(request: Request) -> Response:
     negotiate(request, (JSON,))
     backend = _backend(request)
     timeout = read_timeout_seconds(request, backend.settings)
-    model, pixels = await _pixels(request, query)
+    model, pixels = await _pixels(request, query, timeout)
     alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
     chunks = model.anomaly_scores(
         pixels, methods=query.method, alpha=alpha or DEFAULT_ALPHA, fdr=query.fdr, explain=query.explain
@@ -215,16 +216,29 @@ def _backend(request: Request) -> Backend:
     return backend
 
 
-async def _model(request: Request, query: schemas.ModelQuery) -> Model:
+async def _model(request: Request, query: schemas.ModelQuery, timeout: float) -> Model:
     backend = admitted(request)
     backend.check_room()
-    found = await backend.registry.model(query.model, query.version)
+    found, load_seconds = await backend.registry.model(query.model, query.version, timeout_seconds=timeout)
     observe(request, **_named(found))
+    if load_seconds:
+        observe(request, load_seconds=round(load_seconds, 6))
     return found
 
 
-async def _pixels(request: Request, query: schemas.ImagesQuery) -> tuple[Model, Pixels]:
-    model, limits = await _model(request, query), _backend(request).settings
+def _load_seconds(request: Request) -> float:
+    """What `_model` waited; most requests find their model in memory."""
+    seconds: float = request.scope["observed"].get("load_seconds", 0.0)
+    return seconds
+
+
+def _left(request: Request, timeout: float) -> float:
+    """Of the request's seconds, those that loading has left for computing."""
+    return max(0.0, timeout - _load_seconds(request))
+
+
+async def _pixels(request: Request, query: schemas.ImagesQuery, timeout: float) -> tuple[Model, Pixels]:
+    model, limits = await _model(request, query, timeout), _backend(request).settings
     pixels = await read_pixels(request, model.description.image, resize=query.resize, limits=limits)
     return model, pixels
 
@@ -239,7 +253,7 @@ def _check_output_pixels(request: Request, model: Model, num_images: int) -> Non
 async def _run(
     request: Request, model: Model, chunks: Generator[None, None, T], *, rows: int, timeout: float
 ) -> Done[T]:
-    answer = _backend(request).submit_alone(chunks, rows=rows, timeout_seconds=timeout)
+    answer = _backend(request).submit_alone(chunks, rows=rows, timeout_seconds=_left(request, timeout))
     return await _done(request, model, answer, rows=rows)
 
 
@@ -249,7 +263,7 @@ async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]
     watching: list[asyncio.Task[None]] = []
     watch = loop.call_later(_PATIENCE_SECONDS, lambda: watching.append(loop.create_task(_watch(request, answer))))
     try:
-        done = await answer
+        done = replace(await answer, load_seconds=_load_seconds(request))
     finally:
         watch.cancel()
         for task in watching:
@@ -283,4 +297,5 @@ def _named(model: Model) -> dict[str, Any]:
 
 def _timing(done: Done[Any]) -> dict[str, str]:
     queue, compute = done.queue_seconds * 1000, done.compute_seconds * 1000
-    return {"Server-Timing": f"queue;dur={queue:.3f}, compute;dur={compute:.3f}"}
+    load = f"load;dur={done.load_seconds * 1000:.3f}, " if done.load_seconds else ""
+    return {"Server-Timing": f"{load}queue;dur={queue:.3f}, compute;dur={compute:.3f}"}

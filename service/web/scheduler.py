@@ -43,11 +43,12 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """A request's result, the seconds it waited, and those that its batch computed."""
+    """A request's result, and the seconds that it waited, that its batch computed, and that its model took to load."""
 
     result: R
     queue_seconds: float
     compute_seconds: float
+    load_seconds: float = 0.0
 
 
 _Outcome = tuple[Job, Done[Any] | Exception | None]
