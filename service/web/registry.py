@@ -84,8 +84,8 @@ class Registry:
         async with self._opening:
             await self._renew(listing)
         if not self._defaults or (self._unnamed is not None and self._unnamed not in self._defaults):
-            refusals = [*self._refused.values(), *self._unreadable.values()]
-            problems = "; ".join(f"{refusal.file}: {refusal.problem}" for refusal in refusals)
+            refused = [f"{refusal.file}: {refusal.problem}" for refusal in self._refused.values()]
+            problems = "; ".join([*refused, *map(str, self._unreadable.values())])
             raise StoreError(f"no version of {self._unnamed or 'any model'} can be served: {problems}")
         _log.info("models loaded", versions=dict(self._defaults), provider=runtime.provider)
 
@@ -142,8 +142,7 @@ class Registry:
             DeadlineError, TooManyLoadsError: it is not in memory, see loading.py.
         """
         name = name or self._only_name()
-        version = version or self._defaults.get(name) or await self._latest(name)
-        key = (name, version)
+        key = name, version or self._defaults.get(name) or await self._latest(name)
         if key in self._models:
             return self._used(key), 0.0
         started = time.monotonic()
@@ -246,7 +245,7 @@ class Registry:
     async def _bring(self, key: Key, *, asked: bool = False) -> bool:
         """Have a version in memory as its files are now. False: it is refused, and what was in memory stays.
 
-        Loads that a request has `asked` for may take so much time, and no more.
+        `asked`: by a request; such loads may take so much time, and no more.
         """
         stamp = await asyncio.to_thread(version_stamp, self._root, *key)
         if self._stamps.get(key) == stamp:
@@ -259,7 +258,7 @@ class Registry:
             self._load_time.check()
         started = time.monotonic()
         opened = await asyncio.get_running_loop().run_in_executor(self._opener, self._open, key, stamp)
-        seconds = time.monotonic() - started
+        seconds = round(time.monotonic() - started, 3)
         self._load_time.spend(seconds if asked else 0)
         if isinstance(opened, Refusal):
             self._refused[key] = opened
@@ -268,7 +267,7 @@ class Registry:
         self._refused.pop(key, None)
         self._models[key], self._stamps[key] = opened, stamp
         self._metrics.execution_provider.labels(**labels, provider=opened.provider).set(1)
-        _log.info("model loaded", **labels, provider=opened.provider, seconds=round(seconds, 3))
+        _log.info("model loaded", **labels, provider=opened.provider, seconds=seconds)
         return True
 
     def _open(self, key: Key, stamp: Stamp) -> Model | Refusal:

@@ -23,8 +23,10 @@ from service.web.errors import LimitError, RequestError
 from service.web.kinds import decoding, encoding
 from service.web.middleware import observe
 from service.web.parameters import describe_parameters, read_query, read_timeout_seconds, refuse
+from service.web.rate import Meter
 from service.web.replies import IMAGE_FORMS, anomaly_rows, images_reply, json_reply, negotiate, npy_reply, rows_of
 from service.web.scheduler import Done
+from service.web.timing import load_seconds, note_load, seconds_left, server_timing
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
 T = TypeVar("T")
@@ -45,14 +47,14 @@ async def encode(request: Request) -> Response:
     model, pixels = await _pixels(request, query, timeout)
     backend = _backend(request)
     kind = encoding(model, backend.count_batch(model))
-    answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=_left(request, timeout))
+    answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=seconds_left(request, timeout))
     done = await _done(request, model, answer, rows=len(pixels))
     latents = done.result
 
     def reply() -> Response:
         if form == NPY:
-            return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), _timing(done))  # [B, 2, D]
-        return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, _timing(done))
+            return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), server_timing(done))  # [B, 2, D]
+        return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, server_timing(done))
 
     return await _replied(reply, numbers=2 * latents.mean.size)
 
@@ -76,10 +78,10 @@ async def decode(request: Request) -> Response:
     _check_output_pixels(request, model, len(latents))
     backend = _backend(request)
     kind = decoding(model, backend.count_batch(model))
-    answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=_left(request, timeout))
+    answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=seconds_left(request, timeout))
     done = await _done(request, model, answer, rows=len(latents))
     return await run_in_threadpool(
-        images_reply, request, _named(model), done.result, form=query.as_, headers=_timing(done)
+        images_reply, request, _named(model), done.result, form=query.as_, headers=server_timing(done)
     )
 
 
@@ -100,7 +102,7 @@ async def samples(request: Request) -> Response:
     done = await _run(request, model, chunks, rows=query.n, timeout=timeout)
     drawn = done.result
     document = {**_named(model), "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
-    headers = {**_timing(done), "X-Seed": str(seed)}
+    headers = {**server_timing(done), "X-Seed": str(seed)}
     return await run_in_threadpool(images_reply, request, document, drawn.images, form=query.as_, headers=headers)
 
 
@@ -131,12 +133,13 @@ async def log_likelihood(request: Request) -> Response:
         max_std_error=query.max_std_error,
         max_num_samples=limit,
     )
-    done = await _run(request, model, chunks, rows=len(pixels) * limit, timeout=timeout)
+    kind = "log-likelihood", query.proposal, query.max_std_error is not None
+    done = await _run(request, model, chunks, rows=len(pixels) * limit, timeout=timeout, kind=kind)
     backend.count_estimates(model, done.result.reliable)
 
     def reply() -> Response:
         document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": rows_of(done.result)}
-        return json_reply(document, _timing(done))
+        return json_reply(document, server_timing(done))
 
     return await _replied(reply, numbers=10 * len(pixels))
 
@@ -167,7 +170,7 @@ async def anomaly_scores(request: Request) -> Response:
     )
     num_draws = NUM_DRAWS if query.explain else 0
     rows = len(pixels) * (model.description.calibration.num_samples + num_draws)
-    done = await _run(request, model, chunks, rows=rows, timeout=timeout)
+    done = await _run(request, model, chunks, rows=rows, timeout=timeout, kind=("anomaly-scores",))
 
     def reply() -> Response:
         for method, judgement in done.result.by_method.items():
@@ -180,7 +183,7 @@ async def anomaly_scores(request: Request) -> Response:
             "calibration_size": done.result.calibration_size,
             "results": anomaly_rows(done.result, query.as_),
         }
-        return json_reply(document, _timing(done))
+        return json_reply(document, server_timing(done))
 
     numbers = 10 * len(pixels) + (pixels.size if query.explain else 0)
     return await _replied(reply, numbers=numbers)
@@ -219,22 +222,10 @@ def _backend(request: Request) -> Backend:
 async def _model(request: Request, query: schemas.ModelQuery, timeout: float) -> Model:
     backend = admitted(request)
     backend.check_room()
-    found, load_seconds = await backend.registry.model(query.model, query.version, timeout_seconds=timeout)
+    found, seconds = await backend.registry.model(query.model, query.version, timeout_seconds=timeout)
     observe(request, **_named(found))
-    if load_seconds:
-        observe(request, load_seconds=round(load_seconds, 6))
+    note_load(request, seconds)
     return found
-
-
-def _load_seconds(request: Request) -> float:
-    """What `_model` waited; most requests find their model in memory."""
-    seconds: float = request.scope["observed"].get("load_seconds", 0.0)
-    return seconds
-
-
-def _left(request: Request, timeout: float) -> float:
-    """Of the request's seconds, those that loading has left for computing."""
-    return max(0.0, timeout - _load_seconds(request))
 
 
 async def _pixels(request: Request, query: schemas.ImagesQuery, timeout: float) -> tuple[Model, Pixels]:
@@ -251,9 +242,19 @@ def _check_output_pixels(request: Request, model: Model, num_images: int) -> Non
 
 
 async def _run(
-    request: Request, model: Model, chunks: Generator[None, None, T], *, rows: int, timeout: float
+    request: Request,
+    model: Model,
+    chunks: Generator[None, None, T],
+    *,
+    rows: int,
+    timeout: float,
+    kind: tuple[object, ...] = (),
 ) -> Done[T]:
-    answer = _backend(request).submit_alone(chunks, rows=rows, timeout_seconds=_left(request, timeout))
+    """Compute by itself. Requests of one `kind` find modes, at a cost that the last ones tell best."""
+    meter = Meter((model.manifest.name, model.manifest.version, *kind), lambda: model.decoder_rows) if kind else None
+    answer = _backend(request).submit_alone(
+        chunks, rows=rows, timeout_seconds=seconds_left(request, timeout), meter=meter
+    )
     return await _done(request, model, answer, rows=rows)
 
 
@@ -263,13 +264,14 @@ async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]
     watching: list[asyncio.Task[None]] = []
     watch = loop.call_later(_PATIENCE_SECONDS, lambda: watching.append(loop.create_task(_watch(request, answer))))
     try:
-        done = replace(await answer, load_seconds=_load_seconds(request))
+        done = replace(await answer, load_seconds=load_seconds(request))
     finally:
         watch.cancel()
         for task in watching:
             task.cancel()
     queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
-    observe(request, rows=rows, queue_seconds=queue, compute_seconds=compute)
+    taken = {"rows_run": done.rows_run} if done.rows_run else {}
+    observe(request, rows=rows, **taken, queue_seconds=queue, compute_seconds=compute)
     _backend(request).count_done(model, rows, done)
     return done
 
@@ -293,9 +295,3 @@ async def _replied(reply: Callable[[], Response], *, numbers: int) -> Response:
 
 def _named(model: Model) -> dict[str, Any]:
     return {"model": model.manifest.name, "version": model.manifest.version}
-
-
-def _timing(done: Done[Any]) -> dict[str, str]:
-    queue, compute = done.queue_seconds * 1000, done.compute_seconds * 1000
-    load = f"load;dur={done.load_seconds * 1000:.3f}, " if done.load_seconds else ""
-    return {"Server-Timing": f"{load}queue;dur={queue:.3f}, compute;dur={compute:.3f}"}
