@@ -123,9 +123,7 @@ class Scheduler:
         """
         expected = rows if kind.meter is None else self._expectation.rows(kind.meter.kind, rows)
         self.check_room(self._counted(rows, expected))
-        job = Job(
-            payload, rows, expected, time.monotonic() + timeout_seconds, self._loop.create_future(), told=expected
-        )
+        job = Job(payload, rows, expected, time.monotonic() + timeout_seconds, self._loop.create_future())
         if not self._turns.put(kind, job):
             raise StoppedError("the inference thread has ended")
         self._jobs.add(job)
@@ -161,7 +159,7 @@ class Scheduler:
 
     def _seconds_left(self) -> float:
         """When all that is queued should be done: by the rows still to be run, or because the last deadline passes."""
-        rows = sum(max(0.0, job.expected - job.rows_run) for job in self._jobs)
+        rows = sum(job.rows_left for job in self._jobs)
         deadline = max(job.deadline for job in self._jobs) - time.monotonic()
         return min(rows / self._rate.rows_per_second, deadline)
 

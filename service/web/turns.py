@@ -39,8 +39,18 @@ class Job:
     queued: float = field(default_factory=time.monotonic)
     rows_run: float = 0.0
     """Really run by now. Belongs to the inference thread, as does the next."""
-    told: float = 0.0
+    told: float = field(init=False)
     """The event loop has been told to expect so many."""
+    expected_at_first: int = field(init=False)
+
+    @property
+    def rows_left(self) -> float:
+        """Still to be run; one that has run more than was expected at first is expected to run as many again."""
+        return self.rows_run if self.expected_at_first < self.rows_run else self.expected - self.rows_run
+
+    def __post_init__(self) -> None:
+        """What is expected is what the event loop has been told."""
+        self.told = self.expected_at_first = self.expected
 
 
 @dataclass(eq=False)

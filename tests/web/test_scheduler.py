@@ -412,7 +412,8 @@ def test_a_request_that_runs_more_than_was_expected_is_expected_to_run_as_much_a
         answer = queue.submit_alone(work.job(11, 100), rows=100, timeout_seconds=60, meter=work.meter("strange"))
         assert queue.queued_rows == 100
         # Doubled at 200, to 400, and at 500, to 1000; that has not been passed yet.
-        await until(lambda: work.rows_run == queue.queued_rows == 1000)
+        await until(lambda: work.rows_run == queue.queued_rows == max(job.rows_run for job in queue._jobs) == 1000)
+        assert queue._seconds_left() == pytest.approx(1000 / queue._rate.rows_per_second, rel=0.01)
         with pytest.raises(QueueFullError, match="1 requests with 1000 rows"):
             queue.submit_alone(endless(), rows=2001, timeout_seconds=60)
         work.gate.set()
