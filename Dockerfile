@@ -58,5 +58,5 @@ COPY --from=build-logpx --chown=logpx:logpx /models /app/model_store/artifacts
 ENV LOGPX_HOST=0.0.0.0 LOGPX_PORT=8000
 USER logpx
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['LOGPX_PORT']), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(p) if (p := os.environ.get('LOGPX_PORT', '').strip()).isdecimal() else 8000, timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 CMD ["python", "-m", "service"]

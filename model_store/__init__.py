@@ -14,6 +14,7 @@ from model_store.manifest import (
     PixelPreparation,
     Provenance,
 )
+from model_store.publication import publish
 from model_store.store import (
     BUNDLED,
     BUNDLED_DEFAULT,
@@ -23,12 +24,13 @@ from model_store.store import (
     FITTING,
     LATENT,
     InvalidArtifactError,
+    Listing,
     ModelNotFoundError,
     StoredModel,
     StoreError,
+    list_store,
     list_versions,
     open_version,
-    publish,
     version_stamp,
 )
 
@@ -49,6 +51,7 @@ __all__ = [
     "ImageShape",
     "InvalidArtifactError",
     "LikelihoodSpec",
+    "Listing",
     "Manifest",
     "Metric",
     "ModelNotFoundError",
@@ -56,6 +59,7 @@ __all__ = [
     "Provenance",
     "StoreError",
     "StoredModel",
+    "list_store",
     "list_versions",
     "open_version",
     "publish",

@@ -1,4 +1,4 @@
-"""Publish a model version into a store folder, and open it again with every byte checked.
+"""What a store folder holds, and a model version of it, opened with every byte checked; publication.py adds one.
 
 StoreError
 ├── ModelNotFoundError      no such model, or no such version of it
@@ -8,22 +8,19 @@ StoreError
 import hashlib
 import io
 import json
-import os
 import re
-import shutil
-import tempfile
+import stat
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from model_store.manifest import FORMAT_VERSION, NAME_PATTERN, Description, Manifest
+from model_store.manifest import FORMAT_VERSION, NAME_PATTERN, Manifest
 
 BUNDLED = Path(__file__).parent / "artifacts"
 BUNDLED_DEFAULT = "mnist"
@@ -70,25 +67,59 @@ class StoredModel:
     calibration: Mapping[str, NDArray[np.float64]]
 
 
-def list_versions(root: Path) -> dict[str, list[int]]:
-    """Every model in the store with its versions in ascending order; unfinished publications are not listed.
+@dataclass(frozen=True)
+class Listing:
+    """What a store holds."""
+
+    versions: dict[str, list[int]]
+    """Every model with its versions in ascending order."""
+    unreadable: dict[str, InvalidArtifactError]
+    """Models whose folder cannot be listed, with the reason; nothing is known of their versions."""
+
+
+def list_store(root: Path) -> Listing:
+    """Every model in the store; unfinished publications are not listed, and one unreadable folder hides no other model.
 
     Whatever is not a model's folder is passed over: a volume's root may well hold `lost+found`.
+
+    Raises:
+        StoreError: the store's own folder cannot be listed.
+    """
+    versions: dict[str, list[int]] = {}
+    unreadable: dict[str, InvalidArtifactError] = {}
+    for name in sorted(filter(_NAME.fullmatch, _names_in(root))):
+        try:
+            if found := versions_of(root, name):
+                versions[name] = found
+        except InvalidArtifactError as error:
+            unreadable[name] = error
+    return Listing(versions, unreadable)
+
+
+def list_versions(root: Path) -> dict[str, list[int]]:
+    """The models that can be listed, with their versions in ascending order; raises what `list_store` does.
 
     >>> "mnist" in list_versions(BUNDLED)
     True
     """
-    if not root.is_dir():
-        raise StoreError(f"{root}: the model store is not a folder")
+    return list_store(root).versions
+
+
+def versions_of(root: Path, name: str) -> list[int]:
+    """One model's versions in ascending order; none if there is no such folder, or no longer.
+
+    Raises:
+        InvalidArtifactError: its folder cannot be listed, or is a link to nothing.
+    """
+    folder = root / name
     try:
-        found = {
-            model.name: sorted(int(version.name) for version in model.iterdir() if _VERSION.fullmatch(version.name))
-            for model in sorted(root.iterdir())
-            if _NAME.fullmatch(model.name) and model.is_dir()
-        }
+        return sorted(int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
+    except (FileNotFoundError, NotADirectoryError):
+        if folder.is_symlink() and not folder.exists():
+            raise InvalidArtifactError(folder, "a link to nothing") from None
+        return []
     except OSError as error:
-        raise StoreError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return {name: versions for name, versions in found.items() if versions}
+        raise InvalidArtifactError(folder, f"cannot be read ({error.strerror})") from error
 
 
 def version_stamp(root: Path, name: str, version: int) -> tuple[tuple[str, int, int, int], ...]:
@@ -96,6 +127,7 @@ def version_stamp(root: Path, name: str, version: int) -> tuple[tuple[str, int, 
 
     Raises:
         ModelNotFoundError: the store has no such model or version.
+        InvalidArtifactError: the model's folder cannot be listed.
     """
     path = _locate(root, name, version)
     try:
@@ -129,41 +161,20 @@ def open_version(root: Path, name: str, version: int | None = None) -> StoredMod
     )
 
 
-def publish(
-    root: Path,
-    description: Description,
-    *,
-    encoder: bytes,
-    decoder: bytes,
-    calibration: Mapping[str, NDArray[np.float64]],
-) -> StoredModel:
-    """Add the next version of a model: written to a temporary folder, synced to disk, then renamed into place.
-
-    A reader sees the whole version or none of it, whenever the process dies; a version that exists is never touched.
-
-    Raises:
-        InvalidArtifactError: the calibration arrays are not what the description says.
-        StoreError: the store cannot be written, as on a full disk; it is then as it was.
-    """
-    scores = {key: np.asarray(value) for key, value in calibration.items()}
-    _check_calibration(Path(CALIBRATION), scores, description.calibration.num_images, description.latent_dim)
-    packed = io.BytesIO()
-    np.savez(packed, allow_pickle=False, **scores)
-    contents = {ENCODER: encoder, DECODER: decoder, CALIBRATION: packed.getvalue()}
+def _names_in(root: Path) -> list[str]:
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        while True:
-            version = max(list_versions(root).get(description.name, [0])) + 1
-            if _place(root, _manifest_of(description, version, contents), contents):
-                return open_version(root, description.name, version)
+        return [entry.name for entry in root.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{root}: the model store is not a folder") from None
     except OSError as error:
-        raise StoreError(f"{root}: {description.name} is not published: {error.strerror}") from error
+        raise StoreError(f"{root}: cannot be read ({error.strerror})") from error
 
 
 def _locate(root: Path, name: str, version: int | None) -> Path:
     """The folder of a version, by default the latest."""
-    versions = list_versions(root).get(name)
-    if versions is None:
+    _names_in(root)  # a store that is gone is another error than a model that is not there
+    versions = versions_of(root, name) if _NAME.fullmatch(name) else []
+    if not versions:
         raise ModelNotFoundError(f"the store has no model {name!r}")
     if version is None:
         version = versions[-1]
@@ -172,49 +183,10 @@ def _locate(root: Path, name: str, version: int | None) -> Path:
     return root / name / str(version)
 
 
-def _manifest_of(description: Description, version: int, contents: Mapping[str, bytes]) -> Manifest:
-    hashes = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
-    created = datetime.now(UTC).replace(microsecond=0)
-    return Manifest(**{**dict(description), "version": version, "created": created, "sha256": hashes})
-
-
-def _place(root: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> bool:
-    """Write one version folder atomically; False when another publisher took this version number first."""
-    target = root / manifest.name / str(manifest.version)
-    temporary = Path(tempfile.mkdtemp(prefix=".publishing-", dir=root))
-    try:
-        manifest_text = manifest.model_dump_json(indent=2) + "\n"
-        for file, content in {**contents, MANIFEST: manifest_text.encode()}.items():
-            with (temporary / file).open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-        temporary.chmod(0o755)
-        _sync_folder(temporary)
-        target.parent.mkdir(exist_ok=True)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if target.exists():
-                return False
-            raise
-        _sync_folder(target.parent)
-        _sync_folder(root)
-        return True
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read(file: Path) -> bytes:
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would wait for its writer for ever
+            raise InvalidArtifactError(file, "cannot be read (not a file)")
         return file.read_bytes()
     except FileNotFoundError:
         raise InvalidArtifactError(file, "missing") from None
@@ -254,11 +226,16 @@ def _parse_calibration(file: Path, content: bytes, num_images: int, latent_dim: 
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidArtifactError(file, f"not an .npz of plain arrays ({error})") from error
-    _check_calibration(file, arrays, num_images, latent_dim)
+    check_calibration(file, arrays, num_images, latent_dim)
     return arrays
 
 
-def _check_calibration(file: Path, arrays: Mapping[str, NDArray[np.float64]], num_images: int, latent_dim: int) -> None:
+def check_calibration(file: Path, arrays: Mapping[str, NDArray[np.float64]], num_images: int, latent_dim: int) -> None:
+    """Refuse arrays that are not what README.md says of calibration.npz; `file` is what the error names.
+
+    Raises:
+        InvalidArtifactError.
+    """
     for key in _CALIBRATION_ARRAYS:
         if key not in arrays:
             raise InvalidArtifactError(file, f"array {key!r} is missing")

@@ -7,6 +7,7 @@ from functools import partial
 from types import FrameType
 from typing import cast
 
+import structlog
 import uvicorn
 from opentelemetry.trace import TracerProvider
 from pydantic import ValidationError
@@ -15,11 +16,13 @@ from threadpoolctl import threadpool_limits
 from service.web.admission import Door
 from service.web.app import create_app
 from service.web.connection import Connection
+from service.web.environment import Environment
 from service.web.logs import complain, configure_logging, open_standard_descriptors
 from service.web.request_log import RequestLog
-from service.web.settings import Settings
+from service.web.settings import Settings, environment, sentences
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_log = structlog.get_logger()
 
 
 class Server(uvicorn.Server):
@@ -57,12 +60,10 @@ def serve() -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        for item in error.errors():
-            name = "LOGPX_" + "_".join(str(part) for part in item["loc"]).upper()
-            found = "" if name.endswith("_KEYS") else f", not {item['input']!r}"
-            complain(f"{name}: {item['msg']}{found}")
+        complain("\n".join(sentences(error)))
         return 2
     output = configure_logging(settings)
+    _tell(environment())
     threadpool_limits(1, user_api="blas")  # NumPy's matrices are small here: threads would only wait for one another
     server: Server | None = None
 
@@ -93,6 +94,14 @@ def serve() -> int:
     )
     server.run()
     return 1 if server.failed else 0
+
+
+def _tell(environment: Environment) -> None:
+    """Log the variables that look like settings and are none."""
+    for notice in environment.ignored:
+        _log.info("environment variable ignored", variable=notice.variable, reason=notice.sentence)
+    for notice in environment.warnings:
+        _log.warning("environment variable unknown", variable=notice.variable, reason=notice.sentence)
 
 
 def _tracer_provider() -> TracerProvider | None:

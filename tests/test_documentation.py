@@ -1,15 +1,22 @@
 """What a reader is told exists, and what exists is told."""
 
+import importlib
+import pkgutil
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from fastapi.testclient import TestClient
 
+import model_store
+import service
+import training
 from model_store import BUNDLED
 from service.web.app import create_app
 from service.web.errors import BAD_REQUEST, HEADER_TOO_LARGE, INTERNAL, INVALID_PARAMETER, KINDS
-from service.web.settings import Settings
+from service.web.settings import MIN_KEY_LENGTH, Settings
 
 ROOT = Path(__file__).parents[1]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -25,7 +32,60 @@ def test_every_setting_is_documented_with_its_default(name: str) -> None:
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     told = set(re.findall(r"LOGPX_([A-Z_]+[A-Z])", OPERATIONS + README)) - {"MAX"}
+    told -= {"API_KEY", "TOKEN"}  # named as what looks like a setting and is none
     assert told <= {name.upper() for name in Settings.model_fields}
+
+
+def test_the_length_that_keys_must_have_is_documented() -> None:
+    assert f"A key has at least {MIN_KEY_LENGTH} characters" in OPERATIONS
+    assert f"keys of at least {MIN_KEY_LENGTH} characters" in OPERATIONS
+
+
+def _modules() -> Iterator[ModuleType]:
+    """Every module of ours that defines exceptions."""
+    for package in (model_store, service, training):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not found.name.endswith("__main__") and _errors_of(module := importlib.import_module(found.name)):
+                yield module
+
+
+def _errors_of(module: ModuleType) -> dict[str, str]:
+    """Exceptions that a module defines, each with its parent."""
+    return {
+        name: value.__bases__[0].__name__
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == module.__name__
+    }
+
+
+def _tree(text: str) -> dict[str, str]:
+    """The exceptions of a tree drawn in a docstring, each with its parent; the root has none."""
+    path: list[str] = []
+    parents: dict[str, str] = {}
+    for line in text.splitlines():
+        if found := re.match(r"([│├└─ ]*)(\w+Error)\b", line):
+            depth = len(found[1]) // 4
+            assert depth <= len(path), line
+            path[depth:] = [found[2]]
+            parents[found[2]] = path[depth - 1] if depth else ""
+    return parents
+
+
+def test_every_tree_of_errors_is_the_classes_tree() -> None:
+    drawn = [module for module in _modules() if "└──" in (module.__doc__ or "")]
+    assert {"model_store.store", "service.web.errors", "training.errors"} <= {module.__name__ for module in drawn}
+    for module in drawn:
+        found, told = _errors_of(module), _tree(module.__doc__ or "")
+        root = next(iter(told))
+        assert told == {**found, root: ""}, module.__name__
+
+
+def test_every_list_of_errors_is_whole() -> None:
+    listing = [module for module in _modules() if re.search(r"^    \w+Error  ", module.__doc__ or "", re.MULTILINE)]
+    assert "service.web.scheduler" in {module.__name__ for module in listing}
+    for module in listing:
+        told = re.findall(r"^    (\w+Error)  ", module.__doc__ or "", re.MULTILINE)
+        assert sorted(told) == sorted(_errors_of(module)), module.__name__
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What no import checks: pins against ranges, the Makefile, the images' description and the compose file."""
 
+import http.client
+import json
 import os
 import re
 import shlex
@@ -76,7 +78,7 @@ def test_every_package_and_bundled_file_is_distributed() -> None:
     patterns = PROJECT["tool"]["setuptools"]["package-data"]["model_store"]
     for file in BUNDLED.rglob("*"):
         name = file.relative_to(BUNDLED.parent).as_posix()
-        assert file.is_dir() or any(fnmatch(name, pattern) for pattern in patterns), name
+        assert file.is_dir() or file.name.startswith(".") or any(fnmatch(name, pattern) for pattern in patterns), name
 
 
 def _make(*arguments: str) -> str:
@@ -168,6 +170,30 @@ def test_the_service_image_says_how_it_is_started_probed_and_stopped() -> None:
     assert 'CMD ["python", "-m", "service"]' in instructions
     assert "STOPSIGNAL SIGTERM" in instructions
     assert any(line.startswith("HEALTHCHECK") and "/readyz" in line for line in instructions)
+
+
+@pytest.mark.parametrize(
+    ("text", "port"), [("9000", 9000), (" 9000\n", 9000), ("", 8000), ("tcp://10.43.161.118:8000", 8000), (None, 8000)]
+)
+def test_the_health_check_asks_at_the_port_that_the_service_takes(
+    text: str | None, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = [line for line in _stages()["service"] if line.startswith("HEALTHCHECK")]
+    program: list[str] = json.loads(line[line.index("[") :])
+    asked: list[int] = []
+
+    class Connection(http.client.HTTPConnection):
+        def __init__(self, host: str, port: int, timeout: float) -> None:
+            asked.append(port)
+            raise SystemExit
+
+    monkeypatch.setattr(http.client, "HTTPConnection", Connection)
+    monkeypatch.delenv("LOGPX_PORT", raising=False)
+    if text is not None:
+        monkeypatch.setenv("LOGPX_PORT", text)
+    with pytest.raises(SystemExit):
+        exec(program[2])  # noqa: S102 (our own)
+    assert asked == [port] == [Settings().port]
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -13,10 +13,13 @@ def conformal_p_value(score: Array, calibration_score: Array) -> Array:
     """(1 + #{calibration at least as strange}) / (n + 1): scores [B], calibration scores [n] → [B].
 
     For an image exchangeable with the calibration images, P(p ≤ α) ≤ α (Vovk et al. 2005; Bates et al. 2023, arXiv
-    2104.08279). A score that is not a number has the p-value of the strangest: 1 / (n + 1).
+    2104.08279). A score that is not a number is stranger than every number, and as strange as the calibration scores
+    that are none: its p-value is 1 / (n + 1) where there is no such one.
 
-    >>> conformal_p_value(np.array([5.0, 0.0]), np.array([1.0, 2.0, 5.0])).tolist()
-    [0.5, 1.0]
+    >>> conformal_p_value(np.array([5.0, 0.0, np.nan]), np.array([1.0, 2.0, 5.0])).tolist()
+    [0.5, 1.0, 0.25]
+    >>> conformal_p_value(np.array([np.inf, np.nan]), np.array([1.0, 2.0, np.nan])).tolist()
+    [0.5, 0.5]
     """
     ascending = np.sort(calibration_score)
     at_least = len(ascending) - np.searchsorted(ascending, score, side="left")  # NaN sorts above all numbers

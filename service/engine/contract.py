@@ -86,3 +86,13 @@ def _check_tensors(
             stated = [size if size is not None else "batch" for size in dims]
             problem = f"{role} {name!r} has shape {stated}; the manifest says ['batch', {', '.join(map(str, shape))}]"
             raise InvalidArtifactError(file, problem)
+
+
+def check_shape(file: Path, output: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Refuse what a graph gave when it ran, if it has another shape than the contract says.
+
+    Raises:
+        InvalidArtifactError.
+    """
+    if found != expected:
+        raise InvalidArtifactError(file, f"output {output!r} came out as {list(found)}, expected {list(expected)}")

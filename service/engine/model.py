@@ -15,7 +15,7 @@ from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtif
 from service.engine.anomaly import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
 from service.engine.chunks import Chunks, complete
 from service.engine.complexity import complexity
-from service.engine.contract import read_graph
+from service.engine.contract import check_shape, read_graph
 from service.engine.estimate import LogLikelihood
 from service.engine.estimator import Estimator
 from service.engine.explanation import NUM_DRAWS, surprise
@@ -90,7 +90,7 @@ class Model:
         self._decoder = runtime.open(decoder, folder / DECODER)
         self._try_out(folder)
         with _blaming(folder / DECODER):
-            sampler = Sampler(
+            self._sampler = Sampler(
                 decoder_graph,
                 self._decoder,
                 self._likelihood,
@@ -99,7 +99,7 @@ class Model:
                 file=folder / DECODER,
                 chunk_rows=chunk_rows,
             )
-            self._estimator = Estimator(sampler, num_pixels=description.image.size, max_steps=max_steps)
+            self._estimator = Estimator(self._sampler, num_pixels=description.image.size, max_steps=max_steps)
             for proposal in PROPOSALS:
                 complete(self.log_likelihood(np.zeros((2, *chw), np.float32), proposal=proposal, num_samples=4))
         if calibration is not None and description.calibration.proposal not in PROPOSALS:
@@ -128,6 +128,11 @@ class Model:
         if not isinstance(self.description, Manifest):
             raise TypeError("this model has not been published")
         return self.description
+
+    @property
+    def decoder_rows(self) -> int:
+        """Decoder rows that estimates and scores have run so far: samples, and what finding modes takes."""
+        return self._sampler.rows_run
 
     def encode(self, pixels: Pixels) -> Chunks[DiagonalGaussian]:
         """q(z|x): images [B, C, H, W] → mean and log_var [B, D]."""
@@ -267,6 +272,7 @@ class Model:
         """Prepared images [B, C, H, W] and draws from their posteriors [B, R, D] → surprise [B, C, H, W], nats."""
         maps = np.empty(x.shape)
         for index, image in enumerate(x):
+            self._sampler.rows_run += len(latents[index])
             maps[index] = surprise(image, self._decoder.run({"z": latents[index]}), self._likelihood)
             yield
         return maps
@@ -278,11 +284,11 @@ class Model:
         with _blaming(folder / ENCODER):
             outputs = self._encoder.run({"x": self._preparation.prepare(pixels)})
         for name in ("mean", "log_var"):
-            _check_shape(folder / ENCODER, name, outputs[name].shape, latent_shape)
+            check_shape(folder / ENCODER, name, outputs[name].shape, latent_shape)
         with _blaming(folder / DECODER):
             outputs = self._decoder.run({"z": np.zeros(latent_shape, np.float32)})
         for name in self._likelihood.outputs:
-            _check_shape(folder / DECODER, name, outputs[name].shape, pixels.shape)
+            check_shape(folder / DECODER, name, outputs[name].shape, pixels.shape)
 
 
 @contextmanager
@@ -291,8 +297,3 @@ def _blaming(file: Path) -> Iterator[None]:
         yield
     except RUNTIME_ERRORS as error:
         raise InvalidArtifactError(file, f"cannot be run ({error})") from error
-
-
-def _check_shape(file: Path, output: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
-        raise InvalidArtifactError(file, f"output {output!r} came out as {list(found)}, expected {list(expected)}")

@@ -43,6 +43,8 @@ class Sampler:
         chunk_rows: int,
     ) -> None:
         self._chunk_rows = chunk_rows
+        self.rows_run = 0
+        """Decoder rows that have been run so far."""
         self.latent_dim = description.latent_dim
         self._num_pixels = description.image.size
         self._noise = NoiseCache(description.latent_dim, runtime)
@@ -144,7 +146,8 @@ class Sampler:
         return latents
 
     def _rows(self, x: Floats, count: int) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
-        """The inputs that every graph takes, for images [B, P] and `count` decoder rows each."""
+        """The inputs that every graph takes, for images [B, P] and `count` decoder rows each, which are counted."""
+        self.rows_run += len(x) * count
         return {graphs.X: x[:, None], graphs.SHAPE: np.array([len(x), count, self._num_pixels], np.int64)}
 
     def _tiles(self, num_images: int, start: int, stop: int) -> Iterator[tuple[slice, slice]]:

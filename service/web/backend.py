@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from service.engine.model import Model
 from service.web.errors import LimitError, NotReadyError
 from service.web.metrics import Metrics
+from service.web.rate import Meter
 from service.web.registry import Registry
 from service.web.scheduler import Done, Scheduler
 from service.web.settings import Settings
@@ -34,6 +35,7 @@ class Backend:
         self._on_failure = on_failure
         self._scheduler = Scheduler(
             max_rows=settings.max_queued_rows,
+            max_rows_each=settings.max_rows,
             max_jobs=settings.max_queued_requests,
             batch_rows=settings.chunk_rows,
             on_death=self._died,
@@ -75,11 +77,11 @@ class Backend:
         return self._scheduler.submit(kind, payload, rows=rows, timeout_seconds=timeout_seconds)
 
     def submit_alone(
-        self, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float
+        self, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float, meter: Meter | None = None
     ) -> "asyncio.Future[Done[R]]":
-        """Queue a computation of at most `rows` rows by itself; raises what `submit` does."""
+        """Queue a computation by itself, asked for `rows` rows, which may take more; raises what `submit` does."""
         self._check_rows(rows)
-        return self._scheduler.submit_alone(chunks, rows=rows, timeout_seconds=timeout_seconds)
+        return self._scheduler.submit_alone(chunks, rows=rows, timeout_seconds=timeout_seconds, meter=meter)
 
     def count_done(self, model: Model, rows: int, done: Done[R]) -> None:
         """Count the rows and the seconds of a request that was computed."""

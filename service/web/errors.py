@@ -3,12 +3,14 @@
 RequestError
 ├── InvalidBodyError            the body does not parse, or is not what the route takes
 │   └── InvalidImageError       one image of it; `index` says which
+│       └── InvalidLatentError  one latent of it
 ├── UnsupportedMediaTypeError   a content type the route does not take
 ├── NotAcceptableError          no form in `Accept` that the route can answer in
 ├── LimitError                  bytes, pixels or rows beyond the settings
 ├── SlowBodyError               the body took too long to arrive
 ├── UnauthorizedError           no key, or a wrong one
 ├── ForbiddenError              a right key for something else
+├── TooManyLoadsError           versions asked for by number drive one another out of memory
 └── NotReadyError               models still loading, draining, or the inference thread is dead
 """
 
@@ -87,6 +89,14 @@ class ForbiddenError(RequestError):
     """The request's key does not open this route."""
 
 
+class TooManyLoadsError(RequestError):
+    """Versions asked for by number drive one another out of memory; `retry_after` seconds will change that."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"versions asked for by number are loaded too often; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
 class NotReadyError(RequestError):
     """Models still loading, draining, or the inference thread is dead."""
 
@@ -133,6 +143,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     UnauthorizedError: Kind(HTTPStatus.UNAUTHORIZED, "unauthorized", "The request needs a key"),
     ForbiddenError: Kind(HTTPStatus.FORBIDDEN, "forbidden", "The key does not open this route"),
     QueueFullError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "queue-full", "No room in the queue"),
+    TooManyLoadsError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "too-many-loads", "Versions are loaded too often"),
     DeadlineError: Kind(HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"),
     NotReadyError: NOT_READY,
     StoppedError: NOT_READY,
@@ -180,7 +191,7 @@ def _handler(kind: Kind) -> Any:
             detail = "the model's files are broken or gone; the service's log says which"
             return problem(request, kind, detail)
         headers = getattr(error, "headers", None)
-        if isinstance(error, QueueFullError):
+        if isinstance(error, QueueFullError | TooManyLoadsError):
             headers = {"Retry-After": str(error.retry_after)}
         return problem(request, kind, str(error), index=getattr(error, "index", None), headers=headers)
 

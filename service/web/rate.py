@@ -1,9 +1,17 @@
-"""How fast rows are computed."""
+"""How fast rows are computed, and how many rows requests really take.
+
+What a request asks for (images × samples) is only part of what it computes: finding an image's posterior mode takes
+decoder rows too, few for a familiar image and twenty or forty times the samples for a strange one. So rows are counted
+as they are run, and of requests to come as many are expected as the last ones of their kind have taken.
+"""
 
 import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 _MEMORY_SECONDS = 10.0
 _FIRST_GUESS = 10_000.0
+_MAX_KINDS = 256
 
 
 class Rate:
@@ -29,3 +37,46 @@ class Rate:
         kept = math.exp(-seconds / _MEMORY_SECONDS)
         self._rows = kept * self._rows + rows
         self._seconds = kept * self._seconds + seconds
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Counts the rows that requests really take."""
+
+    kind: Hashable
+    """Equal for requests that may be expected to take as many, of each row they ask for."""
+    rows_run: Callable[[], int]
+    """Rows run so far, by whatever; asked on the inference thread, before a chunk and after it."""
+
+
+class Expectation:
+    """Rows that requests really take, for each that they ask for, by kind; over about ten seconds of each kind's work.
+
+    >>> expectation = Expectation()
+    >>> expectation.rows("strange", asked=10)
+    10
+    >>> expectation.add("strange", asked=400, run=8000, seconds=1)
+    >>> expectation.rows("strange", asked=10)
+    200
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[Hashable, tuple[float, float]] = {}  # asked for, and run
+
+    def rows(self, kind: Hashable, asked: int) -> int:
+        """How many a request that asks for so many is expected to run."""
+        sums = self._sums.get(kind)
+        return asked if sums is None else math.ceil(asked * sums[1] / sums[0])
+
+    def add(self, kind: Hashable, *, asked: int, run: float, seconds: float) -> None:
+        """Count a request that was computed."""
+        kept = math.exp(-seconds / _MEMORY_SECONDS)
+        asked_before, run_before = self._sums.pop(kind, (0.0, 0.0))
+        self._sums[kind] = kept * asked_before + max(1, asked), kept * run_before + run
+        if len(self._sums) > _MAX_KINDS:
+            del self._sums[next(iter(self._sums))]
+
+    def add_unfinished(self, kind: Hashable, *, asked: int, run: float, seconds: float) -> None:
+        """Count a request that was dropped: how many more it would have taken nobody knows."""
+        if run > self.rows(kind, asked):
+            self.add(kind, asked=asked, run=run, seconds=seconds)

@@ -8,11 +8,10 @@ All state belongs to the event loop; a thread opens one version at a time.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
@@ -20,31 +19,23 @@ from model_store import (
     BUNDLED,
     BUNDLED_DEFAULT,
     InvalidArtifactError,
+    Listing,
     ModelNotFoundError,
     StoreError,
-    list_versions,
+    list_store,
     open_version,
     version_stamp,
 )
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from service.web.errors import NotReadyError
+from service.web.loading import Loads, LoadTime
 from service.web.metrics import Metrics
-from service.web.schemas import ModelSummary, RefusedVersion
+from service.web.refusals import Key, Refusal, Stamp, refused_versions
+from service.web.schemas import ModelSummary
 from service.web.settings import Settings
 
-Key = tuple[str, int]
-Stamp = tuple[tuple[str, int, int, int], ...]
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """What is wrong with a version, and the stamp it had then: it is not read again before that changes."""
-
-    stamp: Stamp
-    file: Path
-    problem: str
 
 
 class Registry:
@@ -59,11 +50,14 @@ class Registry:
         self._defaults: dict[str, int] = {}
         self._models: dict[Key, Model] = {}  # of those that are no default, the one used last comes last
         self._stamps: dict[Key, Stamp] = {}
-        self._refused: dict[Key, _Refusal] = {}
+        self._refused: dict[Key, Refusal] = {}
+        self._unreadable: dict[str, InvalidArtifactError] = {}  # models whose folder cannot be listed
         self._opening = asyncio.Lock()
+        self._loads: Loads[Model] = Loads()
+        self._load_time = LoadTime()
         # Always the same thread: the allocator keeps freed memory by thread, for that thread to use again.
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="opener")
-        metrics.refused_versions.set_function(lambda: len(self._refused))
+        metrics.refused_versions.set_function(lambda: len(self._refused) + len(self._unreadable))
 
     async def load(self) -> None:
         """Load each model's newest version that passes its checks.
@@ -80,24 +74,26 @@ class Registry:
         if runtime.fallback_reason:
             _log.info("running on the CPU", reason=runtime.fallback_reason)
         self._runtime = runtime
-        stored = await asyncio.to_thread(list_versions, self._root)
-        if not stored:
+        listing = await asyncio.to_thread(list_store, self._root)
+        names = [*listing.versions, *listing.unreadable]
+        if not names:
             raise StoreError(f"{self._root}: the model store holds no model")
-        if settings.model is not None and settings.model not in stored:
+        if settings.model is not None and settings.model not in names:
             raise ModelNotFoundError(f"the store has no model {settings.model!r} (LOGPX_MODEL)")
-        self._unnamed = settings.model or self._only(stored)
+        self._unnamed = settings.model or self._only(names)
         async with self._opening:
-            await self._renew(stored)
+            await self._renew(listing)
         if not self._defaults or (self._unnamed is not None and self._unnamed not in self._defaults):
-            problems = "; ".join(f"{refusal.file}: {refusal.problem}" for refusal in self._refused.values())
+            refused = [f"{refusal.file}: {refusal.problem}" for refusal in self._refused.values()]
+            problems = "; ".join([*refused, *map(str, self._unreadable.values())])
             raise StoreError(f"no version of {self._unnamed or 'any model'} can be served: {problems}")
         _log.info("models loaded", versions=dict(self._defaults), provider=runtime.provider)
 
-    def _only(self, stored: Mapping[str, Sequence[int]]) -> str | None:
+    def _only(self, names: Collection[str]) -> str | None:
         """What a request means that names no model, where no setting says."""
-        if len(stored) == 1:
-            return next(iter(stored))
-        return BUNDLED_DEFAULT if self._root == BUNDLED and BUNDLED_DEFAULT in stored else None
+        if len(names) == 1:
+            return next(iter(names))
+        return BUNDLED_DEFAULT if self._root == BUNDLED and BUNDLED_DEFAULT in names else None
 
     async def reload(self, *, retry: bool = False) -> None:
         """Take up what the store holds now. `retry` reads refused versions again even if their files are the same.
@@ -107,16 +103,17 @@ class Registry:
         """
         async with self._opening:
             try:
-                stored = await asyncio.to_thread(list_versions, self._root)
+                listing = await asyncio.to_thread(list_store, self._root)
                 if retry:
                     self._refused.clear()
-                models, refused = dict(self._models), dict(self._refused)
-                await self._renew(stored)
+                    self._unreadable.clear()
+                models, refused, unreadable = dict(self._models), dict(self._refused), set(self._unreadable)
+                await self._renew(listing)
             except StoreError:
                 self._metrics.reloads.labels("failed").inc()
                 raise
-            changed = "changed" if self._models != models else "unchanged"
-            outcome = "refused" if self._refused.items() - refused.items() else changed
+            worse = self._refused.items() - refused.items() or self._unreadable.keys() - unreadable
+            outcome = "refused" if worse else "changed" if self._models != models else "unchanged"
             self._metrics.reloads.labels(outcome).inc()
 
     async def watch(self) -> None:
@@ -132,30 +129,30 @@ class Registry:
                     told = str(error)
                     _log.error("the store cannot be reloaded", reason=told, kind=type(error).__name__)
 
-    async def model(self, name: str | None = None, version: int | None = None) -> Model:
-        """A model, by default the configured or only one in its default version. What is not in memory yet is loaded.
+    async def model(
+        self, name: str | None = None, version: int | None = None, *, timeout_seconds: float
+    ) -> tuple[Model, float]:
+        """A model, by default the configured or only one in its default version, and the seconds it took to load.
+
+        What is in memory took none. What is not is loaded, once for all who wait for it, however many give up.
 
         Raises:
             ModelNotFoundError: the store has no such model or version, or several and none was named.
             InvalidArtifactError: its files are broken.
+            DeadlineError, TooManyLoadsError: it is not in memory, see loading.py.
         """
         name = name or self._only_name()
-        version = version or self._defaults.get(name) or await self._latest(name)
-        key = (name, version)
-        if key not in self._models:
-            async with self._opening:
-                if not (key in self._models or await self._bring(key)):
-                    refusal = self._refused[key]
-                    raise InvalidArtifactError(refusal.file, refusal.problem)
-        if version != self._defaults.get(name):
-            self._models[key] = self._models.pop(key)
-            self._drop_least_recent()
-        return self._models[key]
+        key = name, version or self._defaults.get(name) or await self._latest(name)
+        if key in self._models:
+            return self._used(key), 0.0
+        started = time.monotonic()
+        found = await self._loads.wait(key, lambda: self._load(key), timeout_seconds=timeout_seconds)
+        return found, time.monotonic() - started
 
     async def summaries(self) -> list[ModelSummary]:
         """What `/v1/models` tells: every model that is served or has a refused version."""
-        stored = await asyncio.to_thread(list_versions, self._root)
-        names = sorted({name for name, _ in [*self._models, *self._refused]})
+        stored = (await asyncio.to_thread(list_store, self._root)).versions
+        names = sorted({name for name, _ in [*self._models, *self._refused]} | self._unreadable.keys())
         return [self._summary(name, self._defaults.get(name), stored) for name in names]
 
     async def summary(self, name: str, version: int | None) -> ModelSummary:
@@ -163,11 +160,13 @@ class Registry:
 
         Raises: as `model`.
         """
-        found = (await self.model(name, version)).manifest.version
-        return self._summary(name, found, await asyncio.to_thread(list_versions, self._root))
+        found, _ = await self.model(name, version, timeout_seconds=self._settings.timeout_seconds)
+        stored = (await asyncio.to_thread(list_store, self._root)).versions
+        return self._summary(name, found.manifest.version, stored)
 
     def close(self) -> None:
         """Let the thread go that opens versions."""
+        self._loads.cancel()
         self._opener.shutdown(wait=False, cancel_futures=True)
 
     def _summary(self, name: str, version: int | None, stored: Mapping[str, list[int]]) -> ModelSummary:
@@ -178,11 +177,7 @@ class Registry:
             default_version=self._defaults.get(name),
             versions=stored.get(name, []),
             loaded_versions=sorted(number for other, number in self._models if other == name),
-            refused=[
-                RefusedVersion(version=number, reason=f"{refusal.file.name}: {refusal.problem}")
-                for (other, number), refusal in sorted(self._refused.items(), key=lambda item: item[0])
-                if other == name
-            ],
+            refused=refused_versions(name, self._refused, self._unreadable),
             manifest=model.manifest if model else None,
             execution_provider=model.provider if model else None,
         )
@@ -194,24 +189,45 @@ class Registry:
 
     async def _latest(self, name: str) -> int:
         """Of a model without a default: published since, or nothing of it passes."""
-        versions = (await asyncio.to_thread(list_versions, self._root)).get(name)
-        if versions is None:
+        listing = await asyncio.to_thread(list_store, self._root)
+        if name in listing.unreadable:
+            raise listing.unreadable[name]
+        if name not in listing.versions:
             raise ModelNotFoundError(f"the store has no model {name!r}")
-        return versions[-1]
+        return listing.versions[name][-1]
 
-    async def _renew(self, stored: Mapping[str, list[int]]) -> None:
+    async def _load(self, key: Key) -> Model:
+        """Load a version that a request asks for, and drop another for it."""
+        async with self._opening:
+            if not (key in self._models or await self._bring(key, asked=True)):
+                refusal = self._refused[key]
+                raise InvalidArtifactError(refusal.file, refusal.problem)
+            return self._used(key)
+
+    def _used(self, key: Key) -> Model:
+        if key[1] != self._defaults.get(key[0]):
+            self._models[key] = self._models.pop(key)
+            self._drop_least_recent()
+        return self._models[key]
+
+    async def _renew(self, listing: Listing) -> None:
         """Make the newest versions that pass the defaults, and drop what the store has no more and is no default."""
-        listed = {(name, version) for name, versions in stored.items() for version in versions}
+        for name, error in listing.unreadable.items():
+            if name not in self._unreadable or self._unreadable[name].problem != error.problem:
+                _log.error("model refused", model=name, file=str(error.file), problem=error.problem)
+        self._unreadable = listing.unreadable
+        listed = {(name, version) for name, versions in listing.versions.items() for version in versions}
         self._refused = {key: refusal for key, refusal in self._refused.items() if key in listed}
         for name, version in [key for key in self._models if key not in listed]:
-            if version != self._defaults.get(name):
+            if version != self._defaults.get(name) and name not in self._unreadable:
                 self._drop((name, version))
-        for name, versions in stored.items():
-            with suppress(ModelNotFoundError):  # removed at this moment; the next reload will see it
+        passing = suppress(ModelNotFoundError, InvalidArtifactError)  # gone at this moment; the next reload will see it
+        for name, versions in listing.versions.items():
+            with passing:
                 await self._renew_default(name, versions)
         for key in list(self._models):
             if key in listed:
-                with suppress(ModelNotFoundError):
+                with passing:
                     await self._bring(key)
 
     async def _renew_default(self, name: str, versions: list[int]) -> None:
@@ -226,8 +242,11 @@ class Registry:
             if version == serving:
                 return  # its files have been damaged since; what is in memory is whole
 
-    async def _bring(self, key: Key) -> bool:
-        """Have a version in memory as its files are now. False: it is refused, and what was in memory stays."""
+    async def _bring(self, key: Key, *, asked: bool = False) -> bool:
+        """Have a version in memory as its files are now. False: it is refused, and what was in memory stays.
+
+        `asked`: by a request; such loads may take so much time, and no more.
+        """
         stamp = await asyncio.to_thread(version_stamp, self._root, *key)
         if self._stamps.get(key) == stamp:
             return True
@@ -235,18 +254,23 @@ class Registry:
         if refused is not None and refused.stamp == stamp:
             return False
         labels = {"model": key[0], "version": key[1]}
+        if asked:
+            self._load_time.check()
+        started = time.monotonic()
         opened = await asyncio.get_running_loop().run_in_executor(self._opener, self._open, key, stamp)
-        if isinstance(opened, _Refusal):
+        seconds = round(time.monotonic() - started, 3)
+        self._load_time.spend(seconds if asked else 0)
+        if isinstance(opened, Refusal):
             self._refused[key] = opened
             _log.error("version refused", **labels, file=str(opened.file), problem=opened.problem)
             return False
         self._refused.pop(key, None)
         self._models[key], self._stamps[key] = opened, stamp
         self._metrics.execution_provider.labels(**labels, provider=opened.provider).set(1)
-        _log.info("model loaded", **labels, provider=opened.provider)
+        _log.info("model loaded", **labels, provider=opened.provider, seconds=seconds)
         return True
 
-    def _open(self, key: Key, stamp: Stamp) -> Model | _Refusal:
+    def _open(self, key: Key, stamp: Stamp) -> Model | Refusal:
         if self._runtime is None:
             raise NotReadyError("the models are still loading")
         settings = self._settings
@@ -258,11 +282,11 @@ class Registry:
                 max_steps=settings.max_steps,
             )
         except InvalidArtifactError as error:
-            return _Refusal(stamp, error.file, error.problem)
+            return Refusal(stamp, error.file, error.problem)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a graph brings about is the end of this version only
-            return _Refusal(stamp, self._root / key[0] / str(key[1]), f"{type(error).__name__}: {error}")
+            return Refusal(stamp, self._root / key[0] / str(key[1]), f"{type(error).__name__}: {error}")
 
     def _drop_least_recent(self) -> None:
         others = [(name, version) for name, version in self._models if version != self._defaults.get(name)]

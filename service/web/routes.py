@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -22,8 +23,10 @@ from service.web.errors import LimitError, RequestError
 from service.web.kinds import decoding, encoding
 from service.web.middleware import observe
 from service.web.parameters import describe_parameters, read_query, read_timeout_seconds, refuse
+from service.web.rate import Meter
 from service.web.replies import IMAGE_FORMS, anomaly_rows, images_reply, json_reply, negotiate, npy_reply, rows_of
 from service.web.scheduler import Done
+from service.web.timing import load_seconds, note_load, seconds_left, server_timing
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
 T = TypeVar("T")
@@ -41,17 +44,17 @@ async def encode(request: Request) -> Response:
     query = read_query(request, schemas.ImagesQuery)
     form = negotiate(request, (JSON, NPY))
     timeout = read_timeout_seconds(request, _backend(request).settings)
-    model, pixels = await _pixels(request, query)
+    model, pixels = await _pixels(request, query, timeout)
     backend = _backend(request)
     kind = encoding(model, backend.count_batch(model))
-    answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=timeout)
+    answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=seconds_left(request, timeout))
     done = await _done(request, model, answer, rows=len(pixels))
     latents = done.result
 
     def reply() -> Response:
         if form == NPY:
-            return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), _timing(done))  # [B, 2, D]
-        return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, _timing(done))
+            return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), server_timing(done))  # [B, 2, D]
+        return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, server_timing(done))
 
     return await _replied(reply, numbers=2 * latents.mean.size)
 
@@ -70,15 +73,15 @@ async def decode(request: Request) -> Response:
     query = read_query(request, schemas.ImagesOutQuery)
     negotiate(request, IMAGE_FORMS)
     timeout = read_timeout_seconds(request, _backend(request).settings)
-    model = await _model(request, query)
+    model = await _model(request, query, timeout)
     latents = await read_latents(request, model.description.latent_dim, limits=_backend(request).settings)
     _check_output_pixels(request, model, len(latents))
     backend = _backend(request)
     kind = decoding(model, backend.count_batch(model))
-    answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=timeout)
+    answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=seconds_left(request, timeout))
     done = await _done(request, model, answer, rows=len(latents))
     return await run_in_threadpool(
-        images_reply, request, _named(model), done.result, form=query.as_, headers=_timing(done)
+        images_reply, request, _named(model), done.result, form=query.as_, headers=server_timing(done)
     )
 
 
@@ -92,14 +95,14 @@ async def samples(request: Request) -> Response:
     query = read_query(request, schemas.SamplesQuery)
     negotiate(request, IMAGE_FORMS)
     timeout = read_timeout_seconds(request, _backend(request).settings)
-    model = await _model(request, query)
+    model = await _model(request, query, timeout)
     _check_output_pixels(request, model, query.n)
     seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
     chunks = model.sample(query.n, seed=seed, temperature=query.temperature)
     done = await _run(request, model, chunks, rows=query.n, timeout=timeout)
     drawn = done.result
     document = {**_named(model), "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
-    headers = {**_timing(done), "X-Seed": str(seed)}
+    headers = {**server_timing(done), "X-Seed": str(seed)}
     return await run_in_threadpool(images_reply, request, document, drawn.images, form=query.as_, headers=headers)
 
 
@@ -114,7 +117,7 @@ async def log_likelihood(request: Request) -> Response:
     negotiate(request, (JSON,))
     backend = _backend(request)
     timeout = read_timeout_seconds(request, backend.settings)
-    model, pixels = await _pixels(request, query)
+    model, pixels = await _pixels(request, query, timeout)
     num_samples = query.num_samples or backend.settings.num_samples or DEFAULT_NUM_SAMPLES[query.proposal]
     check_request(query.proposal, num_samples)
     if num_samples > backend.settings.max_num_samples:
@@ -130,12 +133,13 @@ async def log_likelihood(request: Request) -> Response:
         max_std_error=query.max_std_error,
         max_num_samples=limit,
     )
-    done = await _run(request, model, chunks, rows=len(pixels) * limit, timeout=timeout)
+    kind = "log-likelihood", query.proposal, query.max_std_error is not None
+    done = await _run(request, model, chunks, rows=len(pixels) * limit, timeout=timeout, kind=kind)
     backend.count_estimates(model, done.result.reliable)
 
     def reply() -> Response:
         document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": rows_of(done.result)}
-        return json_reply(document, _timing(done))
+        return json_reply(document, server_timing(done))
 
     return await _replied(reply, numbers=10 * len(pixels))
 
@@ -159,14 +163,14 @@ async def anomaly_scores(request: Request) -> Response:
     negotiate(request, (JSON,))
     backend = _backend(request)
     timeout = read_timeout_seconds(request, backend.settings)
-    model, pixels = await _pixels(request, query)
+    model, pixels = await _pixels(request, query, timeout)
     alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
     chunks = model.anomaly_scores(
         pixels, methods=query.method, alpha=alpha or DEFAULT_ALPHA, fdr=query.fdr, explain=query.explain
     )
     num_draws = NUM_DRAWS if query.explain else 0
     rows = len(pixels) * (model.description.calibration.num_samples + num_draws)
-    done = await _run(request, model, chunks, rows=rows, timeout=timeout)
+    done = await _run(request, model, chunks, rows=rows, timeout=timeout, kind=("anomaly-scores",))
 
     def reply() -> Response:
         for method, judgement in done.result.by_method.items():
@@ -179,7 +183,7 @@ async def anomaly_scores(request: Request) -> Response:
             "calibration_size": done.result.calibration_size,
             "results": anomaly_rows(done.result, query.as_),
         }
-        return json_reply(document, _timing(done))
+        return json_reply(document, server_timing(done))
 
     numbers = 10 * len(pixels) + (pixels.size if query.explain else 0)
     return await _replied(reply, numbers=numbers)
@@ -215,16 +219,17 @@ def _backend(request: Request) -> Backend:
     return backend
 
 
-async def _model(request: Request, query: schemas.ModelQuery) -> Model:
+async def _model(request: Request, query: schemas.ModelQuery, timeout: float) -> Model:
     backend = admitted(request)
     backend.check_room()
-    found = await backend.registry.model(query.model, query.version)
+    found, seconds = await backend.registry.model(query.model, query.version, timeout_seconds=timeout)
     observe(request, **_named(found))
+    note_load(request, seconds)
     return found
 
 
-async def _pixels(request: Request, query: schemas.ImagesQuery) -> tuple[Model, Pixels]:
-    model, limits = await _model(request, query), _backend(request).settings
+async def _pixels(request: Request, query: schemas.ImagesQuery, timeout: float) -> tuple[Model, Pixels]:
+    model, limits = await _model(request, query, timeout), _backend(request).settings
     pixels = await read_pixels(request, model.description.image, resize=query.resize, limits=limits)
     return model, pixels
 
@@ -237,9 +242,19 @@ def _check_output_pixels(request: Request, model: Model, num_images: int) -> Non
 
 
 async def _run(
-    request: Request, model: Model, chunks: Generator[None, None, T], *, rows: int, timeout: float
+    request: Request,
+    model: Model,
+    chunks: Generator[None, None, T],
+    *,
+    rows: int,
+    timeout: float,
+    kind: tuple[object, ...] = (),
 ) -> Done[T]:
-    answer = _backend(request).submit_alone(chunks, rows=rows, timeout_seconds=timeout)
+    """Compute by itself. Requests of one `kind` find modes, at a cost that the last ones tell best."""
+    meter = Meter((model.manifest.name, model.manifest.version, *kind), lambda: model.decoder_rows) if kind else None
+    answer = _backend(request).submit_alone(
+        chunks, rows=rows, timeout_seconds=seconds_left(request, timeout), meter=meter
+    )
     return await _done(request, model, answer, rows=rows)
 
 
@@ -249,13 +264,14 @@ async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]
     watching: list[asyncio.Task[None]] = []
     watch = loop.call_later(_PATIENCE_SECONDS, lambda: watching.append(loop.create_task(_watch(request, answer))))
     try:
-        done = await answer
+        done = replace(await answer, load_seconds=load_seconds(request))
     finally:
         watch.cancel()
         for task in watching:
             task.cancel()
     queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
-    observe(request, rows=rows, queue_seconds=queue, compute_seconds=compute)
+    taken = {"rows_run": done.rows_run} if done.rows_run else {}
+    observe(request, rows=rows, **taken, queue_seconds=queue, compute_seconds=compute)
     _backend(request).count_done(model, rows, done)
     return done
 
@@ -279,8 +295,3 @@ async def _replied(reply: Callable[[], Response], *, numbers: int) -> Response:
 
 def _named(model: Model) -> dict[str, Any]:
     return {"model": model.manifest.name, "version": model.manifest.version}
-
-
-def _timing(done: Done[Any]) -> dict[str, str]:
-    queue, compute = done.queue_seconds * 1000, done.compute_seconds * 1000
-    return {"Server-Timing": f"queue;dur={queue:.3f}, compute;dur={compute:.3f}"}

@@ -8,6 +8,9 @@ An idle thread takes what is queued at once; there is no timer. Requests that ma
 wait at the same time become one batch, which one computation answers. Batches take turns, a chunk each, the new ones
 and those begun alternately, so a short request waits for one chunk of a long one. What nobody waits for any more is
 dropped before its next chunk. The event loop only ever queues and awaits.
+
+Room is counted in the rows that requests really take, see rate.py; one that has run more than was expected of it is
+expected to run as many again.
 """
 
 import asyncio
@@ -18,7 +21,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from service.web.rate import Rate
+from service.web.rate import Expectation, Meter, Rate
 from service.web.turns import Batch, Job, Kind, Turns
 
 P = TypeVar("P")
@@ -43,11 +46,16 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """A request's result, the seconds it waited, and those that its batch computed."""
+    """A request's result, and the seconds that it waited, that its batch computed, and that its model took to load.
+
+    `rows_run`: what it really took, where there is a meter.
+    """
 
     result: R
     queue_seconds: float
     compute_seconds: float
+    rows_run: int = 0
+    load_seconds: float = 0.0
 
 
 _Outcome = tuple[Job, Done[Any] | Exception | None]
@@ -58,24 +66,33 @@ class Scheduler:
 
     Args:
         max_rows: rows of all requests waiting or running; a request is always let in when there is no other.
+        max_rows_each: what one request counts for at most, unless it asks for more: one shall not shut out all others.
         max_jobs: requests waiting or running.
         batch_rows: rows of requests computed together.
         on_death: called in the event loop when the thread ends other than by `stop`.
     """
 
     def __init__(
-        self, *, max_rows: int, max_jobs: int, batch_rows: int, on_death: Callable[[], None] = lambda: None
+        self,
+        *,
+        max_rows: int,
+        max_jobs: int,
+        batch_rows: int,
+        max_rows_each: int | None = None,
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self._max_rows = max_rows
+        self._max_rows_each = max_rows if max_rows_each is None else max_rows_each
         self._max_jobs = max_jobs
         self._on_death = on_death
         self._loop = asyncio.get_running_loop()
         self._turns = Turns(batch_rows)
         self._running: Batch | None = None
         self._waking = False
+        self._jobs: set[Job] = set()
         self._queued_rows = 0
-        self._queued_jobs = 0
         self._rate = Rate()
+        self._expectation = Expectation()
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
         self._thread.start()
@@ -87,13 +104,13 @@ class Scheduler:
 
     @property
     def queued_rows(self) -> int:
-        """Rows of all requests waiting or running."""
+        """Rows of all requests waiting or running, as expected."""
         return self._queued_rows
 
     @property
     def queued_jobs(self) -> int:
         """Requests waiting or running."""
-        return self._queued_jobs
+        return len(self._jobs)
 
     def submit(self, kind: Kind[P, R], payload: P, *, rows: int, timeout_seconds: float) -> "asyncio.Future[Done[R]]":
         """Queue a request that others of its kind may join. Whoever settles or cancels the answer drops the request.
@@ -104,12 +121,13 @@ class Scheduler:
             QueueFullError: there is no room.
             StoppedError: the thread has ended.
         """
-        self.check_room(rows)
-        job = Job(payload, rows, time.monotonic() + timeout_seconds, self._loop.create_future())
+        expected = rows if kind.meter is None else self._expectation.rows(kind.meter.kind, rows)
+        self.check_room(self._counted(rows, expected))
+        job = Job(payload, rows, expected, time.monotonic() + timeout_seconds, self._loop.create_future())
         if not self._turns.put(kind, job):
             raise StoppedError("the inference thread has ended")
-        self._queued_rows += rows
-        self._queued_jobs += 1
+        self._jobs.add(job)
+        self._queued_rows += self._counted(rows, expected)
         if not self._waking:  # once the loop has come to what else has arrived: that may join
             self._waking = True
             self._loop.call_soon(self._wake)
@@ -118,10 +136,10 @@ class Scheduler:
         return job.answer
 
     def submit_alone(
-        self, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float
+        self, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float, meter: Meter | None = None
     ) -> "asyncio.Future[Done[R]]":
         """Queue a computation of its own; otherwise like `submit`."""
-        kind: Kind[None, R] = Kind(None, lambda _: _only(chunks))
+        kind: Kind[None, R] = Kind(None, lambda _: _only(chunks), meter)
         return self.submit(kind, None, rows=rows, timeout_seconds=timeout_seconds)
 
     def check_room(self, rows: int) -> None:
@@ -130,10 +148,20 @@ class Scheduler:
         Raises:
             QueueFullError: there is no room for a request of so many rows.
         """
-        if self._queued_jobs and (self._queued_rows + rows > self._max_rows or self._queued_jobs >= self._max_jobs):
-            seconds = max(1, math.ceil(self._queued_rows / self._rate.rows_per_second))
-            waiting = f"{self._queued_jobs} requests with {self._queued_rows} rows are waiting or running"
+        if self._jobs and (self._queued_rows + rows > self._max_rows or len(self._jobs) >= self._max_jobs):
+            seconds = max(1, math.ceil(self._seconds_left()))
+            waiting = f"{len(self._jobs)} requests with {self._queued_rows} rows are waiting or running"
             raise QueueFullError(f"{waiting}; try again in {seconds} s", seconds)
+
+    def _counted(self, asked: int, expected: int) -> int:
+        """The room that a request takes."""
+        return min(expected, max(asked, self._max_rows_each))
+
+    def _seconds_left(self) -> float:
+        """When all that is queued should be done: by the rows still to be run, or because the last deadline passes."""
+        rows = sum(job.rows_left for job in self._jobs)
+        deadline = max(job.deadline for job in self._jobs) - time.monotonic()
+        return min(rows / self._rate.rows_per_second, deadline)
 
     def stop(self) -> None:
         """End the thread after the chunk it is in; requests not done by then get a StoppedError."""
@@ -157,7 +185,7 @@ class Scheduler:
     def _work(self) -> None:
         while (batch := self._turns.take()) is not None:
             self._running = batch
-            started = time.monotonic()
+            started, rows_before = time.monotonic(), batch.metered()
             try:
                 if not self._wanted(batch, started):
                     continue
@@ -165,14 +193,34 @@ class Scheduler:
                     batch.chunks = batch.kind.compute([job.payload for job in batch.jobs])
                 next(batch.chunks)
             except StopIteration as stop:
-                self._answer(batch, stop.value, started)
+                self._count(batch, rows_before, started)
+                self._answer(batch, stop.value)
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for this
                 self._fail(batch, error)
             else:
-                batch.compute_seconds += time.monotonic() - started
+                self._count(batch, rows_before, started)
                 self._turns.put_back(batch)
                 self._running = None
             del batch  # nor its results, while the thread waits for the next
+
+    def _count(self, batch: Batch, rows_before: int, started: float) -> None:
+        """Add a chunk to what its batch has taken, and to the rate where its rows are known."""
+        seconds = time.monotonic() - started
+        batch.compute_seconds += seconds
+        rows, asked = batch.metered() - rows_before, batch.rows
+        if batch.kind.meter is not None:
+            self._rate.add(rows, seconds)
+        for job in batch.jobs:
+            job.rows_run += rows * job.rows / max(1, asked)
+            if job.rows_run > job.told:
+                job.told = 2 * job.rows_run
+                self._call(self._expect, job, math.ceil(job.told))
+
+    def _expect(self, job: Job, rows: int) -> None:
+        """In the event loop: a job runs more rows than were expected of it."""
+        if job in self._jobs:
+            self._queued_rows += self._counted(job.rows, rows) - self._counted(job.rows, job.expected)
+            job.expected = rows
 
     def _wanted(self, batch: Batch, now: float) -> bool:
         """Drop the jobs that nobody waits for. A batch that has begun goes on as it is while anybody does."""
@@ -181,18 +229,23 @@ class Scheduler:
             return True
         if batch.chunks is not None:
             batch.chunks.close()
+            if batch.kind.meter is not None:
+                self._expectation.add_unfinished(batch.kind.meter.kind, **_taken(batch))
         gone = [job for job, waits in zip(batch.jobs, waiting, strict=True) if not waits]
         batch.jobs = [job for job, waits in zip(batch.jobs, waiting, strict=True) if waits]
         self._settle([(job, None) for job in gone])
         return bool(batch.jobs)
 
-    def _answer(self, batch: Batch, results: Sequence[Any], started: float) -> None:
-        now = time.monotonic()
-        seconds = batch.compute_seconds + now - started
-        outcomes: list[_Outcome] = []
-        for job, result in zip(batch.jobs, results, strict=True):
-            outcomes.append((job, Done(result, now - job.queued - seconds, seconds)))
-        self._rate.add(batch.rows, seconds)
+    def _answer(self, batch: Batch, results: Sequence[Any]) -> None:
+        now, seconds = time.monotonic(), batch.compute_seconds
+        outcomes = [
+            (job, Done(result, now - job.queued - seconds, seconds, round(job.rows_run)))
+            for job, result in zip(batch.jobs, results, strict=True)
+        ]
+        if batch.kind.meter is None:
+            self._rate.add(batch.rows, seconds)
+        else:
+            self._expectation.add(batch.kind.meter.kind, **_taken(batch))
         self._running = None
         self._settle(outcomes)
 
@@ -210,14 +263,18 @@ class Scheduler:
 
     def _settle(self, outcomes: Sequence[_Outcome]) -> None:
         """Answer jobs, or drop those without an outcome: one call into the event loop for all of them."""
+        self._call(self._deliver, outcomes)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have the event loop call this, if it still runs."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._deliver, outcomes)
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     def _deliver(self, outcomes: Sequence[_Outcome]) -> None:
         """In the event loop: room is given back only here, so that answers it has not come to yet count as work."""
         for job, outcome in outcomes:
-            self._queued_rows -= job.rows
-            self._queued_jobs -= 1
+            self._jobs.remove(job)
+            self._queued_rows -= self._counted(job.rows, job.expected)
             if job.answer.done() or outcome is None:
                 continue
             if isinstance(outcome, Exception):
@@ -228,6 +285,11 @@ class Scheduler:
 
 def _only(chunks: Generator[None, None, R]) -> Generator[None, None, Sequence[R]]:
     return [(yield from chunks)]
+
+
+def _taken(batch: Batch) -> dict[str, Any]:
+    """What a batch asked for and what it took."""
+    return {"asked": batch.rows, "run": sum(job.rows_run for job in batch.jobs), "seconds": batch.compute_seconds}
 
 
 def _expire(answer: "asyncio.Future[Done[Any]]", timeout_seconds: float) -> None:

@@ -189,7 +189,9 @@ class Anomalies(_Answer):
 class RefusedVersion(BaseModel):
     """A version in the store that did not pass its checks, and the file that failed."""
 
-    version: int
+    version: int | None = Field(
+        description="null: the model's folder cannot be listed, so nothing is known of versions"
+    )
     reason: str
 
 

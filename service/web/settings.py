@@ -1,24 +1,43 @@
 """Every setting of the service: an environment variable `LOGPX_<NAME>`, or a default that suits one machine."""
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal, Self, get_origin
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model_store import BUNDLED
 from service.engine.model import DEFAULT_MAX_STEPS
+from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_PROPOSAL, MIN_NUM_SAMPLES
+from service.web.environment import PREFIX, Environment, is_of_keys, read_environment
 
 MIN_KEY_LENGTH = 16
 OWN_PATHS = ("docs", "livez", "metrics", "openapi.json", "readyz", "static-offline-docs", "v1")
 
 
 class Settings(BaseSettings):
-    """Read once at start; a value that does not fit stops the service with a sentence that names it."""
+    """Read once at start; a value that does not fit stops the service with a sentence that names it: see `sentences`.
+
+    Raises:
+        ValidationError: a value does not fit, or contradicts another, or a variable looks like keys and is no setting.
+    """
 
     model_config = SettingsConfigDict(
-        env_prefix="LOGPX_", frozen=True, protected_namespaces=(), hide_input_in_errors=True
+        env_prefix=PREFIX, frozen=True, protected_namespaces=(), hide_input_in_errors=True
     )
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -71,7 +90,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(None, description="a file with more of them, one a line")
     admin_keys: SecretStr | None = Field(None, description="keys that also open the admin routes, else off (403)")
     admin_keys_file: Path | None = Field(None, description="a file with more of them, one a line")
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    cors_origins: tuple[str, ...] = Field(
         (), description="origins, separated by commas, whose pages a browser lets use the service"
     )
     timeout_seconds: PositiveFloat = Field(
@@ -120,6 +139,41 @@ class Settings(BaseSettings):
                 raise ValueError("an origin is * or like https://example.org, without a path")
         return origins
 
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if problems := list(self._contradictions()):
+            raise PydanticCustomError("contradiction", "{problems}", {"problems": "\n".join(problems)})
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Settings with which requests that ask for nothing special, or all requests of a kind, would be refused."""
+        least = max(MIN_NUM_SAMPLES.values())
+        if self.num_samples is not None and self.num_samples < least:
+            yield f"LOGPX_NUM_SAMPLES: {self.num_samples} is too few for some proposals; they take at least {least}"
+        samples = self.num_samples or DEFAULT_NUM_SAMPLES[DEFAULT_PROPOSAL]
+        taken = f"the {samples} samples that a request takes when it does not say (LOGPX_NUM_SAMPLES)"
+        if samples > self.max_num_samples:
+            yield f"LOGPX_MAX_NUM_SAMPLES: {self.max_num_samples} is less than {taken}"
+        if samples > self.max_rows:
+            yield f"LOGPX_MAX_ROWS: {self.max_rows} is less than {taken}"
+        if self.max_rows > self.max_queued_rows:
+            queued = f"LOGPX_MAX_QUEUED_ROWS ({self.max_queued_rows})"
+            yield f"LOGPX_MAX_ROWS: {self.max_rows} is more than {queued}; a request must fit into the queue"
+        if "max_json_bytes" in self.model_fields_set and self.max_json_bytes > self.max_body_bytes:
+            body = f"LOGPX_MAX_BODY_BYTES ({self.max_body_bytes})"
+            yield f"LOGPX_MAX_JSON_BYTES: {self.max_json_bytes} is more than {body}, which bounds JSON too"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments come first, then the environment as `read_environment` reads it; there is nothing else."""
+        return init_settings, _FromEnvironment(settings_cls)
+
     def all_keys(self) -> tuple[list[str], list[str]]:
         """The API keys and the admin keys, each from the variable and from the file."""
         api = _keys_of(self.api_keys) + _keys_of_file(self.api_keys_file)
@@ -144,6 +198,53 @@ def split_keys(text: str) -> list[str]:
     return keys
 
 
+class _FromEnvironment(PydanticBaseSettingsSource):
+    """The environment variables; where a setting is one of several words, in upper or lower case."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """One setting's text, or None."""
+        text = environment().values.get(field_name)
+        return text.lower() if text and get_origin(field.annotation) is Literal else text, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """All that is there."""
+        if refusals := environment().refusals:
+            raise ValidationError.from_exception_data(
+                "Settings",
+                [
+                    InitErrorDetails(
+                        type=PydanticCustomError("environment", "{problem}", {"problem": f"{name}: {sentence}"}),
+                        input=None,
+                    )
+                    for name, sentence in ((refusal.variable, refusal.sentence) for refusal in refusals)
+                ],
+            )
+        found = {name: self.get_field_value(field, name)[0] for name, field in Settings.model_fields.items()}
+        return {name: text for name, text in found.items() if text is not None}
+
+
+def environment() -> Environment:
+    """The process's variables: settings, and what to say of those that look like some."""
+    return read_environment(os.environ, Settings.model_fields)
+
+
+def sentences(error: ValidationError) -> list[str]:
+    """What is wrong with the settings: each sentence begins with its variable, and none tells a key.
+
+    >>> try:
+    ...     Settings(port="many")
+    ... except ValidationError as error:
+    ...     sentences(error)
+    ["LOGPX_PORT: Input should be a valid integer, unable to parse string as an integer, not 'many'"]
+    """
+    told = []
+    for item in error.errors():
+        name = PREFIX + "_".join(str(part) for part in item["loc"]).upper()
+        found = "" if is_of_keys(name) else f", not {item['input']!r}"
+        told += [f"{name}: {item['msg']}{found}"] if item["loc"] else item["msg"].splitlines()
+    return told
+
+
 def _keys_of(keys: SecretStr | None) -> list[str]:
     return split_keys(keys.get_secret_value()) if keys else []
 
@@ -155,3 +256,5 @@ def _keys_of_file(file: Path | None) -> list[str]:
         return split_keys(file.read_text())
     except OSError as error:
         raise ValueError(f"the file of keys cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError("the file of keys is not text") from None  # the error's own words would tell its bytes

@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from service.web.rate import Meter
+
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -19,6 +21,8 @@ class Kind(Generic[P, R]):
     key: Hashable | None
     compute: Callable[[Sequence[P]], Generator[None, None, Sequence[R]]]
     """What the requests carry, in chunks → their results, in the same order."""
+    meter: Meter | None = None
+    """Counts the rows that they really take; without it, those that they ask for."""
 
 
 @dataclass(eq=False)
@@ -27,9 +31,26 @@ class Job:
 
     payload: Any
     rows: int
+    """Asked for."""
+    expected: int
+    """Really to be run, as far as is known. Belongs to the event loop."""
     deadline: float
     answer: "asyncio.Future[Any]"
     queued: float = field(default_factory=time.monotonic)
+    rows_run: float = 0.0
+    """Really run by now. Belongs to the inference thread, as does the next."""
+    told: float = field(init=False)
+    """The event loop has been told to expect so many."""
+    expected_at_first: int = field(init=False)
+
+    @property
+    def rows_left(self) -> float:
+        """Still to be run; one that has run more than was expected at first is expected to run as many again."""
+        return self.rows_run if self.expected_at_first < self.rows_run else self.expected - self.rows_run
+
+    def __post_init__(self) -> None:
+        """What is expected is what the event loop has been told."""
+        self.told = self.expected_at_first = self.expected
 
 
 @dataclass(eq=False)
@@ -43,8 +64,12 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """Rows of all its jobs."""
+        """Rows that all its jobs ask for."""
         return sum(job.rows for job in self.jobs)
+
+    def metered(self) -> int:
+        """What its meter shows now; 0 where there is none."""
+        return self.kind.meter.rows_run() if self.kind.meter else 0
 
 
 class Turns:

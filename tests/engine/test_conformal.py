@@ -17,6 +17,8 @@ from service.engine.conformal import benjamini_hochberg, conformal_p_value, fals
         (6.9, [7.0], 1),
         (np.inf, [5.0, 1.0], 1 / 3),
         (np.nan, [5.0, 1.0], 1 / 3),
+        (np.nan, [5.0, np.nan, 1.0], 2 / 4),  # as strange as one that is no number either
+        (np.inf, [5.0, np.nan, 1.0], 2 / 4),
         (-np.inf, [5.0, 1.0], 1),
     ],
 )

@@ -13,9 +13,11 @@ from model_store import ImageShape, InvalidArtifactError, PixelPreparation, open
 from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
 from service.engine.chunks import Chunks, complete
 from service.engine.estimate import LogLikelihood
+from service.engine.explanation import NUM_DRAWS
+from service.engine.graphs import SHAPE
 from service.engine.model import Model
 from service.engine.proposal import NoiseCache, UnknownProposalError, standard_normal
-from service.engine.runtime import Runtime
+from service.engine.runtime import Runtime, Session
 from tests import reference
 from tests.toys import Array, LinearGaussian, Toy, bernoulli_toy
 
@@ -38,6 +40,36 @@ def model_of(toy: str, chunk_rows: int = 512) -> Model:
 def images(toy: str, num_images: int, *, seed: int = 0) -> Array:
     shape = TOYS[toy].description.image
     return np.random.default_rng(seed).random((num_images, *shape.chw), np.float32)
+
+
+@pytest.mark.parametrize("toy", ["gaussian", "dynamic"])
+def test_decoder_rows_are_those_that_the_graphs_really_run(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of finding modes, which for images unlike any are many times the samples."""
+    model = reference.load(TOYS[toy], chunk_rows=64)
+    run = Session.run
+    seen = [0]
+
+    def counted(self: Session, inputs: Any) -> Any:
+        if SHAPE in inputs:
+            seen[0] += int(inputs[SHAPE][0] * inputs[SHAPE][1])
+        elif "z" in inputs:
+            seen[0] += len(inputs["z"])
+        return run(self, inputs)
+
+    monkeypatch.setattr(Session, "run", counted)
+
+    def taken(chunks: Generator[None, None, Any]) -> int:
+        before, seen[0] = model.decoder_rows, 0
+        complete(chunks)
+        assert model.decoder_rows - before == seen[0]
+        return seen[0]
+
+    strange = images(toy, 5)
+    assert taken(model.log_likelihood(strange, proposal="encoder", num_samples=100)) == 500
+    assert taken(model.log_likelihood(strange, proposal="prior", num_samples=100)) == 1000  # the ELBO takes as many
+    assert taken(model.log_likelihood(strange, proposal="laplace", num_samples=100)) > 500
+    scored = taken(model.anomaly_scores(strange))
+    assert taken(model.anomaly_scores(strange, explain=True)) == scored + 5 * NUM_DRAWS
 
 
 def count(chunks: Generator[None, None, Any]) -> int:

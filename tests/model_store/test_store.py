@@ -4,9 +4,11 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
+import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,15 @@ from model_store import (
     GaussianSpec,
     ImageShape,
     InvalidArtifactError,
+    Listing,
+    Manifest,
     ModelNotFoundError,
     StoredModel,
     StoreError,
+    list_store,
     list_versions,
     open_version,
+    publication,
     publish,
     version_stamp,
 )
@@ -134,7 +140,7 @@ def test_concurrent_publishers_never_collide(tmp_path: Path) -> None:
         stored = open_version(tmp_path, "toy", version)
         assert (stored.encoder, stored.decoder) == (b"e%d" % mark, b"d%d" % mark)
         np.testing.assert_array_equal(stored.calibration["log_likelihood"], SCORES - mark)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["toy"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".given-toy-80", "toy"]
 
 
 KILLED_AT_EVERY_STEP = """
@@ -179,7 +185,7 @@ def test_kill_9_at_any_step_leaves_a_whole_store(tmp_path: Path) -> None:
         assert contents == [b"e0", b"e1"][: len(contents)]
         outcomes.append(len(contents))
         next_one = add(store, mark=2).manifest.version
-        assert next_one == len(contents) + 1
+        assert next_one in (len(contents) + 1, len(contents) + 2)  # the one that was killed may have had its number
     assert outcomes == sorted(outcomes)  # once it is there, it stays
     assert outcomes.count(1) > 15  # killed before the rename
     assert outcomes.count(2) > 2  # and after it
@@ -219,7 +225,195 @@ add(Path(sys.argv[1]), sys.argv[2])
     for name in ("toy", "newcomer"):
         assert f"StoreError: {tmp_path}: {name} is not published: File too large" in run(script, tmp_path, name).stderr
     assert folder_bytes(tmp_path) == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["toy"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".given-toy-1", "toy"]
+
+
+def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
+    assert [add(tmp_path, mark=mark).manifest.version for mark in range(3)] == [1, 2, 3]
+    shutil.rmtree(tmp_path / "toy" / "3")
+    assert add(tmp_path).manifest.version == 4
+    shutil.rmtree(tmp_path / "toy" / "4")
+    shutil.rmtree(tmp_path / "toy" / "2")
+    assert add(tmp_path).manifest.version == 5
+    shutil.rmtree(tmp_path / "toy")  # the model as a whole
+    assert list_versions(tmp_path) == {}
+    assert add(tmp_path).manifest.version == 6
+    assert add(tmp_path, "toy-6").manifest.version == 1  # whose record looks much like the other's
+    assert add(tmp_path, "toy-6").manifest.version == 2
+    assert add(tmp_path).manifest.version == 7
+    records = [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+    assert sorted(records) == [".given-toy-6-2", ".given-toy-7"]
+    assert list_versions(tmp_path) == {"toy": [6, 7], "toy-6": [1, 2]}
+
+
+def test_a_copy_without_the_records_goes_on_from_its_folders(tmp_path: Path) -> None:
+    for mark in range(3):
+        add(tmp_path / "here", mark=mark)
+    shutil.copytree(tmp_path / "here" / "toy", tmp_path / "there" / "toy")
+    assert add(tmp_path / "there").manifest.version == 4
+
+
+def test_a_number_whose_record_was_removed_for_a_higher_one_is_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One publisher has chosen 2; before it goes on, another publishes 2 and 3, and both are removed."""
+    add(tmp_path)
+    place = publication._place
+    waiting = [True]
+
+    def later(root: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> bool:
+        if waiting:
+            waiting.clear()
+            assert [add(tmp_path, mark=mark).manifest.version for mark in (5, 6)] == [2, 3]
+            shutil.rmtree(tmp_path / "toy" / "2")
+            shutil.rmtree(tmp_path / "toy" / "3")
+        return place(root, manifest, contents)
+
+    monkeypatch.setattr(publication, "_place", later)
+    assert add(tmp_path, mark=7).manifest.version == 4
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == [".given-toy-4"]
+
+
+def test_a_failed_rename_gives_its_number_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(tmp_path)
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if target.name == "2":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(StoreError, match="toy is not published: Input/output error"):
+        add(tmp_path)
+    monkeypatch.undo()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".given-toy-1", "toy"]
+    assert add(tmp_path).manifest.version == 2
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_what_is_published_can_be_read_by_all_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        path = add(tmp_path / "new" / "store").path
+        add(tmp_path / "new" / "store")
+    finally:
+        os.umask(before)
+    files, folders = [path / file for file in FILES], [path, *path.parents[:3]]
+    assert [stat.S_IMODE(file.stat().st_mode) & 0o755 for file in files] == [0o644] * 4
+    assert [stat.S_IMODE(folder.stat().st_mode) & 0o755 for folder in folders] == [0o755] * 4
+    assert folders[-1] == tmp_path / "new"
+    if umask == 0o002:  # what a group may do, it may still do
+        assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders[1:]] == [0o775] * 3
+
+
+def test_the_mode_of_a_folder_that_was_there_is_its_owners_business(tmp_path: Path) -> None:
+    (tmp_path / "store" / "toy").mkdir(parents=True)
+    for folder in (tmp_path / "store", tmp_path / "store" / "toy"):
+        folder.chmod(0o700)
+    add(tmp_path / "store")
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("store", "store/toy")] == [0o700, 0o700]
+
+
+READS_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from model_store import BUNDLED, list_store, open_version
+
+open_version(BUNDLED, "mnist")  # has imported by now what it needs, which may be closed to nobody
+os.chdir(sys.argv[1])  # and so may be what lies above the store
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+found = list_store(Path())
+print(found.versions, [error.problem for error in found.unreadable.values()])
+for name in found.versions:
+    print(open_version(Path(), name).encoder)
+"""
+
+
+def test_another_user_reads_all_but_what_is_closed_to_it(tmp_path: Path) -> None:
+    """As root, a child becomes nobody; as anybody else, one's own folder closed to oneself is as good."""
+    store = tmp_path / "store"
+    before = os.umask(0o077)
+    try:
+        add(store, "open", mark=3)
+        add(store, "closed")
+    finally:
+        os.umask(before)
+    (store / "closed").chmod(0o700 if os.getuid() == 0 else 0o300)
+    reader = run(READS_AS_NOBODY, store)
+    assert (reader.stdout, reader.stderr) == ("{'open': [1]} ['cannot be read (Permission denied)']\nb'e3'\n", "")
+    (store / "closed").chmod(0o700)
+
+
+def refuse_to_list(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    """Let no folder of this name be listed; a test that runs as root cannot have it by permissions."""
+    iterdir = Path.iterdir
+
+    def refuse(folder: Path) -> Iterator[Path]:
+        if folder.name == name:
+            raise OSError(number, os.strerror(number), str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP])
+def test_a_model_whose_folder_cannot_be_listed_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    add(tmp_path)
+    add(tmp_path, "closed")
+    refuse_to_list(monkeypatch, "closed", number)
+    found = list_store(tmp_path)
+    assert found.versions == list_versions(tmp_path) == {"toy": [1]}
+    assert str(found.unreadable["closed"]) == f"{tmp_path / 'closed'}: cannot be read ({os.strerror(number)})"
+    assert open_version(tmp_path, "toy").encoder == b"e0"
+    assert add(tmp_path).manifest.version == 2
+    for use in (open_version, version_stamp):
+        with pytest.raises(InvalidArtifactError, match="closed: cannot be read"):
+            use(tmp_path, "closed", 1)
+    with pytest.raises(InvalidArtifactError, match="closed: cannot be read"):
+        add(tmp_path, "closed")
+
+
+def test_a_model_that_vanishes_while_the_store_is_listed_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in ((errno.ENOENT, "gone"), (errno.ENOTDIR, "now-a-file")):
+        add(tmp_path, name)
+        refuse_to_list(monkeypatch, name, number)
+    add(tmp_path)
+    assert list_store(tmp_path) == Listing({"toy": [1]}, {})
+
+
+def test_links_of_models_and_versions_are_followed_and_those_to_nothing_are_named(tmp_path: Path) -> None:
+    add(tmp_path / "store")
+    add(tmp_path / "volume", "linked")
+    (tmp_path / "store" / "linked").symlink_to(tmp_path / "volume" / "linked")
+    (tmp_path / "store" / "dangling").symlink_to(tmp_path / "absent")
+    (tmp_path / "store" / "loop").symlink_to("loop")
+    (tmp_path / "store" / "toy" / "2").symlink_to(tmp_path / "absent")
+    found = list_store(tmp_path / "store")
+    assert found.versions == {"linked": [1], "toy": [1, 2]}
+    assert {name: error.problem for name, error in found.unreadable.items()} == {
+        "dangling": "a link to nothing",
+        "loop": f"cannot be read ({os.strerror(errno.ELOOP)})",
+    }
+    assert version_stamp(tmp_path / "store", "toy", 2) == ()
+    with pytest.raises(InvalidArtifactError, match=r"toy/2/manifest\.json: missing"):
+        open_version(tmp_path / "store", "toy")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, file: str) -> None:
+    folder = add(tmp_path).path
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(InvalidArtifactError, match=r"cannot be read \(not a file\)"):
+        open_version(tmp_path, "toy")
 
 
 def test_a_store_that_cannot_be_written_or_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Requests that share a run, deadlines by header, and a thread that dies: over HTTP."""
 
+import asyncio
+import math
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +10,14 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import structlog
 from fastapi.testclient import TestClient
 
 from service.engine.model import Model
 from service.web.app import create_app
 from service.web.backend import Backend
+from service.web.metrics import Metrics
+from service.web.rate import Meter
 from service.web.settings import Settings
 from tests.web.conftest import Serve
 from tests.web.forms import npy, read_npy
@@ -169,3 +174,57 @@ def test_a_dead_thread_is_answered_told_and_not_ready(store: Any, digits: Any, m
         assert told.wait(60)
         assert client.get("/readyz").status_code == 503
         assert "dead" in client.get("/readyz").json()["detail"]
+
+
+def test_admission_expects_what_requests_of_the_kind_really_took(serve: Serve, digits: Any) -> None:
+    """Finding a mode takes decoder rows too; the log tells them beside the rows that were asked for."""
+    client = serve()
+    queue = backend_of(client)._scheduler
+    queries = {"encoder": "proposal=encoder&num_samples=40", "laplace": "num_samples=40"}
+    took: dict[str, int] = {}
+    for proposal, query in queries.items():
+        with structlog.testing.capture_logs() as lines:
+            answer = client.post(f"/v1/log-likelihood?{query}", content=npy(digits), headers=NPY | {"accept": "*/*"})
+        assert answer.status_code == 200
+        (line,) = [line for line in lines if line["event"] == "request"]
+        assert line["rows"] == 40 * len(digits)
+        took[proposal] = line["rows_run"]
+    assert took["encoder"] == 40 * len(digits)
+    assert took["laplace"] > 40 * len(digits)
+    for proposal, rows_run in took.items():
+        kind = ("digits", 2, "log-likelihood", proposal, False)
+        assert queue._expectation.rows(kind, 1000) == math.ceil(1000 * rows_run / (40 * len(digits)))
+    gate = hold_up(client)
+    body: dict[str, Any] = {"content": npy(digits), "headers": NPY | {"accept": "*/*"}}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.post, f"/v1/log-likelihood?{queries['laplace']}", **body)
+        while queue.queued_jobs < 2:
+            pass
+        assert queue.queued_rows == 1 + took["laplace"]
+        gate.set()
+        assert waiting.result().status_code == 200
+
+
+def test_ten_thousand_images_are_let_in_by_default_whatever_they_are_expected_to_take() -> None:
+    async def scenario() -> None:
+        backend = Backend(Settings(), Metrics(), lambda: None)
+        queue, meter = backend._scheduler, Meter("strange", lambda: 0)
+        queue._expectation.add("strange", asked=400, run=16_000, seconds=1)
+        entered, gate = threading.Event(), threading.Event()
+
+        def wait() -> Generator[None, None, None]:
+            entered.set()
+            gate.wait(60)
+            yield
+
+        answers = []
+        for rows in (1, 10_000 * 400):  # a short one, and beside it the long one
+            answers.append(backend.submit_alone(wait(), rows=rows, timeout_seconds=60, meter=meter))
+            await asyncio.to_thread(entered.wait, 60)
+        assert queue.queued_jobs == 2
+        assert Settings().max_rows <= queue.queued_rows < Settings().max_queued_rows
+        gate.set()
+        await asyncio.gather(*answers)
+        backend.stop()
+
+    asyncio.run(scenario())

@@ -15,6 +15,7 @@ from service.web.settings import Settings
 from tests.toys import bernoulli_toy
 from tests.web.conftest import DIGIT_SHAPE, Serve, put
 from tests.web.forms import npy
+from tests.web.test_batching import hold_up
 
 BODY: dict[str, Any] = {
     "content": npy(np.zeros((3, 28, 28), np.uint8)),
@@ -137,14 +138,15 @@ def test_before_models_are_loaded_and_while_draining_it_is_503(serve: Serve) -> 
 
 def test_a_full_queue_is_429_with_retry_after(serve: Serve) -> None:
     client = serve(max_queued_requests=1)
-    backend = client.app.state.backend  # type: ignore[attr-defined]
-    backend._scheduler._queued_jobs = 1  # as if another request were running
+    gate = hold_up(client)
     answer = client.post("/v1/encode", **BODY)
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["type"] == "urn:logpx:problem:queue-full"
     assert "1 requests" in answer.json()["detail"]
-    backend._scheduler._queued_jobs = 0
+    gate.set()
+    while "logpx_queued_requests 0.0" not in client.get("/metrics").text:
+        pass
     assert client.post("/v1/encode", **BODY).status_code == 200
 
 

@@ -1,11 +1,15 @@
 """Versions that come, go and break while the real app serves."""
 
+import asyncio
+import errno
 import gc
 import os
+import re
 import shutil
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,13 @@ import pytest
 import structlog
 from fastapi.testclient import TestClient
 
-from model_store import ImageShape, PixelPreparation, open_version, publish
+from model_store import ImageShape, PixelPreparation, StoreError, open_version, publish
 from service.engine.model import Model
 from service.web.app import create_app
+from service.web.loading import Loads, LoadTime
+from service.web.metrics import Metrics
 from service.web.registry import Registry
+from service.web.scheduler import DeadlineError
 from service.web.settings import Settings
 from tests.toys import bernoulli_toy
 from tests.web.conftest import COLOUR_SHAPE, DIGIT_SHAPE, put
@@ -299,6 +306,210 @@ def test_versions_asked_for_by_number_do_not_pile_up(run: Run, tmp_path: Path) -
     gc.collect()
     assert sorted(version for version, model in seen.items() if model() is not None) == [3, 4, 5]
     assert client.get("/v1/models/digits?version=4").json()["default_version"] == 5
+
+
+@pytest.fixture
+def unlistable(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of folders that cannot be listed; a test that runs as root cannot have it by permissions."""
+    names: set[str] = set()
+    iterdir = Path.iterdir
+
+    def refuse(folder: Path) -> Iterator[Path]:
+        if folder.name in names:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    return names
+
+
+def test_a_model_whose_folder_cannot_be_listed_is_refused_alone_and_named(
+    run: Run, tmp_path: Path, unlistable: set[str]
+) -> None:
+    for name in ("digits", "closed"):
+        add(tmp_path, name=name)
+    unlistable.add("closed")
+    with structlog.testing.capture_logs() as lines:
+        client = run(model="digits")
+        for _ in range(2):
+            reload_as_polling_does(client)
+    refused = [line for line in lines if line["event"] == "model refused"]
+    assert [(line["model"], line["problem"]) for line in refused] == [("closed", "cannot be read (Permission denied)")]
+    assert encode(client) == 1
+    told = {model["name"]: model for model in client.get("/v1/models").json()["models"]}
+    assert told["digits"]["refused"] == []
+    assert told["closed"]["refused"] == [{"version": None, "reason": "closed: cannot be read (Permission denied)"}]
+    assert (told["closed"]["default_version"], told["closed"]["versions"]) == (None, [])
+    assert "logpx_refused_versions 1.0" in client.get("/metrics").text
+    for query, status in (("model=closed", 503), ("model=closed&version=7", 503), ("model=nobody", 404)):
+        assert client.post(f"/v1/encode?{query}", **BODY).status_code == status
+        assert client.get("/v1/models/" + query.partition("=")[2].replace("&", "?")).status_code == status
+    assert "logpx_refused_versions 1.0" in client.get("/metrics").text  # whatever numbers were asked for
+    unlistable.clear()
+    assert reload(client)["closed"]["refused"] == []
+    assert encode(client, "model=closed") == 1
+
+
+def test_a_folder_that_is_closed_while_its_model_serves_changes_nothing_for_it(
+    run: Run, tmp_path: Path, unlistable: set[str]
+) -> None:
+    for seed in (1, 2):
+        add(tmp_path, seed=seed)
+    client = run()
+    assert [encode(client, "version=1"), encode(client)] == [1, 2]
+    unlistable.add("digits")
+    reload_as_polling_does(client)
+    reload_as_polling_does(client)
+    assert (reloads(client, "refused"), reloads(client, "unchanged"), reloads(client, "failed")) == (1, 1, 0)
+    assert [encode(client, "version=1"), encode(client)] == [1, 2]
+    (told,) = client.get("/v1/models").json()["models"]
+    assert [refused["version"] for refused in told["refused"]] == [None]
+
+
+def test_a_store_of_nothing_but_unreadable_models_cannot_be_served_and_names_them(
+    tmp_path: Path, unlistable: set[str]
+) -> None:
+    add(tmp_path)
+    unlistable.add("digits")
+
+    async def load() -> None:
+        await Registry(Settings(model_store=tmp_path), Metrics()).load()
+
+    with pytest.raises(StoreError, match=r"no version of digits can be served: .*digits: cannot be read \(Permission"):
+        asyncio.run(load())
+
+
+def test_one_readable_model_beside_an_unreadable_one_is_not_the_only_one(
+    run: Run, tmp_path: Path, unlistable: set[str]
+) -> None:
+    for name in ("digits", "closed"):
+        add(tmp_path, name=name)
+    unlistable.add("closed")
+    client = run()
+    assert client.post("/v1/encode", **BODY).status_code == 404  # it says that there are several
+    assert encode(client, "model=digits") == 1
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Versions asked for by number load only once this is set; `opened` lists them."""
+    event = threading.Event()
+    event.opened = []  # type: ignore[attr-defined]
+    opening = Registry._open
+
+    def wait(self: Registry, key: Any, stamp: Any) -> Any:
+        if key[1] != 3:
+            event.opened.append(key[1])  # type: ignore[attr-defined]
+            event.wait(60)
+        return opening(self, key, stamp)
+
+    monkeypatch.setattr(Registry, "_open", wait)
+    yield event
+    event.set()
+
+
+def test_loading_a_version_is_within_the_requests_deadline_and_goes_on_for_others(
+    run: Run, tmp_path: Path, gate: Any
+) -> None:
+    for seed in (1, 2, 3):
+        add(tmp_path, seed=seed)
+    client = run()
+    hurried = {**BODY, "headers": {**BODY["headers"], "X-Request-Timeout-Ms": "20"}}
+    for route in ("encode", "log-likelihood", "anomaly-scores"):
+        late = client.post(f"/v1/{route}?version=1", **hurried)
+        assert (late.status_code, late.json()["type"]) == (504, "urn:logpx:problem:deadline-exceeded")
+        assert late.json()["detail"].startswith("not loaded within 0.02 s")
+    assert encode(client) == 3  # what is in memory is served meanwhile
+    with ThreadPoolExecutor(3) as pool:
+        patient = [pool.submit(encode, client, "version=1") for _ in range(3)]
+        while gate.opened != [1]:
+            pass
+        gate.set()
+        assert [answer.result() for answer in patient] == [1, 1, 1]
+    assert gate.opened == [1]  # once, for all who asked
+    assert client.get("/v1/models/digits").json()["loaded_versions"] == [1, 3]
+
+
+def test_loading_takes_of_the_time_for_computing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(tmp_path)
+    client = run(timeout_seconds=100)
+    found = Registry.model
+
+    async def slow(self: Registry, *names: Any, timeout_seconds: float) -> Any:
+        assert timeout_seconds == 100
+        model, _ = await found(self, *names, timeout_seconds=timeout_seconds)
+        return model, 100.0
+
+    monkeypatch.setattr(Registry, "model", slow)
+    for route in ("encode", "log-likelihood", "anomaly-scores"):
+        assert client.post(f"/v1/{route}", **BODY).status_code == 504
+
+
+def test_an_answer_tells_how_long_its_version_took_to_load(run: Run, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        add(tmp_path, seed=seed)
+    with structlog.testing.capture_logs() as lines:
+        client = run()
+        timings = [
+            client.post(f"/v1/{route}?{query}", **BODY).headers["server-timing"]
+            for route, query in (("encode", "version=1"), ("encode", "version=1"), ("log-likelihood", ""))
+        ]
+    first, second, default = timings
+    found = re.fullmatch(r"load;dur=([0-9.]+), queue;dur=[0-9.]+, compute;dur=[0-9.]+", first)
+    assert found is not None
+    (seconds,) = [line["load_seconds"] for line in lines if "load_seconds" in line]
+    assert float(found[1]) == pytest.approx(1000 * seconds, abs=0.01)
+    assert seconds > 0
+    assert "load" not in second + default
+
+
+def test_versions_that_drive_one_another_out_are_not_loaded_all_the_time(run: Run, tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        add(tmp_path, seed=seed)
+    client = run(max_other_versions=1)
+    registry: Registry = client.app.state.backend.registry  # type: ignore[attr-defined]
+    now = [0.0]
+    registry._load_time = LoadTime(lambda: now[0])
+    registry._load_time.spend(60.0)  # some loads, one after the other
+    assert encode(client, "version=1") == 1  # nobody knows before how long it takes
+    assert registry._load_time._left < 0
+    now[0] = 0.0
+    registry._load_time = LoadTime(lambda: now[0])
+    registry._load_time.spend(62)
+    refused = client.post("/v1/encode?version=2", **BODY)
+    assert (refused.status_code, refused.json()["type"]) == (429, "urn:logpx:problem:too-many-loads")
+    assert refused.headers["retry-after"] == "20"
+    assert [encode(client, "version=1"), encode(client)] == [1, 3]  # what is in memory needs no loading
+    assert client.post("/v1/encode?version=9", **BODY).status_code == 404
+    add(tmp_path, seed=4)
+    assert reload(client)["digits"]["default_version"] == 4  # nor does it keep a new version from being taken up
+    now[0] = 20.0
+    assert encode(client, "version=2") == 2
+
+
+def test_a_load_that_nobody_waits_for_any_more_goes_on_and_its_error_is_nobodys() -> None:
+    async def scenario() -> list[str]:
+        log: list[str] = []
+        go_on = asyncio.Event()
+        loads: Loads[str] = Loads()
+
+        async def load() -> str:
+            log.append("begun")
+            await go_on.wait()
+            log.append("ended")
+            raise ZeroDivisionError
+
+        for _ in range(2):
+            with pytest.raises(DeadlineError, match=r"not loaded within 0\.01 s"):
+                await loads.wait("a", load, timeout_seconds=0.01)
+        go_on.set()
+        while loads._under_way:
+            await asyncio.sleep(0)
+        with pytest.raises(ZeroDivisionError):
+            await loads.wait("a", load, timeout_seconds=60)  # another try
+        return log
+
+    assert asyncio.run(scenario()) == ["begun", "ended", "begun", "ended"]
 
 
 def test_a_newcomer_does_not_take_the_place_of_the_only_model(run: Run, tmp_path: Path) -> None:

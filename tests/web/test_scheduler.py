@@ -1,12 +1,13 @@
 """Fairness, bounds, deadlines and faults of the queue, with jobs that are a few lines of Python."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Generator, Sequence
 
 import pytest
 
-from service.web.rate import Rate
+from service.web.rate import Expectation, Meter, Rate
 from service.web.scheduler import DeadlineError, Done, QueueFullError, Scheduler, StoppedError
 from service.web.turns import Kind
 
@@ -56,8 +57,26 @@ async def until(condition: object) -> None:
             await asyncio.sleep(0.001)
 
 
-def scheduler(max_rows: int = 100, max_jobs: int = 10) -> Scheduler:
-    return Scheduler(max_rows=max_rows, max_jobs=max_jobs, batch_rows=8)
+def scheduler(max_rows: int = 100, max_jobs: int = 10, max_rows_each: int | None = None) -> Scheduler:
+    return Scheduler(max_rows=max_rows, max_jobs=max_jobs, batch_rows=8, max_rows_each=max_rows_each)
+
+
+class Climbing:
+    """Jobs that run other numbers of rows than they ask for: so many a chunk. The last chunk waits for the gate."""
+
+    def __init__(self) -> None:
+        self.rows_run = 0
+        self.gate = threading.Event()
+
+    def meter(self, kind: str) -> Meter:
+        return Meter(kind, lambda: self.rows_run)
+
+    def job(self, chunks: int, rows: int) -> Generator[None, None, None]:
+        for chunk in range(chunks):
+            if chunk == chunks - 1:
+                self.gate.wait(30)
+            self.rows_run += rows
+            yield
 
 
 def test_short_jobs_take_turns_with_a_long_one() -> None:
@@ -364,3 +383,131 @@ def test_the_rate_weighs_work_by_the_time_it_took() -> None:
     for _ in range(100):
         rate.add(1, seconds=0.0005)  # a hundred small requests are 0.05 s of work, and say little
     assert rate.rows_per_second == pytest.approx(5000, rel=0.05)
+
+
+def test_as_many_rows_are_expected_as_the_last_requests_of_the_kind_have_run() -> None:
+    async def scenario() -> None:
+        queue, work = scheduler(max_rows=10_000), Climbing()
+        work.gate.set()
+        for kind, rows in (("strange", 200), ("familiar", 10), ("stops early", 1)):
+            done = await queue.submit_alone(work.job(10, rows), rows=100, timeout_seconds=60, meter=work.meter(kind))
+            assert done.rows_run == 10 * rows
+        work.gate.clear()
+        for kind, expected in (("strange", 2000), ("familiar", 100), ("stops early", 10), ("never seen", 100)):
+            answer = queue.submit_alone(work.job(1, 0), rows=100, timeout_seconds=60, meter=work.meter(kind))
+            assert queue.queued_rows == pytest.approx(expected, abs=1)
+            answer.cancel()
+            work.gate.set()
+            await until(lambda: not queue.queued_jobs)
+            assert queue.queued_rows == 0
+            work.gate.clear()
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_runs_more_than_was_expected_is_expected_to_run_as_much_again() -> None:
+    async def scenario() -> None:
+        queue, work = scheduler(max_rows=3000), Climbing()
+        answer = queue.submit_alone(work.job(11, 100), rows=100, timeout_seconds=60, meter=work.meter("strange"))
+        assert queue.queued_rows == 100
+        # Doubled at 200, to 400, and at 500, to 1000; that has not been passed yet.
+        await until(lambda: work.rows_run == queue.queued_rows == max(job.rows_run for job in queue._jobs) == 1000)
+        assert queue._seconds_left() == pytest.approx(1000 / queue._rate.rows_per_second, rel=0.01)
+        with pytest.raises(QueueFullError, match="1 requests with 1000 rows"):
+            queue.submit_alone(endless(), rows=2001, timeout_seconds=60)
+        work.gate.set()
+        assert (await answer).rows_run == 1100
+        assert queue.queued_rows == 0
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_one_request_does_not_take_all_the_room_unless_it_asks_for_it() -> None:
+    async def scenario() -> None:
+        queue, work = scheduler(max_rows=1000, max_rows_each=500), Climbing()
+        strange = queue.submit_alone(work.job(11, 100), rows=10, timeout_seconds=60, meter=work.meter("strange"))
+        await until(lambda: work.rows_run == 1000 and queue.queued_rows == 500)
+        assert queue._seconds_left() > 0
+        other = queue.submit_alone(steps("other", 1, []), rows=500, timeout_seconds=60)
+        with pytest.raises(QueueFullError, match="2 requests with 1000 rows"):
+            queue.submit_alone(steps("third", 1, []), rows=1, timeout_seconds=60)
+        work.gate.set()
+        await asyncio.gather(strange, other)
+        large = queue.submit_alone(endless(), rows=5000, timeout_seconds=60)  # let in: there is no other
+        assert queue.queued_rows == 5000
+        large.cancel()
+        await until(lambda: queue.queued_rows == 0)
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_the_time_to_come_back_is_that_of_rows_still_to_be_run_at_the_rate_measured() -> None:
+    async def scenario() -> None:
+        queue, work = scheduler(max_rows=10_000), Climbing()
+        queue._rate = Rate()
+        for _ in range(200):
+            queue._rate.add(100, seconds=1.0)  # a hundred rows a second
+        queue._expectation.add("strange", asked=100, run=2000, seconds=1)
+        running = queue.submit_alone(work.job(6, 1000), rows=400, timeout_seconds=6000, meter=work.meter("strange"))
+        assert queue.queued_rows == 8000
+        assert queue._seconds_left() == pytest.approx(80, rel=0.01)
+        await until(lambda: work.rows_run == 5000 and max(job.rows_run for job in queue._jobs) == 5000)
+        left = 3000 / queue._rate.rows_per_second  # 5000 of 8000 are run, at whatever rate this machine has
+        assert queue._seconds_left() == pytest.approx(left, rel=0.01)
+        with pytest.raises(QueueFullError) as refused:
+            queue.submit_alone(endless(), rows=3000, timeout_seconds=60)
+        assert refused.value.retry_after == max(1, math.ceil(left))
+        work.gate.set()
+        await running
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_the_time_to_come_back_is_never_beyond_the_last_deadline() -> None:
+    async def scenario() -> None:
+        queue, work = scheduler(max_rows=100), Climbing()
+        for _ in range(200):
+            queue._rate.add(1, seconds=1.0)
+        answer = queue.submit_alone(work.job(1, 1), rows=100, timeout_seconds=30)
+        with pytest.raises(QueueFullError) as refused:
+            queue.submit_alone(endless(), rows=1, timeout_seconds=60)
+        assert 1 <= refused.value.retry_after <= 30  # by then the first is answered, or dropped
+        work.gate.set()
+        await answer
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_what_was_dropped_tells_that_its_kind_takes_at_least_so_much() -> None:
+    async def scenario() -> None:
+        queue, work = scheduler(max_rows=10_000), Climbing()
+        dropped = queue.submit_alone(work.job(3, 1000), rows=100, timeout_seconds=60, meter=work.meter("strange"))
+        await until(lambda: work.rows_run == 2000)
+        dropped.cancel()
+        work.gate.set()
+        await until(lambda: not queue.queued_jobs)
+        assert queue._expectation.rows("strange", 100) >= 2000
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_expectations_follow_what_was_run_last_and_do_not_pile_up() -> None:
+    expectation = Expectation()
+    for _ in range(100):
+        expectation.add("a", asked=400, run=600, seconds=1)
+    assert expectation.rows("a", 1000) == pytest.approx(1500, abs=1)
+    for _ in range(100):
+        expectation.add("a", asked=400, run=12_000, seconds=10)  # from now on the images are strange
+    assert expectation.rows("a", 1000) == pytest.approx(30_000, rel=0.01)
+    expectation.add_unfinished("a", asked=400, run=100, seconds=1)  # says nothing: it may just have begun
+    assert expectation.rows("a", 1000) == pytest.approx(30_000, rel=0.01)
+    for number in range(1000):
+        expectation.add(number, asked=1, run=1, seconds=1)
+    assert len(expectation._sums) <= 256
+    assert expectation.rows("a", 1000) == 1000  # forgotten

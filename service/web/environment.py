@@ -1,0 +1,107 @@
+"""The environment variables that begin with LOGPX_: which are settings, and what to say of the others.
+
+A misspelt setting would be ignored in silence, and a misspelt key would leave the service open. So what is no setting
+is named in the log, and what looks like a key stops the start. Kubernetes and this repository's own files set variables
+with the same prefix that mean nothing to the service; they are passed over.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher, get_close_matches
+
+PREFIX = "LOGPX_"
+ELSEWHERE = frozenset({"LOGPX_PUBLISH", "LOGPX_PUBLISH_GPU", "LOGPX_PUBLISH_GRAFANA"})
+"""Variables of docker-compose.yml, which the service does not read."""
+_SERVICE = r"LOGPX(_[A-Z0-9_]+)?"
+_OF_KUBERNETES = re.compile(
+    rf"{_SERVICE}_SERVICE_HOST|{_SERVICE}_SERVICE_PORT(_[A-Z0-9_]+)?|{_SERVICE}_PORT_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?"
+)
+"""What Kubernetes sets in every container for each Service whose name begins with `logpx`, but for `…_PORT`."""
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*", re.IGNORECASE)
+"""The value of its `…_PORT`."""
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH(_|$)")
+_SIMILAR = 0.75
+_SIMILAR_PREFIX = 0.8
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What is said of one variable; never its value."""
+
+    variable: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the environment says.
+
+    Attributes:
+        values: by setting in lower case, without white space around it; an empty one is not here.
+        warnings: variables that are no setting.
+        ignored: variables that another program sets, in place of a setting.
+        refusals: variables that stop the start.
+    """
+
+    values: Mapping[str, str]
+    warnings: tuple[Notice, ...]
+    ignored: tuple[Notice, ...]
+    refusals: tuple[Notice, ...]
+
+
+def read_environment(environment: Mapping[str, str], settings: Collection[str]) -> Environment:
+    """Sort the variables; `settings` are the settings' names in lower case. Upper or lower case means the same.
+
+    An empty variable counts as unset, except one for keys: whoever sets it wants the service closed.
+
+    >>> found = read_environment({"LOGPX_PROT": "9000", "LOGPX_HOST": ""}, ["host", "port"])
+    >>> found.values, found.warnings[0].sentence
+    ({}, 'is no setting; did you mean LOGPX_PORT?')
+    """
+    known = {PREFIX + name.upper(): name for name in settings}
+    values: dict[str, str] = {}
+    warnings, ignored, refusals = [], [], []
+    for variable, text in sorted(environment.items()):
+        name, value = variable.upper(), text.strip()
+        if name in known:
+            if name.endswith("_PORT") and _ADDRESS.fullmatch(value):
+                ignored.append(
+                    Notice(variable, "Kubernetes sets it so for a Service of this name; the port is the default")
+                )
+            elif value:
+                values[known[name]] = value
+            elif is_of_keys(name):
+                refusals.append(Notice(variable, "is empty: unset it, or give it a key"))
+        elif _begins_like_ours(name, known) and not _is_set_by_others(name, value):
+            meant = _meant(name, filter(is_of_keys, known) if _SECRET.search(name) else known)
+            asks = f"; did you mean {meant}?" if meant else "; docs/operations.md lists them all"
+            if _SECRET.search(name) or (meant is not None and is_of_keys(meant)):
+                refusals.append(Notice(variable, f"is no setting, so it would not close the service{asks}"))
+            else:
+                warnings.append(Notice(variable, f"is no setting{asks}"))
+    return Environment(values, tuple(warnings), tuple(ignored), tuple(refusals))
+
+
+def is_of_keys(variable: str) -> bool:
+    """Whether a setting holds keys or names their file; its value is never told."""
+    return "_KEYS" in variable.upper()
+
+
+def _begins_like_ours(name: str, known: Collection[str]) -> bool:
+    """With our prefix; or with one that is nearly ours, before the exact name of a setting."""
+    head, _, rest = name.partition("_")
+    similar = SequenceMatcher(None, head, PREFIX[:-1]).ratio() >= _SIMILAR_PREFIX
+    return name.startswith(PREFIX[:-1]) or (similar and PREFIX + rest in known)
+
+
+def _is_set_by_others(name: str, value: str) -> bool:
+    of_port = name.endswith("_PORT") and _ADDRESS.fullmatch(value)
+    return name in ELSEWHERE or bool(_OF_KUBERNETES.fullmatch(name) or of_port)
+
+
+def _meant(name: str, settings: Iterable[str]) -> str | None:
+    """The setting whose name is nearest, if one is near: the one that goes on where this ends, or is spelt like it."""
+    candidates = sorted(settings, key=len)
+    longer = [setting for setting in candidates if setting.startswith(f"{name}_")]
+    return next(iter([*longer, *get_close_matches(name, candidates, 1, _SIMILAR)]), None)

@@ -1,0 +1,32 @@
+"""Where a request's seconds go: loading its model, where that was not in memory, then the queue, then computing."""
+
+from typing import Any
+
+from fastapi import Request
+
+from service.web.middleware import observe
+from service.web.scheduler import Done
+
+
+def note_load(request: Request, seconds: float) -> None:
+    """Remember what loading took; the log and the trace have it as `load_seconds`."""
+    if seconds:
+        observe(request, load_seconds=round(seconds, 6))
+
+
+def load_seconds(request: Request) -> float:
+    """What loading took: 0 for most."""
+    seconds: float = request.scope["observed"].get("load_seconds", 0.0)
+    return seconds
+
+
+def seconds_left(request: Request, timeout_seconds: float) -> float:
+    """Of a request's deadline, what loading has left for the queue and computing."""
+    return max(0.0, timeout_seconds - load_seconds(request))
+
+
+def server_timing(done: Done[Any]) -> dict[str, str]:
+    """The header `Server-Timing`, in milliseconds."""
+    parts = {"load": done.load_seconds, "queue": done.queue_seconds, "compute": done.compute_seconds}
+    told = [f"{name};dur={1000 * seconds:.3f}" for name, seconds in parts.items() if seconds or name != "load"]
+    return {"Server-Timing": ", ".join(told)}
