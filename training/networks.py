@@ -33,7 +33,9 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latent code, [B, D] each."""
         features = self.body(x)  # [B, F]
-        return self.mean(features), self.log_var(features)
+        with torch.autocast(x.device.type, enabled=False):
+            features = features.float()
+            return self.mean(features), self.log_var(features)
 
 
 class Decoder(nn.Module):
@@ -46,7 +48,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
         """The parameters, [N, C, H, W] each."""
-        return self.likelihood.parameters(self.body(z))
+        return self.likelihood.parameters(self.body(z).float())
 
 
 class Vae(nn.Module):

@@ -1,0 +1,49 @@
+"""Float32 that is float32: products and convolutions whose operands no backend rounds to fewer bits."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+MATMUL = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+CONVOLUTION = (torch.backends.cudnn.conv, torch.backends.mkldnn.conv)
+_OTHERS = (torch.backends.cudnn.rnn, torch.backends.mkldnn.rnn)
+FULL = "ieee"
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 products and convolutions in float32, on CPU and GPU; the settings are put back at the end.
+
+    By PyTorch's settings, some of them defaults, float32 operands may be rounded: to TensorFloat-32 (10 bits after the
+    point) by cuBLAS and, by default, in every convolution of cuDNN; to bfloat16 (7 bits) by oneDNN where a processor
+    has instructions for it, and not where it has none. A log P(x) of thousands of pixels then loses tenths of a nat,
+    and differs from one processor to the next. Whatever computes a density, a bound or a gradient runs within this; the
+    networks are rounded only where `--precision bfloat16` asks for it, by autocast, which this does not touch.
+
+    The settings are the process's, not a thread's. It is also a decorator: `@full_float32()`.
+
+    >>> torch.set_float32_matmul_precision("medium")
+    >>> with full_float32():
+    ...     torch.get_float32_matmul_precision()
+    'highest'
+    >>> torch.get_float32_matmul_precision()
+    'medium'
+    >>> torch.set_float32_matmul_precision("highest")
+    """
+    # The settings have an older and a newer interface; PyTorch refuses to tell one that contradicts the other.
+    operations: tuple[Any, ...] = (*MATMUL, *CONVOLUTION, *_OTHERS)
+    before = [operation.fp32_precision for operation in operations]
+    matmul_before, cudnn_before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    for operation in operations:
+        operation.fp32_precision = FULL
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul_before)
+        torch.backends.cudnn.allow_tf32 = cudnn_before
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
