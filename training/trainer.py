@@ -17,10 +17,11 @@ from training.errors import DivergenceError
 from training.networks import Vae
 from training.objective import log_weight, negative_elbo, negative_iwae_bound
 from training.precision import full_float32
-from training.run import Run
+from training.run import Run, Session
 from training.schedule import averaging_weight, kl_weight, learning_rate, num_samples
 from training.state import TrainingState, build_state
-from training.workers import ALONE, PLAIN, Acceleration, Team, compile_networks
+from training.versions import OF_TRAINING, library_versions
+from training.workers import ALONE, PLAIN, Acceleration, Team, compile_networks, device_name
 
 VALIDATION_SAMPLES = 16
 _VALIDATION_BATCH = 250
@@ -95,6 +96,8 @@ def fit(
             compile_networks(state.model.encoder, state.model.decoder)
         if team.leads:
             run.truncate_metrics(epoch)
+            if not state.is_finished(epoch, configuration):
+                run.append_session(_session(epoch + 1, device, team, acceleration))
         loop = Loop(configuration, state, train, team, acceleration, progress, start=run.description.start)
         while not state.is_finished(epoch, configuration):
             epoch += 1
@@ -122,6 +125,18 @@ def fit(
                 on_epoch(figures, state.averaged)
         team.wait()  # until the last checkpoint is written
         return state.result()
+
+
+def _session(first_epoch: int, device: torch.device, team: Team, acceleration: Acceleration) -> Session:
+    return Session(
+        first_epoch=first_epoch,
+        device=device_name(device),
+        precision=acceleration.precision,
+        compiled=acceleration.compiled,
+        num_threads=torch.get_num_threads(),
+        num_processes=team.size,
+        library_versions=library_versions(OF_TRAINING),
+    )
 
 
 @full_float32()

@@ -2,6 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import PIL
+import pyarrow
 import pytest
 import torch
 
@@ -14,12 +17,13 @@ from training.errors import ParityError, RunError
 from training.evaluate import Protocol, in_unit_interval
 from training.publication import (
     Publication,
+    describe,
     held_out_images,
     load_model,
     open_stored,
     publish_run,
 )
-from training.run import Run, create_run
+from training.run import Run, Session, create_run
 from training.sources import Source
 from training.trainer import fit
 
@@ -62,6 +66,37 @@ def test_the_manifest_tells_what_was_done(publication: Publication, store: Path,
     assert provenance.configuration["epochs"] == 25
     assert provenance.configuration["num_images"] == {"train": 160, "validation": 20, "calibration": 20, "test": 100}
     assert provenance.library_versions["torch"] == torch.__version__
+    assert provenance.library_versions["pillow"] == PIL.__version__
+    assert provenance.library_versions["pyarrow"] == pyarrow.__version__
+    assert (provenance.configuration["precision"], provenance.configuration["compiled"]) == ("float32", "no")
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    assert provenance.configuration["trained_on"] == f"from epoch 1: cpu ({capability}), {threads} threads, 1 process"
+
+
+def test_the_manifest_tells_of_every_session(finished_run: Run) -> None:
+    old, new = {"torch": "2.12.1", "pillow": "13.0.0"}, {"torch": "2.13.0", "pillow": "13.0.0"}
+    gpu = "cuda (NVIDIA H100 80GB HBM3)"
+    sessions = [
+        Session(1, gpu, "bfloat16", True, 8, 2, old),
+        Session(7, gpu, "bfloat16", True, 8, 1, old),
+        Session(9, "cpu (AVX512)", "bfloat16", False, 4, 1, new),
+    ]
+    provenance = describe(finished_run.description, "tiny", FEW, sessions=sessions).provenance
+    assert provenance.library_versions["torch"] == "2.12.1, then 2.13.0"
+    assert provenance.library_versions["pillow"] == "13.0.0"
+    assert provenance.library_versions["onnx"] == onnx.__version__
+    found = {name: provenance.configuration[name] for name in ("precision", "compiled", "trained_on")}
+    assert found == {
+        "precision": "bfloat16",
+        "compiled": "yes, then no",
+        "trained_on": f"from epoch 1: {gpu}, 2 processes; from epoch 7: {gpu}, 1 process; "
+        "from epoch 9: cpu (AVX512), 4 threads, 1 process",
+    }
+    # What an older run did not record is left out.
+    assert (
+        not {"precision", "compiled", "trained_on"}
+        & describe(finished_run.description, "tiny", FEW).provenance.configuration.keys()
+    )
 
 
 def test_no_file_of_a_version_tells_of_this_machine(publication: Publication, finished_run: Run) -> None:

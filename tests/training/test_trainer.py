@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -24,7 +25,7 @@ from training.run import METRICS, Run, create_run, describe_run
 from training.schedule import learning_rate, num_samples
 from training.state import build_state
 from training.trainer import EpochFigures, fit, prepare, validate
-from training.workers import PLAIN, Acceleration, choose_device
+from training.workers import ALONE, PLAIN, Acceleration, choose_device
 
 CPU = torch.device("cpu")
 SHORT = Configuration(width=24, latent_dim=3, num_samples=3, epochs=4, batch_size=48, ema_decay=0.9)
@@ -102,6 +103,22 @@ def test_a_resumed_run_equals_one_never_interrupted(
     assert [line["epoch"] for line in broken.read_metrics(9)] == [1, 2, 3, 4]
     timeless = [{**line, "seconds": 0, "images_per_second": 0} for line in whole.read_metrics(9)]
     assert timeless == [{**line, "seconds": 0, "images_per_second": 0} for line in broken.read_metrics(9)]
+
+
+def test_each_session_is_recorded(tmp_path: Path, splits: DataSplits) -> None:
+    run = new_run(tmp_path, splits, SHORT)
+    train(run, splits, stop_after=2)
+    fit(
+        run, splits, device=CPU, on_epoch=lambda figures, model: None, team=ALONE, acceleration=Acceleration("bfloat16")
+    )
+    train(run, splits)  # at its end already: no session
+    first, second = run.read_sessions()
+    assert (first.first_epoch, second.first_epoch) == (1, 3)
+    assert (first.precision, second.precision) == ("float32", "bfloat16")
+    assert first.device == f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+    assert (first.compiled, first.num_threads, first.num_processes) == (False, torch.get_num_threads(), 1)
+    assert first.library_versions["torch"] == torch.__version__
+    assert first.library_versions["pillow"] == PIL.__version__
 
 
 def test_resuming_a_finished_run_does_nothing(tmp_path: Path, splits: DataSplits) -> None:
@@ -304,12 +321,6 @@ def test_the_bar_shows_nats_and_images_a_second(
     fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, progress=True)
     last = capsys.readouterr().err.split("\r")[-1]
     assert re.search(r"epoch 1/1: 100%.* 160/160 .*image/s, -\d+\.\d\d nats\]", last), last
-
-
-def test_the_global_precision_is_put_back(tmp_path: Path, splits: DataSplits) -> None:
-    before = torch.get_float32_matmul_precision()
-    train(new_run(tmp_path, splits, SHORT), splits, stop_after=1)
-    assert torch.get_float32_matmul_precision() == before
 
 
 def test_a_state_starts_as_its_own_average() -> None:

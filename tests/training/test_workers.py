@@ -19,7 +19,7 @@ from training.networks import Vae
 from training.run import CHECKPOINT, METRICS, create_run, describe_run
 from training.sources import Source, StreamedSource, open_source, read_source
 from training.trainer import EpochFigures, fit
-from training.workers import Acceleration, Precision, choose_acceleration
+from training.workers import Acceleration, Precision, choose_acceleration, device_name
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Configuration(
@@ -125,3 +125,21 @@ def test_what_is_wrong_is_told_once(digits: Path, tmp_path: Path) -> None:
 )
 def test_only_a_gpu_is_accelerated_unasked(device: str, precision: Precision, expected: Acceleration) -> None:
     assert choose_acceleration(torch.device(device), precision, "auto") == expected
+
+
+def test_a_run_that_goes_on_is_computed_as_it_was() -> None:
+    before = Acceleration("bfloat16", compiled=True)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choose_acceleration(cuda, "auto", "auto", before=before, device_before="cuda") == before
+    assert choose_acceleration(cuda, "float32", "off", before=before, device_before="cuda") == Acceleration()
+    assert choose_acceleration(cpu, "auto", "auto", before=before, device_before="cuda") == Acceleration("bfloat16")
+    before = Acceleration("float32", compiled=True)
+    assert choose_acceleration(cpu, "auto", "auto", before=before, device_before="cpu") == before
+    moved = choose_acceleration(cuda, "auto", "auto", before=before, device_before="cpu")
+    assert moved == Acceleration("float32", compiled=True)
+
+
+def test_devices_are_named_without_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"H{device.index}00")
+    assert device_name(torch.device("cuda", 1)) == "cuda (H100)"
+    assert device_name(torch.device("cpu")) == f"cpu ({torch.backends.cpu.get_cpu_capability()})"
