@@ -5,11 +5,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-MATMUL = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-CONVOLUTION = (torch.backends.cudnn.conv, torch.backends.mkldnn.conv)
-_OTHERS = (torch.backends.cudnn.rnn, torch.backends.mkldnn.rnn)
-FULL = "ieee"
+_BACKENDS: Any = torch.backends  # whose stubs do not know all of these
+_OPERATIONS: tuple[Any, ...] = (
+    _BACKENDS.cuda.matmul,
+    _BACKENDS.cudnn.conv,
+    _BACKENDS.cudnn.rnn,
+    _BACKENDS.mkldnn.matmul,
+    _BACKENDS.mkldnn.conv,
+    _BACKENDS.mkldnn.rnn,
+)
 
 
 @contextmanager
@@ -33,17 +39,25 @@ def full_float32() -> Iterator[None]:
     >>> torch.set_float32_matmul_precision("highest")
     """
     # The settings have an older and a newer interface; PyTorch refuses to tell one that contradicts the other.
-    operations: tuple[Any, ...] = (*MATMUL, *CONVOLUTION, *_OTHERS)
-    before = [operation.fp32_precision for operation in operations]
+    before = [operation.fp32_precision for operation in _OPERATIONS]
     matmul_before, cudnn_before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    for operation in operations:
-        operation.fp32_precision = FULL
+    for operation in _OPERATIONS:
+        operation.fp32_precision = "ieee"
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(matmul_before)
         torch.backends.cudnn.allow_tf32 = cudnn_before
-        for operation, precision in zip(operations, before, strict=True):
+        for operation, precision in zip(_OPERATIONS, before, strict=True):
             operation.fp32_precision = precision
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """What a layer gave under autocast, as float32; float32 and float64 as they are.
+
+    >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype, at_least_float32(torch.ones(1).double()).dtype
+    (torch.float32, torch.float64)
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
