@@ -28,3 +28,12 @@ def sum_error(num_terms: int, magnitude: float, unit: float = FLOAT32, *, roundi
     True
     """
     return gamma(num_terms + roundings_of_a_term, unit) * magnitude
+
+
+def density_error(num_pixels: int, nats: float) -> float:
+    """Of a float32 log density over so many pixels, or a log weight made of one, of up to `nats` in absolute value.
+
+    Its terms add up, in absolute value, to more than it: those of a Bernoulli density are x·l and softplus(l), which
+    cancel in part, and a weight has the prior and the proposal, too. Four times as much holds for the tests' models.
+    """
+    return sum_error(num_pixels, 4 * nats)

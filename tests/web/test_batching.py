@@ -14,6 +14,7 @@ from service.engine.model import Model
 from service.web.app import create_app
 from service.web.backend import Backend
 from service.web.settings import Settings
+from tests.rounding import sum_error
 from tests.web.conftest import Serve
 from tests.web.forms import npy, read_npy
 
@@ -83,7 +84,7 @@ def test_encode_requests_share_a_run_and_keep_their_answers(
     shared = together(client, [lambda part=part: encode(part) for part in parts])  # type: ignore[misc]
     assert batches == [("encode", 10)]
     for one, other in zip(alone, shared, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=0, atol=sum_error(28 * 28, 100))
 
 
 def test_decode_requests_share_runs_of_their_own(serve: Serve, digits: Any, batches: list[tuple[str, int]]) -> None:
@@ -103,7 +104,7 @@ def test_decode_requests_share_runs_of_their_own(serve: Serve, digits: Any, batc
     assert sorted(batches) == [("decode", 6), ("encode", 10)]
     assert status == 200
     for one, other in zip(alone, shared, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=0, atol=sum_error(28 * 28, 100))
 
 
 def test_models_and_versions_are_not_mixed(serve: Serve, digits: Any, batches: list[tuple[str, int]]) -> None:
