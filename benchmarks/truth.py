@@ -46,6 +46,7 @@ from training.annealing import (
 from training.configuration import Configuration
 from training.data import to_levels
 from training.networks import Decoder, build_vae
+from training.precision import full_float32
 
 SEED = 3
 FROM_PRIOR = {"thresholded elsewhere": 1000, "elsewhere": 1000, "noise": 2000}
@@ -195,9 +196,9 @@ def _relative_variance(log_weight: Tensor) -> Tensor:
     return weight.var(1) * log_weight.shape[1]
 
 
+@full_float32()
 def measure(stored: StoredModel, inside: Path, outside: Path, file: Path, num_chains: int) -> None:
     """Anneal set after set; each is saved as soon as it is known."""
-    torch.set_float32_matmul_precision("medium")  # on a CPU, oneDNN's kernels: on AMD twice as fast, and as exact
     decoder = read_decoder(stored)
     sets: dict[str, Truth] = {}
     print(f"{num_chains} chains each way, {FROM_GAUSSIAN} temperatures")

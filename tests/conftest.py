@@ -1,6 +1,17 @@
 """A test that did not run proves nothing: a skipped test, or one expected to fail, fails the session."""
 
+import os
+import signal
+
 import pytest
+
+# Threads that wait for another give their core away. Spinning, as by default, they keep it from the one they wait for
+# where the machine is busy with something else too: the tests of training then take several times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell starts what runs in the background with SIGINT ignored, and so would be every process that a test starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _without_result(reporter: pytest.TerminalReporter | None) -> int:

@@ -15,11 +15,13 @@ from service.engine.anomaly import fitting_images
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
+from tests.rounding import density_error
 from tests.toys import Array, bernoulli_toy
 
 ROOT = Path(__file__).parents[1]
 SHAPE = ImageShape(channels=1, height=10, width=8)
 COUNT = 24
+NATS = density_error(SHAPE.size, 100)
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_a_folder_of_images_becomes_a_version(
     assert protocol.source.startswith("images of line-3, prepared as the service prepares a request's; ")
     assert str(folder.parent) not in after.manifest.model_dump_json()
     for name, array in scored(store, pixels).items():
-        np.testing.assert_allclose(np.sort(after.calibration[name]), np.sort(array), atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(np.sort(after.calibration[name]), np.sort(array), atol=NATS, err_msg=name)
     np.testing.assert_array_equal(after.calibration["fitting"], fitting_images(COUNT))
     output = capsys.readouterr().out
     assert "24 images; encoder, 200 samples, seed 0" in output
@@ -96,7 +98,7 @@ def test_an_array_gives_what_the_files_give(
     assert calibrate(store, folder) == calibrate(store, tmp_path / "line-3.npy") == 0
     first, second = (open_version(store, "toy", version) for version in (2, 3))
     for name, expected in first.calibration.items():
-        np.testing.assert_allclose(second.calibration[name], expected, atol=1e-4)
+        np.testing.assert_allclose(second.calibration[name], expected, atol=NATS)
 
 
 def test_the_protocol_can_be_chosen(store: Path, folder: Path) -> None:
@@ -117,7 +119,7 @@ def test_a_part_is_chosen_by_the_seed(store: Path, folder: Path, pixels: Array) 
     for name, array in first.items():
         np.testing.assert_array_equal(second[name], array)
     found = [int(np.abs(every - value).argmin()) for value in first["log_likelihood"]]
-    np.testing.assert_allclose(first["log_likelihood"], every[found], atol=1e-4)
+    np.testing.assert_allclose(first["log_likelihood"], every[found], atol=NATS)
     assert len(set(found)) == 9
     assert found != sorted(found)  # in no order: every third one fits, and files named in turn must not all be that one
 

@@ -72,8 +72,21 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -
     weights = start_weights(start) if start else None
     configuration = complete_configuration((inherited_options(start) if start else {}) | given, source.train)
     splits = split(source, configuration)
+    before = open_run(parsed.out).description if parsed.resume else None
+    acceleration = choose_acceleration(
+        device,
+        parsed.precision,
+        parsed.compile,
+        before=before.acceleration if before else None,
+        device_before=before.device if before else None,
+    )
     description = describe_run(
-        configuration, splits, source=parsed.data, start=fingerprint(weights) if weights else None
+        configuration,
+        splits,
+        source=parsed.data,
+        start=fingerprint(weights) if weights else None,
+        acceleration=acceleration,
+        device=device.type,
     )
     if start:
         check_start(start, description)
@@ -81,10 +94,9 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -
     if weights and team.leads and not run.has_checkpoint:
         begin(run, weights)
     team.wait()
-    acceleration = choose_acceleration(device, parsed.precision, parsed.compile)
     if team.leads:
         print_skipped(source.skipped)
-        print_start(splits, description, device)
+        print_start(splits, description, device, begun_on=run.description.device)
 
     def on_epoch(figures: EpochFigures, model: Vae) -> None:
         print_epoch(figures, configuration)
@@ -133,7 +145,8 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     curves: list[dict[str, float]] = []
     if (parsed.model / RUN).is_file():
         run = open_run(parsed.model)
-        model = load_engine(describe(run.description, "run", protocol), export(load_model(run)[0]), runtime=runtime)
+        description = describe(run.description, "run", protocol, sessions=run.read_sessions())
+        model = load_engine(description, export(load_model(run)[0]), runtime=runtime)
         curves = run.read_metrics(run.description.configuration.epochs)
     else:
         model = Model.open(open_stored(parsed.model), runtime=runtime)

@@ -17,6 +17,7 @@ from model_store import DECODER, ENCODER
 from service.engine.runtime import Runtime
 from training.errors import ParityError
 from training.networks import Vae
+from training.precision import full_float32
 
 OPSET = 18
 PARITY_BATCHES = (1, 2, 7, 64)
@@ -45,6 +46,7 @@ def export(vae: Vae) -> ExportedGraphs:
     )
 
 
+@full_float32()
 @torch.no_grad()
 def check_parity(vae: Vae, graphs: ExportedGraphs, x: Tensor, *, runtime: Runtime) -> float:
     """The largest difference between the graphs and PyTorch, over real inputs x [B, C, H, W] at batch 1, 2, 7 and 64.

@@ -16,6 +16,7 @@ from torch import Tensor
 from training.data import binarise, derive_seed, unit_pixels
 from training.files import write_atomically
 from training.networks import Vae
+from training.precision import full_float32
 from training.run import Run
 
 CURVES, RECONSTRUCTIONS, SAMPLES = "curves.png", "reconstructions.png", "samples.png"
@@ -23,6 +24,7 @@ _COLUMNS = 16
 _FIGURES = 3  # a stream of random numbers
 
 
+@full_float32()
 def draw_figures(run: Run, model: Vae, validation: NDArray[np.generic]) -> None:
     """Draw all three pictures into the run's folder; `validation` [N, C, H, W] gives the images to reconstruct."""
     draw_curves(run.folder / CURVES, run.read_metrics(run.description.configuration.epochs))

@@ -10,6 +10,7 @@ from training.configuration import Configuration, Preset
 from training.layers import linear
 from training.likelihood import Likelihood, build_likelihood
 from training.mlp import MlpDecoder, MlpEncoder
+from training.precision import at_least_float32
 from training.resnet import ResnetDecoder, ResnetEncoder
 
 ImageShape = tuple[int, int, int]
@@ -31,9 +32,11 @@ class Encoder(nn.Module):
         self.log_var = linear(num_features, latent_dim, generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the latent code, [B, D] each."""
+        """Mean and log variance of the latent code, [B, D] each; these two layers are float32 under autocast, too."""
         features = self.body(x)  # [B, F]
-        return self.mean(features), self.log_var(features)
+        with torch.autocast(x.device.type, enabled=False):
+            features = at_least_float32(features)
+            return self.mean(features), self.log_var(features)
 
 
 class Decoder(nn.Module):
@@ -45,8 +48,8 @@ class Decoder(nn.Module):
         self.likelihood = likelihood
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The parameters, [N, C, H, W] each."""
-        return self.likelihood.parameters(self.body(z))
+        """The parameters, [N, C, H, W] each, float32 under autocast, too."""
+        return self.likelihood.parameters(at_least_float32(self.body(z)))
 
 
 class Vae(nn.Module):
@@ -75,7 +78,7 @@ class Vae(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z|x), [B, D] each, of images x [B, C, H, W]; float32 under autocast, too."""
         mean, log_var = self.encoder(x)
-        return mean.float(), log_var.float()
+        return mean, log_var
 
     def expected_image(self, z: Tensor) -> Tensor:
         """E[x|z], [N, C, H, W], of latent codes z [N, D]."""
@@ -88,7 +91,7 @@ class Vae(nn.Module):
         """
         parameters = self.decoder(z.flatten(0, 1))  # [B·K, C, H, W]
         with torch.autocast(x.device.type, enabled=False):
-            flat = (parameter.float().flatten(1).unflatten(0, z.shape[:2]) for parameter in parameters)  # [B, K, C·H·W]
+            flat = (parameter.flatten(1).unflatten(0, z.shape[:2]) for parameter in parameters)  # [B, K, C·H·W]
             return self.likelihood.log_prob(x.flatten(1).unsqueeze(1), *flat)
 
 

@@ -1,8 +1,8 @@
 """From a finished run to a version in the store: export, compare, evaluate, calibrate, publish."""
 
 import dataclasses
-import importlib.metadata
-import platform
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,15 +28,21 @@ from training.evaluate import Evaluation, Protocol, calibration_arrays, evaluate
 from training.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
 from training.likelihood import build_likelihood
 from training.networks import Vae
-from training.run import Run, RunDescription
+from training.run import Run, RunDescription, Session
 from training.sources import Source, StreamedSource
 from training.state import build_state
 from training.units import LatentUnits, latent_units
+from training.versions import OF_PUBLICATION, library_versions
 
 SCORING_SEED = 0
 _PARITY = 4  # a stream of random numbers
-_BESIDE = ("num_images", "start")  # in the manifest among the configuration's fields, without being one
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch")
+_BESIDE = (
+    "num_images",
+    "start",
+    "precision",
+    "compiled",
+    "trained_on",
+)  # in the manifest among the configuration's fields, without being one
 
 
 class LoadedModel(NamedTuple):
@@ -86,10 +92,10 @@ def load_model(run: Run) -> LoadedModel:
     return LoadedModel(state.result(), epoch, state.is_finished(epoch, description.configuration))
 
 
-def describe(run: RunDescription, name: str, protocol: Protocol) -> Description:
-    """The manifest's fields, but for the metrics; nothing in it tells where on which machine the model was trained.
+def describe(run: RunDescription, name: str, protocol: Protocol, *, sessions: Sequence[Session] = ()) -> Description:
+    """The manifest's fields, but for the metrics; no path and no name of a machine is in it.
 
-    `protocol` is that of the calibration scores.
+    `protocol` is that of the calibration scores; `sessions` say on what the model was trained, and by which versions.
     """
     channels, height, width = run.image_shape
     return Description(
@@ -108,8 +114,8 @@ def describe(run: RunDescription, name: str, protocol: Protocol) -> Description:
         provenance=Provenance(
             data_set=f"{run.data_set} {_fingerprint(run.sha256)}",
             seed=run.configuration.seed,
-            configuration=dataclasses.asdict(run.configuration) | _beside_the_configuration(run),
-            library_versions=_library_versions(),
+            configuration=dataclasses.asdict(run.configuration) | _beside_the_configuration(run, sessions),
+            library_versions=library_versions(OF_PUBLICATION) | _versions_in_training(sessions),
         ),
     )
 
@@ -190,7 +196,7 @@ def publish_run(
         epochs = run.description.configuration.epochs
         raise RunError(f"{run.folder}: {epoch} of {epochs} epochs are done; finish it with fit --resume")
     scoring = scoring or protocol
-    description = describe(run.description, name, scoring)
+    description = describe(run.description, name, scoring, sessions=run.read_sessions())
     graphs = export(vae)
     difference = check_parity(vae, graphs, _parity_inputs(run, splits), runtime=runtime)
     model = load_engine(description, graphs, runtime=runtime)
@@ -220,9 +226,36 @@ def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None, unit
     return (metrics[0], by_encoder, *metrics[1:])
 
 
-def _beside_the_configuration(run: RunDescription) -> dict[str, object]:
+def _beside_the_configuration(run: RunDescription, sessions: Sequence[Session]) -> dict[str, object]:
     beside: dict[str, object] = {"num_images": dict(run.num_images)}
-    return beside if run.start is None else beside | {"start": f"weights SHA-256 {run.start}"}
+    if run.start is not None:
+        beside["start"] = f"weights SHA-256 {run.start}"
+    if sessions:
+        beside["precision"] = _one_after_another([session.precision for session in sessions])
+        beside["compiled"] = _one_after_another(["yes" if session.compiled else "no" for session in sessions])
+        beside["trained_on"] = "; ".join(map(_in_words, sessions))
+    return beside
+
+
+def _in_words(session: Session) -> str:
+    """`from epoch 1: cpu (AVX2), 2 threads, 1 process`."""
+    threads = f"{session.num_threads} threads, " if session.device.startswith("cpu") else ""
+    processes = "1 process" if session.num_processes == 1 else f"{session.num_processes} processes"
+    return f"from epoch {session.first_epoch}: {session.device}, {threads}{processes}"
+
+
+def _versions_in_training(sessions: Sequence[Session]) -> dict[str, str]:
+    """Of the libraries that training uses; where a run went on with another version, both."""
+    libraries = {library for session in sessions for library in session.library_versions}
+    return {
+        library: _one_after_another([session.library_versions.get(library, "none") for session in sessions])
+        for library in sorted(libraries)
+    }
+
+
+def _one_after_another(values: Sequence[str]) -> str:
+    """Equal neighbours once: `2.12.1, then 2.13.0`."""
+    return ", then ".join(value for value, _ in itertools.groupby(values))
 
 
 def _fingerprint(sha256: str) -> str:
@@ -234,13 +267,3 @@ def _parity_inputs(run: Run, splits: DataSplits) -> torch.Tensor:
     generator = torch.Generator().manual_seed(derive_seed(configuration.seed, _PARITY))
     images = unit_pixels(torch.from_numpy(splits.validation[: max(PARITY_BATCHES)]))
     return binarise(images, configuration.binarisation, generator=generator)
-
-
-def _library_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # of the two ONNX Runtimes only one is installed
-    return versions

@@ -3,6 +3,7 @@
 run.json          the configuration and the data set's identity; never changed
 checkpoint.pt     the state after the last finished epoch, replaced atomically
 metrics.jsonl     one line an epoch
+sessions.jsonl    one line each time that training began or went on: from which epoch, on what device, by which versions
 curves.png, reconstructions.png, samples.png
 """
 
@@ -20,14 +21,18 @@ from training.configuration import Configuration
 from training.data import PARTS, DataSplits
 from training.errors import ConfigurationError, RunError
 from training.files import write_atomically
+from training.workers import Acceleration
 
 RUN_FORMAT_VERSION = 2
-RUN, CHECKPOINT, METRICS = "run.json", "checkpoint.pt", "metrics.jsonl"
+RUN, CHECKPOINT, METRICS, SESSIONS = "run.json", "checkpoint.pt", "metrics.jsonl", "sessions.jsonl"
 
 
 @dataclass(frozen=True)
 class RunDescription:
     """What a run is made of; a run is resumed only with the very same.
+
+    A run may move to another kind of device, where it goes on within rounding and not bit for bit; compilation, which
+    changes no more than rounding either, may then change too. Elsewhere it may not, and the precision never.
 
     Attributes:
         configuration: the choices.
@@ -37,6 +42,8 @@ class RunDescription:
         num_images: how many images each part has.
         source: where the data was read from. Not part of the run's identity.
         start: SHA-256 of the weights it began with, where they are another run's; see training/start.py.
+        acceleration: how the networks run, `auto` resolved; None in runs begun before it was recorded.
+        device: the kind of device it began on, `cpu` or `cuda`; None likewise. Not part of the run's identity.
     """
 
     configuration: Configuration
@@ -46,11 +53,40 @@ class RunDescription:
     num_images: Mapping[str, int]
     source: str
     start: str | None = None
+    acceleration: Acceleration | None = None
+    device: str | None = None
 
     def differences(self, other: "RunDescription") -> list[str]:
         """What `other` has otherwise, one phrase for each difference; empty when the two are the same run."""
         mine, theirs = _identity(self), _identity(other)
+        if self.acceleration and other.acceleration:
+            mine["precision"], theirs["precision"] = self.acceleration.precision, other.acceleration.precision
+            if self.device == other.device:
+                mine["compiled"], theirs["compiled"] = self.acceleration.compiled, other.acceleration.compiled
         return [f"{key} is {mine[key]!r} there, {theirs[key]!r} now" for key in mine if mine[key] != theirs[key]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One stretch of a run's epochs, trained by one call of `fit`: what the weights depend on besides the description.
+
+    Attributes:
+        first_epoch: counted from 1; the session's last is the one before the next session's first.
+        device: see `training.workers.device_name`.
+        precision: of the networks.
+        compiled: whether `torch.compile` translated them.
+        num_threads: of each process, on a CPU.
+        num_processes: how many trained together.
+        library_versions: package to version, and Python's.
+    """
+
+    first_epoch: int
+    device: str
+    precision: str
+    compiled: bool
+    num_threads: int
+    num_processes: int
+    library_versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -95,6 +131,25 @@ class Run:
             stream.flush()
             os.fsync(stream.fileno())
 
+    def append_session(self, session: Session) -> None:
+        """Add a session's line, atomically; a session of which no epoch was kept has none any more."""
+        kept = [*self.read_sessions(before=session.first_epoch), session]
+        text = "".join(json.dumps(asdict(each)) + "\n" for each in kept)
+        write_atomically(self.folder / SESSIONS, lambda stream: stream.write(text.encode()))
+
+    def read_sessions(self, *, before: int | None = None) -> list[Session]:
+        """The sessions in order, or those that began before an epoch; none in runs begun before they were recorded."""
+        file = self.folder / SESSIONS
+        sessions: list[Session] = []
+        for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                session = Session(**json.loads(text))
+            except (ValueError, TypeError) as error:
+                raise RunError(f"{file}: not a run's sessions ({error})") from error
+            if before is None or session.first_epoch < before:
+                sessions.append(session)
+        return sessions
+
     def read_metrics(self, num_epochs: int) -> list[dict[str, float]]:
         """The lines of the first `num_epochs` epochs; a line that a kill cut short, and any after it, is not there."""
         file = self.folder / METRICS
@@ -117,7 +172,13 @@ class Run:
 
 
 def describe_run(
-    configuration: Configuration, splits: DataSplits, *, source: str, start: str | None = None
+    configuration: Configuration,
+    splits: DataSplits,
+    *,
+    source: str,
+    start: str | None = None,
+    acceleration: Acceleration | None = None,
+    device: str | None = None,
 ) -> RunDescription:
     """The description of a run of `configuration` on `splits`, which were read from `source`.
 
@@ -134,6 +195,8 @@ def describe_run(
         num_images={part: len(getattr(splits, part)) for part in PARTS},
         source=source,
         start=start,
+        acceleration=acceleration,
+        device=device,
     )
 
 
@@ -168,6 +231,8 @@ def open_run(folder: Path) -> Run:
             raise RunError(f"{file}: format version {version!r}, not {RUN_FORMAT_VERSION}")
         fields["configuration"] = Configuration(**fields["configuration"])
         fields["image_shape"] = tuple(fields["image_shape"])
+        if fields.get("acceleration") is not None:
+            fields["acceleration"] = Acceleration(**fields["acceleration"])
         return Run(folder, RunDescription(**fields))
     except OSError as error:
         raise RunError(f"{folder}: no training run there ({RUN}: {error.strerror})") from error

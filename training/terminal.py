@@ -33,14 +33,19 @@ def print_skipped(skipped: Mapping[str, str]) -> None:
         print(f"  and {len(skipped) - _NAMED} more", file=sys.stderr)
 
 
-def print_start(splits: DataSplits, description: RunDescription, device: torch.device) -> None:
-    """What will be trained, on what and where."""
+def print_start(splits: DataSplits, description: RunDescription, device: torch.device, *, begun_on: str | None) -> None:
+    """What will be trained, on what and where; and whether the run was begun on another kind of device."""
     parts = ", ".join(f"{count} {part}" for part, count in description.num_images.items())
     configuration = description.configuration
     choices = f"{configuration.preset}, {configuration.likelihood}, binarisation {configuration.binarisation}"
     streamed = "; training images stream" if isinstance(splits.train, ImageStream) else ""
     what = f"{parts} images of {list(splits.image_shape)}; {choices}"
-    print(f"{splits.name}: {what}; on {device}{streamed}")
+    precision = f", {description.acceleration.precision}" if description.acceleration else ""
+    print(f"{splits.name}: {what}; on {device}{precision}{streamed}")
+    if begun_on not in (None, device.type):
+        print(
+            f"note: begun on {begun_on}; on {device.type} it goes on within rounding, not bit for bit", file=sys.stderr
+        )
 
 
 def print_epoch(figures: EpochFigures, configuration: Configuration) -> None:

@@ -107,16 +107,39 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_acceleration(device: torch.device, precision: Precision, compilation: Compilation) -> Acceleration:
+def device_name(device: torch.device) -> str:
+    """A device without its number: `cuda (NVIDIA H100 80GB HBM3)`, or `cpu (AVX2)`, the instructions PyTorch uses."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"{device.type} ({name})"
+
+
+def choose_acceleration(
+    device: torch.device,
+    precision: Precision,
+    compilation: Compilation,
+    *,
+    before: Acceleration | None = None,
+    device_before: str | None = None,
+) -> Acceleration:
     """What `auto` means on this device: bfloat16 and compilation on a GPU, neither on a CPU.
+
+    In a run that goes on it means what it meant `before`: the precision wherever the run goes, compilation as long as
+    the kind of device is that of before.
 
     >>> choose_acceleration(torch.device("cpu"), "auto", "on")
     Acceleration(precision='float32', compiled=True)
+    >>> on_a_gpu = Acceleration("bfloat16", compiled=True)
+    >>> choose_acceleration(torch.device("cpu"), "auto", "auto", before=on_a_gpu, device_before="cuda")
+    Acceleration(precision='bfloat16', compiled=False)
     """
     on_gpu = device.type == "cuda"
+    automatic = Acceleration("bfloat16" if on_gpu else "float32", compiled=on_gpu)
+    if before:
+        moved = device.type != device_before
+        automatic = Acceleration(before.precision, automatic.compiled if moved else before.compiled)
     return Acceleration(
-        precision=("bfloat16" if on_gpu else "float32") if precision == "auto" else precision,
-        compiled=on_gpu if compilation == "auto" else compilation == "on",
+        precision=automatic.precision if precision == "auto" else precision,
+        compiled=automatic.compiled if compilation == "auto" else compilation == "on",
     )
 
 

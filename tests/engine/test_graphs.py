@@ -9,6 +9,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from model_store import BernoulliSpec, ImageShape, InvalidArtifactError
 from service.engine.chunks import complete
 from tests import reference
+from tests.rounding import density_error
 from tests.toys import Array, Toy, bernoulli_toy, constant, describe, graph, node
 
 SHAPE = ImageShape(channels=1, height=2, width=3)
@@ -253,7 +254,10 @@ def test_a_convolutional_decoder(channels: int) -> None:
         record = complete(model.log_likelihood(x, proposal=proposal, num_samples=100, seed=9))
         expected = reference.log_weights(toy, x, proposal=proposal, num_samples=100, seed=9)
         np.testing.assert_allclose(
-            record.log_likelihood, np.logaddexp.reduce(expected, axis=1) - np.log(100), atol=1e-4
+            record.log_likelihood,
+            np.logaddexp.reduce(expected, axis=1) - np.log(100),
+            rtol=0,
+            atol=density_error(shape.size, np.abs(expected).max()),
         )
     latents = rng.standard_normal((3, latent_dim)).astype(np.float32)
     logits = reference.run(decoder, z=latents)["logits"]

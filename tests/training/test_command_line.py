@@ -11,7 +11,7 @@ from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS
 from training.__main__ import main
 from training.configuration import Configuration
 from training.data import split
-from training.run import METRICS, Run, open_run
+from training.run import METRICS, RUN, Run, open_run
 from training.sources import read_source
 
 FAST = ["--width=16", "--latent-dim=3", "--num-samples=2", "--epochs=2", "--batch-size=40", "--device=cpu"]
@@ -36,13 +36,14 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
     assert main(fit_arguments(digits, run)) == 0
     output = capsys.readouterr().out
     assert "digits.npz: 160 train, 20 validation, 20 calibration, 100 test images of [1, 28, 28]" in output
-    assert "; mlp, bernoulli, binarisation dynamic; on cpu" in output
+    assert "; mlp, bernoulli, binarisation dynamic; on cpu, float32" in output
     assert "epoch 2/2: train -" in output
     assert "images/s" in output
     assert {file.name for file in run.iterdir()} == {
         "run.json",
         "checkpoint.pt",
         "metrics.jsonl",
+        "sessions.jsonl",
         "curves.png",
         "reconstructions.png",
         "samples.png",
@@ -73,10 +74,30 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
     assert "is not empty: continue it with --resume" in error
     error = refused(capsys, fit_arguments(digits, run, "--resume", "--seed=1", "--learning-rate=0.5"))
     assert "learning_rate is 0.002 there, 0.5 now; seed is 0 there, 1 now" in error
+    error = refused(capsys, fit_arguments(digits, run, "--resume", "--precision=bfloat16"))
+    assert "is another run: precision is 'float32' there, 'bfloat16' now" in error
+    assert "compiled is False there, True now" in refused(
+        capsys, fit_arguments(digits, run, "--resume", "--compile=on")
+    )
     other = tmp_path / "digits.npz"
     with np.load(digits) as arrays:
         np.savez(other, train=arrays["train"][::-1], test=arrays["test"])
     assert "data set's sha256 is" in refused(capsys, fit_arguments(other, run, "--resume"))
+
+
+def test_a_run_that_moves_to_another_device_says_so(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(fit_arguments(digits, run, "--epochs=1", "--precision=bfloat16")) == 0
+    assert "note" not in capsys.readouterr().err
+    description = json.loads((run / RUN).read_text())
+    assert (description["acceleration"], description["device"]) == ({"precision": "bfloat16", "compiled": False}, "cpu")
+    (run / RUN).write_text(json.dumps({**description, "device": "cuda"}))
+    assert main(fit_arguments(digits, run, "--epochs=1", "--resume")) == 0  # what is not said stays: bfloat16
+    output, errors = capsys.readouterr()
+    assert "on cpu, bfloat16" in output
+    assert errors == "note: begun on cuda; on cpu it goes on within rounding, not bit for bit\n"
 
 
 def test_images_without_a_test_part_are_scored_whole(

@@ -11,6 +11,7 @@ from PIL import Image
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
+from tests.rounding import sum_error
 from tests.training.test_streams import STREAM, streamed
 from training.data import DataSplits, evenly_spaced, take
 from training.evaluate import Protocol, evaluate, fresh_batches, in_unit_interval
@@ -131,8 +132,10 @@ def test_active_units_and_kl(model: Model, splits: DataSplits) -> None:
     posterior = complete(model.encode(x))
     variance = np.exp(posterior.log_var.astype(np.float64))
     by_hand = 0.5 * (variance + posterior.mean.astype(np.float64) ** 2 - 1 - np.log(variance))
-    assert units.kl == pytest.approx(by_hand.mean(0), rel=1e-5)
-    assert units.variance_of_mean == pytest.approx(posterior.mean.var(0), rel=1e-4)
+    # By hand over one batch: a code is a sum over the pixels, and codes are of the order of 1.
+    error = sum_error(28 * 28, 10)
+    assert units.kl == pytest.approx(by_hand.mean(0), rel=0, abs=10 * error)
+    assert units.variance_of_mean == pytest.approx(posterior.mean.astype(np.float64).var(0), rel=0, abs=10 * error)
 
 
 def test_a_stream_is_evaluated_to_the_same_figures(model: Model, splits: DataSplits, tmp_path: Path) -> None:

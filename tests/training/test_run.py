@@ -7,7 +7,8 @@ import torch
 
 from training.configuration import Configuration
 from training.errors import RunError
-from training.run import CHECKPOINT, METRICS, RUN, RunDescription, create_run, open_run, resume_run
+from training.run import CHECKPOINT, METRICS, RUN, SESSIONS, RunDescription, Session, create_run, open_run, resume_run
+from training.workers import Acceleration
 
 CPU = torch.device("cpu")
 DESCRIPTION = RunDescription(
@@ -52,6 +53,60 @@ def test_another_configuration_or_data_set_is_named(tmp_path: Path, changed: Run
     create_run(tmp_path, DESCRIPTION)
     with pytest.raises(RunError, match=phrase):
         resume_run(tmp_path, changed)
+
+
+ON_A_GPU = replace(DESCRIPTION, acceleration=Acceleration("bfloat16", compiled=True), device="cuda")
+
+
+def test_how_it_was_computed_comes_back(tmp_path: Path) -> None:
+    run = create_run(tmp_path, ON_A_GPU)
+    assert json.loads((tmp_path / RUN).read_text())["acceleration"] == {"precision": "bfloat16", "compiled": True}
+    assert json.loads((tmp_path / RUN).read_text())["device"] == "cuda"
+    assert open_run(tmp_path).description == run.description == ON_A_GPU
+
+
+@pytest.mark.parametrize(
+    ("changed", "phrase"),
+    [
+        (replace(ON_A_GPU, acceleration=Acceleration("float32", True)), "precision is 'bfloat16' there, 'float32' now"),
+        (replace(ON_A_GPU, acceleration=Acceleration("float32"), device="cpu"), "precision is 'bfloat16' there"),
+        (replace(ON_A_GPU, acceleration=Acceleration("bfloat16")), "compiled is True there, False now"),
+    ],
+)
+def test_a_run_is_not_resumed_in_another_way(tmp_path: Path, changed: RunDescription, phrase: str) -> None:
+    create_run(tmp_path, ON_A_GPU)
+    with pytest.raises(RunError, match=phrase):
+        resume_run(tmp_path, changed)
+
+
+def test_a_run_may_move_to_another_device(tmp_path: Path) -> None:
+    run = create_run(tmp_path, ON_A_GPU)
+    assert resume_run(tmp_path, replace(ON_A_GPU, acceleration=Acceleration("bfloat16"), device="cpu")) == run
+
+
+def test_a_run_begun_before_it_was_recorded_is_resumed_in_any_way(tmp_path: Path) -> None:
+    create_run(tmp_path, DESCRIPTION)
+    fields = json.loads((tmp_path / RUN).read_text())
+    del fields["acceleration"], fields["device"]
+    (tmp_path / RUN).write_text(json.dumps(fields))
+    assert open_run(tmp_path).description == DESCRIPTION
+    assert resume_run(tmp_path, ON_A_GPU).description.acceleration is None
+    assert open_run(tmp_path).read_sessions() == []
+
+
+def session(first_epoch: int, device: str = "cpu (AVX2)") -> Session:
+    return Session(first_epoch, device, "float32", False, 2, 1, {"python": "3.12.1", "torch": "2.13.0"})
+
+
+def test_a_session_without_a_finished_epoch_is_forgotten(tmp_path: Path) -> None:
+    run = create_run(tmp_path, DESCRIPTION)
+    for each in (session(1), session(4, "killed"), session(4), session(9)):
+        run.append_session(each)
+    assert open_run(tmp_path).read_sessions() == [session(1), session(4), session(9)]
+    assert len((tmp_path / SESSIONS).read_text().splitlines()) == 3
+    (tmp_path / SESSIONS).write_text("{}")
+    with pytest.raises(RunError, match=r"sessions\.jsonl: not a run's sessions"):
+        run.read_sessions()
 
 
 def test_no_run_there(tmp_path: Path) -> None:

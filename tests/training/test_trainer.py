@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 
 from model_store import ImageShape, PixelPreparation
 from service.engine.preparation import Preparation
+from tests.rounding import gamma
+from tests.training.in_float64 import drift, in_float64
 from training.configuration import Configuration
 from training.data import DataSplits, unit_pixels
 from training.errors import ConfigurationError, DivergenceError
@@ -24,7 +27,7 @@ from training.run import METRICS, Run, create_run, describe_run
 from training.schedule import learning_rate, num_samples
 from training.state import build_state
 from training.trainer import EpochFigures, fit, prepare, validate
-from training.workers import PLAIN, Acceleration, choose_device
+from training.workers import ALONE, PLAIN, Acceleration, choose_device
 
 CPU = torch.device("cpu")
 SHORT = Configuration(width=24, latent_dim=3, num_samples=3, epochs=4, batch_size=48, ema_decay=0.9)
@@ -75,8 +78,7 @@ def test_training_learns_digits(finished_run: Run, splits: DataSplits) -> None:
     assert set(metrics[0]) == set(EpochFigures.__dataclass_fields__)
     validation = torch.from_numpy(splits.validation)
     elbo, bound = validate(load_model(finished_run)[0], validation, finished_run.description.configuration)
-    assert elbo == pytest.approx(metrics[-1]["validation_elbo"], abs=1e-3)  # of other matrix kernels than in `fit`
-    assert bound == pytest.approx(metrics[-1]["validation_bound"], abs=1e-3)
+    assert (elbo, bound) == (metrics[-1]["validation_elbo"], metrics[-1]["validation_bound"])  # to the bit
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,22 @@ def test_a_resumed_run_equals_one_never_interrupted(
     assert [line["epoch"] for line in broken.read_metrics(9)] == [1, 2, 3, 4]
     timeless = [{**line, "seconds": 0, "images_per_second": 0} for line in whole.read_metrics(9)]
     assert timeless == [{**line, "seconds": 0, "images_per_second": 0} for line in broken.read_metrics(9)]
+
+
+def test_each_session_is_recorded(tmp_path: Path, splits: DataSplits) -> None:
+    run = new_run(tmp_path, splits, SHORT)
+    train(run, splits, stop_after=2)
+    fit(
+        run, splits, device=CPU, on_epoch=lambda figures, model: None, team=ALONE, acceleration=Acceleration("bfloat16")
+    )
+    train(run, splits)  # at its end already: no session
+    first, second = run.read_sessions()
+    assert (first.first_epoch, second.first_epoch) == (1, 3)
+    assert (first.precision, second.precision) == ("float32", "bfloat16")
+    assert first.device == f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+    assert (first.compiled, first.num_threads, first.num_processes) == (False, torch.get_num_threads(), 1)
+    assert first.library_versions["torch"] == torch.__version__
+    assert first.library_versions["pillow"] == PIL.__version__
 
 
 def test_resuming_a_finished_run_does_nothing(tmp_path: Path, splits: DataSplits) -> None:
@@ -188,7 +206,7 @@ def test_training_stops_when_it_no_longer_helps_and_keeps_the_best_epoch(tmp_pat
     validation = torch.from_numpy(splits.validation)
     found = load_model(run)
     assert (found.epoch, found.finished) == (len(bounds), True)
-    assert validate(found.vae, validation, recipe)[1] == pytest.approx(bounds[best], abs=1e-3)
+    assert validate(found.vae, validation, recipe)[1] == bounds[best]
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), found.vae.parameters(), strict=True))
     assert train(run, splits)[1] == []
 
@@ -202,19 +220,21 @@ def test_long_gradients_are_shortened(tmp_path: Path, splits: DataSplits) -> Non
         train(run, splits)
         checkpoint = run.load_checkpoint(CPU)
         assert checkpoint is not None
-        moments.append(sum(state["exp_avg_sq"].sum().item() for state in checkpoint["optimiser"]["state"].values()))
+        states = checkpoint["optimiser"]["state"].values()
+        moments.append(sum(state["exp_avg_sq"].double().sum().item() for state in states))
     assert moments[0] > 1e-3 * 0.1**2
-    assert moments[1] == pytest.approx(1e-3 * 1e-3**2, rel=1e-3)  # (1 - β₂)·norm²
+    # (1 - β₂)·norm², where PyTorch adds 1e-6 to the norm that it divides by; the norm is of less than 50 000 numbers.
+    assert moments[1] == pytest.approx(1e-3 * 1e-3**2, rel=2 * 1e-6 / 0.1 + gamma(50_000))
 
 
 def test_the_reported_bound_knows_no_warm_up_and_no_free_bits(tmp_path: Path, splits: DataSplits) -> None:
-    plain = replace(SHORT, objective="elbo", epochs=1, learning_rate=1e-12)
+    plain = replace(SHORT, objective="elbo", epochs=1, batch_size=1000)  # one step: the bound is of the same weights
     eased = replace(plain, kl_warm_up_epochs=10.0, free_bits=2.0)
     bounds = [
         train(new_run(tmp_path / name, splits, recipe), splits)[1][0].train_bound
         for name, recipe in {"plain": plain, "eased": eased}.items()
     ]
-    assert bounds[0] == pytest.approx(bounds[1], abs=1e-3)
+    assert bounds[0] == bounds[1]
 
 
 @pytest.mark.parametrize(
@@ -254,27 +274,36 @@ def test_grey_floats_are_moved_to_the_levels_that_the_service_knows() -> None:
 def test_compiled_networks_take_the_same_steps(
     tmp_path: Path, splits: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced and differentiated ahead of time as on a GPU; only the last translation, to machine code, is left out."""
+    """Traced and differentiated ahead of time as on a GPU; only the last translation, to machine code, is left out.
+
+    In float64: see tests/training/in_float64.py.
+    """
     monkeypatch.setattr("training.workers.COMPILER", "aot_eager")
     recipe = replace(SHORT, epochs=2)
     runs = [new_run(tmp_path / name, splits, recipe) for name in ("eager", "compiled")]
     for run, acceleration in zip(runs, (PLAIN, Acceleration(compiled=True)), strict=True):
-        fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, acceleration=acceleration)
+        with in_float64():
+            fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, acceleration=acceleration)
     eager, compiled = map(weights, runs)
     assert eager.keys() == compiled.keys()
-    assert all(torch.allclose(eager[name], compiled[name], atol=1e-5) for name in eager)
+    tolerance = drift(8, recipe.learning_rate, num_images=160, num_pixels=784)
+    assert all(torch.allclose(eager[name], compiled[name], rtol=0, atol=tolerance) for name in eager)
     assert load_model(runs[1]).finished
 
 
-def test_in_bfloat16_training_learns_the_same(tmp_path: Path, splits: DataSplits) -> None:
-    told: list[EpochFigures] = []
+def test_in_bfloat16_the_gradient_is_nearly_the_same(tmp_path: Path, splits: DataSplits) -> None:
+    gradients = []
     for acceleration in (PLAIN, Acceleration(precision="bfloat16")):
-        run = new_run(tmp_path / acceleration.precision, splits, SHORT)
-        fit(run, splits, device=CPU, on_epoch=lambda figures, _: told.append(figures), acceleration=acceleration)
+        run = new_run(tmp_path / acceleration.precision, splits, replace(SHORT, epochs=1, batch_size=1000))  # one step
+        fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, acceleration=acceleration)
         assert all(value.dtype == torch.float32 for value in weights(run).values())
-    exact, rough = told[3], told[7]
-    assert rough.validation_bound != exact.validation_bound
-    assert rough.validation_bound == pytest.approx(exact.validation_bound, rel=0.01)
+        checkpoint = run.load_checkpoint(CPU)
+        assert checkpoint is not None
+        states = checkpoint["optimiser"]["state"].values()
+        gradients.append(torch.cat([state["exp_avg"].flatten() for state in states]))  # 1 − β₁ times the gradient
+    exact, rough = gradients
+    # Each layer, and each on the way back, rounds its operands by 2^-9 of them at most: some ten times in all.
+    assert 0 < (rough - exact).norm() < 10 * 2**-9 * exact.norm()
 
 
 def test_the_schedule_never_jumps() -> None:
@@ -304,12 +333,6 @@ def test_the_bar_shows_nats_and_images_a_second(
     fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, progress=True)
     last = capsys.readouterr().err.split("\r")[-1]
     assert re.search(r"epoch 1/1: 100%.* 160/160 .*image/s, -\d+\.\d\d nats\]", last), last
-
-
-def test_the_global_precision_is_put_back(tmp_path: Path, splits: DataSplits) -> None:
-    before = torch.get_float32_matmul_precision()
-    train(new_run(tmp_path, splits, SHORT), splits, stop_after=1)
-    assert torch.get_float32_matmul_precision() == before
 
 
 def test_a_state_starts_as_its_own_average() -> None:

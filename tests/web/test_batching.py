@@ -19,6 +19,7 @@ from service.web.backend import Backend
 from service.web.metrics import Metrics
 from service.web.rate import Meter
 from service.web.settings import Settings
+from tests.rounding import sum_error
 from tests.web.conftest import Serve
 from tests.web.forms import npy, read_npy
 
@@ -88,7 +89,7 @@ def test_encode_requests_share_a_run_and_keep_their_answers(
     shared = together(client, [lambda part=part: encode(part) for part in parts])  # type: ignore[misc]
     assert batches == [("encode", 10)]
     for one, other in zip(alone, shared, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=0, atol=sum_error(28 * 28, 100))
 
 
 def test_decode_requests_share_runs_of_their_own(serve: Serve, digits: Any, batches: list[tuple[str, int]]) -> None:
@@ -108,7 +109,7 @@ def test_decode_requests_share_runs_of_their_own(serve: Serve, digits: Any, batc
     assert sorted(batches) == [("decode", 6), ("encode", 10)]
     assert status == 200
     for one, other in zip(alone, shared, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=0, atol=sum_error(28 * 28, 100))
 
 
 def test_models_and_versions_are_not_mixed(serve: Serve, digits: Any, batches: list[tuple[str, int]]) -> None:
