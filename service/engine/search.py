@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.chunks import Chunks
-from service.engine.climb import TOLERANCE, Array, Evaluate, Modes, Values, find_modes, times
+from service.engine.climb import TOLERANCE, Array, Evaluate, Modes, Values, find_modes
 from service.engine.laplace import Gaussians, approximate
+from service.engine.matrices import times
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, standard_normal
 from service.engine.sampling import Floats, Sampler
 
@@ -90,7 +91,9 @@ class Search:
         value = np.where(rivals.usable, rivals.value, -np.inf).reshape(-1, _RIVALS)
         best = np.argsort(-value, axis=1, kind="stable")[:, :2] + _RIVALS * np.arange(len(x))[:, None]  # [n, 2]
         finalists = rivals.take(best.ravel()).spread(dimensions, latent_dim)
-        further = yield from self._climb(np.repeat(x, 2, axis=0), finalists.mode, max(0, left - 2 * _ROUND))
+        further = finalists
+        if left > 2 * _ROUND:
+            further = yield from self._climb(np.repeat(x, 2, axis=0), finalists.mode, left - 2 * _ROUND)
         winner = np.argmax(np.nan_to_num(further.value, nan=-np.inf).reshape(-1, 2), axis=1) + 2 * np.arange(len(x))
         won, other = further.take(winner), further.take(winner ^ 1)
         apart = won.mode - other.mode
