@@ -39,8 +39,9 @@ class GraphBuilder:
         self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    # ONNX Runtime's ReduceSum adds vectors of four, from the first address that is aligned for them: of rows whose length
-    # is no multiple of four, the order of adding, and the last bit, depend on the place in the batch. A product's do not.
+    # ONNX Runtime's ReduceSum adds vectors of four, from the first address that is aligned for them: of rows whose
+    # length is no multiple of four, the order of adding, and the last bit, depend on the place in the batch. A
+    # product's do not.
 
     def sum_double(self, tensor: str, length: int) -> str:
         """Sum float64 tensors over the last axis, of this length, and drop it."""

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.blocks import BlockSizes
 from service.engine.chunks import Chunks
 from service.engine.estimate import LogLikelihood, estimate, evidence_lower_bound
 from service.engine.laplace import SHARES, Mixture, mixture
@@ -16,9 +17,10 @@ from service.engine.sampling import Floats, Sampler, balanced, part_of
 from service.engine.search import Search
 
 Indices = NDArray[np.intp]
-_BLOCK_IMAGES = 256
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
+_BLOCK_WEIGHTS = 2**25
+"""Log weights held at once; bounds memory where samples are many."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,16 @@ class Estimator:
     """Estimates log P(x) with one model's sampler.
 
     Args:
+        num_pixels: C·H·W.
         max_steps: tries after which an image's climb to its posterior's mode ends, converged or not.
+        blocks: how many images to compute with at once.
     """
 
-    def __init__(self, sampler: Sampler, *, num_pixels: int, max_steps: int) -> None:
+    def __init__(self, sampler: Sampler, *, num_pixels: int, max_steps: int, blocks: BlockSizes) -> None:
         self._sampler = sampler
         self._num_pixels = num_pixels
-        self._search = Search(sampler, max_steps=max_steps)
+        self._search = Search(sampler, max_steps=max_steps, block_images=blocks.contested)
+        self._block_images = blocks.images
 
     def infer(
         self,
@@ -71,13 +76,13 @@ class Estimator:
     ) -> Chunks[Inference]:
         """Prepared images [B, P] and their q(z|x) → estimates [B], see `Model.log_likelihood`, and draws [B, R, D]."""
         latent_dim = posterior.mean.shape[1]
-        size = max(1, min(_BLOCK_IMAGES, _BLOCK_NUMBERS // latent_dim**2))
+        limit = num_samples if max_std_error is None else max(num_samples, max_num_samples)
+        size = max(1, min(self._block_images, _BLOCK_NUMBERS // latent_dim**2, _BLOCK_WEIGHTS // limit))
         records, latents = [], []
         for first in range(0, max(1, len(x)), size):
             images = slice(first, first + size)
             block = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
             plan = yield from self._plan(proposal, x[images], block, seed)
-            limit = num_samples if max_std_error is None else max(num_samples, max_num_samples)
             record, drawn = yield from self._sample(
                 plan, len(x[images]), num_samples, limit, max_std_error, num_draws=num_draws
             )

@@ -35,6 +35,9 @@ from service.engine.sampling import Sampler
 from service.engine.statistics import Statistics, divergence
 
 DEFAULT_MAX_STEPS = 100
+_TOLERANCE = 1e-4
+"""By how much a GPU's outputs may differ from the CPU's, of the largest: float32's order of adding makes some
+10⁻⁶, TF32 3·10⁻⁴ to 10⁻³."""
 
 Pixels = NDArray[np.float32]
 """Images [B, C, H, W], each pixel in [0, 1]."""
@@ -57,7 +60,8 @@ class Model:
         runtime: where they run.
         calibration: scores of held-out training images; without them there are no anomaly scores.
         folder: where the files came from, for error messages.
-        chunk_rows: decoder rows (images × samples) of one run; bounds memory and how long others wait.
+        chunk_rows: decoder rows (images × samples) of one run; bounds memory and how long others wait. None: what suits
+            the runtime's device and the size of the images.
         max_steps: tries after which an image's climb to its posterior's mode ends; see laplace.py.
 
     Raises:
@@ -73,12 +77,12 @@ class Model:
         runtime: Runtime,
         calibration: Mapping[str, NDArray[np.float64]] | None = None,
         folder: Path = Path(),
-        chunk_rows: int = 512,
+        chunk_rows: int | None = None,
         max_steps: int = DEFAULT_MAX_STEPS,
     ) -> None:
         self.description = description
         self.provider = runtime.provider
-        self._chunk_rows = chunk_rows
+        self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(description.image.size)
         self._detector = None if calibration is None else Detector(calibration)
         self._likelihood = likelihood_of(description.likelihood)
         self._preparation = Preparation(description.preparation, description.image, self._likelihood.levels)
@@ -89,6 +93,7 @@ class Model:
         self._encoder = runtime.open(encoder, folder / ENCODER)
         self._decoder = runtime.open(decoder, folder / DECODER)
         self._try_out(folder)
+        self._verify(encoder, decoder, runtime, folder)
         with _blaming(folder / DECODER):
             sampler = Sampler(
                 decoder_graph,
@@ -97,9 +102,11 @@ class Model:
                 description,
                 runtime=runtime,
                 file=folder / DECODER,
-                chunk_rows=chunk_rows,
+                chunk_rows=self._chunk_rows,
             )
-            self._estimator = Estimator(sampler, num_pixels=description.image.size, max_steps=max_steps)
+            self._estimator = Estimator(
+                sampler, num_pixels=description.image.size, max_steps=max_steps, blocks=runtime.blocks
+            )
             for proposal in PROPOSALS:
                 complete(self.log_likelihood(np.zeros((2, *chw), np.float32), proposal=proposal, num_samples=4))
         if calibration is not None and description.calibration.proposal not in PROPOSALS:
@@ -108,7 +115,7 @@ class Model:
 
     @classmethod
     def open(
-        cls, stored: StoredModel, *, runtime: Runtime, chunk_rows: int = 512, max_steps: int = DEFAULT_MAX_STEPS
+        cls, stored: StoredModel, *, runtime: Runtime, chunk_rows: int | None = None, max_steps: int = DEFAULT_MAX_STEPS
     ) -> "Model":
         """Load one version of the store."""
         return cls(
@@ -283,6 +290,16 @@ class Model:
             outputs = self._decoder.run({"z": np.zeros(latent_shape, np.float32)})
         for name in self._likelihood.outputs:
             _check_shape(folder / DECODER, name, outputs[name].shape, pixels.shape)
+
+    def _verify(self, encoder: bytes, decoder: bytes, runtime: Runtime, folder: Path) -> None:
+        """See `Runtime.verify`; curvature, which shows most, is verified by the sampler."""
+        rng = np.random.default_rng(DEFAULT_SEED)
+        pixels = self._preparation.prepare(rng.random((2, *self.description.image.chw), np.float32))
+        latents = standard_normal(4, self.description.latent_dim, seed=DEFAULT_SEED)
+        with _blaming(folder / ENCODER):
+            runtime.verify(encoder, self._encoder, {"x": pixels}, folder / ENCODER, tolerance=_TOLERANCE)
+        with _blaming(folder / DECODER):
+            runtime.verify(decoder, self._decoder, {"z": latents}, folder / DECODER, tolerance=_TOLERANCE)
 
 
 @contextmanager

@@ -26,7 +26,6 @@ _ROUND = 16
 """Tries after which the worse half of the rivals gives up; the others get as many again."""
 _SAME_MODE = 4.0
 """Squared distance, in standard deviations, below which two climbs ended at the same mode."""
-_BLOCK_IMAGES = 32
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
 
@@ -36,10 +35,12 @@ class Search:
 
     Args:
         max_steps: tries after which a climb ends, converged or not.
+        block_images: images for whose modes climbs compete at once.
     """
 
-    def __init__(self, sampler: Sampler, *, max_steps: int) -> None:
+    def __init__(self, sampler: Sampler, *, max_steps: int, block_images: int) -> None:
         self._sampler = sampler
+        self._block_images = block_images
         self._max_steps = max_steps
 
     def fit(self, x: Floats, encoder: DiagonalGaussian) -> Chunks[tuple[Modes, Gaussians]]:
@@ -57,7 +58,7 @@ class Search:
         fitted = yield from approximate(reached.take(familiar), self._values(x[familiar]))
         found = [reached.take(familiar).spread(dimensions, latent_dim)]
         gaussians = [fitted.spread(dimensions, latent_dim)]
-        size = max(1, min(_BLOCK_IMAGES, _BLOCK_NUMBERS // (_RIVALS * latent_dim**2)))
+        size = max(1, min(self._block_images, _BLOCK_NUMBERS // (_RIVALS * latent_dim**2)))
         for first in range(0, len(strange), size):
             images = strange[first : first + size]
             modes = yield from self._compete(x[images], reached.take(images))

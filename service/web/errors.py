@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect
 from model_store import InvalidArtifactError, ModelNotFoundError, StoreError
 from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
 from service.engine.proposal import TooFewSamplesError, UnknownProposalError
+from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
 from service.web.scheduler import DeadlineError, QueueFullError, StoppedError
 
 PROBLEM_JSON = "application/problem+json"
@@ -133,8 +134,12 @@ KINDS: Mapping[type[Exception], Kind] = {
     ForbiddenError: Kind(HTTPStatus.FORBIDDEN, "forbidden", "The key does not open this route"),
     QueueFullError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "queue-full", "No room in the queue"),
     DeadlineError: Kind(HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"),
+    OutOfDeviceMemoryError: Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE, "out-of-device-memory", "The GPU has no room for this request"
+    ),
     NotReadyError: NOT_READY,
     StoppedError: NOT_READY,
+    DeviceLostError: NOT_READY,
 }
 
 

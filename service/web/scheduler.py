@@ -60,15 +60,25 @@ class Scheduler:
         max_rows: rows of all requests waiting or running; a request is always let in when there is no other.
         max_jobs: requests waiting or running.
         batch_rows: rows of requests computed together.
+        fatal: an error after which nothing can be computed: it ends the thread.
         on_death: called in the event loop when the thread ends other than by `stop`.
     """
 
     def __init__(
-        self, *, max_rows: int, max_jobs: int, batch_rows: int, on_death: Callable[[], None] = lambda: None
+        self,
+        *,
+        max_rows: int,
+        max_jobs: int,
+        batch_rows: int,
+        fatal: type[Exception] | tuple[type[Exception], ...] = (),
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self._max_rows = max_rows
         self._max_jobs = max_jobs
         self._on_death = on_death
+        self._fatal = fatal
+        self.fatal_error: Exception | None = None
+        """What ended the thread, where it was a fatal error."""
         self._loop = asyncio.get_running_loop()
         self._turns = Turns(batch_rows)
         self._running: Batch | None = None
@@ -84,6 +94,15 @@ class Scheduler:
     def alive(self) -> bool:
         """Whether the inference thread still takes requests."""
         return not self._turns.closed
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of requests computed together."""
+        return self._turns.batch_rows
+
+    @batch_rows.setter
+    def batch_rows(self, rows: int) -> None:
+        self._turns.batch_rows = rows
 
     @property
     def queued_rows(self) -> int:
@@ -166,6 +185,9 @@ class Scheduler:
                 next(batch.chunks)
             except StopIteration as stop:
                 self._answer(batch, stop.value, started)
+            except self._fatal as error:
+                self.fatal_error = error
+                return
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for this
                 self._fail(batch, error)
             else:

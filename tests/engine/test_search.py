@@ -125,3 +125,32 @@ def test_a_climb_that_takes_no_step_keeps_where_it_stands() -> None:
         assert not modes.converged.any()
         assert (modes.num_steps == 0).all()
         assert (modes.mode == 0).all()
+
+
+def test_climbs_that_take_turns_leave_numpys_error_state_alone() -> None:
+    """As requests do on the inference thread: while one waits, another's overflow is nobody else's business."""
+
+    def evaluate(images: Array, points: Array) -> Chunks[Evaluation]:
+        yield
+        information = np.repeat(1e-3 * np.eye(2)[None], len(points), axis=0)
+        return Evaluation(-np.abs(points).sum(axis=1), -np.sign(points), information)
+
+    def values(images: Array, points: Array) -> Chunks[Array]:
+        yield
+        return np.asarray(-np.abs(points).sum(axis=-1))
+
+    before = np.geterr()
+    starts = np.array([[[1e200, 1.0]], [[7.0, 1.0]], [[1.0, 30.0]]])  # no float64 holds the square of the first
+    climbs = [find_modes(start, evaluate=evaluate, values=values, max_steps=9) for start in starts]
+    waiting = list(climbs)
+    while waiting:
+        for climb in list(waiting):
+            try:
+                next(climb)
+            except StopIteration:
+                waiting.remove(climb)
+            assert np.geterr() == before
+    unfinished = find_modes(np.ones((1, 2)), evaluate=evaluate, values=values, max_steps=3)
+    next(unfinished)
+    unfinished.close()
+    assert np.geterr() == before
