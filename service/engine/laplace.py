@@ -107,8 +107,9 @@ def approximate(modes: Modes, values: Values) -> Chunks[Gaussians]:
     """The Gaussian nearest to each posterior: modes in A dimensions → Gaussians in A dimensions.
 
     Where a climb was cut short, slope and curvature are not those of a mode, and samples drawn by them may lie
-    thousands of nats below the point reached. There the Gaussian stays around that point if its centre would move by more than
-    two standard deviations an axis, and is made narrower if one standard deviation costs far more than it should.
+    thousands of nats below the point reached. There the Gaussian stays around that point if its centre would move by
+    more than two standard deviations an axis, and is made narrower if a standard deviation costs far more than it
+    should.
     """
     images = np.arange(len(modes.mode))
     gaussians = Gaussians.around(modes.mode, modes.precision)

@@ -16,12 +16,11 @@ from service.engine.laplace import PATTERN, SHARES, Mixture
 from service.engine.likelihood import Likelihood
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, NoiseCache, standard_normal
 from service.engine.runtime import Runtime, Session
+from service.engine.verification import CURVATURE_TOLERANCE
 
 Floats = NDArray[np.float32]
 
 _IGNORED_INFORMATION = 0.01
-_CURVATURE_TOLERANCE = 0.02
-"""By how much a GPU's curvature may differ from the CPU's, of the largest entry: float32 makes some 10⁻³, TF32 0.1."""
 
 
 class Sampler:
@@ -58,7 +57,11 @@ class Sampler:
         """The latent dimensions that the decoder takes notice of for familiar images, [A]; see `_used_dimensions`."""
         if len(self.familiar_dimensions) < len(every):
             self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file)
-        self._verify_curvature(written.curvature(every), runtime, file)
+        inputs = {
+            **self._rows(np.full((2, self._num_pixels), 0.5, np.float32), description.latent_dim + 1),
+            graphs.LATENTS: standard_normal(2, description.latent_dim, seed=DEFAULT_SEED)[:, None],
+        }
+        runtime.verify(written.curvature(every), self._curvature, inputs, file, tolerance=CURVATURE_TOLERANCE)
 
     def log_weights(self, x: Floats, gaussian: DiagonalGaussian, *, seed: int, start: int, stop: int) -> Chunks[Array]:
         """Log weights under the Gaussian, of noise rows start to stop: x [B, P] → [B, stop − start]."""
@@ -177,13 +180,6 @@ class Sampler:
         diagonal = np.diagonal(evaluation.information, axis1=1, axis2=2)  # [N, D]
         used = np.flatnonzero(~(diagonal.max(axis=0) < _IGNORED_INFORMATION))  # a NaN counts as used
         return used if len(used) else np.arange(1)
-
-    def _verify_curvature(self, graph: bytes, runtime: Runtime, file: Path) -> None:
-        """See `Runtime.verify`: differences over 0.005 show a decoder's rounding two hundred times as large."""
-        points = standard_normal(2, self.latent_dim, seed=DEFAULT_SEED)
-        x = np.full((2, self._num_pixels), 0.5, np.float32)
-        inputs = {**self._rows(x, self.latent_dim + 1), graphs.LATENTS: points[:, None]}
-        runtime.verify(graph, self._curvature, inputs, file, tolerance=_CURVATURE_TOLERANCE)
 
 
 def part_of(samples: NDArray[np.intp]) -> NDArray[np.intp]:
