@@ -141,7 +141,9 @@ def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> 
     return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
 
 
-def load_engine(description: Description, graphs: ExportedGraphs, *, runtime: Runtime, chunk_rows: int = 512) -> Model:
+def load_engine(
+    description: Description, graphs: ExportedGraphs, *, runtime: Runtime, chunk_rows: int | None = None
+) -> Model:
     """The serving engine's model of graphs that are not in a store (yet); `chunk_rows` as `Model` has it."""
     return Model(description, graphs.encoder, graphs.decoder, runtime=runtime, chunk_rows=chunk_rows)
 

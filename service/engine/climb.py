@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.chunks import Chunks
+from service.engine.matrices import dot, outer, positive_definite, solve, times
 
 Array = NDArray[np.float64]
 TOLERANCE = 0.05
 """Nats that one more Newton step may still gain for a mode to count as found; that step is then taken unseen."""
-MIN_PRECISION = 0.5
-"""Least precision in any direction; the prior's is 1, so the proposal is never much wider than the prior."""
 _SHORTER_STEPS = np.array([0.5, 0.2, 0.05])
 _MAX_DAMPING = 1e5
 
@@ -55,7 +54,7 @@ class Modes:
     converged: NDArray[np.bool_]
     """One more step would gain less than the tolerance; where climbs competed, the two best came to one mode, too."""
     usable: NDArray[np.bool_]
-    """Values stayed finite, and the climb converged or at least rose."""
+    """Value, gradient and information are finite there, be it the start of a climb that took no step."""
     num_steps: NDArray[np.int64]
 
     def spread(self, dimensions: NDArray[np.intp], latent_dim: int) -> "Modes":
@@ -87,6 +86,10 @@ class _Climb:
     secant: Array  # [B, A, A], what Gauss-Newton leaves out of the Hessian
     damping: Array  # [B]
     num_steps: NDArray[np.int64]  # [B]
+    finite: NDArray[np.bool_]  # [B], at the start; no step leads to where it is not
+    converged: NDArray[np.bool_]  # [B]
+    last_step: Array  # [B, A], taken unseen: small, and the precision is known
+    last_gain: Array  # [B]
 
     def precision(self, images: NDArray[np.intp]) -> Array:
         """Minus the Hessian of log p(x, z), made positive definite: [n, A, A]."""
@@ -101,13 +104,13 @@ class _Climb:
         prior = np.eye(point.shape[1])
         missing = fall - times(at.information + prior, step)
         secant, told = self.secant[images], times(self.secant[images], step)
-        wanted, has = np.abs(_dot(step, missing)), np.abs(_dot(step, told))
+        wanted, has = np.abs(dot(step, missing)), np.abs(dot(step, told))
         size = np.where(self.num_steps[images] == 0, 1.0, np.minimum(1.0, wanted / np.maximum(has, 1e-12)))
         error = missing - size[:, None] * told
-        along = np.where((_dot(step, fall) > 1e-8)[:, None], fall, step)
-        scale = np.maximum(_dot(along, step), 1e-12)[:, None, None]
-        update = (_outer(error, along) + _outer(along, error)) / scale
-        update -= _dot(error, step)[:, None, None] / scale**2 * _outer(along, along)
+        along = np.where((dot(step, fall) > 1e-8)[:, None], fall, step)
+        scale = np.maximum(dot(along, step), 1e-12)[:, None, None]
+        update = (outer(error, along) + outer(along, error)) / scale
+        update -= dot(error, step)[:, None, None] / scale**2 * outer(along, along)
         self.secant[images] = size[:, None, None] * secant + update
         self.point[images], self.value[images], self.gradient[images] = point, value, gradient
         self.information[images] = at.information
@@ -128,89 +131,119 @@ def find_modes(
     Familiar images take two or three tries. An image leaves the batch as soon as it is done, or `keep` drops it.
     """
     images = np.arange(len(start))
-    with np.errstate(all="ignore"):
-        at = yield from evaluate(images, start)
-        climb = _Climb(
-            point=start.copy(),
-            value=joint(at.value, start),
-            gradient=at.gradient - start,
-            information=at.information.copy(),
-            secant=np.zeros_like(at.information),
-            damping=np.zeros(len(start)),
-            num_steps=np.zeros(len(start), np.int64),
-        )
-        finite = _finite(climb.value, at)
-        converged = np.zeros(len(start), np.bool_)
-        last_step, last_gain = np.zeros_like(start), np.zeros(len(start))  # taken unseen: small, the precision known
-        active = images[finite]
-        for step in range(max_steps):
-            active = active if keep is None else keep(step, climb.value, active)
-            precision = climb.precision(active)
-            newton = solve(precision, climb.gradient[active])
-            gain = 0.5 * _dot(climb.gradient[active], newton)
-            near = gain < tolerance
-            converged[active[near]] = True
-            last_step[active[near]], last_gain[active[near]] = newton[near], gain[near]
-            on = ~near & (climb.damping[active] < _MAX_DAMPING)
-            active, precision, newton = active[on], precision[on], newton[on]
-            if not len(active):
-                break
-            damping = climb.damping[active]
-            if damping.any():
-                precision = precision + damping[:, None, None] * np.eye(start.shape[1])
-                newton = solve(precision, climb.gradient[active])
-            yield from _try(climb, active, newton, evaluate, values)
-        return Modes(
-            mode=climb.point + last_step,
-            value=climb.value + last_gain,
-            precision=_final_precision(climb, finite),
-            converged=converged,
-            usable=finite & (converged | (climb.num_steps > 0)),
-            num_steps=climb.num_steps,
-        )
+    climb = _begin(start, (yield from evaluate(images, start)))
+    active = images[climb.finite]
+    for step in range(max_steps):
+        active = active if keep is None else keep(step, climb.value, active)
+        active, newton = _next_steps(climb, active, tolerance)
+        if not len(active):
+            break
+        yield from _try(climb, active, newton, evaluate, values)
+    return _end(climb)
 
 
 def _try(climb: _Climb, active: NDArray[np.intp], newton: Array, evaluate: Evaluate, values: Values) -> Chunks[None]:
     """One step for each image: in full if that rises, else the best of some shorter ones, else more damping."""
-    start = climb.point[active]
-    point = start + newton
-    at = yield from evaluate(active, point)
+    point = _moved(climb.point[active], newton)
+    rises = _take_full_steps(climb, active, point, (yield from evaluate(active, point)))
+    failed = active[~rises]
+    if not len(failed):
+        return
+    points = _moved(climb.point[failed][:, None], _SHORTER_STEPS[:, None] * newton[~rises][:, None])  # [n, 3, A]
+    shorter, point = _choose_shorter_steps(climb, failed, points, (yield from values(failed, points)))
+    if len(shorter):
+        _take_shorter_steps(climb, shorter, point, (yield from evaluate(shorter, point)))
+
+
+# Far from the training set a decoder may give anything, and what overflows is refused by its value. The functions that
+# compute keep NumPy from warning of it. The generators above must not: NumPy's error state belongs to the thread's
+# context, not to a generator, and would hold for whoever computes between two chunks.
+_quietly = np.errstate(all="ignore")
+
+
+@_quietly
+def _begin(start: Array, at: Evaluation) -> _Climb:
+    value = joint(at.value, start)
+    return _Climb(
+        point=start.copy(),
+        value=value,
+        gradient=at.gradient - start,
+        information=at.information.copy(),
+        secant=np.zeros_like(at.information),
+        damping=np.zeros(len(start)),
+        num_steps=np.zeros(len(start), np.int64),
+        finite=_finite(value, at),
+        converged=np.zeros(len(start), np.bool_),
+        last_step=np.zeros_like(start),
+        last_gain=np.zeros(len(start)),
+    )
+
+
+@_quietly
+def _next_steps(climb: _Climb, active: NDArray[np.intp], tolerance: float) -> tuple[NDArray[np.intp], Array]:
+    """Those of the active images that have neither converged nor are stuck, and their damped Newton steps [n, A]."""
+    precision = climb.precision(active)
+    newton = solve(precision, climb.gradient[active])
+    gain = 0.5 * dot(climb.gradient[active], newton)
+    near = gain < tolerance
+    climb.converged[active[near]] = True
+    climb.last_step[active[near]], climb.last_gain[active[near]] = newton[near], gain[near]
+    on = ~near & (climb.damping[active] < _MAX_DAMPING)
+    active, precision, newton = active[on], precision[on], newton[on]
+    damping = climb.damping[active]
+    if damping.any():
+        precision = precision + damping[:, None, None] * np.eye(newton.shape[1])
+        newton = solve(precision, climb.gradient[active])
+    return active, newton
+
+
+@_quietly
+def _moved(point: Array, step: Array) -> Array:
+    return point + step
+
+
+@_quietly
+def _take_full_steps(climb: _Climb, active: NDArray[np.intp], point: Array, at: Evaluation) -> NDArray[np.bool_]:
+    """Move where the value rises, and say where it does."""
     value = joint(at.value, point)
-    rises = (value > climb.value[active]) & _finite(value, at)
+    rises = np.asarray((value > climb.value[active]) & _finite(value, at))
     climb.move(active[rises], point[rises], _take(at, rises), value[rises])
     eased = climb.damping[active[rises]] / 4
     climb.damping[active[rises]] = np.where(eased < 0.05, 0, eased)
+    return rises
 
-    failed, start, newton = active[~rises], start[~rises], newton[~rises]
-    if not len(failed):
-        return
-    points = start[:, None] + _SHORTER_STEPS[:, None] * newton[:, None]  # [n, 3, A]
-    found = yield from values(failed, points)
-    found = np.nan_to_num(joint(found, points), nan=-np.inf)
+
+@_quietly
+def _choose_shorter_steps(
+    climb: _Climb, failed: NDArray[np.intp], points: Array, log_likelihood: Array
+) -> tuple[NDArray[np.intp], Array]:
+    """Of points [n, 3, A] the best, for those images where it rises; the others are damped more."""
+    found = np.nan_to_num(joint(log_likelihood, points), nan=-np.inf)
     best = found.argmax(axis=1)
-    value = found[np.arange(len(failed)), best]
-    rises = value > climb.value[failed]
+    rises = found[np.arange(len(failed)), best] > climb.value[failed]
     climb.damping[failed] = np.where(
         rises, np.maximum(2 * climb.damping[failed], 1), np.maximum(10 * climb.damping[failed], 5)
     )
     climb.secant[failed[~rises]] = 0
-    shorter, point = failed[rises], points[rises, best[rises]]
-    if len(shorter):
-        at = yield from evaluate(shorter, point)
-        fine = _finite(at.value, at)
-        climb.move(shorter[fine], point[fine], _take(at, fine), joint(at.value, point)[fine])
+    return failed[rises], points[rises, best[rises]]
 
 
-def positive_definite(matrix: Array) -> Array:
-    """Raise every eigenvalue below MIN_PRECISION to it: [n, A, A] → [n, A, A]; a matrix without any keeps its bits."""
-    try:
-        np.linalg.cholesky(matrix - MIN_PRECISION * np.eye(matrix.shape[-1]))
-    except np.linalg.LinAlgError:
-        eigenvalues, vectors = np.linalg.eigh(matrix)
-        raised = (vectors * np.maximum(eigenvalues, MIN_PRECISION)[:, None]) @ vectors.transpose(0, 2, 1)
-        low = np.asarray((eigenvalues < MIN_PRECISION).any(axis=1))
-        return np.where(low[:, None, None], raised, matrix)
-    return matrix
+@_quietly
+def _take_shorter_steps(climb: _Climb, shorter: NDArray[np.intp], point: Array, at: Evaluation) -> None:
+    fine = _finite(at.value, at)
+    climb.move(shorter[fine], point[fine], _take(at, fine), joint(at.value, point)[fine])
+
+
+@_quietly
+def _end(climb: _Climb) -> Modes:
+    return Modes(
+        mode=climb.point + climb.last_step,
+        value=climb.value + climb.last_gain,
+        precision=_final_precision(climb, climb.finite),
+        converged=climb.converged,
+        usable=climb.finite,
+        num_steps=climb.num_steps,
+    )
 
 
 def _final_precision(climb: _Climb, finite: NDArray[np.bool_]) -> Array:
@@ -232,24 +265,3 @@ def _finite(value: Array, at: Evaluation) -> NDArray[np.bool_]:
 
 def _take(at: Evaluation, rows: NDArray[np.bool_]) -> Evaluation:
     return Evaluation(at.value[rows], at.gradient[rows], at.information[rows])
-
-
-# Products are written so that an image's digits are the same in a batch of any size; einsum's are not.
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return np.asarray((a * b).sum(axis=-1))
-
-
-def times(matrix: Array, vector: Array) -> Array:
-    """Matrices [n, m, A] by vectors [n, A] → [n, m]."""
-    return np.asarray((matrix @ vector[..., None])[..., 0])
-
-
-def _outer(a: Array, b: Array) -> Array:
-    return a[:, :, None] * b[:, None, :]
-
-
-def solve(matrix: Array, vector: Array) -> Array:
-    """What the matrices [n, A, A] take to the vectors [n, A] → [n, A]."""
-    return np.asarray(np.linalg.solve(matrix, vector[..., None])[..., 0])

@@ -7,24 +7,27 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.blocks import BlockSizes
 from service.engine.chunks import Chunks
 from service.engine.estimate import LogLikelihood, estimate, evidence_lower_bound
 from service.engine.laplace import SHARES, Mixture, mixture
+from service.engine.matrices import Array
 from service.engine.proposal import DiagonalGaussian
 from service.engine.sampling import Floats, Sampler, balanced, part_of
 from service.engine.search import Search
 
 Indices = NDArray[np.intp]
-_BLOCK_IMAGES = 256
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
+_BLOCK_WEIGHTS = 2**25
+"""Log weights held at once; bounds memory where samples are many."""
 
 
 @dataclass(frozen=True)
 class _Plan:
     """How a block of images is sampled, and what was found out before."""
 
-    draw: Callable[[Indices, int, int], Chunks[tuple[Floats, Floats]]]
+    draw: Callable[[Indices, int, int], Chunks[tuple[Array, Array]]]
     """Images by index, first and last sample → log weights of the proposal, and of the encoder, for the ELBO."""
     proposal: NDArray[np.str_]
     """The proposal really used, image by image."""
@@ -48,13 +51,16 @@ class Estimator:
     """Estimates log P(x) with one model's sampler.
 
     Args:
+        num_pixels: C·H·W.
         max_steps: tries after which an image's climb to its posterior's mode ends, converged or not.
+        blocks: how many images to compute with at once.
     """
 
-    def __init__(self, sampler: Sampler, *, num_pixels: int, max_steps: int) -> None:
+    def __init__(self, sampler: Sampler, *, num_pixels: int, max_steps: int, blocks: BlockSizes) -> None:
         self._sampler = sampler
         self._num_pixels = num_pixels
-        self._search = Search(sampler, max_steps=max_steps)
+        self._search = Search(sampler, max_steps=max_steps, block_images=blocks.contested)
+        self._block_images = blocks.images
 
     def infer(
         self,
@@ -70,13 +76,13 @@ class Estimator:
     ) -> Chunks[Inference]:
         """Prepared images [B, P] and their q(z|x) → estimates [B], see `Model.log_likelihood`, and draws [B, R, D]."""
         latent_dim = posterior.mean.shape[1]
-        size = max(1, min(_BLOCK_IMAGES, _BLOCK_NUMBERS // latent_dim**2))
+        limit = num_samples if max_std_error is None else max(num_samples, max_num_samples)
+        size = max(1, min(self._block_images, _BLOCK_NUMBERS // latent_dim**2, _BLOCK_WEIGHTS // limit))
         records, latents = [], []
         for first in range(0, max(1, len(x)), size):
             images = slice(first, first + size)
             block = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
             plan = yield from self._plan(proposal, x[images], block, seed)
-            limit = num_samples if max_std_error is None else max(num_samples, max_num_samples)
             record, drawn = yield from self._sample(
                 plan, len(x[images]), num_samples, limit, max_std_error, num_draws=num_draws
             )
@@ -97,7 +103,7 @@ class Estimator:
         """Sample until every image is done; one that is not doubles its samples. With R resampled of each: [B, R]."""
         records, draws, order = [], [], []
         pending = np.arange(num_images)
-        log_weight = np.empty((num_images, 0), np.float32)  # [B, K]
+        log_weight = np.empty((num_images, 0))  # [B, K]
         encoder_log_weight = log_weight
         while True:
             start, stop = log_weight.shape[1], min(max(num_samples, 2 * log_weight.shape[1]), limit)
@@ -124,15 +130,15 @@ class Estimator:
     def _plan(self, proposal: str, x: Floats, posterior: DiagonalGaussian, seed: int) -> Chunks[_Plan]:
         sampler, every = self._sampler, np.ones(len(x), np.bool_)
 
-        def by(gaussian: DiagonalGaussian, images: Indices, start: int, stop: int) -> Chunks[Floats]:
+        def by(gaussian: DiagonalGaussian, images: Indices, start: int, stop: int) -> Chunks[Array]:
             part = DiagonalGaussian(gaussian.mean[images], gaussian.log_var[images])
             return sampler.log_weights(x[images], part, seed=seed, start=start, stop=stop)
 
-        def draw_encoder(images: Indices, start: int, stop: int) -> Chunks[tuple[Floats, Floats]]:
+        def draw_encoder(images: Indices, start: int, stop: int) -> Chunks[tuple[Array, Array]]:
             log_weight = yield from by(posterior, images, start, stop)
             return log_weight, log_weight
 
-        def draw_prior(images: Indices, start: int, stop: int) -> Chunks[tuple[Floats, Floats]]:
+        def draw_prior(images: Indices, start: int, stop: int) -> Chunks[tuple[Array, Array]]:
             log_weight = yield from by(DiagonalGaussian(zeros, zeros), images, start, stop)
             return log_weight, (yield from by(posterior, images, start, stop))
 
@@ -152,7 +158,7 @@ class Estimator:
         around: Mixture = mixture(gaussians, modes.usable, posterior)
         encoder_part = len(SHARES) - 1
 
-        def draw_mixture(images: Indices, start: int, stop: int) -> Chunks[tuple[Floats, Floats]]:
+        def draw_mixture(images: Indices, start: int, stop: int) -> Chunks[tuple[Array, Array]]:
             part = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
             by_mixture, by_encoder = yield from sampler.mixture_log_weights(
                 x[images], part, around.take(images), seed=seed, start=start, stop=stop
@@ -167,18 +173,18 @@ class Estimator:
         return _Plan(draw_mixture, used, mixture_latents, modes.converged | ~modes.usable, mixture=True)
 
 
-def resample(log_weight: Floats, num_draws: int) -> Indices:
+def resample(log_weight: Array, num_draws: int) -> Indices:
     """Samples by index, each as often as its weight asks for: log weights [B, K] → [B, R], draws from the posterior.
 
     Systematic resampling from the middle of the first stratum (Carpenter, Clifford, Fearnhead 1999), so that nothing is
     left to chance. A weight that is not a number counts as zero.
 
-    >>> resample(np.log(np.array([[1, 4, 3]], np.float32)), 8).tolist()
+    >>> resample(np.log([[1.0, 4.0, 3.0]]), 8).tolist()
     [[0, 1, 1, 1, 1, 2, 2, 2]]
     """
     if not num_draws:
         return np.empty((len(log_weight), 0), np.intp)
-    finite = np.nan_to_num(log_weight.astype(np.float64), nan=-np.inf, posinf=np.inf)
+    finite = np.nan_to_num(log_weight, nan=-np.inf, posinf=np.inf)
     highest = finite.max(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         weight = np.nan_to_num(np.exp(finite - np.where(np.isfinite(highest), highest, 0)), posinf=0)

@@ -22,6 +22,8 @@ HALF_PRECISIONS, LOG_DETS = PREFIX + "half_precisions", PREFIX + "log_dets"
 LOG_WEIGHT, ENCODER_LOG_WEIGHT = PREFIX + "log_weight", PREFIX + "encoder_log_weight"
 LOG_LIKELIHOOD, GRADIENT, INFORMATION = (PREFIX + n for n in ("log_likelihood", "gradient", "information"))
 
+_WIDE = (LOG_WEIGHT, ENCODER_LOG_WEIGHT, LOG_LIKELIHOOD, GRADIENT)
+
 DIFFERENCE_STEP = 0.005
 """Step h of forward differences, in latent units: small beside a posterior's width, large beside float32's rounding."""
 
@@ -31,7 +33,7 @@ class DecoderGraphs:
 
     Every graph takes `x` [B, 1, P] float32, and `shape`, the three int64 numbers (B, K, P) of what it decodes. They
     are an input because a graph that asked its tensors for their shape would run those nodes on the CPU, whatever the
-    execution provider.
+    execution provider. Outputs are float64, but for the information, which is float32.
     """
 
     def __init__(self, decoder: ModelProto, likelihood: Likelihood, description: Description) -> None:
@@ -57,7 +59,9 @@ class DecoderGraphs:
         log_likelihood = self._likelihood.fragment(builder, X, parameters, self._num_pixels)  # [B, K]
         squares = builder.add("Add", builder.add("Mul", NOISE, NOISE), LOG_VAR)  # [B, K, D]
         squares = builder.add("Sub", squares, builder.add("Mul", latents, latents))
-        log_ratio = builder.add("Mul", builder.sum_last(squares), half)  # [B, K]
+        log_ratio = builder.add(
+            "Mul", builder.sum_last(squares, self._latent_dim), builder.constant(np.float64(0.5))
+        )  # [B, K]
         builder.add("Add", log_likelihood, log_ratio, output=LOG_WEIGHT)
         inputs: dict[str, Shape] = {MEAN: self._row, LOG_VAR: self._row, NOISE: ["N", "K", self._latent_dim]}
         return self._assemble(builder, inputs, {LOG_WEIGHT: ["B", "K"]})
@@ -97,16 +101,20 @@ class DecoderGraphs:
 
         # Of each Gaussian's log density, what is left without −D/2·log(2π), which all of them and the prior share.
         standard = builder.add("Div", builder.add("Sub", latents, MEAN), scale)
-        log_encoder = builder.add("Sub", self._minus_half_square(builder, standard), builder.sum_last(half_log_var))
+        log_encoder = builder.add(
+            "Sub", self._minus_half_square(builder, standard), builder.sum_last(half_log_var, self._latent_dim)
+        )  # [B, K], float64
         axes = builder.add("MatMul", builder.add("Sub", latents, MODE), BASIS)  # [B, K, D]
         squares = builder.add("MatMul", builder.add("Mul", axes, axes), HALF_PRECISIONS)  # [B, K, J]
         log_parts = builder.add("Neg", builder.add("Add", squares, LOG_DETS))
         last = builder.constant(np.array([-1], np.int64))
-        densities = builder.add("Concat", log_parts, builder.add("Unsqueeze", log_encoder, last), axis=-1)
+        densities = builder.add(
+            "Concat", log_parts, builder.add("Unsqueeze", builder.float(log_encoder), last), axis=-1
+        )
         weighted = builder.add("Add", densities, builder.constant(np.log(np.array(shares, np.float32))))
         log_mixture = builder.add("ReduceLogSumExp", weighted, last, keepdims=0)  # [B, K]
         log_joint = builder.add("Add", log_likelihood, self._minus_half_square(builder, latents))
-        builder.add("Sub", log_joint, log_mixture, output=LOG_WEIGHT)
+        builder.add("Sub", log_joint, builder.double(log_mixture), output=LOG_WEIGHT)
         builder.add("Sub", log_joint, log_encoder, output=ENCODER_LOG_WEIGHT)
         inputs: dict[str, Shape] = dict.fromkeys((MEAN, LOG_VAR, MODE), self._row)
         inputs |= {BASIS: ["B", self._latent_dim, self._latent_dim], SCALES: ["B", count, self._latent_dim]}
@@ -140,7 +148,8 @@ class DecoderGraphs:
             jacobians[name] = builder.add("Mul", builder.add("Sub", moved, base[name]), inverse_step)
         curvature = self._likelihood.curvature(builder, X, base)
         gradients = [  # [B, A] each
-            builder.sum_last(builder.add("Mul", jacobians[name], score)) for name, score in curvature.score.items()
+            builder.sum_pixels(builder.add("Mul", jacobians[name], score), self._num_pixels)
+            for name, score in curvature.score.items()
         ]
         informations = []  # [B, A, A] each
         for (name, other), information in curvature.information.items():
@@ -170,10 +179,9 @@ class DecoderGraphs:
         return {name: builder.add("Reshape", name, SHAPE) for name in self._likelihood.outputs}
 
     def _minus_half_square(self, builder: GraphBuilder, tensor: str) -> str:
-        """−½·Σ t² over the last axis: [B, K, D] → [B, K]."""
-        return builder.add(
-            "Mul", builder.sum_last(builder.add("Mul", tensor, tensor)), builder.constant(np.float32(-0.5))
-        )
+        """−½·Σ t² over the last axis: [B, K, D] → [B, K], float64."""
+        squares = builder.sum_last(builder.add("Mul", tensor, tensor), self._latent_dim)
+        return builder.add("Mul", squares, builder.constant(np.float64(-0.5)))
 
     def _assemble(
         self,
@@ -181,18 +189,20 @@ class DecoderGraphs:
         inputs: Mapping[str, Shape],
         outputs: Mapping[str, Shape],
     ) -> bytes:
-        def tensors(shapes: Mapping[str, Shape]) -> list[ValueInfoProto]:
-            return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+        def tensors(shapes: Mapping[str, Shape], types: Mapping[str, int]) -> list[ValueInfoProto]:
+            float32 = TensorProto.FLOAT
+            return [
+                helper.make_tensor_value_info(name, types.get(name, float32), dims) for name, dims in shapes.items()
+            ]
 
         decoder = self._decoder
         graph = helper.make_graph(
             builder.nodes,
             "logpx",
             inputs=[
-                *tensors({X: ["B", 1, self._num_pixels], **inputs}),
-                helper.make_tensor_value_info(SHAPE, TensorProto.INT64, [3]),
+                *tensors({X: ["B", 1, self._num_pixels], **inputs, SHAPE: [3]}, {SHAPE: TensorProto.INT64}),
             ],
-            outputs=tensors(outputs),
+            outputs=tensors(outputs, dict.fromkeys(_WIDE, TensorProto.DOUBLE)),
             initializer=[*decoder.graph.initializer, *builder.constants],
             sparse_initializer=decoder.graph.sparse_initializer,
         )

@@ -16,14 +16,15 @@ encoder misses it too, the estimate is low and nothing shows it.
 Everything here is NumPy in float64 on small matrices; the decoder is behind `values`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.chunks import Chunks
-from service.engine.climb import MIN_PRECISION, Array, Modes, Values, joint, positive_definite, solve, times
+from service.engine.climb import Array, Modes, Values, joint
+from service.engine.matrices import MIN_PRECISION, dot, positive_definite, solve, times
 from service.engine.proposal import DiagonalGaussian
 
 WIDTHS = (1.0, 1.4, 2.0)
@@ -41,6 +42,13 @@ _TOLD = 0.05
 """Where a dimension's row of the precision is nowhere further than this from the prior's, the image tells not of it."""
 _MAX_MEASURED = 128
 """Dimensions in which the Hessian is measured, at most; more of them keep what the climb gave."""
+_MAX_FALL = 25.0
+"""Nats beyond a Gaussian's by which log p(x, z) may fall within a standard deviation of where a climb was cut short."""
+_MAX_NARROWING = 1e6
+_MAX_SHIFT = 2.0
+"""Standard deviations an axis, in the root mean square, by which the centre of such a Gaussian may move."""
+_GROUP_NUMBERS = 2**22
+"""Coordinates of the points at which Hessians are measured together; bounds memory."""
 _SHIFT = 0.4
 """How far, in standard deviations along an axis, a mean is expected to lie from its mode."""
 _TEMPER = 0.3
@@ -91,23 +99,58 @@ class _Screening:
     """From the centre to the mean, [n, A]."""
     misfit: Array
     """How far values depart from a Gaussian's, from one another or from the centre's, apart from a slope: [n], nats."""
+    fall: Array
+    """By how much values lie below the centre's, in the median: [n], nats. A Gaussian's lie A/2 below."""
 
 
 def approximate(modes: Modes, values: Values) -> Chunks[Gaussians]:
-    """The Gaussian nearest to each posterior: modes in A dimensions → Gaussians in A dimensions."""
+    """The Gaussian nearest to each posterior: modes in A dimensions → Gaussians in A dimensions.
+
+    Where a climb was cut short, slope and curvature are not those of a mode, and samples drawn by them may lie
+    thousands of nats below the point reached. There the Gaussian stays around that point if its centre would move by
+    more than two standard deviations an axis, and is made narrower if a standard deviation costs far more than it
+    should.
+    """
     images = np.arange(len(modes.mode))
     gaussians = Gaussians.around(modes.mode, modes.precision)
     screening = yield from _screen(images, gaussians, modes.value, values)
-    centre, precisions, axes = modes.mode + screening.shift, gaussians.precisions.copy(), gaussians.axes.copy()
-    for image in np.flatnonzero(modes.usable & (screening.misfit > MAX_MISFIT)):
-        one = images[image : image + 1]
-        precision = yield from _measured_precision(one, gaussians.take(one), values)
-        measured = Gaussians.around(modes.mode[one], precision)
-        again = yield from _screen(one, measured, modes.value[one], values)
-        if again.misfit[0] < screening.misfit[image]:
-            centre[one] = modes.mode[one] + again.shift
-            precisions[one], axes[one] = measured.precisions, measured.axes
-    return Gaussians(centre, precisions, axes)
+    shift, misfit, fall = screening.shift, screening.misfit, screening.fall
+    precisions, axes = gaussians.precisions.copy(), gaussians.axes.copy()
+    for some, chosen in _to_measure(np.flatnonzero(modes.usable & (misfit > MAX_MISFIT)), gaussians):
+        precision = yield from _measured_precision(some, gaussians.take(some), chosen, values)
+        measured = Gaussians.around(modes.mode[some], precision)
+        again = yield from _screen(some, measured, modes.value[some], values)
+        better = again.misfit < misfit[some]
+        found = some[better]
+        shift[found], misfit[found], fall[found] = again.shift[better], again.misfit[better], again.fall[better]
+        precisions[found], axes[found] = measured.precisions[better], measured.axes[better]
+    expected = modes.mode.shape[1] / 2
+    unfinished = modes.usable & ~modes.converged
+    wide = unfinished & (fall > expected + _MAX_FALL)
+    precisions[wide] *= np.minimum(fall[wide] / expected, _MAX_NARROWING)[:, None]
+    turned = times(axes.transpose(0, 2, 1), shift)  # along the axes
+    shift[wide | (unfinished & (dot(turned, precisions * turned) > _MAX_SHIFT**2 * 2 * expected))] = 0
+    return Gaussians(modes.mode + shift, precisions, axes)
+
+
+def _to_measure(images: NDArray[np.intp], gaussians: Gaussians) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Cut images into groups whose Hessians are measured together, each with the dimensions to measure: [n], [n, C].
+
+    Those of a group have one number C of dimensions, and so one design; a group has at most `_GROUP_NUMBERS`
+    coordinates of points.
+    """
+    precision = gaussians.take(images).function(gaussians.precisions[images])
+    dimensions = precision.shape[-1]
+    told = np.abs(precision - np.eye(dimensions)).max(axis=2)  # [n, A]
+    counts = np.minimum((told > _TOLD).sum(axis=1), _MAX_MEASURED)
+    ranked = np.argsort(-told, axis=1, kind="stable")
+    for count in np.unique(counts):
+        group = np.flatnonzero(counts == count)
+        rows = 1 + 2 * count + count * (count - 1) // 2
+        size = max(1, _GROUP_NUMBERS // (int(rows) * dimensions))
+        for first in range(0, len(group), size):
+            some = group[first : first + size]
+            yield images[some], np.sort(ranked[some, :count], axis=1)
 
 
 def _screen(images: NDArray[np.intp], gaussians: Gaussians, centre_value: Array, values: Values) -> Chunks[_Screening]:
@@ -130,7 +173,7 @@ def _screen(images: NDArray[np.intp], gaussians: Gaussians, centre_value: Array,
     level = _quantile(even, 0.5)
     spread = 1.4826 * _quantile(np.abs(even - level[:, None]), 0.5)  # a normal distribution's deviation
     misfit = np.maximum(spread, np.abs(level + dimensions / 2))
-    return _Screening(times(root, _slope(even, odd, signs, gaussians)), misfit)
+    return _Screening(times(root, _slope(even, odd, signs, gaussians)), misfit, -level)
 
 
 def _slope(even: Array, odd: Array, signs: Array, gaussians: Gaussians) -> Array:
@@ -156,30 +199,44 @@ def _quantile(rows: Array, share: float) -> Array:
     return np.asarray((1 - part) * ascending[:, low] + part * ascending[:, low + 1])
 
 
-def _measured_precision(image: NDArray[np.intp], gaussian: Gaussians, values: Values) -> Chunks[Array]:
-    """Minus the Hessian of log p(x, z) at the centre, in the dimensions that the image tells of: [1, A, A].
+def _measured_precision(
+    images: NDArray[np.intp], gaussians: Gaussians, chosen: NDArray[np.intp], values: Values
+) -> Chunks[Array]:
+    """Minus the Hessian of log p(x, z) at the centre, measured in the dimensions chosen [n, C]: [n, A, A].
 
-    By second differences one standard deviation wide: 1 + 2·A + A·(A − 1)/2 decoder rows in A dimensions.
+    By second differences one standard deviation wide: 1 + 2·C + C·(C − 1)/2 decoder rows an image.
     """
-    precision = gaussian.function(gaussian.precisions)[0]
-    told = np.abs(precision - np.eye(len(precision))).max(axis=1)
-    chosen = np.sort(np.argsort(-told, kind="stable")[: min(int((told > _TOLD).sum()), _MAX_MEASURED)])
-    count = len(chosen)
-    block = Gaussians.around(gaussian.centre[:, chosen], precision[None, chosen[:, None], chosen])
+    precision = gaussians.function(gaussians.precisions)
+    count = chosen.shape[1]
+    every = np.arange(len(images))[:, None]
+    rows, columns = chosen[:, :, None], chosen[:, None, :]  # of the block that is measured, [n, C, C]
+    block = Gaussians.around(gaussians.centre[every, chosen], precision[every[..., None], rows, columns])
     first, second = np.triu_indices(count, 1)
     unit = np.eye(count)
     coordinates = np.concatenate([np.zeros((1, count)), unit, -unit, unit[first] + unit[second]])
-    points = np.repeat(gaussian.centre[:, None], len(coordinates), axis=1)
-    points[..., chosen] += coordinates @ block.function(1 / np.sqrt(block.precisions))
-    found = joint((yield from values(image, points)), points)[0]
-    here, up, down, both = found[0], found[1 : count + 1], found[count + 1 : 2 * count + 1], found[2 * count + 1 :]
-    hessian = np.zeros((count, count))
-    hessian[first, second] = hessian[second, first] = both - up[first] - up[second] + here
-    np.fill_diagonal(hessian, up + down - 2 * here)
-    if np.isfinite(hessian).all():
-        scale = block.function(np.sqrt(block.precisions))[0]
-        precision[chosen[:, None], chosen] = scale @ -hessian @ scale
-    return positive_definite(precision[None])
+    points = np.repeat(gaussians.centre[:, None], len(coordinates), axis=1)  # [n, m, A]
+    points[every[..., None], np.arange(len(coordinates))[:, None], chosen[:, None]] += coordinates @ block.function(
+        1 / np.sqrt(block.precisions)
+    )
+    found = joint((yield from values(images, points)), points)  # [n, m]
+    hessian = _second_differences(found, count)
+    finite = np.isfinite(hessian).all(axis=(1, 2))
+    scale = block.function(np.sqrt(block.precisions))
+    measured = scale @ np.where(finite[:, None, None], -hessian, 0) @ scale
+    precision[every[finite][..., None], rows[finite], columns[finite]] = measured[finite]
+    return positive_definite(precision)
+
+
+@np.errstate(invalid="ignore")  # ∞ − ∞
+def _second_differences(found: Array, count: int) -> Array:
+    """Values [n, m] at a centre, one step up and down along each of C axes, and up along each pair → [n, C, C]."""
+    here, up, down = found[:, :1], found[:, 1 : count + 1], found[:, count + 1 : 2 * count + 1]
+    first, second = np.triu_indices(count, 1)
+    hessian = np.zeros((len(found), count, count))
+    both = found[:, 2 * count + 1 :] - up[:, first] - up[:, second] + here
+    hessian[:, first, second] = hessian[:, second, first] = both
+    hessian[:, np.arange(count), np.arange(count)] = up + down - 2 * here
+    return hessian
 
 
 def hadamard(num_rows: int, num_columns: int) -> Array:

@@ -33,6 +33,7 @@ from service.engine.proposal import (
 from service.engine.runtime import RUNTIME_ERRORS, Runtime
 from service.engine.sampling import Sampler
 from service.engine.statistics import Statistics, divergence
+from service.engine.verification import verify_decoder, verify_encoder
 
 DEFAULT_MAX_STEPS = 100
 
@@ -57,7 +58,8 @@ class Model:
         runtime: where they run.
         calibration: scores of held-out training images; without them there are no anomaly scores.
         folder: where the files came from, for error messages.
-        chunk_rows: decoder rows (images × samples) of one run; bounds memory and how long others wait.
+        chunk_rows: decoder rows (images × samples) of one run; bounds memory and how long others wait. None: what suits
+            the runtime's device and the size of the images.
         max_steps: tries after which an image's climb to its posterior's mode ends; see laplace.py.
 
     Raises:
@@ -73,12 +75,12 @@ class Model:
         runtime: Runtime,
         calibration: Mapping[str, NDArray[np.float64]] | None = None,
         folder: Path = Path(),
-        chunk_rows: int = 512,
+        chunk_rows: int | None = None,
         max_steps: int = DEFAULT_MAX_STEPS,
     ) -> None:
         self.description = description
         self.provider = runtime.provider
-        self._chunk_rows = chunk_rows
+        self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(description.image.size)
         self._detector = None if calibration is None else Detector(calibration)
         self._likelihood = likelihood_of(description.likelihood)
         self._preparation = Preparation(description.preparation, description.image, self._likelihood.levels)
@@ -89,6 +91,10 @@ class Model:
         self._encoder = runtime.open(encoder, folder / ENCODER)
         self._decoder = runtime.open(decoder, folder / DECODER)
         self._try_out(folder)
+        with _blaming(folder):
+            noise = np.random.default_rng(DEFAULT_SEED).random((2, *chw), np.float32)
+            verify_encoder(runtime, encoder, self._encoder, self._preparation.prepare(noise), folder / ENCODER)
+            verify_decoder(runtime, decoder, self._decoder, description.latent_dim, folder / DECODER)
         with _blaming(folder / DECODER):
             self._sampler = Sampler(
                 decoder_graph,
@@ -97,9 +103,11 @@ class Model:
                 description,
                 runtime=runtime,
                 file=folder / DECODER,
-                chunk_rows=chunk_rows,
+                chunk_rows=self._chunk_rows,
             )
-            self._estimator = Estimator(self._sampler, num_pixels=description.image.size, max_steps=max_steps)
+            self._estimator = Estimator(
+                self._sampler, num_pixels=description.image.size, max_steps=max_steps, blocks=runtime.blocks
+            )
             for proposal in PROPOSALS:
                 complete(self.log_likelihood(np.zeros((2, *chw), np.float32), proposal=proposal, num_samples=4))
         if calibration is not None and description.calibration.proposal not in PROPOSALS:
@@ -108,7 +116,7 @@ class Model:
 
     @classmethod
     def open(
-        cls, stored: StoredModel, *, runtime: Runtime, chunk_rows: int = 512, max_steps: int = DEFAULT_MAX_STEPS
+        cls, stored: StoredModel, *, runtime: Runtime, chunk_rows: int | None = None, max_steps: int = DEFAULT_MAX_STEPS
     ) -> "Model":
         """Load one version of the store."""
         return cls(

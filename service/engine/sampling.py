@@ -16,6 +16,7 @@ from service.engine.laplace import PATTERN, SHARES, Mixture
 from service.engine.likelihood import Likelihood
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, NoiseCache, standard_normal
 from service.engine.runtime import Runtime, Session
+from service.engine.verification import CURVATURE_TOLERANCE
 
 Floats = NDArray[np.float32]
 
@@ -58,10 +59,15 @@ class Sampler:
         """The latent dimensions that the decoder takes notice of for familiar images, [A]; see `_used_dimensions`."""
         if len(self.familiar_dimensions) < len(every):
             self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file)
+        inputs = {
+            **self._rows(np.full((2, self._num_pixels), 0.5, np.float32), description.latent_dim + 1),
+            graphs.LATENTS: standard_normal(2, description.latent_dim, seed=DEFAULT_SEED)[:, None],
+        }
+        runtime.verify(written.curvature(every), self._curvature, inputs, file, tolerance=CURVATURE_TOLERANCE)
 
-    def log_weights(self, x: Floats, gaussian: DiagonalGaussian, *, seed: int, start: int, stop: int) -> Chunks[Floats]:
+    def log_weights(self, x: Floats, gaussian: DiagonalGaussian, *, seed: int, start: int, stop: int) -> Chunks[Array]:
         """Log weights under the Gaussian, of noise rows start to stop: x [B, P] → [B, stop − start]."""
-        log_weight = np.empty((len(x), stop - start), np.float32)
+        log_weight = np.empty((len(x), stop - start))
         for images, samples in self._tiles(len(x), start, stop):
             inputs = {
                 **self._rows(x[images], samples.stop - samples.start),
@@ -75,9 +81,9 @@ class Sampler:
 
     def mixture_log_weights(
         self, x: Floats, encoder: DiagonalGaussian, mixture: Mixture, *, seed: int, start: int, stop: int
-    ) -> Chunks[tuple[Floats, Floats]]:
+    ) -> Chunks[tuple[Array, Array]]:
         """Log weights under the whole mixture and under its encoder part: x [B, P] → twice [B, stop − start]."""
-        by_mixture = np.empty((len(x), stop - start), np.float32)
+        by_mixture = np.empty((len(x), stop - start))
         by_encoder = np.empty_like(by_mixture)
         half_precisions = (0.5 / mixture.scales**2).transpose(0, 2, 1)  # [B, D, J]
         log_dets = np.log(mixture.scales).sum(axis=2)[:, None]  # [B, 1, J]
@@ -137,6 +143,9 @@ class Sampler:
         drawn = standard_normal(int(samples.max(initial=0)) + 1, self.latent_dim, seed=seed)
         return drawn[samples]
 
+    @np.errstate(
+        over="ignore"
+    )  # a step may lead anywhere; what float32 cannot hold has no finite value, and is refused
     def _embed(self, points: Array) -> Floats:
         """Points [..., A] or [..., D] as latents [..., D], zero in the dimensions left out."""
         if points.shape[-1] == self.latent_dim:
@@ -181,7 +190,7 @@ def part_of(samples: NDArray[np.intp]) -> NDArray[np.intp]:
     return np.asarray(PATTERN)[samples % len(PATTERN)]
 
 
-def balanced(log_weight: Floats) -> Floats:
+def balanced(log_weight: Array) -> Array:
     """Mixture log weights [B, K] so that their plain mean is unbiased whatever K is.
 
     The mixture's density has its shares exactly; the K samples have them only roughly. Each part's mean counts with its
@@ -190,8 +199,7 @@ def balanced(log_weight: Floats) -> Floats:
     num_samples = log_weight.shape[1]
     part = part_of(np.arange(num_samples))
     balance = np.array(SHARES) * num_samples / np.bincount(part, minlength=len(SHARES))
-    shift: Floats = np.log(balance[part]).astype(np.float32)
-    return log_weight + shift
+    return np.asarray(log_weight + np.log(balance[part]))
 
 
 def _shift(samples: slice, start: int) -> slice:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.chunks import Chunks
-from service.engine.climb import TOLERANCE, Array, Evaluate, Modes, Values, find_modes, times
+from service.engine.climb import TOLERANCE, Array, Evaluate, Modes, Values, find_modes
 from service.engine.laplace import Gaussians, approximate
+from service.engine.matrices import times
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, standard_normal
 from service.engine.sampling import Floats, Sampler
 
@@ -25,7 +26,6 @@ _ROUND = 16
 """Tries after which the worse half of the rivals gives up; the others get as many again."""
 _SAME_MODE = 4.0
 """Squared distance, in standard deviations, below which two climbs ended at the same mode."""
-_BLOCK_IMAGES = 32
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
 
@@ -35,10 +35,12 @@ class Search:
 
     Args:
         max_steps: tries after which a climb ends, converged or not.
+        block_images: images for whose modes climbs compete at once.
     """
 
-    def __init__(self, sampler: Sampler, *, max_steps: int) -> None:
+    def __init__(self, sampler: Sampler, *, max_steps: int, block_images: int) -> None:
         self._sampler = sampler
+        self._block_images = block_images
         self._max_steps = max_steps
 
     def fit(self, x: Floats, encoder: DiagonalGaussian) -> Chunks[tuple[Modes, Gaussians]]:
@@ -56,7 +58,7 @@ class Search:
         fitted = yield from approximate(reached.take(familiar), self._values(x[familiar]))
         found = [reached.take(familiar).spread(dimensions, latent_dim)]
         gaussians = [fitted.spread(dimensions, latent_dim)]
-        size = max(1, min(_BLOCK_IMAGES, _BLOCK_NUMBERS // (_RIVALS * latent_dim**2)))
+        size = max(1, min(self._block_images, _BLOCK_NUMBERS // (_RIVALS * latent_dim**2)))
         for first in range(0, len(strange), size):
             images = strange[first : first + size]
             modes = yield from self._compete(x[images], reached.take(images))
@@ -90,7 +92,9 @@ class Search:
         value = np.where(rivals.usable, rivals.value, -np.inf).reshape(-1, _RIVALS)
         best = np.argsort(-value, axis=1, kind="stable")[:, :2] + _RIVALS * np.arange(len(x))[:, None]  # [n, 2]
         finalists = rivals.take(best.ravel()).spread(dimensions, latent_dim)
-        further = yield from self._climb(np.repeat(x, 2, axis=0), finalists.mode, max(0, left - 2 * _ROUND))
+        further = finalists
+        if left > 2 * _ROUND:
+            further = yield from self._climb(np.repeat(x, 2, axis=0), finalists.mode, left - 2 * _ROUND)
         winner = np.argmax(np.nan_to_num(further.value, nan=-np.inf).reshape(-1, 2), axis=1) + 2 * np.arange(len(x))
         won, other = further.take(winner), further.take(winner ^ 1)
         apart = won.mode - other.mode

@@ -9,7 +9,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from service.engine.blocks import CPU_BLOCKS
 from service.engine.model import Model
+from service.engine.runtime import DeviceLostError
 from service.web.errors import LimitError, NotReadyError
 from service.web.metrics import Metrics
 from service.web.rate import Meter
@@ -37,7 +39,8 @@ class Backend:
             max_rows=settings.max_queued_rows,
             max_rows_each=settings.max_rows,
             max_jobs=settings.max_queued_requests,
-            batch_rows=settings.chunk_rows,
+            batch_rows=settings.chunk_rows or CPU_BLOCKS.rows,
+            fatal=DeviceLostError,
             on_death=self._died,
         )
         # Finding a counter by its labels takes as long as counting.
@@ -55,6 +58,7 @@ class Backend:
         Raises: as `Registry.load`.
         """
         await self.registry.load()
+        self._scheduler.batch_rows = self.registry.batch_rows or CPU_BLOCKS.rows
         if self.state == "starting":  # a signal may have come meanwhile
             self.state = "ready"
 
@@ -140,5 +144,5 @@ class Backend:
 
     def _died(self) -> None:
         """Nothing can be computed any more: the process should end, so that another takes its place."""
-        _log.error("the inference thread has died")
+        _log.error("the inference thread has died", reason=str(self._scheduler.fatal_error or "unknown"))
         self._on_failure()

@@ -29,6 +29,7 @@ from starlette.requests import ClientDisconnect
 from model_store import InvalidArtifactError, ModelNotFoundError, StoreError
 from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
 from service.engine.proposal import TooFewSamplesError, UnknownProposalError
+from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
 from service.web.scheduler import DeadlineError, QueueFullError, StoppedError
 
 PROBLEM_JSON = "application/problem+json"
@@ -145,8 +146,12 @@ KINDS: Mapping[type[Exception], Kind] = {
     QueueFullError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "queue-full", "No room in the queue"),
     TooManyLoadsError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "too-many-loads", "Versions are loaded too often"),
     DeadlineError: Kind(HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"),
+    OutOfDeviceMemoryError: Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE, "out-of-device-memory", "The GPU has no room for this request"
+    ),
     NotReadyError: NOT_READY,
     StoppedError: NOT_READY,
+    DeviceLostError: NOT_READY,
 }
 
 

@@ -27,7 +27,7 @@ from model_store import (
     version_stamp,
 )
 from service.engine.model import Model
-from service.engine.runtime import Runtime
+from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError, Runtime
 from service.web.errors import NotReadyError
 from service.web.loading import Loads, LoadTime
 from service.web.metrics import Metrics
@@ -70,7 +70,13 @@ class Registry:
             ExecutionProviderError: the wanted provider cannot be used.
         """
         settings = self._settings
-        runtime = await asyncio.to_thread(Runtime, settings.execution_provider, settings.num_threads)
+        runtime = await asyncio.to_thread(
+            Runtime,
+            settings.execution_provider,
+            settings.num_threads,
+            device_id=settings.device_id,
+            memory_limit=settings.gpu_memory_bytes,
+        )
         if runtime.fallback_reason:
             _log.info("running on the CPU", reason=runtime.fallback_reason)
         self._runtime = runtime
@@ -163,6 +169,11 @@ class Registry:
         found, _ = await self.model(name, version, timeout_seconds=self._settings.timeout_seconds)
         stored = (await asyncio.to_thread(list_store, self._root)).versions
         return self._summary(name, found.manifest.version, stored)
+
+    @property
+    def batch_rows(self) -> int | None:
+        """Rows of one run on the device that is used; None before that is known."""
+        return self._settings.chunk_rows or (self._runtime.blocks.rows if self._runtime else None)
 
     def close(self) -> None:
         """Let the thread go that opens versions."""
@@ -283,8 +294,8 @@ class Registry:
             )
         except InvalidArtifactError as error:
             return Refusal(stamp, error.file, error.problem)
-        except StoreError:
-            raise
+        except (StoreError, DeviceLostError, OutOfDeviceMemoryError):
+            raise  # the version is not to blame
         except Exception as error:  # noqa: BLE001 - whatever a graph brings about is the end of this version only
             return Refusal(stamp, self._root / key[0] / str(key[1]), f"{type(error).__name__}: {error}")
 

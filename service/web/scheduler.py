@@ -69,6 +69,7 @@ class Scheduler:
         max_rows_each: what one request counts for at most, unless it asks for more: one shall not shut out all others.
         max_jobs: requests waiting or running.
         batch_rows: rows of requests computed together.
+        fatal: an error after which nothing can be computed: it ends the thread.
         on_death: called in the event loop when the thread ends other than by `stop`.
     """
 
@@ -79,12 +80,16 @@ class Scheduler:
         max_jobs: int,
         batch_rows: int,
         max_rows_each: int | None = None,
+        fatal: type[Exception] | tuple[type[Exception], ...] = (),
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self._max_rows = max_rows
         self._max_rows_each = max_rows if max_rows_each is None else max_rows_each
         self._max_jobs = max_jobs
         self._on_death = on_death
+        self._fatal = fatal
+        self.fatal_error: Exception | None = None
+        """What ended the thread, where it was a fatal error."""
         self._loop = asyncio.get_running_loop()
         self._turns = Turns(batch_rows)
         self._running: Batch | None = None
@@ -101,6 +106,15 @@ class Scheduler:
     def alive(self) -> bool:
         """Whether the inference thread still takes requests."""
         return not self._turns.closed
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of requests computed together."""
+        return self._turns.batch_rows
+
+    @batch_rows.setter
+    def batch_rows(self, rows: int) -> None:
+        self._turns.batch_rows = rows
 
     @property
     def queued_rows(self) -> int:
@@ -195,6 +209,9 @@ class Scheduler:
             except StopIteration as stop:
                 self._count(batch, rows_before, started)
                 self._answer(batch, stop.value)
+            except self._fatal as error:
+                self.fatal_error = error
+                return
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for this
                 self._fail(batch, error)
             else:

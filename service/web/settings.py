@@ -58,7 +58,14 @@ class Settings(BaseSettings):
         "auto", description="where the graphs run; `cuda` refuses to start where CUDA cannot really be used"
     )
     num_threads: int = Field(0, ge=0, description="threads of one operator on the CPU; 0: one a physical core")
-    chunk_rows: PositiveInt = Field(256, description="decoder rows of one run on the device; others wait no longer")
+    device_id: int = Field(0, ge=0, description="which GPU, of those that CUDA sees")
+    gpu_memory_bytes: PositiveInt | None = Field(
+        None, description="of the GPU's memory, what all models together may take; else as much as there is"
+    )
+    chunk_rows: PositiveInt | None = Field(
+        None,
+        description="decoder rows of one run on the device, others wait no longer; else what suits device and images",
+    )
     num_samples: PositiveInt | None = Field(
         None, description="importance samples an image when none is asked; else the proposal's own default"
     )

@@ -82,7 +82,7 @@ class Turns:
     """
 
     def __init__(self, batch_rows: int) -> None:
-        self._batch_rows = batch_rows
+        self.batch_rows = batch_rows
         self._changed = threading.Condition()
         self._new: deque[Batch] = deque()
         self._begun: deque[Batch] = deque()
@@ -97,7 +97,7 @@ class Turns:
             if self.closed:
                 return False
             batch, rows = self._open.get(kind.key, (None, 0))
-            if batch is None or rows + job.rows > self._batch_rows:
+            if batch is None or rows + job.rows > self.batch_rows:
                 batch, rows = Batch(kind, []), 0
                 self._new.append(batch)
             batch.jobs.append(job)

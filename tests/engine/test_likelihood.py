@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.special import expit
 
 from service.engine.builder import GraphBuilder
-from service.engine.likelihood import Bernoulli, Gaussian, Likelihood
+from service.engine.likelihood import Bernoulli, DiscretisedLogistic, Gaussian, GaussianWithScale, Likelihood
 from tests.toys import Array
 
 # 784 = 14·56; 127 is prime and above 64, 61 prime and below; 128 = 2·64; 3·6·5 is a colour image
@@ -16,28 +16,32 @@ SHAPES = [(1, 1, 1), (1, 1, 61), (1, 1, 127), (1, 16, 8), (1, 28, 28), (3, 6, 5)
 
 
 def run_fragment(likelihood: Likelihood, x: Array, parameters: Array) -> Array:
-    """The likelihood's ONNX nodes alone: x [B, C, H, W], parameters [B, K, C, H, W] → [B, K]."""
-    num_images, num_samples = parameters.shape[:2]
+    """The likelihood's ONNX nodes alone, of one parameter: x [B, C, H, W], parameters [B, K, C, H, W] → [B, K]."""
+    return run_fragments(likelihood, x, {likelihood.outputs[0]: parameters})
+
+
+def run_fragments(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> Array:
+    """The same of all its parameters, each [B, K, C, H, W]."""
+    num_images, num_samples = next(iter(parameters.values())).shape[:2]
     num_pixels = x[0].size
     builder = GraphBuilder()
-    result = likelihood.fragment(builder, "x", {likelihood.outputs[0]: "parameters"}, num_pixels)
+    result = likelihood.fragment(builder, "x", {name: name for name in parameters}, num_pixels)
     builder.add("Identity", result, output="y")
     graph = helper.make_graph(
         builder.nodes,
         "fragment",
         [
             helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 1, num_pixels]),
-            helper.make_tensor_value_info("parameters", TensorProto.FLOAT, ["B", "K", num_pixels]),
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "K", num_pixels]) for name in parameters),
         ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "K"])],
+        [helper.make_tensor_value_info("y", TensorProto.DOUBLE, ["B", "K"])],
         initializer=builder.constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    inputs = {
-        "x": x.reshape(num_images, 1, -1).astype(np.float32),
-        "parameters": parameters.reshape(num_images, num_samples, -1).astype(np.float32),
-    }
+    inputs = {"x": x.reshape(num_images, 1, -1).astype(np.float32)}
+    for name, value in parameters.items():
+        inputs[name] = value.reshape(num_images, num_samples, -1).astype(np.float32)
     result_array: Array = session.run(["y"], inputs)[0]
     return result_array
 
@@ -107,3 +111,67 @@ def test_a_parameter_that_is_no_number_is_not_hidden(likelihood: Likelihood, val
     assert not np.isfinite(log_prob[1, 2])
     log_prob[1, 2] = 0
     assert np.isfinite(log_prob).all()
+
+
+ALL = [Bernoulli(), Gaussian(0.05), GaussianWithScale(), DiscretisedLogistic()]
+
+
+def photograph(likelihood: Likelihood, shape: tuple[int, int, int]) -> tuple[Array, dict[str, Array]]:
+    """An image [1, C, H, W] and parameters [1, 2, C, H, W], all float32."""
+    rng = np.random.default_rng(5)
+    x = rng.random((1, *shape))
+    if isinstance(likelihood, Bernoulli):
+        x = np.rint(x)
+    if likelihood.levels is not None:
+        x = np.rint(x * (likelihood.levels - 1)) / (likelihood.levels - 1)
+    drawn = {
+        "loc": 0.5 + 0.05 * rng.standard_normal((1, 2, *shape)),
+        "log_scale": rng.normal(-2, 0.3, (1, 2, *shape)),
+        "logits": 2 * rng.standard_normal((1, 2, *shape)),
+    }
+    parameters = {name: np.asarray(drawn[name], np.float32) for name in likelihood.outputs}
+    return x.astype(np.float32), parameters
+
+
+@pytest.mark.parametrize("shape", [(3, 300, 300), (3, 512, 512)])
+def test_a_gaussians_sum_over_a_photograph_is_exact(shape: tuple[int, int, int]) -> None:
+    """Constant parameters, in closed form: 13 million nats, where float32 has steps of 1."""
+    x = np.random.default_rng(2).random((1, *shape), np.float32)
+    scale, loc = 0.05, np.full((1, 1, *shape), 0.375, np.float32)  # exact in float32
+    distance = np.square(x.astype(np.float64) - 0.375).sum()
+    exact = -0.5 * distance / scale**2 - x.size * (np.log(scale) + 0.5 * np.log(2 * np.pi))
+    assert abs(exact) > 1e6
+    error = run_fragment(Gaussian(scale), x, loc)[0, 0] - exact
+    assert abs(error) < 0.02  # float32's rounding of each square alone, 2^-25 of 50 nats, adds up to 0.002 at random
+    wide = run_fragment(Gaussian(1.0), x, loc)[0, 0] - (-0.5 * distance - x.size * 0.5 * np.log(2 * np.pi))
+    assert abs(wide) < 1e-3
+
+
+@pytest.mark.parametrize("likelihood", ALL, ids=lambda item: type(item).__name__)
+@pytest.mark.parametrize("shape", [(3, 300, 300), (1, 33, 35), (1, 1, 1031)])
+def test_sums_over_many_pixels_lose_nothing_that_their_terms_have(
+    likelihood: Likelihood, shape: tuple[int, int, int]
+) -> None:
+    """A term is off by a few units of float32's last place at random, so a sum of P by √P of them, and not by its own.
+
+    Pixels of one level can be off in the same way, so that of L levels it may be P/√L. 1031 is prime.
+    """
+    x, parameters = photograph(likelihood, shape)
+    terms = likelihood.pixel_log_prob(x[:, None].astype(np.float64), parameters)
+    found = run_fragments(likelihood, x, parameters)
+    independent = min(x.size, likelihood.levels or x.size)
+    bound = 8 * np.finfo(np.float32).eps * (8 + np.abs(terms).max()) * x.size / np.sqrt(independent)
+    error = np.abs(found - terms.sum(axis=(-3, -2, -1))).max()
+    assert error < bound
+
+
+@pytest.mark.parametrize("likelihood", ALL, ids=lambda item: type(item).__name__)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 21, 30), (3, 21, 30), (1, 1, 1031), (1, 1, 61)])
+def test_an_images_sum_is_the_same_alone_and_in_a_batch(likelihood: Likelihood, shape: tuple[int, int, int]) -> None:
+    x, parameters = photograph(likelihood, shape)
+    for samples in (1, 2):
+        one = {name: value[:, :samples] for name, value in parameters.items()}
+        many = {name: np.concatenate([value + 1, value, value]) for name, value in one.items()}
+        together = run_fragments(likelihood, np.repeat(x, 3, axis=0), many)
+        alone = run_fragments(likelihood, x, one)
+        np.testing.assert_array_equal(together[1:], np.repeat(alone, 2, axis=0))

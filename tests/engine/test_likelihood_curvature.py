@@ -61,7 +61,8 @@ def run(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> dict[
     for pair, information in curvature.information.items():
         outputs.append(builder.add("Identity", information, output=f"{' '.join(pair)} information"))
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 1, 1]) for name in ("x", *names)]
-    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    types = {"log_prob": TensorProto.DOUBLE}
+    results = [helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), None) for name in outputs]
     graph = helper.make_graph(builder.nodes, "likelihood", tensors, results, initializer=builder.constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

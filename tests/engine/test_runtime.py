@@ -53,6 +53,7 @@ def test_a_probe_that_fails_is_the_reason(monkeypatch: pytest.MonkeyPatch, failu
         raise failure
 
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(Runtime, "_share_memory", lambda runtime: None)
     monkeypatch.setattr(Runtime, "_open", refuse)
     assert Runtime("auto").fallback_reason == reason
     with pytest.raises(ExecutionProviderError, match=reason):
@@ -63,6 +64,7 @@ def test_a_session_that_runs_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatc
     """ONNX Runtime without CUDA warns and runs on the CPU when asked for it; the probe must notice."""
     listed = ort.get_available_providers()
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(Runtime, "_share_memory", lambda runtime: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         runtime = Runtime("auto")

@@ -1,13 +1,14 @@
 """Climbs that compete for images far outside, on the bundled model: no toy has posteriors as rugged."""
 
+import itertools
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from model_store import BUNDLED, open_version
-from service.engine.chunks import complete
-from service.engine.climb import Modes, find_modes
+from service.engine.chunks import Chunks, complete
+from service.engine.climb import Evaluation, Modes, find_modes
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from tests.toys import Array
@@ -68,3 +69,88 @@ def test_familiar_images_need_no_competition() -> None:
 def test_no_climb_goes_on_beyond_the_cap() -> None:
     for cap in (1, 6, 20, 45):
         assert (search(bundled(cap), noise(3)).num_steps <= cap).all()
+
+
+def negatives(count: int) -> Array:
+    return 1 - digits(count)
+
+
+def log_joint(model: Model, pixels: Array, points: Array) -> Array:
+    """log p(x, z) at points [B, D], without the prior's constant, by the model's own graph."""
+    x = pixels.reshape(len(pixels), -1)
+    found = complete(model._estimator._search._sampler.log_likelihoods(x, points[:, None]))[:, 0]
+    return np.asarray(found - 0.5 * (points**2).sum(axis=1))
+
+
+def test_a_mode_is_never_worse_than_where_the_search_began_whatever_the_number_of_steps() -> None:
+    """6 to 37 steps leave none for the last climb; what the others found must be kept, and called unfinished."""
+    pixels = np.concatenate([noise(2), negatives(1)])
+    start = complete(bundled().encode(pixels)).mean.astype(np.float64)
+    least = log_joint(bundled(), pixels, start)
+    for cap in (1, 6, 37):
+        found = search(bundled(cap), pixels)
+        assert found.usable.all()
+        assert not found.converged.any()
+        reached = log_joint(bundled(), pixels, found.mode)
+        assert (reached >= least).all()
+        least = reached - 30  # other steps lead to other modes, tens of nats apart; thrown away, it is thousands
+
+
+def test_estimates_do_not_get_worse_with_more_steps() -> None:
+    pixels = np.concatenate([noise(2), negatives(1)])
+    records = [complete(bundled(cap).log_likelihood(pixels)) for cap in (1, 5, 6, 16, 38)]
+    for fewer, more in itertools.pairwise(records):
+        assert (more.log_likelihood > fewer.log_likelihood - 30).all()
+    for record in records:
+        assert set(record.proposal) == {"laplace"}
+        assert not record.reliable.any()
+    assert (records[0].log_likelihood < records[-1].log_likelihood - 10_000).all()  # so much there was to gain
+
+
+def test_a_climb_that_takes_no_step_keeps_where_it_stands() -> None:
+    """At a point that no step improves, be it stuck or out of steps, the point is what was found."""
+
+    def evaluate(images: Array, points: Array) -> Chunks[Evaluation]:
+        yield
+        uphill = np.ones_like(points)  # the gradient says up, and every step goes down
+        return Evaluation(-1e3 * np.abs(points).sum(axis=1), 10 * uphill, np.zeros((len(points), 2, 2)))
+
+    def values(images: Array, points: Array) -> Chunks[Array]:
+        yield
+        return -1e3 * np.abs(points).sum(axis=-1)
+
+    for max_steps in (0, 1, 50):
+        modes = complete(find_modes(np.zeros((3, 2)), evaluate=evaluate, values=values, max_steps=max_steps))
+        assert modes.usable.all()
+        assert not modes.converged.any()
+        assert (modes.num_steps == 0).all()
+        assert (modes.mode == 0).all()
+
+
+def test_climbs_that_take_turns_leave_numpys_error_state_alone() -> None:
+    """As requests do on the inference thread: while one waits, another's overflow is nobody else's business."""
+
+    def evaluate(images: Array, points: Array) -> Chunks[Evaluation]:
+        yield
+        information = np.repeat(1e-3 * np.eye(2)[None], len(points), axis=0)
+        return Evaluation(-np.abs(points).sum(axis=1), -np.sign(points), information)
+
+    def values(images: Array, points: Array) -> Chunks[Array]:
+        yield
+        return np.asarray(-np.abs(points).sum(axis=-1))
+
+    before = np.geterr()
+    starts = np.array([[[1e200, 1.0]], [[7.0, 1.0]], [[1.0, 30.0]]])  # no float64 holds the square of the first
+    climbs = [find_modes(start, evaluate=evaluate, values=values, max_steps=9) for start in starts]
+    waiting = list(climbs)
+    while waiting:
+        for climb in list(waiting):
+            try:
+                next(climb)
+            except StopIteration:
+                waiting.remove(climb)
+            assert np.geterr() == before
+    unfinished = find_modes(np.ones((1, 2)), evaluate=evaluate, values=values, max_steps=3)
+    next(unfinished)
+    unfinished.close()
+    assert np.geterr() == before

@@ -14,6 +14,7 @@ import structlog
 from fastapi.testclient import TestClient
 
 from service.engine.model import Model
+from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError, Session
 from service.web.app import create_app
 from service.web.backend import Backend
 from service.web.metrics import Metrics
@@ -229,3 +230,56 @@ def test_ten_thousand_images_are_let_in_by_default_whatever_they_are_expected_to
         backend.stop()
 
     asyncio.run(scenario())
+
+
+def test_a_lost_gpu_is_answered_with_503_and_ends_the_process(
+    store: Any, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ONNX Runtime tells it: a run fails by a CUDA error, and the probe that follows fails as well."""
+    told = threading.Event()
+    with TestClient(create_app(Settings(model_store=store, model="digits"), on_failure=told.set)) as client:
+        while client.get("/readyz").status_code != 200:
+            pass
+
+        def fail(session: Session, inputs: Any) -> Any:
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+        def explain(error: Exception) -> Exception:
+            return DeviceLostError(f"the GPU has failed: {error}")
+
+        monkeypatch.setattr(Session, "_run", fail)
+        for model in backend_of(client).registry._models.values():
+            monkeypatch.setattr(model._encoder, "_explain", explain)
+        answer: httpx2.Response = client.post("/v1/encode", content=npy(digits), headers=NPY)
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:logpx:problem:not-ready"
+        assert told.wait(60)
+        assert "dead" in client.get("/readyz").json()["detail"]
+        assert "CUDA failure 700" in str(backend_of(client)._scheduler.fatal_error)
+
+
+def test_a_gpu_without_room_refuses_the_request_alone(
+    client: TestClient, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Generator[None, None, None]:
+        yield
+        raise OutOfDeviceMemoryError("the GPU has no room for this computation")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Model, "encode", full)
+        answer: httpx2.Response = client.post("/v1/encode", content=npy(digits), headers=NPY)
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "urn:logpx:problem:out-of-device-memory"
+    assert client.post("/v1/encode", content=npy(digits), headers=NPY).status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+
+def test_rows_of_a_batch_are_what_suits_the_device(store: Any) -> None:
+    for chunk_rows, expected in ((None, 256), (7, 7)):
+        settings = Settings(model_store=store, model="digits", chunk_rows=chunk_rows)
+        with TestClient(create_app(settings)) as client:
+            while client.get("/readyz").status_code != 200:
+                pass
+            backend = backend_of(client)
+            assert backend._scheduler.batch_rows == expected
+            assert {model._chunk_rows for model in backend.registry._models.values()} == {expected}

@@ -375,6 +375,30 @@ def test_a_death_is_told_and_a_stop_is_not() -> None:
     asyncio.run(scenario())
 
 
+def test_a_fatal_error_ends_the_thread_and_others_do_not() -> None:
+    def failing(error: Exception) -> Generator[None, None, None]:
+        yield
+        raise error
+
+    async def scenario() -> None:
+        told: list[str] = []
+        queue = Scheduler(max_rows=9, max_jobs=9, batch_rows=9, fatal=OSError, on_death=lambda: told.append("dead"))
+        with pytest.raises(ZeroDivisionError):
+            await queue.submit_alone(failing(ZeroDivisionError()), rows=1, timeout_seconds=60)
+        assert queue.alive
+        lost = OSError("the device is gone")
+        waiting = [queue.submit_alone(failing(lost), rows=1, timeout_seconds=60) for _ in range(3)]
+        for answer in waiting:
+            with pytest.raises(StoppedError):
+                await answer
+        await until(lambda: told == ["dead"])
+        assert queue.fatal_error is lost
+        assert queue.queued_rows == 0
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
 def test_the_rate_weighs_work_by_the_time_it_took() -> None:
     rate = Rate()
     for _ in range(100):

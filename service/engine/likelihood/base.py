@@ -61,7 +61,8 @@ class Likelihood(ABC):
     def fragment(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str], num_pixels: int) -> str:
         """Append nodes that compute log p(x|z) and return the name of their result.
 
-        `x` names a tensor [B, 1, P] and each parameter one [B, K, P], P = C·H·W; the result is [B, K], in nats.
+        `x` names a tensor [B, 1, P] and each parameter one [B, K, P], P = C·H·W; the result is [B, K], in nats,
+        in float64: see `GraphBuilder.sum_pixels`.
         """
 
     @abstractmethod

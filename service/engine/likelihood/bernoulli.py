@@ -45,17 +45,15 @@ class Bernoulli(Likelihood):
         Factors lie in (1, 2], so a product of up to 64 stays below 2^64 in float32: one logarithm for 64 pixels.
         """
         logits = parameters["logits"]
-        group = max(size for size in range(1, 65) if num_pixels % size == 0)
-        columns = builder.add("Reshape", x, builder.constant(np.array([0, num_pixels, 1], np.int64)))  # [B, P, 1]
-        fit = builder.add("MatMul", logits, columns)  # [B, K, 1]
-        fit = builder.add("Squeeze", fit, builder.constant(np.array([-1], np.int64)))  # [B, K]
-        positive = builder.sum_last(builder.add("Relu", logits))  # [B, K]
+        group = builder.group(num_pixels, 64)
+        fit = builder.dot_pixels(logits, x, num_pixels)  # [B, K]
+        positive = builder.sum_pixels(builder.add("Relu", logits), num_pixels)  # [B, K]
         decay = builder.add("Exp", builder.add("Neg", builder.add("Abs", logits)))  # [B, K, P]
         factors = builder.add("Add", decay, builder.constant(np.float32(1)))
         groups = builder.constant(np.array([0, 0, num_pixels // group, group], np.int64))
         grouped = builder.add("Reshape", factors, groups)  # [B, K, P/group, group]
         product = builder.add("ReduceProd", grouped, builder.constant(np.array([-1], np.int64)), keepdims=0)
-        remainder = builder.sum_last(builder.log(product))  # [B, K]
+        remainder = builder.sum_double(builder.log(product), num_pixels // group)  # [B, K]
         return builder.add("Sub", fit, builder.add("Add", positive, remainder))
 
     def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:

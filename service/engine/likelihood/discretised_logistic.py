@@ -89,12 +89,16 @@ class DiscretisedLogistic(Likelihood):
         for bound in (above, below):
             decay = builder.add("Exp", builder.add("Neg", builder.add("Abs", bound)))
             bracket = builder.add("Mul", bracket, builder.add("Add", decay, one))
-        group = max(size for size in range(1, 5) if num_pixels % size == 0)
+        group = builder.group(num_pixels, 4)
         groups = builder.constant(np.array([0, 0, group, num_pixels // group], np.int64))
         grouped = builder.add("Reshape", bracket, groups)  # [B, K, group, P/group]
         product = builder.add("ReduceProd", grouped, builder.constant(np.array([2], np.int64)), keepdims=0)
         outside = builder.add("Add", builder.add("Relu", builder.add("Neg", above)), builder.add("Relu", below))
-        cost = builder.add("Add", builder.sum_last(builder.log(product)), builder.sum_last(outside))
+        cost = builder.add(
+            "Add",
+            builder.sum_double(builder.log(product), num_pixels // group),
+            builder.sum_pixels(outside, num_pixels),
+        )
         return builder.add("Neg", cost)
 
     def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:

@@ -43,12 +43,12 @@ class Gaussian(Likelihood):
         return np.asarray(loc + self.scale * rng.standard_normal(loc.shape), np.float32)
 
     def fragment(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str], num_pixels: int) -> str:
-        """The same, with the normaliser as one constant."""
+        """The same, with scale and normaliser applied to the sum, in float64."""
         difference = builder.add("Sub", parameters["loc"], x)  # [B, K, P]
-        standardised = builder.add("Mul", difference, builder.constant(np.float32(math.sqrt(0.5) / self.scale)))
-        squares = builder.sum_last(builder.add("Mul", standardised, standardised))  # [B, K]
-        normaliser = builder.constant(np.float32(-num_pixels * self._log_normaliser))
-        return builder.add("Sub", normaliser, squares)
+        squares = builder.sum_pixels(builder.add("Mul", difference, difference), num_pixels)  # [B, K]
+        cost = builder.add("Mul", squares, builder.constant(np.float64(0.5 / self.scale**2)))
+        normaliser = builder.constant(np.float64(-num_pixels * self._log_normaliser))
+        return builder.add("Sub", normaliser, cost)
 
     def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:
         """Score (x − loc)/scale² and information 1/scale²."""
@@ -98,8 +98,8 @@ class GaussianWithScale(Likelihood):
         half_square = builder.add(
             "Mul", builder.add("Mul", standardised, standardised), builder.constant(np.float32(0.5))
         )
-        cost = builder.sum_last(builder.add("Add", half_square, parameters["log_scale"]))  # [B, K]
-        normaliser = builder.constant(np.float32(-0.5 * num_pixels * math.log(2 * math.pi)))
+        cost = builder.sum_pixels(builder.add("Add", half_square, parameters["log_scale"]), num_pixels)  # [B, K]
+        normaliser = builder.constant(np.float64(-0.5 * num_pixels * math.log(2 * math.pi)))
         return builder.add("Sub", normaliser, cost)
 
     def curvature(self, builder: GraphBuilder, x: str, parameters: Mapping[str, str]) -> Curvature:
