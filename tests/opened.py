@@ -51,7 +51,9 @@ class _RecordedSession:
         self._opened = opened
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        arrays = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in inputs.items()}
+        arrays = {
+            name: np.array(value if isinstance(value, np.ndarray) else value.numpy()) for name, value in inputs.items()
+        }
         self._opened.runs[tuple(array.shape for array in arrays.values())] = arrays
         self._opened.num_runs += 1
         return self._recorded.run(inputs)
