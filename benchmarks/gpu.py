@@ -37,6 +37,7 @@ path, as above. Without a GPU every part can be tried: `--device cpu --quick`. T
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -50,9 +51,9 @@ from gpu_parts.record import LOG, Case, Options, Record
 ROOT = Path(__file__).parents[1]
 SECONDS = {
     "environment": 60,
-    "placement": 60,
-    "graphs": 240,
-    "tests": 240,
+    "placement": 120,
+    "graphs": 300,
+    "tests": 270,
     "shapes": 60,
     "memory": 120,
     "speed": 420,
@@ -103,7 +104,7 @@ def run_part(part: str, arguments: list[str], options: Options) -> int:
             continue
         status, said = _run(part, name, arguments, options, left if len(names) == 1 else max(left * SHARE, 30))
         if status not in (0, 1):
-            reason = signal.Signals(-status).name if status < 0 else f"status {status}"
+            reason = f"signal {-status}" if status < 0 else f"status {status}"
             Record(options, part, name).fail("the process", f"ended with {reason}\n{said}")
         failed += status != 0
     return failed
@@ -116,12 +117,16 @@ def _run(part: str, name: str, arguments: list[str], options: Options, seconds: 
         start = log.tell()
         log.write(f"\n== {part}: {name}\n".encode())
         log.flush()
-        process = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONFAULTHANDLER": "1"})
+        environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+        process = subprocess.Popen(command, stderr=log, env=environment, start_new_session=True)
         try:
             status = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
+            status = -signal.SIGKILL
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # what the case started ends with it
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     said = (options.out / LOG).read_bytes()[start:].decode(errors="replace")
     return status, said[-3000:]
 

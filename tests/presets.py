@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model_store import Description, ImageShape
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from tests.toys import describe
 from training.configuration import LikelihoodKind, Preset
-from training.data import Images
 from training.export import ExportedGraphs, export
 from training.networks import Vae, build_vae
 from training.recipes import complete_configuration
@@ -35,10 +36,10 @@ class Exported:
         return Model(self.description, self.graphs.encoder, self.graphs.decoder, runtime=runtime, **keywords)
 
 
-def exported(preset: Preset, likelihood: str, images: Images, **sizes: Any) -> Exported:
+def exported(preset: Preset, likelihood: str, images: NDArray[np.uint8], **sizes: Any) -> Exported:
     """The preset with a likelihood of `LIKELIHOODS`, for 8-bit images [N, C, H, W] of which it knows the mean."""
     configuration = complete_configuration({"preset": preset, **LIKELIHOODS[likelihood], **sizes}, images)
-    vae = build_vae(configuration, torch.from_numpy(images.mean(axis=0, dtype="float32") / 255))
+    vae = build_vae(configuration, torch.from_numpy(np.asarray(images.mean(axis=0) / 255, np.float32)))
     channels, height, width = images.shape[1:]
     shape = ImageShape(channels=channels, height=height, width=width)
     description = describe(preset, shape, configuration.latent_dim, vae.likelihood.spec, num_images=1)

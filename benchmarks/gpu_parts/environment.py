@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def after_torch(record: Record, options: Options) -> None:
     with record.attempt("import torch"):
         import torch
 
-        record.text("torch", f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
+        record.text("torch", torch.__config__.show())
         if options.device == "cuda":
             record.text("card", str(torch.cuda.get_device_properties(0)))
             torch.ones(2, device="cuda").sum().item()
@@ -101,11 +102,13 @@ def ceilings(record: Record, options: Options) -> None:
     record.row("ceiling", what="copy, TB/s", value=2 * 4 * count / _seconds(lambda: target.copy_(source)) / 1e12)
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)
-        a, b = torch.rand(side, side, device=device), torch.rand(side, side, device=device)
-        seconds = _seconds(lambda a=a, b=b: a @ b)
+        factor = torch.rand(side, side, device=device)
+        seconds = _seconds(partial(torch.matmul, factor, factor))
         record.row("ceiling", what=f"float32 {precision}, TFLOP/s", value=2 * side**3 / seconds / 1e12)
     low = torch.rand(side, side, device=device, dtype=torch.bfloat16)
-    record.row("ceiling", what="bfloat16, TFLOP/s", value=2 * side**3 / _seconds(lambda: low @ low) / 1e12)
+    record.row(
+        "ceiling", what="bfloat16, TFLOP/s", value=2 * side**3 / _seconds(partial(torch.matmul, low, low)) / 1e12
+    )
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -49,7 +49,7 @@ def round_mantissa(array: NDArray[np.float32], bits: int) -> NDArray[np.float32]
     [1.0009765625, 1.0, 3.0]
     """
     mantissa, exponent = np.frexp(array)
-    return np.ldexp(np.round(np.ldexp(mantissa, bits + 1)), exponent - bits - 1).astype(np.float32)
+    return np.asarray(np.ldexp(np.round(np.ldexp(mantissa, bits + 1)), exponent - bits - 1), np.float32)
 
 
 def _widen_tensor(tensor: TensorProto) -> None:

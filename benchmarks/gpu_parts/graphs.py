@@ -5,6 +5,7 @@ over 2⁻²⁴. A graph passes if CUDA's error is at most eight times the CPU's,
 orders, and a difference quotient (curvature) enlarges both alike. TF32 rounds products to 2⁻¹¹, 8192 times as coarsely.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,21 @@ Outputs = dict[str, NDArray[Any]]
 
 
 def cases(options: Options) -> dict[str, Case]:
-    """A case a model, and one that must fail."""
-    chosen = models.names(options)
-    if options.quick:
-        chosen = [name for name in chosen if name == "mnist" or name.startswith("small, mlp")]
-    return {"TF32 must fail": tf32, **{name: _case(name) for name in chosen}}
+    """By models, some together; and one that must fail."""
+    found: dict[str, Case] = {"TF32 must fail": tf32}
+    return found | {group: partial(run, chosen) for group, chosen in models.groups(options).items()}
 
 
-def _case(name: str) -> Case:
-    def run(record: Record, options: Options) -> None:
-        runtime = Runtime("cuda" if options.device == "cuda" else "cpu")
-        for opened in used(name, options):
-            with record.attempt(opened.label):
-                inputs = opened.largest()
-                found = runtime.open(opened.graph, opened.file).run(inputs)
-                compare(record, opened.label, found, *references(opened, inputs))
-
-    return run
+def run(names: list[str], record: Record, options: Options) -> None:
+    """Compare every graph of some models."""
+    runtime = Runtime("cuda" if options.device == "cuda" else "cpu")
+    for name in names:
+        with record.attempt(name):
+            for opened in used(name, options):
+                with record.attempt(f"{name}: {opened.label}"):
+                    inputs = opened.largest()
+                    found = runtime.open(opened.graph, opened.file).run(inputs)
+                    compare(record, name, opened.label, found, *references(opened, inputs))
 
 
 def used(name: str, options: Options) -> list[Opened]:
@@ -62,7 +61,9 @@ def references(opened: Opened, inputs: Inputs) -> tuple[Outputs, Outputs]:
     return Runtime("cpu").open(opened.graph, opened.file).run(inputs), float64.run(opened.graph, inputs)
 
 
-def compare(record: Record, label: str, found: Outputs, cpu: Outputs, exact: Outputs, *, passes: bool = True) -> None:
+def compare(
+    record: Record, name: str, label: str, found: Outputs, cpu: Outputs, exact: Outputs, *, passes: bool = True
+) -> None:
     """A line for each output, and a check: that the graph passes, or, to show that it can, that it does not."""
     passed = True
     for output, truth in exact.items():
@@ -72,6 +73,7 @@ def compare(record: Record, label: str, found: Outputs, cpu: Outputs, exact: Out
         passed &= good
         record.row(
             "errors",
+            model=name,
             graph=label,
             output=output,
             shape=str(list(truth.shape)),
@@ -83,7 +85,7 @@ def compare(record: Record, label: str, found: Outputs, cpu: Outputs, exact: Out
             same_bits=bool(np.array_equal(found[output], cpu[output], equal_nan=True)),
             passes=good,
         )
-    record.expect(f"{label}: {'passes' if passes else 'does not pass'}", passed == passes)
+    record.expect(f"{name}, {label}: {'passes' if passes else 'does not pass'}", passed == passes)
 
 
 def tf32(record: Record, options: Options) -> None:
@@ -93,9 +95,8 @@ def tf32(record: Record, options: Options) -> None:
             continue
         with record.attempt(opened.label):
             inputs = opened.largest()
-            compare(
-                record, opened.label, _with_tf32(opened, inputs, options), *references(opened, inputs), passes=False
-            )
+            found = _with_tf32(opened, inputs, options)
+            compare(record, "mnist", opened.label, found, *references(opened, inputs), passes=False)
 
 
 def _with_tf32(opened: Opened, inputs: Inputs, options: Options) -> Outputs:

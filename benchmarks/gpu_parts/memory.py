@@ -3,7 +3,6 @@
 import subprocess
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -33,9 +32,9 @@ def engine(chunk_rows: int, record: Record, options: Options) -> None:
     before = used(options)
     model = models.load("mnist", options).open(runtime, **({"chunk_rows": chunk_rows} if chunk_rows else {}))
     opened = used(options)
-    _line(record, options, "mnist open", chunk_rows, before, opened)
+    _line(record, "mnist open", chunk_rows, before, opened)
     complete(model.log_likelihood(models.digits(options.size(256, 4))))
-    _line(record, options, "mnist, after log P(x)", chunk_rows, before, used(options))
+    _line(record, "mnist, after log P(x)", chunk_rows, before, used(options))
 
 
 def arena(chunk_rows: int, strategy: str, record: Record, options: Options) -> None:
@@ -49,11 +48,11 @@ def arena(chunk_rows: int, strategy: str, record: Record, options: Options) -> N
     session = ort.InferenceSession(
         opened.graph, settings, providers=[cuda if options.device == "cuda" else "CPUExecutionProvider"]
     )
-    _line(record, options, "open", chunk_rows, before, used(options), strategy)
+    _line(record, "open", chunk_rows, before, used(options), strategy)
     inputs = opened.largest()
     for run in (1, 2, 3):
         session.run(None, inputs)
-        _line(record, options, f"after run {run}", chunk_rows, before, used(options), strategy)
+        _line(record, f"after run {run}", chunk_rows, before, used(options), strategy)
 
 
 def _mixture(chunk_rows: int, options: Options) -> Opened:
@@ -79,7 +78,12 @@ def used(options: Options) -> dict[str, float]:
 
 
 def _line(
-    record: Record, options: Options, what: str, rows: int, before: Any, after: Any, strategy: str = "engine's"
+    record: Record,
+    what: str,
+    rows: int,
+    before: dict[str, float],
+    after: dict[str, float],
+    strategy: str = "engine's",
 ) -> None:
     grown = {f"{name}_mib": after[name] - before[name] for name in after}
     device = grown.get("torch_mib", grown["host_mib"])

@@ -45,6 +45,14 @@ def names(options: Options) -> list[str]:
     return bundled + [f"{size}, {preset}, {likelihood}" for size in ("small", "real") for preset, likelihood in EVERY]
 
 
+def groups(options: Options) -> dict[str, list[str]]:
+    """Models that share a case: each bundled one alone, of the others those of one size and preset."""
+    found: dict[str, list[str]] = {}
+    for name in names(options):
+        found.setdefault(", ".join(name.split(", ")[:2]), []).append(name)
+    return dict(list(found.items())[:3]) if options.quick else found
+
+
 def load(name: str, options: Options) -> Graphs:
     """A model by its name."""
     if name in list_versions(BUNDLED):

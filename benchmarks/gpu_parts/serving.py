@@ -15,15 +15,16 @@ BATCH = 64
 PATHS = {"encode": "/v1/encode", "log P": "/v1/log-likelihood", "scores": "/v1/anomaly-scores"}
 
 
-def cases(_: Options) -> dict[str, Case]:
+def cases(options: Options) -> dict[str, Case]:
     """One image a request, then batches."""
-    return {"one PNG a request": partial(load, 1), f"{BATCH} images a request": partial(load, BATCH)}
+    batch = options.size(BATCH, 2)
+    return {"one PNG a request": partial(load, 1), f"{batch} images a request": partial(load, batch)}
 
 
 def load(images: int, record: Record, options: Options) -> None:
     """Each operation, then all three mixed, by connections."""
-    pixels = np.uint8(255 * models.digits(100)[:, 0])  # [100, 28, 28]
-    with served(execution_provider=options.device, log_level="error") as port:
+    pixels = (255 * models.digits(100)[:, 0]).astype(np.uint8)  # [100, 28, 28]
+    with served(execution_provider=options.device) as port:
         requests = {name: _requests(path, images, pixels) for name, path in PATHS.items()}
         requests["mixed"] = [one for three in zip(*requests.values(), strict=True) for one in three]
         for name, bodies in requests.items():

@@ -29,7 +29,7 @@ def alternate(part: str, search: str, record: Record, options: Options) -> None:
     graph, name = getattr(graphs, part), "x" if part == "encoder" else "z"
     shape = graphs.description.image.chw if part == "encoder" else (graphs.description.latent_dim,)
     rng = np.random.default_rng(4)
-    for large, small in PAIRS:
+    for large, small in PAIRS[2:] if options.quick else PAIRS:
         with record.attempt(f"{large} and {small} rows"):
             run = _engine(graph, options) if not search else _session(graph, search, options)
             rows = {count: rng.standard_normal((count, *shape), np.float32) for count in (large, small)}
@@ -60,7 +60,7 @@ def _milliseconds(run: Any, name: str, inputs: Iterable[NDArray[np.float32]], op
         for array in arrays:
             run({name: array})
 
-    taken = repeated(turn, repeats=options.size(RUNS, 2), seconds=3, warm_up=3)
+    taken = repeated(turn, repeats=options.size(RUNS, 2), seconds=options.size(3, 1), warm_up=options.size(3, 1))
     return quartiles([1000 * seconds / len(arrays) for seconds in taken])
 
 

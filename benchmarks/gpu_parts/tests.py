@@ -12,7 +12,12 @@ from pathlib import Path
 from gpu_parts.record import Case, Options, Record
 
 ROOT = Path(__file__).parents[2]
-FILES = ("tests/test_oracle.py", "tests/engine", "tests/test_calibrate.py", "tests/web/test_oracle_http.py")
+FILES: tuple[str, ...] = (
+    "tests/test_oracle.py",
+    "tests/engine",
+    "tests/test_calibrate.py",
+    "tests/web/test_oracle_http.py",
+)
 FILES += ("tests/web/test_batching.py", "tests/web/test_anomaly_scores.py", "tests/web/test_registry.py")
 QUICK = ("tests/engine/test_runtime.py", "tests/engine/test_proposal.py")
 NOT_FAILURES = ("passed", "about the CPU")

@@ -1,7 +1,8 @@
 """(d) The engine's graphs beside PyTorch, eager and compiled: the same weights, the same noise.
 
-At matmul precision `highest` PyTorch computes what the engine does; `high` is TF32, and another computation. Host to host,
-as the engine works: inputs are NumPy arrays, and so are the results. PyTorch's own figure without these copies is beside.
+At matmul precision `highest` PyTorch computes what the engine does; `high` is TF32, and another computation. Host to
+host, as the engine works: inputs are NumPy arrays, and so are the results. PyTorch's figure without these copies is
+beside.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def compare(preset: str, record: Record, options: Options) -> None:
     """Encode, decode and the log weight, by rows."""
     images = np.random.default_rng(11).integers(0, 256, (64, 1, 28, 28), np.uint8)
     sizes = SMALL if options.quick else {}
-    model = exported(PRESETS[PRESETS.index(preset)], "bernoulli", images, **sizes)  # type: ignore[call-overload]
+    model = exported(PRESETS[PRESETS.index(preset)], "bernoulli", images, **sizes)
     for rows in (SAMPLES,) if options.quick else ROWS[preset]:
         for operation in ("encode", "decode", "log weight"):
             with record.attempt(f"{operation}, {rows} rows"):
@@ -110,12 +111,14 @@ def _torch(
         z = mean + torch.exp(0.5 * log_var) * noise  # [B, K, D]
         return vae.conditional_log_likelihood(x, z) + 0.5 * (noise**2 + log_var - z**2).sum(-1)
 
-    whole: Callable[..., Tensor] = {
-        "encode": lambda x: vae.encoder(x)[0],
-        "decode": lambda z: vae.decoder(z)[0],
-        "log weight": log_weight,
-    }[operation]
-    function = torch.compile(whole, dynamic=False) if compiled else whole
+    def encode(x: Tensor) -> Tensor:
+        return vae.encoder(x)[0]
+
+    def decode(z: Tensor) -> Tensor:
+        return vae.decoder(z)[0]
+
+    ways: dict[str, Callable[..., Tensor]] = {"encode": encode, "decode": decode, "log weight": log_weight}
+    function = torch.compile(ways[operation], dynamic=False) if compiled else ways[operation]
     there = [torch.from_numpy(array).to(device) for array in inputs.values()]
 
     @torch.inference_mode()

@@ -19,7 +19,7 @@ MOST_NATS = 1.0
 """That a validation bound may be off in bfloat16 after a few epochs; the bound itself is about −100."""
 
 
-def cases(options: Options) -> dict[str, Case]:
+def cases(_: Options) -> dict[str, Case]:
     """Each preset, in every way."""
     return {preset: partial(fit, preset) for preset in ("mlp", "resnet")} | {"one decoder's outputs": outputs}
 
@@ -30,7 +30,7 @@ def fit(preset: str, record: Record, options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "images.npz"
         pixels = models.digits(options.size(NUM_IMAGES[preset], 300))
-        np.savez(data, train=np.uint8(255 * pixels[:, 0]))
+        np.savez(data, train=(255 * pixels[:, 0]).astype(np.uint8))
         for precision, compiled in WAYS[:2] if options.quick else WAYS:
             with record.attempt(f"{precision}, compile {compiled}"):
                 run = Path(folder) / f"{precision}-{compiled}"
@@ -69,7 +69,7 @@ def outputs(record: Record, options: Options) -> None:
     from tests.presets import PRESETS, SMALL, exported
 
     device = torch.device(options.device)
-    images = np.uint8(255 * models.digits(64))
+    images = (255 * models.digits(64)).astype(np.uint8)
     for preset in PRESETS:
         vae = exported(preset, "bernoulli", images, **(SMALL if options.quick else {})).vae.to(device)
         x = (torch.from_numpy(images).to(device) > 127).float()

@@ -27,13 +27,15 @@ def opened_by(runtime: RecordingRuntime) -> dict[str, bytes]:
 
 
 def of_types(
-    operator: str, inputs: Sequence[int], output: int = TensorProto.FLOAT, *, opset: int = 18, **attributes: object
+    operator: str, inputs: Sequence[int], output: int = TensorProto.FLOAT, *, opset: int = 18, **attributes: int
 ) -> bytes:
     """A graph of one node on matrices of these types."""
     names = [f"x{index}" for index in range(len(inputs))]
     values = [helper.make_tensor_value_info(name, kind, [2, 2]) for name, kind in zip(names, inputs, strict=True)]
     result = helper.make_tensor_value_info("y", output, None)
-    written = helper.make_graph([helper.make_node(operator, names, ["y"], **attributes)], "one", values, [result])
+    written = helper.make_graph(
+        [helper.make_node(operator, names, ["y"], None, None, None, None, **attributes)], "one", values, [result]
+    )
     return bytes(helper.make_model(written, opset_imports=[helper.make_opsetid("", opset)]).SerializeToString())
 
 
