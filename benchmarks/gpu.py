@@ -3,15 +3,15 @@
 python benchmarks/gpu.py PART... --out FOLDER
 
     environment   the card, the driver, which file each CUDA library came from, the engine's probe         1 minute
-    placement     does every graph open on CUDA whole, beside what the table of operators says             1
-    graphs        every graph, CUDA against the CPU and against float64; the same with TF32 must fail      4
-    tests         the engine's tests with `cpu` turned into `cuda`, failures of equal bits apart           4
+    graphs        every graph, CUDA against the CPU and against float64; the same with TF32 must fail      5
+    tests         the engine's tests with `cpu` turned into `cuda`, failures of equal bits apart           4.5
     shapes        a resnet with alternating shapes: does cuDNN plan anew?                                  1
     memory        of the device, by chunk size and by the arena's strategy                                 2
-    speed         encode, decode, log P(x), scores, by images and chunk; PyTorch, compiled and not; CPU    7
+    speed         encode, decode, log P(x), scores, by images and chunk; PyTorch, compiled and not; CPU    8
     serving       images a second over HTTP, mixed and not, at 1, 8 and 32 connections                     3
-    training      images a second of `fit`, float32 and bfloat16, compiled and not; their bounds           5
-    export        no measurement: write every preset's graphs, for machines without PyTorch (--models)
+    training      images a second of `fit`, float32 and bfloat16, compiled and not; their bounds           4
+    placement     no results: does every graph open on CUDA whole, beside the table of operators           2
+    export        no measurement: write every preset's graphs, for machines without PyTorch (--models)     5
 
 Each case of a part runs in a process of its own, so a crash ends that case alone; a failure is recorded with its
 traceback, and the next case goes on. FOLDER/results.jsonl and results.txt grow line by line, so that what was measured
@@ -19,18 +19,23 @@ before a kill is there; log.txt has what the processes wrote to standard error. 
 is left are recorded as failures. The exit status is 0 where every check held.
 
 On a machine with a GPU that reaches no registry, with PyTorch for CUDA 13, onnx and Python 3.12 on it: put wheels of
-onnxruntime-gpu and of what pyproject.toml names beside torch, onnx and numpy into `.wheels` (ignored by git; with
-`pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d .wheels NAME`).
+onnxruntime-gpu, and of what the service and the tests import and the machine lacks, into `.wheels` (ignored by git):
+
+    pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
+        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .wheels onnxruntime-gpu fastapi starlette \\
+        pydantic pydantic-core pydantic-settings python-dotenv typing-inspection fastapi-offline httptools orjson \\
+        opentelemetry-api pyspng python-multipart structlog uvicorn httpx2 httpcore2 arviz-stats
+
 There, first of all:
 
     python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target /tmp/site .wheels/*.whl
     export PYTHONPATH=$PWD:/tmp/site PYTHONUNBUFFERED=1
     # `preload_dlls` looks for cuBLAS and cuDNN beside onnxruntime
     ln -s "$(python3 -c 'import nvidia; print(list(nvidia.__path__)[0])')" /tmp/site/nvidia
-    python3 benchmarks/gpu.py environment placement graphs --out OUT               # the first call, 6 minutes
-    python3 benchmarks/gpu.py tests shapes memory --out OUT                        # the second, 7 minutes
-    python3 benchmarks/gpu.py speed --out OUT                                      # the third, 7 minutes
-    python3 benchmarks/gpu.py serving training --out OUT                           # the last, 8 minutes
+    python3 benchmarks/gpu.py environment graphs --out OUT             # the first call, 6 minutes
+    python3 benchmarks/gpu.py tests shapes memory --out OUT            # the second, 8 minutes
+    python3 benchmarks/gpu.py speed --out OUT                          # the third, 8 minutes
+    python3 benchmarks/gpu.py serving training --out OUT               # the last, 7 minutes
 
 Onnxruntime and onnxruntime-gpu share their files: where the machine has the one, the other must come first on the
 path, as above. Without a GPU every part can be tried: `--device cpu --quick`. The results go to RESULTS.md.
@@ -51,14 +56,14 @@ from gpu_parts.record import LOG, Case, Options, Record
 ROOT = Path(__file__).parents[1]
 SECONDS = {
     "environment": 60,
-    "placement": 120,
     "graphs": 300,
     "tests": 270,
     "shapes": 60,
     "memory": 120,
-    "speed": 420,
+    "speed": 480,
     "serving": 180,
-    "training": 300,
+    "training": 240,
+    "placement": 120,
     "export": 300,
 }
 """Of each part, at most."""

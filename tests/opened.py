@@ -37,6 +37,10 @@ class RecordingRuntime(Runtime):
         super().__init__(*arguments, **keywords)
         self.opened: list[Opened] = []
 
+    def graphs(self) -> dict[str, bytes]:
+        """Those opened, by their labels."""
+        return {opened.label: opened.graph for opened in self.opened}
+
     def open(self, graph: bytes, file: Path, *arguments: Any, **keywords: Any) -> Session:
         """As the runtime's own."""
         session = super().open(graph, file, *arguments, **keywords)

@@ -40,7 +40,7 @@ def names(options: Options) -> list[str]:
     bundled = list(list_versions(BUNDLED))
     if options.models is not None:
         return bundled + sorted(path.name for path in options.models.iterdir())
-    from tests.presets import EVERY
+    from gpu_parts.presets import EVERY
 
     return bundled + [f"{size}, {preset}, {likelihood}" for size in ("small", "real") for preset, likelihood in EVERY]
 
@@ -65,8 +65,8 @@ def load(name: str, options: Options) -> Graphs:
 
 def exported(name: str) -> Graphs:
     """An untrained model of a preset and a likelihood; real sizes are the preset's own, but in quick trials."""
-    from tests.presets import PRESETS, SMALL
-    from tests.presets import exported as export
+    from gpu_parts.presets import PRESETS, SMALL
+    from gpu_parts.presets import exported as export
 
     size, preset, likelihood = name.split(", ", 2)
     shape = SMALL_IMAGE if size == "small" else REAL_IMAGE

@@ -66,7 +66,7 @@ def outputs(record: Record, options: Options) -> None:
     """log p(x|z) of the same latent codes, the decoder in bfloat16 and in float32, in nats."""
     import torch
 
-    from tests.presets import PRESETS, SMALL, exported
+    from gpu_parts.presets import PRESETS, SMALL, exported
 
     device = torch.device(options.device)
     images = (255 * models.digits(64)).astype(np.uint8)

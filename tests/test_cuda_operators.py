@@ -1,10 +1,12 @@
-"""No node of any graph that the engine opens is one that ONNX Runtime would run on the CPU beside a GPU."""
+"""No node of any graph that the engine opens is one that ONNX Runtime would run on the CPU beside a GPU.
+
+Every preset and likelihood is looked at where it is exported: tests/training/test_export.py.
+"""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
@@ -12,18 +14,6 @@ from model_store import BUNDLED, list_versions, open_version
 from service.engine.model import Model
 from tests.cuda_operators import TABLE, kernels, without_kernel
 from tests.opened import RecordingRuntime
-from tests.presets import EVERY, SMALL, exported
-from training.configuration import Preset
-
-ENGINES = {"encoder", "decoder", "log weight", "mixture"}
-
-
-def opened_by(runtime: RecordingRuntime) -> dict[str, bytes]:
-    """Every graph, by its label."""
-    found = {opened.label: opened.graph for opened in runtime.opened}
-    assert set(found) >= ENGINES
-    assert any(label.startswith("curvature") for label in found)
-    return found
 
 
 def of_types(
@@ -39,19 +29,12 @@ def of_types(
     return bytes(helper.make_model(written, opset_imports=[helper.make_opsetid("", opset)]).SerializeToString())
 
 
-@pytest.mark.parametrize(("preset", "likelihood"), EVERY)
-def test_every_node_of_every_preset_and_likelihood_has_a_kernel(preset: Preset, likelihood: str) -> None:
-    images = np.random.default_rng(7).integers(0, 256, (5, 2, 9, 6), np.uint8)
-    runtime = RecordingRuntime("cpu")
-    exported(preset, likelihood, images, **SMALL).open(runtime)
-    assert [refusal for graph in opened_by(runtime).values() for refusal in without_kernel(graph)] == []
-
-
 @pytest.mark.parametrize("name", list_versions(BUNDLED))
 def test_every_node_of_the_bundled_models_has_a_kernel(name: str) -> None:
     runtime = RecordingRuntime("cpu")
     Model.open(open_version(BUNDLED, name), runtime=runtime)
-    found = opened_by(runtime)
+    found = runtime.graphs()
+    assert {"encoder", "decoder", "log weight", "mixture"} <= set(found)
     assert sum(label.startswith("curvature") for label in found) == 2  # in all dimensions, and in those used
     assert [refusal for graph in found.values() for refusal in without_kernel(graph)] == []
 
@@ -120,4 +103,4 @@ def test_a_function_is_looked_into() -> None:
 def test_the_table_says_where_it_came_from() -> None:
     head = json.loads(TABLE.read_text())
     assert (head["package"], head["provider"]) == ("onnxruntime-gpu", "CUDAExecutionProvider")
-    assert head["version"] in (Path(__file__).parents[2] / "constraints.txt").read_text()
+    assert head["version"] in (Path(__file__).parents[1] / "constraints.txt").read_text()
