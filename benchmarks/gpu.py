@@ -21,7 +21,7 @@ is left are recorded as failures. The exit status is 0 where every check held.
 On a machine with a GPU that reaches no registry, with PyTorch for CUDA 13, onnx and Python 3.12 on it: put wheels of
 onnxruntime-gpu, and of what the service and the tests import and the machine lacks, into `.wheels` (ignored by git):
 
-    pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
+    pip download -c constraints.txt --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .wheels onnxruntime-gpu fastapi starlette \
         pydantic pydantic-core pydantic-settings python-dotenv typing-inspection fastapi-offline httptools orjson \
         opentelemetry-api pyspng python-multipart structlog uvicorn httpx2 httpcore2 truststore arviz-stats

@@ -53,7 +53,8 @@ def post(path: str, body: bytes, content_type: str, accept: str = "*/*") -> byte
 @contextmanager
 def served(*arguments: str, **settings: object) -> Iterator[int]:
     """The port of `python -m service` with these settings, or of Python with other arguments, once it answers."""
-    environment = {**os.environ, "LOGPX_PORT": "0", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "LOGPX_PORT": "0", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
     environment |= {f"LOGPX_{name.upper()}": str(value) for name, value in settings.items()}
     process = subprocess.Popen(
         [sys.executable, *(arguments or ("-m", "service"))],

@@ -68,7 +68,9 @@ class Record:
         if not holds:
             self.failures += 1
             self._columns = ()
-            self._print(f"FAILED {what}: {', '.join(f'{name} {_short(value)}' for name, value in values.items())}")
+            self._print(
+                f"FAILED {what}: {', '.join(f'{name} {_short(value)[:300]}' for name, value in values.items())}"
+            )
 
     def fail(self, what: str, reason: str) -> None:
         """Something could not be done."""
