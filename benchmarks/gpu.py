@@ -21,12 +21,12 @@ is left are recorded as failures. The exit status is 0 where every check held.
 On a machine with a GPU that reaches no registry, with PyTorch for CUDA 13, onnx and Python 3.12 on it: put wheels of
 onnxruntime-gpu, and of what the service and the tests import and the machine lacks, into `.wheels` (ignored by git):
 
-    pip download -c constraints.txt --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
-        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .wheels onnxruntime-gpu fastapi starlette \
-        pydantic pydantic-core pydantic-settings python-dotenv typing-inspection fastapi-offline httptools orjson \
+    pip download -c constraints.txt --no-deps --only-binary=:all: --python-version 3.12 -d .wheels \
+        --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+        onnxruntime-gpu fastapi starlette pydantic pydantic-core pydantic-settings python-dotenv typing-inspection fastapi-offline httptools orjson \
         opentelemetry-api pyspng python-multipart structlog uvicorn httpx2 httpcore2 truststore arviz-stats
 
-There, first of all:
+A wheel that is too large for one transfer travels in pieces (`split -b 40m`, and `cat` there). There, first of all:
 
     python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target /tmp/site .wheels/*.whl
     export PYTHONPATH=$PWD:/tmp/site PYTHONUNBUFFERED=1
