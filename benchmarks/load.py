@@ -53,7 +53,8 @@ def post(path: str, body: bytes, content_type: str, accept: str = "*/*") -> byte
 @contextmanager
 def served(*arguments: str, **settings: object) -> Iterator[int]:
     """The port of `python -m service` with these settings, or of Python with other arguments, once it answers."""
-    environment = {**os.environ, "LOGPX_PORT": "0", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "LOGPX_PORT": "0", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
     environment |= {f"LOGPX_{name.upper()}": str(value) for name, value in settings.items()}
     process = subprocess.Popen(
         [sys.executable, *(arguments or ("-m", "service"))],
@@ -63,8 +64,8 @@ def served(*arguments: str, **settings: object) -> Iterator[int]:
         text=True,
     )
     try:
+        port = _port(process)
         assert process.stdout is not None
-        port = next(int(found[1]) for line in process.stdout if (found := re.search(r"http://[\d.]+:(\d+)", line)))
         threading.Thread(target=process.stdout.read, daemon=True).start()
         if not arguments:
             asyncio.run(_ready(port))
@@ -72,6 +73,16 @@ def served(*arguments: str, **settings: object) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait()
+
+
+def _port(process: "subprocess.Popen[str]") -> int:
+    """The port that a server's first lines name."""
+    said = []
+    for line in process.stdout or ():
+        if found := re.search(r"http://[\d.]+:(\d+)", line):
+            return int(found[1])
+        said.append(line)
+    raise RuntimeError(f"the server ended with status {process.wait()}: {''.join(said)[-2000:]}")
 
 
 async def _ready(port: int) -> None:
@@ -153,7 +164,8 @@ async def _ask(connection: Connection, request: bytes, answers: Answers) -> None
 async def closed_loop(port: int, requests: Sequence[bytes], *, connections: int, seconds: float) -> Answers:
     """Each connection sends its next request when it has the answer to the last."""
     answers = Answers(seconds)
-    end = time.perf_counter() + seconds
+    started = time.perf_counter()
+    end = started + seconds
 
     async def work(first: int) -> None:
         connection, sent = await connect(port), first
@@ -162,6 +174,7 @@ async def closed_loop(port: int, requests: Sequence[bytes], *, connections: int,
             sent += 1
 
     await asyncio.gather(*(work(first) for first in range(connections)))
+    answers.seconds = time.perf_counter() - started  # the last answers come after the end
     return answers
 
 

@@ -7,12 +7,17 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from model_store import ImageShape
 from service.engine.likelihood import likelihood_of
 from service.engine.runtime import Runtime
+from tests.cuda_operators import without_kernel
+from tests.opened import RecordingRuntime
+from tests.toys import describe
 from training.configuration import Configuration, LikelihoodKind, Preset
 from training.errors import ParityError
 from training.export import OPSET, ExportedGraphs, check_parity, export
 from training.networks import Vae, build_vae
+from training.publication import load_engine
 
 SHAPE = (2, 5, 3)
 KINDS = get_args(LikelihoodKind)
@@ -98,7 +103,7 @@ def test_another_shape_is_refused(vae: Vae, graphs: ExportedGraphs, x: torch.Ten
         check_parity(vae, wrong, x, runtime=runtime)
 
 
-@pytest.mark.parametrize("preset", ["mlp", "resnet"])
+@pytest.mark.parametrize("preset", get_args(Preset))
 @pytest.mark.parametrize(("likelihood", "scale"), [(kind, None) for kind in KINDS] + [("gaussian", 0.1)])
 def test_every_preset_and_likelihood_is_exported(
     preset: Preset, likelihood: LikelihoodKind, scale: float | None, runtime: Runtime
@@ -124,6 +129,13 @@ def test_every_preset_and_likelihood_is_exported(
     assert check_parity(vae, graphs, torch.rand(5, *shape, generator=generator), runtime=runtime) < 1e-4
     for content in (graphs.encoder, graphs.decoder):
         assert "Shape" not in {node.op_type for node in onnx.load_from_string(content).graph.node}
+
+    opened = RecordingRuntime("cpu")  # every graph that the engine opens around these two can run on CUDA whole
+    channels, height, width = shape
+    image = ImageShape(channels=channels, height=height, width=width)
+    load_engine(describe("any", image, 2, vae.likelihood.spec, num_images=1), graphs, runtime=opened)
+    assert set(opened.graphs()) >= {"encoder", "decoder", "log weight", "mixture", "curvature in 2 dimensions"}
+    assert [refusal for graph in opened.graphs().values() for refusal in without_kernel(graph)] == []
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 127, 66)])
