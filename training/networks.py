@@ -14,6 +14,10 @@ from training.resnet import ResnetDecoder, ResnetEncoder
 
 ImageShape = tuple[int, int, int]
 
+LOWEST_LOG_VAR, HIGHEST_LOG_VAR = -30.0, 10.0
+"""Of the posterior's log variance: beyond them z = mean + exp(log_var / 2) · noise is the mean in float32, or 150 of the
+prior's standard deviations wide. No density that training or serving forms of them leaves float32."""
+
 # For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, M, C, H, W].
 _BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "mlp": (MlpEncoder, MlpDecoder),
@@ -33,7 +37,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latent code, [B, D] each."""
         features = self.body(x)  # [B, F]
-        return self.mean(features), self.log_var(features)
+        return self.mean(features), self.log_var(features).clamp(LOWEST_LOG_VAR, HIGHEST_LOG_VAR)
 
 
 class Decoder(nn.Module):
@@ -76,6 +80,11 @@ class Vae(nn.Module):
         """Mean and log variance of q(z|x), [B, D] each, of images x [B, C, H, W]; float32 under autocast, too."""
         mean, log_var = self.encoder(x)
         return mean.float(), log_var.float()
+
+    def rate_scales(self) -> dict[str, float]:
+        """By a weight's name, what the learning rate is multiplied by where it is not 1; see `MlpEncoder.rate_scales`."""
+        body = self.encoder.body
+        return {f"encoder.body.{name}": scale for name, scale in body.rate_scales().items()}
 
     def expected_image(self, z: Tensor) -> Tensor:
         """E[x|z], [N, C, H, W], of latent codes z [N, D]."""

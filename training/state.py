@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.configuration import Configuration
 from training.networks import Vae, build_vae
@@ -75,4 +75,13 @@ def build_state(configuration: Configuration, pixel_mean: Tensor, device: torch.
     """
     model = build_vae(configuration, pixel_mean).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaged = copy.deepcopy(model).requires_grad_(False)
-    return TrainingState(model, averaged, torch.optim.Adam(model.parameters(), fused=True))
+    return TrainingState(model, averaged, torch.optim.Adam(_parameter_groups(model), fused=True))
+
+
+def _parameter_groups(model: Vae) -> list[dict[str, Any]]:
+    """The model's parameters by their `rate_scale`, what the learning rate is multiplied by for them; most have 1."""
+    scales = model.rate_scales()
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(scales.get(name, 1.0), []).append(parameter)
+    return [{"params": parameters, "rate_scale": scale} for scale, parameters in groups.items()]

@@ -218,8 +218,9 @@ class Loop:
         x = prepare(images, configuration, state.model, generator=generator)
         samples = num_samples(1 + step // self.steps_per_epoch, configuration)
         noise = _normal((len(images), samples, state.model.latent_dim), generator)
+        rate = learning_rate(step, self.steps_per_epoch, configuration)
         for group in state.optimiser.param_groups:
-            group["lr"] = learning_rate(step, self.steps_per_epoch, configuration)
+            group["lr"] = rate * group["rate_scale"]
         low_precision = self.acceleration.precision == "bfloat16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low_precision):
             losses = self._negative_bound(self.team.share(x), self.team.share(noise), step)
