@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from training.layers import linear
 
-
 FULL_RATE_PIXELS = 28 * 28
 """Images of more pixels (times channels) are read at a lower learning rate, see `MlpEncoder.rate_scales`."""
 

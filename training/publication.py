@@ -19,6 +19,7 @@ from model_store import (
     open_version,
     publish,
 )
+from service.engine.likelihood import likelihood_of
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from training.configuration import Configuration
@@ -34,6 +35,7 @@ from training.state import build_state
 from training.units import LatentUnits, latent_units
 
 SCORING_SEED = 0
+_CHUNK_ROWS, _CHUNK_ELEMENTS = 512, 2**26
 _PARITY = 4  # a stream of random numbers
 _BESIDE = ("num_images", "start")  # in the manifest among the configuration's fields, without being one
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch")
@@ -135,8 +137,16 @@ def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> 
     return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
 
 
-def load_engine(description: Description, graphs: ExportedGraphs, *, runtime: Runtime, chunk_rows: int = 512) -> Model:
-    """The serving engine's model of graphs that are not in a store (yet); `chunk_rows` as `Model` has it."""
+def load_engine(
+    description: Description, graphs: ExportedGraphs, *, runtime: Runtime, chunk_rows: int | None = None
+) -> Model:
+    """The serving engine's model of graphs that are not in a store (yet); `chunk_rows` as `Model` has it.
+
+    By default 512, or fewer for large images, so that the decoder's outputs of a run take 256 MiB at most.
+    """
+    if chunk_rows is None:
+        outputs = len(likelihood_of(description.likelihood).outputs) * description.image.size
+        chunk_rows = max(1, min(_CHUNK_ROWS, _CHUNK_ELEMENTS // outputs))
     return Model(description, graphs.encoder, graphs.decoder, runtime=runtime, chunk_rows=chunk_rows)
 
 

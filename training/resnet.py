@@ -60,9 +60,7 @@ class Patches(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         self.missing = (0, -width % patch, 0, -height % patch)
-        self.convolution = convolution(
-            channels, outputs, kernel=patch, stride=patch, padding=0, generator=generator
-        )
+        self.convolution = convolution(channels, outputs, kernel=patch, stride=patch, padding=0, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] → [N, outputs, ⌈H/p⌉, ⌈W/p⌉]."""

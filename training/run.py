@@ -7,6 +7,7 @@ curves.png, reconstructions.png, samples.png
 """
 
 import json
+import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from training.errors import ConfigurationError, RunError
 from training.files import write_atomically
 
 RUN_FORMAT_VERSION = 2
+MOST_PIXEL_WEIGHTS = 2**28
+"""With their gradient, Adam's two moments and their average 5 GiB."""
 RUN, CHECKPOINT, METRICS = "run.json", "checkpoint.pt", "metrics.jsonl"
 
 
@@ -122,8 +125,14 @@ def describe_run(
     """The description of a run of `configuration` on `splits`, which were read from `source`.
 
     Raises:
-        ConfigurationError: `shift` is not less than the images' height and width.
+        ConfigurationError: `shift` is not less than the images' height and width, or an `mlp` of these images would
+            have more than 268 million weights.
     """
+    if (weights := num_pixel_weights(configuration, splits.image_shape)) > MOST_PIXEL_WEIGHTS:
+        raise ConfigurationError(
+            f"an mlp of width {configuration.width} for images of {list(splits.image_shape)} has {weights / 1e6:.0f} "
+            f"million weights, more than {MOST_PIXEL_WEIGHTS / 1e6:.0f}: choose the preset resnet, or a smaller width"
+        )
     if configuration.shift >= (smallest := min(splits.image_shape[1:])):
         raise ConfigurationError(f"shift must be less than the images' {smallest} pixels, not {configuration.shift}")
     return RunDescription(
@@ -135,6 +144,12 @@ def describe_run(
         source=source,
         start=start,
     )
+
+
+def num_pixel_weights(configuration: Configuration, image_shape: tuple[int, int, int]) -> int:
+    """How many weights an `mlp` of this configuration has between pixels and hidden layers; 0 of other presets."""
+    outputs = 1 if configuration.likelihood == "bernoulli" or configuration.gaussian_scale is not None else 2
+    return (1 + outputs) * math.prod(image_shape) * configuration.width if configuration.preset == "mlp" else 0
 
 
 def create_run(folder: Path, description: RunDescription) -> Run:

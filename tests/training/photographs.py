@@ -24,7 +24,9 @@ def photographs(
         disc = np.hypot(y - rng.uniform(0.2, 0.6), x - rng.uniform(0.2, 0.6)) < radius
         half_plane = np.cos(angle) * (y - 0.4) + np.sin(angle) * (x - 0.4) > rng.uniform(-0.2, 0.2)
         light = rng.uniform(-0.3, 0.3) * y + rng.uniform(-0.3, 0.3) * x
-        scene = 0.1 * texture / texture.std() + light + rng.uniform(-0.3, 0.3) * disc + rng.uniform(-0.2, 0.2) * half_plane
+        scene = (
+            0.1 * texture / texture.std() + light + rng.uniform(-0.3, 0.3) * disc + rng.uniform(-0.2, 0.2) * half_plane
+        )
         tint = rng.uniform(0.7, 1.0, (channels, 1, 1))
         grain = 0.01 * rng.standard_normal((channels, height, width))
         image[:] = np.clip(255 * (0.5 + contrast * tint * (scene + rng.uniform(-0.1, 0.1)) + grain), 0, 255)

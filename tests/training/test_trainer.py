@@ -18,12 +18,13 @@ from training.configuration import Configuration
 from training.data import DataSplits, unit_pixels
 from training.errors import ConfigurationError, DivergenceError
 from training.figures import CURVES, RECONSTRUCTIONS, SAMPLES, draw_figures, draw_grid
+from training.loop import prepare
 from training.networks import Vae, build_vae
 from training.publication import load_model
 from training.run import METRICS, Run, create_run, describe_run
 from training.schedule import learning_rate, num_samples
 from training.state import build_state
-from training.trainer import EpochFigures, fit, prepare, validate
+from training.trainer import EpochFigures, fit, validate
 from training.workers import PLAIN, Acceleration, choose_device
 
 CPU = torch.device("cpu")
