@@ -14,7 +14,7 @@ from training.configuration import Configuration
 from training.data import TrainingImages, binarise, derive_seed, to_levels, unit_pixels
 from training.errors import DivergenceError
 from training.gradients import accumulate_gradients, drop_if_not_finite
-from training.memory import Footprint
+from training.memory import footprint
 from training.networks import Vae
 from training.objective import negative_elbo, negative_iwae_bound
 from training.recovery import check_bound, rate_factor
@@ -52,7 +52,6 @@ class Loop:
         team: Team,
         acceleration: Acceleration,
         progress: bool,
-        sizes: Footprint,
         *,
         start: str | None = None,
     ) -> None:
@@ -64,7 +63,7 @@ class Loop:
         self.progress = progress and team.leads
         self.num_pixels = math.prod(state.model.image_shape)
         self.learning_rate = 0.0  # of the last step
-        self._sizes = sizes
+        self.sizes = footprint(state.averaged)  # never compiled
         self.steps_per_epoch = math.ceil(len(images) / configuration.batch_size)
         self._streams = (_TRAINING,) if start is None else (_TRAINING, int(start[:16], 16))
         self._parameters = list(state.model.parameters())
@@ -124,7 +123,7 @@ class Loop:
             state.model,
             self.team.share(x),
             self.team.share(noise),
-            self._sizes,
+            self.sizes,
             batch_size=len(images),
             autocast=torch.autocast(
                 images.device.type, torch.bfloat16, enabled=self.acceleration.precision == "bfloat16"

@@ -15,8 +15,8 @@ from training.resnet import ResnetDecoder, ResnetEncoder
 ImageShape = tuple[int, int, int]
 
 LOWEST_LOG_VAR, HIGHEST_LOG_VAR = -30.0, 10.0
-"""Of the posterior's log variance. Beyond them z is the mean, in float32, or has 150 standard deviations of the prior's;
-within them no density that training or serving forms leaves float32."""
+"""Of the posterior's log variance. Beyond them z is the mean, in float32, or is 150 times as wide as the prior; within
+them no density that training or serving forms leaves float32."""
 
 # For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, M, C, H, W].
 _BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -83,7 +83,7 @@ class Vae(nn.Module):
 
     def rate_scales(self) -> dict[str, float]:
         """By a weight's name, what the learning rate is multiplied by, where not by 1; see `MlpEncoder.rate_scales`."""
-        body = self.encoder.body
+        body: Any = self.encoder.body
         return {f"encoder.body.{name}": scale for name, scale in body.rate_scales().items()}
 
     def expected_image(self, z: Tensor) -> Tensor:

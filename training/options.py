@@ -30,7 +30,7 @@ _HELP = {
     "epochs": "passes over the training images",
     "batch_size": "images a step, over all processes",
     "learning_rate": "Adam's, after the warm-up; falls to 0 along a cosine",
-    "warm_up_epochs": "epochs of linear warm-up (default: 1, or as many as have 100 steps, but at most a fifth of all)",
+    "warm_up_epochs": "epochs of linear warm-up (default: 1, or as many as have 100 steps, but at most a tenth of all)",
     "max_gradient_norm": "a longer gradient is shortened to this; 0: never",
     "ema_decay": "decay a step of the averaged weights that are validated and exported; 0: no averaging",
     "patience": "end after so many epochs without a better validation bound, and keep the best epoch; 0: never",

@@ -25,7 +25,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 """By preset, where it differs from `Configuration`'s own defaults; in patches: of images beyond 40 pixels."""
 
 WARM_UP_STEPS = 100
-_MOST_WARM_UP = 0.2  # of all epochs
+_MOST_WARM_UP = 0.1  # of all epochs
 
 GREY_SHARE = 0.2
 """Of the pixels. Of MNIST's 9 % are grey, of Fashion-MNIST's 40 %."""
@@ -35,9 +35,9 @@ _LOOKED_AT, _BYTES_LOOKED_AT = 10_000, 2**28
 def complete_configuration(given: Mapping[str, Any], train: Images) -> Configuration:
     """The configuration of the options that were given, the rest by the preset's recipe and the images [N, C, H, W].
 
-    Without a preset, or with `auto`, images of more than 64×64 numbers get a `resnet`, others an `mlp`. The warm-up is one
-    epoch, or as many epochs as have 100 steps, but at most a fifth of all: where there are few images, an epoch is a
-    step or two, and Adam's first steps, before it knows the gradients' usual size, are its largest.
+    Without a preset, or with `auto`, images of more than 64×64 numbers get a `resnet`, others an `mlp`. The warm-up is
+    one epoch, or as many epochs as have 100 steps, but at most a tenth of all: where there are few images, an epoch is
+    a step or two, and Adam's first steps, before it knows the gradients' usual size, are its largest.
 
     Without a likelihood, 8-bit images get a discretised logistic if more than a fifth of their pixels are grey (above
     10 % and below 90 %); images that are nearly black and white, and those that are not 8-bit, are Bernoulli, and so

@@ -102,18 +102,17 @@ def fit(
         team.wait()  # until all have read it: the first epoch's end replaces it
         epoch = state.restore(checkpoint) if checkpoint else 0
         check_not_given_up(state, epoch, configuration)
-        sizes = footprint(state.model)
         if acceleration.compiled:
             compile_networks(state.model.encoder, state.model.decoder)
         if team.leads:
             run.truncate_metrics(epoch)
-        loop = Loop(configuration, state, train, team, acceleration, progress, sizes, start=run.description.start)
+        loop = Loop(configuration, state, train, team, acceleration, progress, start=run.description.start)
         while not state.is_finished(epoch, configuration):
             started = time.perf_counter()
             try:
                 trained = loop.train_epoch(epoch + 1)
                 train_seconds = time.perf_counter() - started
-                elbo, bound = validate(state.averaged, validation, configuration, team=team, sizes=sizes)
+                elbo, bound = validate(state.averaged, validation, configuration, team=team, sizes=loop.sizes)
                 what = f"the validation bound after epoch {epoch + 1}, step {(epoch + 1) * loop.steps_per_epoch},"
                 check_bound(bound, trained.reached, loop.num_pixels, what)
             except DivergenceError as error:
