@@ -106,7 +106,7 @@ def test_one_step_moves_no_unit_of_an_mlp_farther_on_a_large_image(shape: tuple[
 
 def test_at_28_pixels_every_weight_has_the_same_rate() -> None:
     for preset in ("mlp", "resnet"):
-        configuration = complete_configuration({"preset": preset}, np.zeros((1, 1, 28, 28)))
+        configuration = complete_configuration({"preset": preset}, np.zeros((1, 1, 28, 28), np.uint8))
         state = build_state(configuration, torch.zeros(1, 28, 28), CPU)
         (group,) = state.optimiser.param_groups
         assert group["rate_scale"] == 1.0

@@ -71,7 +71,9 @@ def test_the_size_of_the_images_decides_the_networks(
             batch_size,
         )
     assert complete_configuration({"preset": "mlp"}, np.zeros((1, *shape), np.uint8)).preset == "mlp"
-    assert complete_configuration({"preset": "resnet", "num_samples": 5}, np.zeros((1, *shape))).num_samples == 5
+    assert (
+        complete_configuration({"preset": "resnet", "num_samples": 5}, np.zeros((1, *shape), np.uint8)).num_samples == 5
+    )
 
 
 @pytest.mark.parametrize(
