@@ -70,6 +70,7 @@ def test_the_size_of_the_images_decides_the_networks(
             num_samples,
             batch_size,
         )
+        assert found.learning_rate == {"mlp": 2e-3, "resnet": 5e-4}[preset]
     assert complete_configuration({"preset": "mlp"}, np.zeros((1, *shape), np.uint8)).preset == "mlp"
     assert (
         complete_configuration({"preset": "resnet", "num_samples": 5}, np.zeros((1, *shape), np.uint8)).num_samples == 5
