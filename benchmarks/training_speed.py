@@ -24,12 +24,12 @@ from torch.nn import functional as F
 
 from training.configuration import Configuration, Objective
 from training.data import LoadedImages
+from training.loop import Loop
 from training.networks import Vae, build_vae
 from training.precision import full_float32
 from training.recipes import complete_configuration
 from training.sources import read_source
 from training.state import build_state
-from training.trainer import Loop
 from training.workers import ALONE, PLAIN, Acceleration
 
 PYTHAE_TRAINER = Path(__file__).parent / "peers" / "pythae_trainer.py"

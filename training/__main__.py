@@ -36,7 +36,7 @@ from training.report import REPORT, Measured, write_report
 from training.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
 from training.sources import Source, StreamedSource, open_source
 from training.start import begin, check_start, fingerprint, inherited_options, start_weights
-from training.terminal import is_terminal, print_epoch, print_measured, print_skipped, print_start
+from training.terminal import is_terminal, print_epoch, print_measured, print_setback, print_skipped, print_start
 from training.trainer import EpochFigures, fit
 from training.units import latent_units
 from training.workers import Team, choose_acceleration, choose_device, join_team
@@ -111,6 +111,7 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -
         team=team,
         acceleration=acceleration,
         progress=is_terminal(),
+        on_setback=print_setback,
     )
     if team.leads:
         draw_figures(run, model, splits.validation)

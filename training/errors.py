@@ -6,7 +6,7 @@ TrainingError
 │   ├── CorruptImageError  one or more images cannot be decoded; --skip-corrupt leaves them out
 │   └── DownloadError      a known data set could not be fetched, or is not what it should be
 ├── RunError             the run folder is in use, is missing, or was made by another configuration or data set
-├── DivergenceError      the training loss is no longer a finite number
+├── DivergenceError      training has diverged, also with smaller steps
 └── ParityError          the exported graphs disagree with PyTorch
 """
 
@@ -43,7 +43,7 @@ class RunError(TrainingError):
 
 
 class DivergenceError(TrainingError):
-    """The training loss is no longer a finite number; the message names the epoch and step."""
+    """Training has diverged, and again after each of two setbacks; the message says where, and what to change."""
 
 
 class ParityError(TrainingError):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from training.data import binarise, derive_seed, unit_pixels
 from training.files import write_atomically
+from training.memory import images_a_batch
 from training.networks import Vae
 from training.precision import full_float32
 from training.run import Run
@@ -34,9 +35,10 @@ def draw_figures(run: Run, model: Vae, validation: NDArray[np.generic]) -> None:
     images = unit_pixels(torch.from_numpy(validation[: 4 * _COLUMNS]).to(device))
     with torch.no_grad():
         x = binarise(images, configuration.binarisation, generator=generator)
-        reconstructed = model.expected_image(model.encode(x)[0])
+        batch = images_a_batch(8 * _COLUMNS, model.image_shape)
+        reconstructed = torch.cat([model.expected_image(model.encode(part)[0]) for part in torch.split(x, batch)])
         z = torch.randn((8 * _COLUMNS, model.latent_dim), generator=generator, device=device)
-        samples = model.expected_image(z)
+        samples = torch.cat([model.expected_image(part) for part in torch.split(z, batch)])
     rows = [
         row for pair in zip(torch.split(x, _COLUMNS), torch.split(reconstructed, _COLUMNS), strict=True) for row in pair
     ]

@@ -13,13 +13,21 @@ def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
 
 
 def convolution(
-    inputs: int, outputs: int, *, kernel: int, generator: torch.Generator, stride: int = 1, after_silu: bool = False
+    inputs: int,
+    outputs: int,
+    *,
+    kernel: int,
+    generator: torch.Generator,
+    stride: int = 1,
+    padding: int | None = None,
+    after_silu: bool = False,
 ) -> nn.Conv2d:
     """A layer whose normal weights keep the variance of its input (He et al. 2015, arXiv 1502.01852), no bias yet.
 
-    An odd kernel leaves height and width as they are, and stride 2 halves them, rounded up.
+    Without `padding`, an odd kernel leaves height and width as they are, and stride 2 halves them, rounded up.
     """
-    layer = nn.utils.skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2)  # type: ignore[no-untyped-call]
+    padding = kernel // 2 if padding is None else padding
+    layer = nn.utils.skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding)  # type: ignore[no-untyped-call]
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if after_silu else "linear", generator=generator)
     nn.init.zeros_(layer.bias)
     return layer  # type: ignore[no-any-return]

@@ -15,6 +15,10 @@ from training.resnet import ResnetDecoder, ResnetEncoder
 
 ImageShape = tuple[int, int, int]
 
+LOWEST_LOG_VAR, HIGHEST_LOG_VAR = -30.0, 10.0
+"""Of the posterior's log variance. Beyond them z is the mean, in float32, or is 150 times as wide as the prior; within
+them no density that training or serving forms leaves float32."""
+
 # For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, M, C, H, W].
 _BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "mlp": (MlpEncoder, MlpDecoder),
@@ -36,7 +40,7 @@ class Encoder(nn.Module):
         features = self.body(x)  # [B, F]
         with torch.autocast(x.device.type, enabled=False):
             features = at_least_float32(features)
-            return self.mean(features), self.log_var(features)
+            return self.mean(features), self.log_var(features).clamp(LOWEST_LOG_VAR, HIGHEST_LOG_VAR)
 
 
 class Decoder(nn.Module):
@@ -79,6 +83,11 @@ class Vae(nn.Module):
         """Mean and log variance of q(z|x), [B, D] each, of images x [B, C, H, W]; float32 under autocast, too."""
         mean, log_var = self.encoder(x)
         return mean, log_var
+
+    def rate_scales(self) -> dict[str, float]:
+        """By a weight's name, what the learning rate is multiplied by, where not by 1; see `MlpEncoder.rate_scales`."""
+        body: Any = self.encoder.body
+        return {f"encoder.body.{name}": scale for name, scale in body.rate_scales().items()}
 
     def expected_image(self, z: Tensor) -> Tensor:
         """E[x|z], [N, C, H, W], of latent codes z [N, D]."""

@@ -65,7 +65,9 @@ def negative_elbo(
     return cost - cost.detach() - bound
 
 
-def negative_iwae_bound(model: LatentVariableModel, x: Tensor, noise: Tensor) -> Tensor:
+def negative_iwae_bound(
+    model: LatentVariableModel, x: Tensor, noise: Tensor, *, all_log_weights: Tensor | None = None
+) -> Tensor:
     """-(logsumexp over k of log w_k - log K), [B], in nats: a loss, whose gradient is the doubly reparameterised one.
 
     The value is the importance weighted bound (Burda et al. 2015, arXiv 1509.00519). Its gradient (DReG: Tucker et al.
@@ -73,20 +75,29 @@ def negative_iwae_bound(model: LatentVariableModel, x: Tensor, noise: Tensor) ->
     w̃ the normalised weights: unbiased as the ordinary gradient is, and without the noise that drowns the latter as K
     grows.
 
+    Where there are too many samples for the memory, each part of them is given in turn as `noise`, with
+    `all_log_weights` of all; the sums of values and of gradients over the parts are then those of all samples.
+
     Args:
         model: encoder and likelihood.
         x: images as the model takes them, [B, C, H, W].
         noise: standard normal numbers, [B, K, D].
+        all_log_weights: `log_weight` of all samples, where `noise` is a part of them, [B, more than K].
     """
     q = DiagonalGaussian(*model.encode(x))
     z = q.draw(noise)  # [B, K, D]
     log_weights = _log_weight_at(model, x, z, q)  # [B, K]
-    normalised = torch.softmax(log_weights.detach(), dim=1)
+    whole = log_weights.detach() if all_log_weights is None else all_log_weights
+    log_sum = torch.logsumexp(whole, dim=1)  # [B]
+    if all_log_weights is None:
+        normalised = torch.softmax(whole, dim=1)
+    else:
+        normalised = torch.exp(log_weights.detach() - log_sum.unsqueeze(1))
     if z.requires_grad:
         # What flows back into z already carries one factor w̃; the encoder's gradient takes a second one.
         z.register_hook(lambda gradient: gradient * normalised.unsqueeze(-1))  # type: ignore[no-untyped-call]
     surrogate = (normalised * log_weights).sum(1)  # its gradient is the wanted one, its value is not the bound
-    bound = torch.logsumexp(log_weights.detach(), dim=1) - math.log(noise.shape[1])
+    bound = (log_sum - math.log(whole.shape[1])) * (noise.shape[1] / whole.shape[1])  # this part's share of it
     return (surrogate.detach() - bound) - surrogate
 
 

@@ -5,13 +5,14 @@ import types
 import typing
 from dataclasses import fields
 
-from training.configuration import Configuration
-from training.recipes import RECIPES
+from training.configuration import Configuration, Preset
+from training.recipes import AUTO, RECIPES
 
 _HELP = {
-    "preset": "networks: mlp, hidden layers with SiLU; resnet, residual convolutions without normalisation",
-    "width": "units of each hidden layer of an mlp; channels at the image's own size of a resnet",
-    "depth": "hidden layers of an mlp; residual blocks at each size, halved until 8 pixels or fewer, of a resnet",
+    "preset": "networks: mlp, hidden layers with SiLU; resnet, residual convolutions without normalisation, in patches "
+    "of images beyond 40 pixels (default: auto, an mlp up to 64×64 numbers an image, a resnet for larger ones)",
+    "width": "units of each hidden layer of an mlp; channels of a resnet at the size of the image or its patches",
+    "depth": "hidden layers of an mlp; residual blocks at each size, halved until 8 or fewer, of a resnet",
     "latent_dim": "dimensions of the latent code",
     "likelihood": "of a pixel: bernoulli, black or white; discretised_logistic, 256 levels; gaussian, real values "
     "(default: discretised_logistic for 8-bit images of which more than a fifth is grey, else bernoulli)",
@@ -29,7 +30,7 @@ _HELP = {
     "epochs": "passes over the training images",
     "batch_size": "images a step, over all processes",
     "learning_rate": "Adam's, after the warm-up; falls to 0 along a cosine",
-    "warm_up_epochs": "epochs of linear warm-up",
+    "warm_up_epochs": "epochs of linear warm-up (default: 1, or as many as have 100 steps, but at most a tenth of all)",
     "max_gradient_norm": "a longer gradient is shortened to this; 0: never",
     "ema_decay": "decay a step of the averaged weights that are validated and exported; 0: no averaging",
     "patience": "end after so many epochs without a better validation bound, and keep the best epoch; 0: never",
@@ -40,7 +41,7 @@ _HELP = {
     "skip_corrupt": "leave out images that cannot be decoded, instead of refusing the data",
     "num_test": "held-out test images where the data has none of its own (default: 10000, at most a tenth)",
 }
-_CHOSEN_BY_THE_DATA = ("likelihood", "binarisation")
+_CHOSEN_BY_THE_DATA = ("preset", "likelihood", "binarisation", "warm_up_epochs")
 
 
 def add_configuration_options(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,8 @@ def add_configuration_options(parser: argparse.ArgumentParser) -> None:
     for field in fields(Configuration):
         hint = hints[field.name]
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
+        if field.name == "preset":
+            choices = (AUTO, *typing.get_args(Preset))
         if isinstance(hint, types.UnionType):
             hint = typing.get_args(hint)[0]
         if hint is bool:

@@ -5,6 +5,8 @@ signals in range without normalisation is that each residual branch starts at ze
 1901.09321; no normalisation in a VAE: Child 2020, arXiv 2011.10650).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,8 @@ SMALLEST = 8
 """Pixels: images are halved until neither height nor width is larger."""
 _MOST_CHANNELS = 4
 """Times the width."""
+LARGEST = 40
+"""Patches: larger images are read and written in patches, so that convolutions never see more than 40×40 places."""
 
 
 class ResidualBlock(nn.Module):
@@ -46,19 +50,43 @@ class Upsampling(nn.Module):
         return F.pixel_shuffle(self.convolution(hidden), 2)[:, :, :height, :width]
 
 
+class Patches(nn.Module):
+    """Images [N, C, H, W] to `outputs` channels of each patch of `patch`×`patch` pixels, [N, outputs, ⌈H/p⌉, ⌈W/p⌉].
+
+    What a patch at the bottom or to the right lacks is 0.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], outputs: int, patch: int, generator: torch.Generator) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.missing = (0, -width % patch, 0, -height % patch)
+        self.convolution = convolution(channels, outputs, kernel=patch, stride=patch, padding=0, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] → [N, outputs, ⌈H/p⌉, ⌈W/p⌉]."""
+        patches: Tensor = self.convolution(F.pad(x, self.missing))
+        return patches
+
+
 class ResnetEncoder(nn.Module):
     """Images x [B, C, H, W] to features [B, F]: at each size `depth` residual blocks, then a halving.
 
-    There are `width` channels at the image's own size, twice as many at the next and 4·width from there on.
+    There are `width` channels at the first size, twice as many at the next and 4·width from there on. The first size is
+    the image's own, or that of its patches where it is large (see `patch_size`).
     """
 
     def __init__(
         self, image_shape: tuple[int, int, int], *, width: int, depth: int, generator: torch.Generator
     ) -> None:
         super().__init__()
-        sizes = halved_sizes(*image_shape[1:])
+        patch = patch_size(*image_shape[1:])
+        sizes = halved_sizes(*_in_patches(image_shape[1:], patch))
         channels = _channels(width, len(sizes))
-        layers: list[nn.Module] = [convolution(image_shape[0], width, kernel=3, generator=generator)]
+        layers: list[nn.Module] = [
+            convolution(image_shape[0], width, kernel=3, generator=generator)
+            if patch == 1
+            else Patches(image_shape, width, patch, generator)
+        ]
         for level in range(len(sizes)):
             if level:
                 layers.append(
@@ -72,6 +100,10 @@ class ResnetEncoder(nn.Module):
         """Features, [B, F]."""
         return F.silu(self.layers(x)).flatten(1)
 
+    def rate_scales(self) -> dict[str, float]:
+        """None: no unit here reads more than one place and its neighbours, whatever the size of the image."""
+        return {}
+
 
 class ResnetDecoder(nn.Module):
     """Latent codes z [N, D] to raw outputs [N, M, C, H, W]: the encoder's sizes and channels in the other direction.
@@ -82,7 +114,8 @@ class ResnetDecoder(nn.Module):
     def __init__(self, bias: Tensor, latent_dim: int, *, width: int, depth: int, generator: torch.Generator) -> None:
         super().__init__()
         outputs, image_channels, *image_size = bias.shape
-        sizes = halved_sizes(*image_size)
+        self.patch = patch_size(*image_size)
+        sizes = halved_sizes(*_in_patches(image_size, self.patch))
         channels = _channels(width, len(sizes))
         self.smallest = (channels[-1], *sizes[-1])
         self.latent = linear(latent_dim, channels[-1] * sizes[-1][0] * sizes[-1][1], generator)
@@ -92,15 +125,41 @@ class ResnetDecoder(nn.Module):
             if level:
                 layers.append(Upsampling(channels[level], channels[level - 1], sizes[level - 1], generator))
         self.layers = nn.Sequential(*layers)
-        self.pixels = convolution(width, outputs * image_channels, kernel=3, after_silu=True, generator=generator)
+        self.pixels = convolution(
+            width,
+            outputs * image_channels * self.patch**2,
+            kernel=3 if self.patch == 1 else 1,
+            after_silu=True,
+            generator=generator,
+        )
         self.pixels.bias = None  # `bias` is a better one
         self.bias = nn.Parameter(bias.clone())
 
     def forward(self, z: Tensor) -> Tensor:
         """Raw outputs, [N, M, C, H, W]."""
-        hidden = self.layers(self.latent(z).unflatten(1, self.smallest))  # [N, width, H, W]
-        pixels: Tensor = self.pixels(F.silu(hidden))  # [N, M·C, H, W]
+        hidden = self.layers(self.latent(z).unflatten(1, self.smallest))  # [N, width, ⌈H/p⌉, ⌈W/p⌉]
+        pixels: Tensor = self.pixels(F.silu(hidden))  # [N, M·C·p², ⌈H/p⌉, ⌈W/p⌉]
+        if self.patch > 1:
+            height, width = self.bias.shape[2:]
+            pixels = F.pixel_shuffle(pixels, self.patch)[:, :, :height, :width]  # [N, M·C, H, W]
         return torch.unflatten(pixels, 1, self.bias.shape[:2]) + self.bias
+
+
+def patch_size(height: int, width: int) -> int:
+    """Pixels of a patch's side: the least power of two that leaves at most 40 patches across and down.
+
+    >>> [patch_size(size, size) for size in (28, 40, 41, 64, 128, 256, 300, 512)]
+    [1, 1, 2, 2, 4, 8, 8, 16]
+    """
+    patch = 1
+    while max(height, width) > LARGEST * patch:
+        patch *= 2
+    return patch
+
+
+def _in_patches(image_size: Sequence[int], patch: int) -> tuple[int, int]:
+    height, width = image_size
+    return -(-height // patch), -(-width // patch)
 
 
 def halved_sizes(height: int, width: int) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ curves.png, reconstructions.png, samples.png
 """
 
 import json
+import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from training.files import write_atomically
 from training.workers import Acceleration
 
 RUN_FORMAT_VERSION = 2
+MOST_PIXEL_WEIGHTS = 2**28
+"""With their gradient, Adam's two moments and their average 5 GiB."""
 RUN, CHECKPOINT, METRICS, SESSIONS = "run.json", "checkpoint.pt", "metrics.jsonl", "sessions.jsonl"
 
 
@@ -183,8 +186,14 @@ def describe_run(
     """The description of a run of `configuration` on `splits`, which were read from `source`.
 
     Raises:
-        ConfigurationError: `shift` is not less than the images' height and width.
+        ConfigurationError: `shift` is not less than the images' height and width, or an `mlp` of these images would
+            have more than 268 million weights.
     """
+    if (weights := num_pixel_weights(configuration, splits.image_shape)) > MOST_PIXEL_WEIGHTS:
+        raise ConfigurationError(
+            f"an mlp of width {configuration.width} for images of {list(splits.image_shape)} has {weights / 1e6:.0f} "
+            f"million weights, more than {MOST_PIXEL_WEIGHTS / 1e6:.0f}: choose the preset resnet, or a smaller width"
+        )
     if configuration.shift >= (smallest := min(splits.image_shape[1:])):
         raise ConfigurationError(f"shift must be less than the images' {smallest} pixels, not {configuration.shift}")
     return RunDescription(
@@ -198,6 +207,12 @@ def describe_run(
         acceleration=acceleration,
         device=device,
     )
+
+
+def num_pixel_weights(configuration: Configuration, image_shape: tuple[int, int, int]) -> int:
+    """How many weights an `mlp` of this configuration has between pixels and hidden layers; 0 of other presets."""
+    outputs = 1 if configuration.likelihood == "bernoulli" or configuration.gaussian_scale is not None else 2
+    return (1 + outputs) * math.prod(image_shape) * configuration.width if configuration.preset == "mlp" else 0
 
 
 def create_run(folder: Path, description: RunDescription) -> Run:

@@ -1,6 +1,7 @@
 """Where a run stands: its weights, their average, the optimiser, and the best epoch so far."""
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,16 @@ class Best:
 class TrainingState:
     """What a checkpoint holds. All random numbers come from (seed, epoch), so no generator's state is in it.
 
-    `best` is kept where the configuration has patience only; otherwise it stays None.
+    `best` is kept where the configuration has patience only; otherwise it stays None. `setbacks` counts how often
+    training has diverged, `reached` is the best bound that an epoch's training steps had; see training/recovery.py.
     """
 
     model: Vae
     averaged: Vae
     optimiser: torch.optim.Adam
     best: Best | None = None
+    setbacks: int = 0
+    reached: float | None = None
 
     def as_checkpoint(self, epoch: int) -> dict[str, Any]:
         """Plain tensors and numbers, which `torch.load(weights_only=True)` reads."""
@@ -40,14 +44,19 @@ class TrainingState:
             "averaged": self.averaged.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "best": None if self.best is None else dict(vars(self.best)),
+            "setbacks": self.setbacks,
+            "reached": self.reached,
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> int:
         """Load a checkpoint; returns the number of finished epochs."""
         self.model.load_state_dict(checkpoint["model"])
         self.averaged.load_state_dict(checkpoint["averaged"])
-        self.optimiser.load_state_dict(checkpoint["optimiser"])
+        # Of the optimiser, what it has learned: its groups follow from the networks.
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": checkpoint["optimiser"]["state"], "param_groups": groups})
         self.best = None if checkpoint["best"] is None else Best(**checkpoint["best"])
+        self.setbacks, self.reached = checkpoint.get("setbacks", 0), checkpoint.get("reached")
         return int(checkpoint["epoch"])
 
     def note_bound(self, epoch: int, bound: float) -> None:
@@ -75,4 +84,11 @@ def build_state(configuration: Configuration, pixel_mean: Tensor, device: torch.
     """
     model = build_vae(configuration, pixel_mean).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaged = copy.deepcopy(model).requires_grad_(False)
-    return TrainingState(model, averaged, torch.optim.Adam(model.parameters(), fused=True))
+    return TrainingState(model, averaged, torch.optim.Adam(_parameter_groups(model), fused=True))
+
+
+def _parameter_groups(model: Vae) -> list[dict[str, Any]]:
+    """The parameters in their order, with `rate_scale`, what the learning rate is multiplied by for them."""
+    scales = model.rate_scales()
+    runs = itertools.groupby(model.named_parameters(), key=lambda named: scales.get(named[0], 1.0))
+    return [{"params": [parameter for _, parameter in named], "rate_scale": scale} for scale, named in runs]

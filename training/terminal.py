@@ -58,6 +58,11 @@ def print_epoch(figures: EpochFigures, configuration: Configuration) -> None:
     )
 
 
+def print_setback(line: str) -> None:
+    """Training has diverged, and goes on."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
 def print_measured(measured: Measured) -> None:
     """Every estimate of log P(x) with its protocol, and the units of the latent code."""
     for evaluation in measured.evaluations:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.rounding import FLOAT64, gamma
 from training.__main__ import main
 from training.data import binarise
-from training.trainer import prepare
+from training.loop import prepare
 
 
 def drift(num_steps: int, learning_rate: float, num_images: int, num_pixels: int) -> float:

@@ -213,3 +213,24 @@ def test_the_value_and_the_decoder_gradient_are_the_ordinary_ones() -> None:
     assert found.loading.grad is not None
     assert expected.loading.grad is not None
     assert torch.allclose(found.loading.grad, expected.loading.grad, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", [negative_iwae_bound, negative_elbo])
+def test_parts_of_the_samples_add_up_to_all_of_them(objective: Callable[..., Tensor]) -> None:
+    draws = noise(2, 7, 2)
+    whole, parted = rough_model(), rough_model()
+    loss = objective(whole, X, draws)
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    total = torch.zeros(2, dtype=torch.float64)
+    for part in torch.split(draws, 3, dim=1):
+        if objective is negative_iwae_bound:
+            share = negative_iwae_bound(parted, X, part, all_log_weights=log_weight(parted, X, draws).detach())
+        else:
+            share = negative_elbo(parted, X, part) * (part.shape[1] / 7)
+        share.sum().backward()  # type: ignore[no-untyped-call]
+        total += share.detach()
+    assert torch.allclose(total, loss, atol=1e-12)
+    for found, expected in zip(parted.parameters(), whole.parameters(), strict=True):
+        assert found.grad is not None
+        assert expected.grad is not None
+        assert torch.allclose(found.grad, expected.grad, atol=1e-12)

@@ -35,7 +35,8 @@ def test_the_pixels_decide_where_the_user_does_not(
 
 
 def test_a_preset_has_its_recipe_and_the_user_the_last_word() -> None:
-    assert complete_configuration({}, BINARY) == complete_configuration({"preset": "mlp"}, BINARY) == Configuration()
+    many = np.repeat(BINARY, 500, axis=0)
+    assert complete_configuration({}, many) == complete_configuration({"preset": "mlp"}, many) == Configuration()
     assert complete_configuration({"preset": "resnet"}, BINARY).width == 32
     assert complete_configuration({"preset": "resnet", "width": 5}, BINARY).width == 5
 
@@ -45,3 +46,53 @@ def test_options_that_cannot_work_together_are_refused() -> None:
         complete_configuration({"likelihood": "gaussian", "binarisation": "dynamic"}, GREY)
     with pytest.raises(ConfigurationError, match="gaussian_scale belongs to the likelihood gaussian"):
         complete_configuration({"gaussian_scale": 0.1}, GREY)
+
+
+@pytest.mark.parametrize(
+    ("shape", "preset", "width", "num_samples", "batch_size"),
+    [
+        ((1, 16, 16), "mlp", 512, 8, 128),
+        ((3, 32, 32), "mlp", 512, 8, 128),
+        ((1, 64, 64), "mlp", 512, 8, 128),
+        ((1, 64, 65), "resnet", 16, 1, 32),
+        ((3, 48, 64), "resnet", 16, 1, 32),
+        ((3, 512, 512), "resnet", 16, 1, 32),
+    ],
+)
+def test_the_size_of_the_images_decides_the_networks(
+    shape: tuple[int, int, int], preset: str, width: int, num_samples: int, batch_size: int
+) -> None:
+    for options in ({}, {"preset": "auto"}):
+        found = complete_configuration(options, np.zeros((1, *shape), np.uint8))
+        assert (found.preset, found.width, found.num_samples, found.batch_size) == (
+            preset,
+            width,
+            num_samples,
+            batch_size,
+        )
+        assert found.learning_rate == {"mlp": 2e-3, "resnet": 5e-4}[preset]
+    assert complete_configuration({"preset": "mlp"}, np.zeros((1, *shape), np.uint8)).preset == "mlp"
+    assert (
+        complete_configuration({"preset": "resnet", "num_samples": 5}, np.zeros((1, *shape), np.uint8)).num_samples == 5
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_images", "options", "epochs"),
+    [
+        (60_000, {}, 1),  # 469 steps an epoch
+        (12_800, {}, 1),  # 100
+        (12_672, {}, 2),  # 99
+        (2_000, {}, 7),  # 16 steps an epoch: 112 steps
+        (300, {}, 12),  # 3 steps an epoch: a tenth of 120 epochs
+        (300, {"epochs": 2}, 1),
+        (300, {"batch_size": 3}, 1),
+        (300, {"warm_up_epochs": 0.0}, 0),
+        (300, {"warm_up_epochs": 0.5}, 0.5),
+    ],
+)
+def test_the_warm_up_has_a_hundred_steps_also_where_an_epoch_is_short(
+    num_images: int, options: dict[str, Any], epochs: float
+) -> None:
+    pixels = np.zeros((num_images, 1, 2, 2), np.uint8)
+    assert complete_configuration(options, pixels).warm_up_epochs == epochs

@@ -1,0 +1,125 @@
+"""However large images are, no more of them and of their samples are worked on at once than the bound allows."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from training import memory
+from training.configuration import Configuration
+from training.data import LoadedImages
+from training.gradients import accumulate_gradients
+from training.loop import Loop
+from training.memory import Footprint, footprint, images_a_batch
+from training.networks import Vae, build_vae
+from training.objective import log_weight, negative_iwae_bound
+from training.state import TrainingState, build_state
+from training.trainer import validate
+from training.workers import ALONE, PLAIN
+
+CPU = torch.device("cpu")
+MEAN = torch.rand(1, 6, 5, generator=torch.Generator().manual_seed(2))
+IMAGES = torch.randint(0, 256, (10, 1, 6, 5), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+RECIPE: dict[str, Any] = {"width": 4, "latent_dim": 3, "num_samples": 7, "batch_size": 10, "epochs": 1}
+
+
+def test_what_a_model_keeps_is_counted_by_images_and_rows() -> None:
+    for width in (4, 9):
+        found = footprint(build_vae(Configuration(**{**RECIPE, "width": width}), MEAN))
+        # Linear layers keep what they read, SiLU too, and the bounds of log_var what they bound.
+        assert found.image == 30 + 5 * width + 3  # pixels, two hidden layers and their SiLU, features for each head
+        assert found.row == 3 + 4 * width + 2 * 30  # code, hidden layers, logits for the product and for the softplus
+
+
+@pytest.mark.parametrize("num_samples", [1, 8, 5000])
+@pytest.mark.parametrize("row", [1, 3000, 2**24, 2**29])
+@pytest.mark.parametrize("image", [1, 2**20, 2**28])
+def test_as_many_as_fit_and_at_least_one(num_samples: int, row: int, image: int) -> None:
+    images, samples = Footprint(image, row).at_once(num_samples)
+    assert 1 <= samples <= num_samples
+    assert images >= 1
+    assert images == 1 or samples == num_samples
+    if samples > 1 or images > 1:
+        assert images * (image + samples * row) <= memory.MOST_ELEMENTS
+    if samples == num_samples:
+        assert (images + 1) * (image + samples * row) > memory.MOST_ELEMENTS
+
+
+def test_large_images_come_in_small_batches() -> None:
+    assert images_a_batch(250, (1, 28, 28)) == 250
+    assert images_a_batch(250, (3, 512, 512)) * 3 * 512 * 512 <= 2**24
+    assert images_a_batch(250, (3, 9000, 9000)) == 1
+
+
+def loop_and_state(**options: Any) -> tuple[Loop, TrainingState]:
+    state = build_state(Configuration(**{**RECIPE, **options}), MEAN, CPU)
+    configuration = Configuration(**{**RECIPE, **options})
+    return Loop(configuration, state, LoadedImages(IMAGES.numpy(), CPU), ALONE, PLAIN, progress=False), state
+
+
+def gradients(vae: Vae) -> dict[str, torch.Tensor]:
+    return {name: value.grad.clone() for name, value in vae.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("rows", [2, 9, 30])  # a part of one image's samples, one image, three images
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"objective": "elbo", "kl_warm_up_epochs": 3.0}, {"likelihood": "gaussian", "binarisation": "none"}],
+    ids=["iwae", "elbo", "gaussian"],
+)
+def test_parts_of_a_batch_add_up_to_its_gradient(
+    rows: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for parted in (False, True):
+        loop, state = loop_and_state(**options)
+        if parted:
+            monkeypatch.setattr(memory, "MOST_ELEMENTS", loop.sizes.image * 3 + loop.sizes.row * rows)
+            assert loop.sizes.at_once(7) != (10, 7)
+        bound = loop.train_epoch(1).bound
+        found.append((bound, gradients(state.model), validate(state.averaged, IMAGES, loop.configuration)))
+        monkeypatch.undo()
+    (bound, whole, validated), (parts_bound, parts, parts_validated) = found
+    # Sums of ten images or 70 rows in another order: a few units in the last place of float32 of the largest term.
+    assert parts_bound == pytest.approx(bound, rel=1e-5)
+    assert parts_validated == pytest.approx(validated, rel=1e-4)
+    for name, expected in whole.items():
+        assert torch.allclose(parts[name], expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item()), name
+
+
+def test_what_fits_is_worked_on_at_once_bit_for_bit() -> None:
+    vae = build_vae(Configuration(**RECIPE), MEAN)
+    x = (IMAGES > 127).float()
+    noise = torch.randn(10, 7, 3, generator=torch.Generator().manual_seed(4))
+    loss = negative_iwae_bound(vae, x, noise).sum() / 10
+    loss.backward()  # type: ignore[no-untyped-call]
+    expected = gradients(vae)
+    vae.zero_grad()
+    found = accumulate_gradients(
+        lambda some, part, whole: negative_iwae_bound(vae, some, part, all_log_weights=whole),
+        vae,
+        x,
+        noise,
+        footprint(vae),
+        batch_size=10,
+        autocast=torch.autocast("cpu", enabled=False),
+    )
+    assert torch.equal(found, loss.detach())
+    assert all(torch.equal(value, expected[name]) for name, value in gradients(vae).items())
+
+
+def test_the_bound_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, state = loop_and_state()
+    most = loop.sizes.image + 2 * loop.sizes.row
+    monkeypatch.setattr(memory, "MOST_ELEMENTS", most)
+    batches: list[tuple[int, int]] = []
+
+    def counted(model: Vae, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        batches.append((len(x), noise.shape[1]))
+        return log_weight(model, x, noise)
+
+    monkeypatch.setattr("training.gradients.log_weight", counted)
+    loop.train_epoch(1)
+    validate(state.averaged, IMAGES, loop.configuration, sizes=loop.sizes)
+    assert batches
+    assert all(images * (loop.sizes.image + samples * loop.sizes.row) <= most for images, samples in batches)

@@ -1,0 +1,74 @@
+"""Gradients of a batch, of as many images and samples at once as the memory's bound allows."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from training.memory import Footprint
+from training.networks import Vae
+from training.objective import log_weight
+
+
+def accumulate_gradients(
+    objective: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    model: Vae,
+    x: Tensor,
+    noise: Tensor,
+    sizes: Footprint,
+    *,
+    batch_size: int,
+    autocast: torch.autocast,
+) -> Tensor:
+    """Add the gradients of Σ losses / batch_size to the model's; returns that sum.
+
+    Where images and samples are too many to work on at once, parts of them follow one another, and the sums differ
+    from those of all at once by rounding.
+
+    Args:
+        objective: losses [B] of images, noise and, where the noise is of some samples alone, `log_weight` of all.
+        model: whose parameters get the gradients.
+        x: images as the model takes them, [B, C, H, W].
+        noise: standard normal numbers, [B, K, D].
+        sizes: the model's.
+        batch_size: of the whole step, of which these images may be a part.
+        autocast: the precision of the networks.
+    """
+    images, samples = sizes.at_once(noise.shape[1])
+    total = torch.zeros((), device=x.device)
+    for some, drawn in zip(torch.split(x, images), torch.split(noise, images), strict=True):
+        parts = torch.split(drawn, samples, dim=1)
+        whole = None
+        if len(parts) > 1:
+            with autocast:
+                whole = log_weight_in_parts(model, some, drawn, sizes)
+        for part in parts:
+            with autocast:
+                losses = objective(some, part, whole)
+            loss = losses.sum() / batch_size
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+    return total
+
+
+@torch.no_grad()
+def log_weight_in_parts(model: Vae, x: Tensor, noise: Tensor, sizes: Footprint) -> Tensor:
+    """`log_weight` of images [B, C, H, W] and noise [B, K, D] without a gradient, [B, K], as many at once as fit."""
+    images, samples = sizes.at_once(noise.shape[1])
+    rows = [
+        torch.cat([log_weight(model, some, part) for part in torch.split(drawn, samples, dim=1)], dim=1)
+        for some, drawn in zip(torch.split(x, images), torch.split(noise, images), strict=True)
+    ]
+    return torch.cat(rows)
+
+
+def drop_if_not_finite(parameters: Sequence[nn.Parameter], norm: Tensor) -> Tensor:
+    """Set all gradients to 0 where their `norm` is not finite; returns whether it is, without waiting for the device.
+
+    Where it is, no bit changes. Gradients of 0 leave the step to Adam's momentum.
+    """
+    finite = torch.isfinite(norm)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(~finite, 0)
+    return finite
