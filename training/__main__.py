@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 
 import torch
@@ -20,6 +21,7 @@ from training.evaluate import Protocol, evaluate
 from training.export import export
 from training.figures import draw_figures
 from training.image_sets import Reading
+from training.lock import lock_folder
 from training.networks import Vae
 from training.parser import build_parser
 from training.publication import (
@@ -60,11 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fit(parsed: argparse.Namespace) -> None:
     device = choose_device(parsed.device)
-    with join_team(device) as team:
-        _fit_in_team(parsed, device, team)
+    with join_team(device) as team, ExitStack() as locks:
+        _fit_in_team(parsed, device, team, locks)
 
 
-def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -> None:
+def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team, locks: ExitStack) -> None:
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
     max_memory = given.get("max_memory", Configuration.max_memory)
     source = open_source(locate(parsed.data), Reading(max_memory, given.get("skip_corrupt", False), parsed.workers))
@@ -77,7 +79,7 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -
     )
     if start:
         check_start(start, description)
-    run = _open_in_team(parsed, description, team)
+    run = _open_in_team(parsed, description, team, locks)
     if weights and team.leads and not run.has_checkpoint:
         begin(run, weights)
     team.wait()
@@ -107,10 +109,13 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -
         print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
 
 
-def _open_in_team(parsed: argparse.Namespace, description: RunDescription, team: Team) -> Run:
-    """The run's folder: the leading process begins a new one, and the others open what it has begun."""
-    if parsed.resume:
-        return resume_run(parsed.out, description)
+def _open_in_team(parsed: argparse.Namespace, description: RunDescription, team: Team, locks: ExitStack) -> Run:
+    """The run's folder, locked: the leading process begins a new one, and the others open what it has begun."""
+    run = resume_run(parsed.out, description) if parsed.resume else None
+    if team.leads and (problem := locks.enter_context(lock_folder(parsed.out))):
+        print(f"warning: {problem}", file=sys.stderr)
+    if run:
+        return run
     if team.leads:
         create_run(parsed.out, description)
     team.wait()
