@@ -211,7 +211,7 @@ def _read_idx_folder(folder: Path) -> dict[str, Pixels]:
 
 
 def _read_numpy(file: Path) -> tuple[dict[str, Pixels], Skipped]:
-    """The arrays by part, and those of none."""
+    """The arrays by part, and those of none that could hold images."""
     try:
         with file.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
@@ -225,7 +225,8 @@ def _read_numpy(file: Path) -> tuple[dict[str, Pixels], Skipped]:
     skipped: dict[str, tuple[int, str]] = {}
     for key, array in arrays.items():
         if (part := _part_of_array(key)) is None or part in parts:
-            add_skipped(skipped, "array", key)
+            if getattr(array, "ndim", 0) > 2:  # labels are none of ours
+                add_skipped(skipped, "array", key)
         else:
             parts[part] = _as_pixels(file, key, array)
     if "train" not in parts:

@@ -260,13 +260,13 @@ def test_npy(tmp_path: Path, array: NDArray[np.generic], expected: NDArray[np.ge
 
 @pytest.mark.parametrize("keys", [("train", "test"), ("x_train", "x_test"), ("train_images", "test_images")])
 def test_npz(tmp_path: Path, keys: tuple[str, str]) -> None:
-    arrays: dict[str, NDArray[np.generic]] = {keys[0]: TRAIN, keys[1]: TEST, "labels": np.arange(6)}
+    arrays: dict[str, NDArray[np.generic]] = {keys[0]: TRAIN, keys[1]: TEST, "labels": np.arange(6), "masks": TEST}
     np.savez(tmp_path / "images.npz", allow_pickle=False, **arrays)
     source = read_source(tmp_path / "images.npz")
     assert (source.train[:, 0] == TRAIN).all()
     assert source.test is not None
     assert (source.test[:, 0] == TEST).all()
-    assert source.ignored == {"array": (1, "labels")}
+    assert source.ignored == {"array": (1, "masks")}
 
 
 def test_npz_with_one_array(tmp_path: Path) -> None:
