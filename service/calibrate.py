@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from model_store import CalibrationProtocol, Description, StoredModel, StoreError, open_version, publish
@@ -13,14 +14,20 @@ from service.engine.calibration import calibrate, promises
 from service.engine.model import Model, Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS, TooFewSamplesError, check_request
 from service.engine.runtime import ExecutionProviderError, Runtime
+from service.engine.statistics import Array
+from service.images.folder import Listing, describe_skipped, list_files, print_any_name, printable
+from service.images.parts import divide
+from service.images.sketch import Sketch, image_hashes
+from service.progress import Progress
 from service.web.bodies import parse_pixels
 from service.web.errors import RequestError
 from service.web.images import ImageReader
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _BATCH_IMAGES = 64
 _MAX_PIXELS = 2**25  # of one image, before it is resampled
 _NAMED = 20  # images that a message names
+_SHARE_TRAINED = 0.01  # of images that were trained on, above which they cannot calibrate
+_SUSPICIOUS = 4.0  # standard errors; by chance one calibration in 30 000
 
 
 class CalibrationError(Exception):
@@ -49,12 +56,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-images", type=_positive, default=none, help="take so many at random (default: all)")
     parser.add_argument("--resize", action="store_true", help="resample images of another size, as ?resize=true does")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument(
+        "--allow-training-images", action="store_true", help="calibrate even if the model was trained on these images"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the graphs run")
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Calibrate and publish; returns the exit status: 0, 2 for an error of the user's making, 130 after Ctrl-C."""
     threadpool_limits(1, user_api="blas")
+    print_any_name()
     try:
         _run(parsed)
     except (CalibrationError, StoreError, TooFewSamplesError, ExecutionProviderError, OSError) as error:
@@ -77,26 +88,28 @@ def _run(parsed: argparse.Namespace) -> None:
     images = _Images(parsed.images, ImageReader(stored.manifest.image, resize=parsed.resize, max_pixels=_MAX_PIXELS))
     chosen = np.random.default_rng(seed).permutation(len(images))[: getattr(parsed, "max_images", None)]
     readable = images.check(chosen.tolist(), skip_corrupt=parsed.skip_corrupt)  # in no order, of which every third fits
+    _check_not_trained_on(stored, images.hashes, allowed=parsed.allow_training_images)
     print(f"{parsed.images}: {len(readable)} images; {proposal}, {num_samples} samples, seed {seed}")
     for line in promises(len(readable)):
         print(line)
-    done = 0
-
-    def on_batch(count: int) -> None:
-        nonlocal done
-        done += count
-        if sys.stderr.isatty():
-            print(f"\r{done} of {len(readable)} images", end="" if done < len(readable) else "\n", file=sys.stderr)
-
-    arrays = calibrate(
-        model, images.batches(readable), proposal=proposal, num_samples=num_samples, seed=seed, on_batch=on_batch
-    )
+    with Progress("calibrating", len(readable)) as progress:
+        arrays = calibrate(
+            model,
+            images.batches(readable),
+            proposal=proposal,
+            num_samples=num_samples,
+            seed=seed,
+            on_batch=progress.advance,
+            on_chunk=progress.tick,
+        )
+    if (proposal, num_samples, seed) == (protocol.proposal, protocol.num_samples, protocol.seed):
+        _warn_if_familiar(stored, arrays["log_likelihood"])
     new = CalibrationProtocol(
         proposal=proposal,
         num_samples=num_samples,
         seed=seed,
         num_images=len(readable),
-        source=f"images of {parsed.images.name}, prepared as the service prepares a request's; "
+        source=f"images of {printable(parsed.images.name)}, prepared as the service prepares a request's; "
         f"graphs and metrics are those of version {stored.manifest.version}",
     )
     published = publish(
@@ -110,15 +123,52 @@ def _described(stored: StoredModel, calibration: CalibrationProtocol) -> Descrip
     return Description(**{**kept, "calibration": calibration})
 
 
+def _check_not_trained_on(stored: StoredModel, hashes: NDArray[np.uint64], *, allowed: bool) -> None:
+    """Refuse images that the model was trained on, as far as its manifest knows those; a few may be there by chance."""
+    sketch = Sketch.from_json(stored.manifest.provenance.configuration.get("training_images", {}))
+    if sketch is None:
+        print(f"note: {stored.path} does not record its training images: that these are others is up to you")
+        return
+    decidable, found = sketch.look_up(hashes)
+    if not found:
+        return
+    checked = "" if decidable == len(hashes) else f", of the {decidable} of all {len(hashes)} for which that is known"
+    problem = f"the model was trained on {found} of these images{checked}"
+    if found > _SHARE_TRAINED * decidable and not allowed:
+        raise CalibrationError(
+            f"{problem}: they look more familiar to it than new ones, which would then seem too strange; take images "
+            "that were held out, or --allow-training-images"
+        )
+    print(f"warning: {problem}", file=sys.stderr)
+
+
+def _warn_if_familiar(stored: StoredModel, log_likelihood: Array) -> None:
+    """Warn where the images are clearly likelier than those that calibrated before, by the same protocol."""
+    before = stored.calibration["log_likelihood"]
+    if min(len(before), len(log_likelihood)) < 2:
+        return
+    difference = float(log_likelihood.mean() - before.mean())
+    std_error = float(np.sqrt(before.var(ddof=1) / len(before) + log_likelihood.var(ddof=1) / len(log_likelihood)))
+    if difference > _SUSPICIOUS * std_error:
+        print(
+            f"warning: log P(x) of these images is on average {difference:.1f} ± {std_error:.1f} nats higher than of "
+            f"those that calibrated version {stored.manifest.version}: if the model was trained on any of them, new "
+            "images will seem too strange",
+            file=sys.stderr,
+        )
+
+
 class _Images:
     """The user's images, read as a request's are; numbered from 0, files by path."""
 
     def __init__(self, path: Path, reader: ImageReader) -> None:
         self._path = path
         self._reader = reader
-        self._files: list[Path] | None = None
+        self._listing: Listing | None = None
+        self.hashes: NDArray[np.uint64] = np.zeros(0, np.uint64)
         if path.is_dir():
-            self._files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
+            self._listing = list_files(path)
+            self._check_parts(self._listing)
         else:
             try:
                 self._array = parse_pixels(path.read_bytes())
@@ -126,20 +176,38 @@ class _Images:
                 raise CalibrationError(f"{path}: {error}") from None
 
     def __len__(self) -> int:
-        return len(self._array if self._files is None else self._files)
+        return len(self._array if self._listing is None else self._listing.files)
+
+    def _check_parts(self, listing: Listing) -> None:
+        skipped = describe_skipped(listing.skipped)
+        if not listing.files:
+            raise CalibrationError(f"{self._path}: no image that can be read{f'; there are {skipped}' * bool(skipped)}")
+        if skipped:
+            print(f"skipped: {skipped}")
+        division = divide(listing.files)
+        if len(division.parts) > 1 or division.doubtful:
+            named = [division.doubtful] if division.doubtful else [files[0] for files in division.parts.values()]
+            raise CalibrationError(
+                f"{self._path}: has folders for the parts of a data set ({', '.join(named)}): pass --images the one of "
+                "images that the model was not trained on"
+            )
 
     def check(self, chosen: Sequence[int], *, skip_corrupt: bool) -> list[int]:
-        """Those of the chosen that can be read.
+        """Those of the chosen that can be read; `hashes` are then theirs.
 
         Raises:
             CalibrationError: none can, or one cannot and is not to be skipped; the message names it.
         """
         problems: dict[int, str] = {}
-        for index in chosen:
-            try:
-                self._read(index)
-            except RequestError as error:
-                problems[index] = str(error).replace("?resize=true", "--resize")
+        hashes = []
+        with Progress("checking", len(chosen)) as progress:
+            for index in chosen:
+                try:
+                    hashes.append(image_hashes(self._read(index)))
+                except RequestError as error:
+                    problems[index] = str(error).replace("?resize=true", "--resize")
+                progress.advance(1)
+        self.hashes = np.concatenate(hashes) if hashes else self.hashes
         readable = [index for index in chosen if index not in problems]
         named = "".join(f"\n  {self._name(index)}: {problems[index]}" for index in list(problems)[:_NAMED])
         more = f"\n  and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
@@ -159,12 +227,12 @@ class _Images:
             yield np.concatenate([self._read(index) for index in indices[start : start + _BATCH_IMAGES]])
 
     def _read(self, index: int) -> Pixels:
-        if self._files is None:
+        if self._listing is None:
             return self._reader.read_array(self._array[index : index + 1])
-        return self._reader.read_items([self._files[index].read_bytes()])
+        return self._reader.read_items([self._listing.path(index).read_bytes()])
 
     def _name(self, index: int) -> str:
-        return f"{self._path}[{index}]" if self._files is None else str(self._files[index])
+        return f"{self._path}[{index}]" if self._listing is None else str(self._listing.path(index))
 
 
 def _positive(text: str) -> int:

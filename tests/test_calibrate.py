@@ -1,5 +1,6 @@
 """`python -m service calibrate`: a user's own images, from files to a version whose p-values are of them."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_store import ImageShape, PixelPreparation, list_versions, open_version, publish
+from model_store import Description, ImageShape, PixelPreparation, list_versions, open_version, publish
 from service.__main__ import main
 from service.engine.anomaly import fitting_images
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
+from service.images.sketch import Sketch
 from tests.rounding import density_error
 from tests.toys import Array, bernoulli_toy
 
@@ -22,6 +24,13 @@ ROOT = Path(__file__).parents[1]
 SHAPE = ImageShape(channels=1, height=10, width=8)
 COUNT = 24
 NATS = density_error(SHAPE.size, 100)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of progress, however slow the machine is: tests compare what is printed."""
+    monkeypatch.setattr("service.progress._SECONDS_AT_LEAST", math.inf)
+    monkeypatch.setattr("service.progress._SECONDS_AT_MOST", math.inf)
 
 
 @pytest.fixture
@@ -99,6 +108,110 @@ def test_an_array_gives_what_the_files_give(
     first, second = (open_version(store, "toy", version) for version in (2, 3))
     for name, expected in first.calibration.items():
         np.testing.assert_allclose(second.calibration[name], expected, atol=NATS)
+
+
+def publish_trained_on(store: Path, trained: Array) -> None:
+    """Version 2 of the toy: the same, but its manifest knows what it was trained on."""
+    stored = open_version(store, "toy")
+    fields = {name: getattr(stored.manifest, name) for name in type(stored.manifest).model_fields}
+    known = {"training_images": Sketch.of([trained[:, None]]).as_json()}
+    provenance = stored.manifest.provenance.model_copy(update={"configuration": known})
+    publish(
+        store,
+        Description(**{name: fields[name] for name in Description.model_fields} | {"provenance": provenance}),
+        encoder=stored.encoder,
+        decoder=stored.decoder,
+        calibration=stored.calibration,
+    )
+
+
+def test_training_images_are_refused(
+    store: Path, folder: Path, pixels: Array, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(store, folder, "--version=1") == 0
+    assert "does not record its training images" in capsys.readouterr().out
+    publish_trained_on(store, pixels[:7])
+    assert calibrate(store, folder) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the model was trained on 7 of these images: they look more familiar")
+    assert "--allow-training-images" in error
+    np.save(tmp_path / "a.npy", pixels[7:])
+    assert calibrate(store, tmp_path / "a.npy") == 0
+    assert capsys.readouterr().err == ""
+    assert open_version(store, "toy").manifest.provenance.configuration["training_images"]
+    assert calibrate(store, folder, "--allow-training-images") == 0
+    assert "warning: the model was trained on 7 of these images\n" in capsys.readouterr().err
+
+
+def test_one_in_a_hundred_may_be_there_by_chance(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(6).integers(0, 256, (100, 10, 8)).astype(np.uint8)
+    np.save(tmp_path / "a.npy", images)
+    publish_trained_on(store, images[:1])
+    assert calibrate(store, tmp_path / "a.npy", "--proposal=prior", "--num-samples=2") == 0
+    assert capsys.readouterr().err == "warning: the model was trained on 1 of these images\n"
+    publish_trained_on(store, images[:2])
+    assert calibrate(store, tmp_path / "a.npy") == 2
+
+
+def test_images_more_familiar_than_those_before_are_remarked_on(
+    store: Path, folder: Path, pixels: Array, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(store, folder) == 0
+    likely = scored(store, pixels)["log_likelihood"].argmax()
+    np.save(tmp_path / "a.npy", np.repeat(pixels[likely][None], 30, axis=0))
+    capsys.readouterr()
+    assert calibrate(store, tmp_path / "a.npy", "--num-samples=100") == 0  # another protocol: not compared
+    assert calibrate(store, folder, "--version=2") == 0  # the same images
+    assert capsys.readouterr().err == ""
+    assert calibrate(store, tmp_path / "a.npy", "--version=2") == 0
+    error = capsys.readouterr().err
+    assert error.startswith("warning: log P(x) of these images is on average ")
+    assert "nats higher than of those that calibrated version 2: if the model was trained on any" in error
+
+
+def test_folders_are_read_as_training_reads_them(
+    store: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "linked").symlink_to(folder)
+    (root / "._00.png").write_bytes(b"macOS")
+    (root / ".ipynb_checkpoints").mkdir()
+    (root / ".ipynb_checkpoints" / "00.png").write_bytes((folder / "00.png").read_bytes())
+    (root / "0.bmp").write_bytes(b"BM")
+    Image.fromarray(np.zeros((10, 8), np.uint8)).save(root / "0.jfif", format="JPEG")
+    assert calibrate(store, root) == 0
+    assert open_version(store, "toy").manifest.calibration.num_images == COUNT + 1
+    skipped = "2 hidden files (._00.png, …), 1 .bmp file (0.bmp), 1 .txt file (linked/notes.txt)"
+    assert f"skipped: {skipped}\n" in capsys.readouterr().out
+    (tmp_path / "bmp").mkdir()
+    (tmp_path / "bmp" / "0.bmp").write_bytes(b"BM")
+    assert calibrate(store, tmp_path / "bmp") == 2
+    assert "bmp: no image that can be read; there are 1 .bmp file (0.bmp)" in capsys.readouterr().err
+
+
+def test_parts_of_a_data_set_do_not_calibrate_together(
+    store: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("training", "testing"):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        (tmp_path / "set" / part / "0.png").write_bytes((folder / "00.png").read_bytes())
+    assert calibrate(store, tmp_path / "set") == 2
+    error = capsys.readouterr().err
+    assert "has folders for the parts of a data set (training/0.png, testing/0.png): pass --images the one" in error
+    assert calibrate(store, tmp_path / "set" / "testing") == 0
+
+
+def test_progress_is_told_where_there_is_no_terminal(
+    store: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.progress._SECONDS_AT_LEAST", 0.0)
+    assert calibrate(store, folder) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("checking: 3 of 24 images (12 %), ")
+    assert lines[-1].startswith("calibrating: 24 of 24 images in ")
 
 
 def test_the_protocol_can_be_chosen(store: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 
 import torch
@@ -12,6 +13,7 @@ from service.engine.calibration import promises
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
 from service.engine.runtime import ExecutionProviderError, Runtime
+from service.images.folder import print_any_name, printable
 from training.configuration import Configuration
 from training.data import evenly_spaced, split
 from training.download import locate
@@ -20,6 +22,7 @@ from training.evaluate import Protocol, evaluate
 from training.export import export
 from training.figures import draw_figures
 from training.image_sets import Reading
+from training.lock import lock_folder
 from training.networks import Vae
 from training.parser import build_parser
 from training.publication import (
@@ -46,6 +49,7 @@ _EPOCHS_BETWEEN_FIGURES = 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for an error of the user's making, 130 after Ctrl-C."""
+    print_any_name()
     parsed = build_parser(__doc__).parse_args(arguments)
     try:
         {"fit": _fit, "evaluate": _evaluate, "publish": _publish}[parsed.command](parsed)
@@ -60,14 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fit(parsed: argparse.Namespace) -> None:
     device = choose_device(parsed.device)
-    with join_team(device) as team:
-        _fit_in_team(parsed, device, team)
+    with join_team(device) as team, ExitStack() as locks:
+        _fit_in_team(parsed, device, team, locks)
 
 
-def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -> None:
+def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team, locks: ExitStack) -> None:
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
     max_memory = given.get("max_memory", Configuration.max_memory)
-    source = open_source(locate(parsed.data), Reading(max_memory, given.get("skip_corrupt", False), parsed.workers))
+    source = open_source(
+        locate(parsed.data), Reading(max_memory, given.get("skip_corrupt", False), parsed.workers, progress=team.leads)
+    )
     start = open_run(parsed.start_from) if hasattr(parsed, "start_from") else None
     weights = start_weights(start) if start else None
     configuration = complete_configuration((inherited_options(start) if start else {}) | given, source.train)
@@ -90,12 +96,12 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -
     )
     if start:
         check_start(start, description)
-    run = _open_in_team(parsed, description, team)
+    run = _open_in_team(parsed, description, team, locks)
     if weights and team.leads and not run.has_checkpoint:
         begin(run, weights)
     team.wait()
     if team.leads:
-        print_skipped(source.skipped)
+        print_skipped(source)
         print_start(splits, description, device, begun_on=run.description.device)
 
     def on_epoch(figures: EpochFigures, model: Vae) -> None:
@@ -120,10 +126,13 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team) -
         print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
 
 
-def _open_in_team(parsed: argparse.Namespace, description: RunDescription, team: Team) -> Run:
-    """The run's folder: the leading process begins a new one, and the others open what it has begun."""
-    if parsed.resume:
-        return resume_run(parsed.out, description)
+def _open_in_team(parsed: argparse.Namespace, description: RunDescription, team: Team, locks: ExitStack) -> Run:
+    """The run's folder, locked: the leading process begins a new one, and the others open what it has begun."""
+    run = resume_run(parsed.out, description) if parsed.resume else None
+    if team.leads and (problem := locks.enter_context(lock_folder(parsed.out))):
+        print(f"warning: {problem}", file=sys.stderr)
+    if run:
+        return run
     if team.leads:
         create_run(parsed.out, description)
     team.wait()
@@ -131,12 +140,12 @@ def _open_in_team(parsed: argparse.Namespace, description: RunDescription, team:
 
 
 def _reading(configuration: Configuration, workers: int) -> Reading:
-    return Reading(configuration.max_memory, configuration.skip_corrupt, workers)
+    return Reading(configuration.max_memory, configuration.skip_corrupt, workers, progress=True)
 
 
 def _open(data: str, reading: Reading) -> Source | StreamedSource:
     source = open_source(locate(data), reading)
-    print_skipped(source.skipped)
+    print_skipped(source)
     return source
 
 
@@ -151,16 +160,16 @@ def _evaluate(parsed: argparse.Namespace) -> None:
         curves = run.read_metrics(run.description.configuration.epochs)
     else:
         model = Model.open(open_stored(parsed.model), runtime=runtime)
-    source = _open(parsed.data, Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers))
+    source = _open(parsed.data, Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers, progress=True))
     images, what = held_out_images(source, model.description.provenance)
     if len(images) > (most := getattr(parsed, "images", len(images))):
         images, what = evenly_spaced(images, most), f"{most} of the {len(images)} images of {what}, evenly spaced"
     protocols = [protocol]
     if parsed.encoder_samples and protocol.proposal != "encoder":
         protocols.append(Protocol("encoder", parsed.encoder_samples, parsed.seed))
-    evaluations = [evaluate(model, images, protocol, progress=is_terminal()) for protocol in protocols]
+    evaluations = [evaluate(model, images, protocol, progress=True) for protocol in protocols]
     units = latent_units(model, images, seed=parsed.seed)
-    measured = Measured(str(parsed.model), what, images, evaluations, units, parsed.seed)
+    measured = Measured(printable(parsed.model), what, images, evaluations, units, parsed.seed)
     print_measured(measured)
     if hasattr(parsed, "report"):
         write_report(parsed.report, model, measured, curves)
@@ -200,7 +209,7 @@ def _publish(parsed: argparse.Namespace) -> None:
         encoder_samples=parsed.encoder_samples,
         runtime=runtime,
         scoring=_scoring(parsed, protocol),
-        progress=is_terminal(),
+        progress=True,
     )
     print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")
     evaluations = [publication.evaluation, publication.encoder_evaluation]

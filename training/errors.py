@@ -5,7 +5,7 @@ TrainingError
 ├── DataError            a file or folder of images is missing, broken or of the wrong size; the message names it
 │   ├── CorruptImageError  one or more images cannot be decoded; --skip-corrupt leaves them out
 │   └── DownloadError      a known data set could not be fetched, or is not what it should be
-├── RunError             the run folder is in use, is missing, or was made by another configuration or data set
+├── RunError             a run's folder is in use, not empty, missing or unreadable; its run is another or not finished
 ├── DivergenceError      training has diverged, also with smaller steps
 └── ParityError          the exported graphs disagree with PyTorch
 """
@@ -39,7 +39,11 @@ class DownloadError(DataError):
 
 
 class RunError(TrainingError):
-    """The run folder is in use, is missing, or was made by another configuration or data set."""
+    """A run's folder cannot serve as it is, and the message says why.
+
+    Another process is training in it; it is not empty, and a new run is to begin there; it is missing, or cannot be
+    read or written; its run is of another configuration or data set, or has not finished.
+    """
 
 
 class DivergenceError(TrainingError):

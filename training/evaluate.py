@@ -6,18 +6,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from model_store import Metric
 from service.engine.calibration import calibrate
 from service.engine.chunks import complete
 from service.engine.estimate import LogLikelihood
 from service.engine.model import Model
+from service.progress import Progress
 from training.configuration import Binarisation
 from training.data import Images
 from training.errors import DataError
 from training.image_files import Pixels
 from training.streams import ImageStream, in_batches
+
+_BATCHES = 20  # of a set of images, so that its progress is known; no result depends on it
+_FEWEST_IMAGES, _MOST_IMAGES = 16, 100  # of a batch
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def evaluate(model: Model, images: Images, protocol: Protocol, *, progress: bool
         service.engine.proposal.UnknownProposalError: the engine has no such proposal.
     """
     prepared = describe_preparation(model, images, seed=protocol.seed)
-    record = _score(model, images, fresh_batches(model, images, seed=protocol.seed), protocol, progress=progress)
+    batches = fresh_batches(model, images, seed=protocol.seed, size=_batch_size(images))
+    record = _score(model, images, batches, protocol, progress=progress)
     return Evaluation(
         log_likelihood=float(record.log_likelihood.mean()),
         std_error=_standard_error(record.log_likelihood),
@@ -122,21 +126,24 @@ def calibration_arrays(
         DataError: the images are not of the model's size.
     """
     _check_size(model, images)
-    with tqdm(total=len(images), desc="calibrating", unit="image", disable=not progress) as bar:
+    with Progress("calibrating", len(images), shown=progress) as bar:
         return calibrate(
             model,
-            map(in_unit_interval, _batches(images)),
+            map(in_unit_interval, image_batches(images, _batch_size(images))),
             proposal=protocol.proposal,
             num_samples=protocol.num_samples,
             seed=protocol.seed,
-            on_batch=bar.update,
+            on_batch=bar.advance,
+            on_chunk=bar.tick,
         )
 
 
-def fresh_batches(model: Model, images: Images, *, seed: int) -> Iterator[NDArray[np.float32]]:
+def fresh_batches(
+    model: Model, images: Images, *, seed: int, size: int = _MOST_IMAGES
+) -> Iterator[NDArray[np.float32]]:
     """Images [N, C, H, W] in [0, 1] as the model is measured on them, batch by batch; see `fresh_binarisation`."""
     generator = np.random.default_rng(seed)
-    for pixels in _batches(images):
+    for pixels in image_batches(images, size):
         if model.description.preparation.binarisation == "dynamic":
             yield _draw(pixels, generator)
         else:
@@ -159,13 +166,14 @@ def _score(
 ) -> LogLikelihood:
     _check_size(model, images)
     records = []
-    with tqdm(total=len(images), desc="scoring", unit="image", disable=not progress) as bar:
+    what = f"scoring by {protocol.proposal}, K = {protocol.num_samples}"
+    with Progress(what, len(images), shown=progress) as bar:
         for batch in batches:
             chunks = model.log_likelihood(
                 batch, proposal=protocol.proposal, num_samples=protocol.num_samples, seed=protocol.seed
             )
-            records.append(complete(chunks))
-            bar.update(len(batch))
+            records.append(complete(chunks, bar.tick))
+            bar.advance(len(batch))
     return LogLikelihood.join(records)
 
 
@@ -176,8 +184,14 @@ def _check_size(model: Model, images: Images) -> None:
         )
 
 
-def _batches(images: Images) -> Iterator[Pixels]:
-    order = in_batches(np.arange(len(images)))
+def _batch_size(images: Images) -> int:
+    """Of batches that take long: so many that progress is seen to be made."""
+    return min(_MOST_IMAGES, max(_FEWEST_IMAGES, len(images) // _BATCHES))
+
+
+def image_batches(images: Images, size: int = _MOST_IMAGES) -> Iterator[Pixels]:
+    """All images [N, C, H, W], so many at a time."""
+    order = in_batches(np.arange(len(images)), size)
     if isinstance(images, ImageStream):
         yield from images.batches(order)
     else:

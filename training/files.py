@@ -1,25 +1,38 @@
 """Files that are there whole or not at all."""
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+_PARTIAL = ".partial"
 
 
 def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file beside its place, sync it to disk, and rename it into place.
 
-    A kill at any moment leaves the old file or the new one. What a kill leaves of the unfinished one has a name of its
-    own, and the next write of the same file replaces it.
+    A kill at any moment leaves the old file or the new one. Until it is whole the new one is hidden, and its name is
+    never that of another: several processes may write the same file at once, and the last one to finish remains.
     """
-    temporary = file.with_name(f".{file.name}.partial")
-    with temporary.open("wb") as stream:
-        write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
+    try:
+        with temporary.open("xb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     descriptor = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_unfinished(file: Path) -> None:
+    """Remove what kills have left of unfinished writes of this file, which nobody may be writing now."""
+    for left in file.parent.glob(f".{file.name}.*{_PARTIAL}"):
+        left.unlink(missing_ok=True)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from service.images.folder import list_files
 from training.errors import CorruptImageError, DataError
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")  # those of the service, whatever a file is called
 _GREY_MODES = {"1", "L", "LA"}
 _COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -55,14 +55,13 @@ class EncodedImages(Protocol):
 
 
 class ImageFiles:
-    """Image files under a folder, at any depth, in the order of their paths."""
+    """Image files under a folder, in the order given; by default all that `list_files` finds there."""
 
     blocks = None
     block_bytes: NDArray[np.int64] = np.zeros(0, np.int64)
 
-    def __init__(self, folder: Path) -> None:
-        files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        self._files = [str(file) for file in sorted(files)]
+    def __init__(self, folder: Path, files: Sequence[str] | None = None) -> None:
+        self._files = [f"{folder}/{file}" for file in (list_files(folder).files if files is None else files)]
 
     def __len__(self) -> int:
         return len(self._files)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from service.progress import Progress
 from training.errors import CorruptImageError, DataError
 from training.image_files import EncodedImages, PixelFormat, Pixels, check_size, decode, read_mode
 from training.streams import ImageStream, decode_batches, in_batches
@@ -24,11 +25,13 @@ class Reading:
         max_memory: GiB of decoded pixels up to which a set of encoded images is loaded whole; larger ones stream.
         skip_corrupt: whether images that cannot be decoded are left out instead of refused.
         workers: processes that decode a stream; 0 decodes in this one.
+        progress: whether to say on stderr how far it has come.
     """
 
     max_memory: float = 4.0
     skip_corrupt: bool = False
     workers: int = 0
+    progress: bool = False
 
 
 class ImageSet:
@@ -44,7 +47,8 @@ class ImageSet:
         self._parts = parts
         self._reading = reading
         modes: set[str] = set()
-        self._index = {part: self._read_headers(images, modes) for part, images in parts.items()}
+        with self._progress("reading headers", sum(map(len, parts.values()))) as progress:
+            self._index = {part: self._read_headers(images, modes, progress) for part, images in parts.items()}
         self._pixel_format = PixelFormat.of(modes)
         self._first, self._chw = self._read_first()
 
@@ -62,21 +66,8 @@ class ImageSet:
             CorruptImageError: images cannot be decoded, and are not to be skipped; the message counts and names them.
             DataError: an image is of another size than the first.
         """
-        loaded: dict[str, Pixels] = {}
-        for part, images in self._parts.items():
-            index = self._index[part]
-            pixels: Pixels = np.empty((len(index), *self._chw), self._pixel_format.dtype)
-            good = np.ones(len(index), np.bool_)
-            for place, number in enumerate(index.tolist()):
-                try:
-                    image = decode(images, number, self._pixel_format)
-                except CorruptImageError as error:
-                    self.corrupt[str(error.file)] = error.problem
-                    good[place] = False
-                else:
-                    check_size(image.shape, self._chw, images.name(number), self._first)
-                    pixels[place] = image
-            loaded[part] = pixels if good.all() else pixels[good]
+        with self._progress("decoding", sum(map(len, self._index.values()))) as progress:
+            loaded = {part: self._load_part(part, progress) for part in self._parts}
         self._check_corrupt()
         return loaded
 
@@ -94,9 +85,10 @@ class ImageSet:
             digest = hashlib.sha256()
             num_corrupt, largest = len(self.corrupt), 0.0
             streams: dict[str, ImageStream] = {}
-            for part in self._parts:
-                streams[part], brightest = self._scan(part, white, digest)
-                largest = max(largest, brightest)
+            with self._progress("checking", sum(map(len, self._index.values()))) as progress:
+                for part in self._parts:
+                    streams[part], brightest = self._scan(part, white, digest, progress)
+                    largest = max(largest, brightest)
             self._check_corrupt()
             if len(self.corrupt) > num_corrupt:
                 continue
@@ -109,7 +101,10 @@ class ImageSet:
                 raise DataError(self._first, "every pixel of this and of every other image is 0")
             return streams, digest.hexdigest()
 
-    def _read_headers(self, images: EncodedImages, modes: set[str]) -> NDArray[np.int64]:
+    def _progress(self, what: str, num_images: int) -> Progress:
+        return Progress(what, num_images, shown=self._reading.progress)
+
+    def _read_headers(self, images: EncodedImages, modes: set[str], progress: Progress) -> NDArray[np.int64]:
         """Which images have a readable header; adds their modes to `modes`."""
         good = np.ones(len(images), np.bool_)
         for number in range(len(images)):
@@ -118,7 +113,24 @@ class ImageSet:
             except CorruptImageError as error:
                 self.corrupt[str(error.file)] = error.problem
                 good[number] = False
+            progress.advance(1)
         return np.flatnonzero(good)
+
+    def _load_part(self, part: str, progress: Progress) -> Pixels:
+        images, index = self._parts[part], self._index[part]
+        pixels: Pixels = np.empty((len(index), *self._chw), self._pixel_format.dtype)
+        good = np.ones(len(index), np.bool_)
+        for place, number in enumerate(index.tolist()):
+            try:
+                image = decode(images, number, self._pixel_format)
+            except CorruptImageError as error:
+                self.corrupt[str(error.file)] = error.problem
+                good[place] = False
+            else:
+                check_size(image.shape, self._chw, images.name(number), self._first)
+                pixels[place] = image
+            progress.advance(1)
+        return pixels if good.all() else pixels[good]
 
     def _read_first(self) -> tuple[str, tuple[int, int, int]]:
         """Name and shape of the first training image that can be decoded."""
@@ -133,7 +145,7 @@ class ImageSet:
         name, problem = next(iter(self.corrupt.items()))
         raise CorruptImageError(name, f"{problem}; none of the {len(images)} training images can be read")
 
-    def _scan(self, part: str, white: int, digest: "hashlib._Hash") -> tuple[ImageStream, float]:
+    def _scan(self, part: str, white: int, digest: "hashlib._Hash", progress: Progress) -> tuple[ImageStream, float]:
         """Decode a part once: what a stream needs to know of it, and its largest pixel. Leaves out what is corrupt."""
         index = self._index[part]
         stream = ImageStream(
@@ -157,6 +169,7 @@ class ImageSet:
                 self.corrupt[name] = problem
                 good[start + place] = False
             start += len(numbers)
+            progress.advance(len(numbers))
             if len(batch.pixels):
                 digest.update(np.ascontiguousarray(batch.pixels).data)
                 pixel_sum += batch.pixels.sum(axis=0, dtype=np.float64)

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from service.images.folder import Skipped, add_skipped, list_files
+from service.images.parts import PARTS, named_part
 from training.errors import CorruptImageError, DataError
 
+SUFFIX = ".parquet"
 CACHE_BYTES = 64 * 2**20  # of encoded images that a process keeps
-_PART = re.compile(r"(train|validation|valid|val|test)(?![a-z])")
-_PARTS = {"valid": "validation", "val": "validation"}
 _PREFERRED = ("image", "img")
 _READER_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError)
 
@@ -96,23 +96,38 @@ class ParquetImages:
         return values
 
 
-def find_parquet(path: Path) -> dict[str, list[Path]]:
-    """Files by part: a file is all training images; in a folder, file names (`train-00000-of-00004.parquet`) or folders
-    called `train`, `validation` and `test` are the parts, and without those all files are training images.
-    """  # noqa: D205
+def find_parquet(path: Path) -> tuple[dict[str, list[Path]], Skipped]:
+    """Files by part, in the order of PARTS, and what was skipped.
+
+    A file is all training images. In a folder, file names (`train-00000-of-00004.parquet`) and folders (`split=train`,
+    `train.parquet`) tell the part, the innermost first; without those all files are training images. What begins with
+    an underscore is skipped as what is hidden: Spark's and Arrow's notes about the others.
+
+    Raises:
+        DataError: the folder cannot be read, or there are parts, but not for training.
+    """
     if path.is_file():
-        return {"train": [path]}
-    parts: dict[str, list[Path]] = {}
-    for file in sorted(path.rglob("*.parquet")):
-        names = (_PART.match(name) for name in reversed(file.relative_to(path).parts))
-        found = next((match[1] for match in names if match), "")
-        parts.setdefault(_PARTS.get(found, found), []).append(file)
-    if set(parts) == {""}:
-        return {"train": parts[""]}
-    parts.pop("", None)
+        return {"train": [path]}, {}
+    try:
+        listing = list_files(path, (SUFFIX,))
+    except OSError as error:
+        raise DataError(error.filename, f"cannot be read ({error.strerror})") from error
+    skipped = dict(listing.skipped)
+    parts: dict[str | None, list[Path]] = {}
+    for file in listing.files:
+        names = file.split("/")
+        if any(name.startswith("_") for name in names):
+            add_skipped(skipped, "hidden file", file)
+            continue
+        part = next((part for name in reversed(names) if (part := named_part(name))), None)
+        parts.setdefault(part, []).append(path / file)
+    if set(parts) == {None}:
+        return {"train": parts[None]}, skipped
+    for file_of_none in parts.pop(None, []):
+        add_skipped(skipped, "Parquet file of no part", str(file_of_none.relative_to(path)))
     if parts and "train" not in parts:
-        raise DataError(path, "has Parquet files, but none whose name begins with 'train'")
-    return parts
+        raise DataError(path, f"has Parquet files called {', '.join(map(str, parts))}, but none called train")
+    return {part: parts[part] for part in PARTS if part in parts}, skipped
 
 
 def _read_footer(file: Path) -> list[_Block]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +21,14 @@ from model_store import (
 )
 from service.engine.model import Model
 from service.engine.runtime import Runtime
+from service.images.sketch import Sketch
+from service.progress import Progress
 from training.configuration import Configuration
 from training.data import DataSplits, Images, binarise, derive_seed, split, unit_pixels
 from training.errors import RunError
-from training.evaluate import Evaluation, Protocol, calibration_arrays, evaluate
+from training.evaluate import Evaluation, Protocol, calibration_arrays, evaluate, image_batches
 from training.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
+from training.image_files import Pixels
 from training.likelihood import build_likelihood
 from training.networks import Vae
 from training.run import Run, RunDescription, Session
@@ -35,6 +38,8 @@ from training.units import LatentUnits, latent_units
 from training.versions import OF_PUBLICATION, library_versions
 
 SCORING_SEED = 0
+TRAINING_IMAGES = "training_images"
+"""In the manifest: a sketch of them, by which `service calibrate` tells images that the model was trained on."""
 _PARITY = 4  # a stream of random numbers
 _BESIDE = (
     "num_images",
@@ -42,6 +47,7 @@ _BESIDE = (
     "precision",
     "compiled",
     "trained_on",
+    TRAINING_IMAGES,
 )  # in the manifest among the configuration's fields, without being one
 
 
@@ -184,7 +190,7 @@ def publish_run(
             leaves it out, and so does a protocol whose proposal is the encoder already.
         runtime: where the exported graphs run.
         scoring: of anomaly scores and the calibration; by default that of the test figures.
-        progress: draw a live bar on stderr.
+        progress: say on stderr how far it has come.
 
     Raises:
         RunError: training has not finished, or the splits are of other data.
@@ -209,14 +215,25 @@ def publish_run(
         encoder_evaluation = evaluate(model, splits.test, encoder_protocol, progress=progress)
     units = latent_units(model, splits.test, seed=protocol.seed)
     calibration = calibration_arrays(model, splits.calibration, scoring, progress=progress)
+    with Progress("hashing training images", len(splits.train), shown=progress) as bar:
+        sketch = Sketch.of(_counted(image_batches(splits.train), bar))
+    configuration = description.provenance.configuration | {TRAINING_IMAGES: sketch.as_json()}
+    provenance = description.provenance.model_copy(update={"configuration": configuration})
+    metrics = _metrics(evaluation, encoder_evaluation, units)
     stored = publish(
         store,
-        description.model_copy(update={"metrics": _metrics(evaluation, encoder_evaluation, units)}),
+        description.model_copy(update={"metrics": metrics, "provenance": provenance}),
         encoder=graphs.encoder,
         decoder=graphs.decoder,
         calibration=calibration,
     )
     return Publication(stored, evaluation, encoder_evaluation, units, difference, model)
+
+
+def _counted(batches: Iterable[Pixels], progress: Progress) -> Iterator[Pixels]:
+    for batch in batches:
+        yield batch
+        progress.advance(len(batch))
 
 
 def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None, units: LatentUnits) -> tuple[Metric, ...]:

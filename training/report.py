@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from service.engine.chunks import complete
 from service.engine.model import Model
 from training.charts import curves_chart, histogram_chart, units_chart
-from training.data import Images, evenly_spaced, take
+from training.data import PARTS, Images, evenly_spaced, take
 from training.evaluate import Evaluation, fresh_batches, in_unit_interval
 from training.figures import grid_png
 from training.files import write_atomically
+from training.publication import TRAINING_IMAGES
 from training.units import ACTIVE_VARIANCE, LatentUnits
 
 REPORT = "report.html"
@@ -75,7 +76,7 @@ def write_report(file: Path, model: Model, measured: Measured, curves: Sequence[
         "Measured through the serving engine on the exported graphs."
     )
     page = _PAGE.format(title=html.escape(measured.title), intro=html.escape(intro), sections="\n".join(sections))
-    write_atomically(file, lambda stream: stream.write(page.encode()))
+    write_atomically(file, lambda stream: stream.write(page.encode(errors="backslashreplace")))
 
 
 def _figures(measured: Measured) -> str:
@@ -161,7 +162,9 @@ def _provenance(model: Model) -> str:
     configuration |= {name: value for name, value in provenance.configuration.items() if name != "seed"}
     configuration |= {f"{name} version": version for name, version in provenance.library_versions.items()}
     rows = [
-        [html.escape(name.replace("_", " ")), html.escape(_in_words(value))] for name, value in configuration.items()
+        [html.escape(name.replace("_", " ")), html.escape(in_words(name, configuration))]
+        for name in configuration
+        if name != TRAINING_IMAGES
     ]
     return f"<details><summary>Data, configuration and library versions</summary>{_table(None, rows)}</details>"
 
@@ -170,10 +173,30 @@ def _number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def _in_words(value: Any) -> str:
+def in_words(name: str, configuration: Mapping[str, Any]) -> str:
+    """The value of a field; of one that was left open, what came of that.
+
+    >>> in_words("first_samples", {"first_samples": None, "num_samples": 8})
+    '8: as num samples, throughout'
+    """
+    value = configuration[name]
+    if value is None:
+        return _left_open(name, configuration)
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_in_words(inner)}" for name, inner in value.items())
-    return "by the data" if value is None else str(value)
+        return ", ".join(f"{inner} {in_words(inner, value)}" for inner in value)
+    return str(value)
+
+
+def _left_open(name: str, configuration: Mapping[str, Any]) -> str:
+    if name == "first_samples":
+        return f"{configuration.get('num_samples')}: as num samples, throughout"
+    if name == "gaussian_scale":
+        gaussian = configuration.get("likelihood") == "gaussian"
+        return "learned, one for each pixel" if gaussian else "none: the likelihood is not gaussian"
+    part = name.removeprefix("num_")
+    if part in PARTS and part in (counts := configuration.get("num_images", {})):
+        return f"{counts[part]}: by default, or the data set's own part"
+    return "not set"
 
 
 def _section(title: str, content: str) -> str:

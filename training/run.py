@@ -5,6 +5,7 @@ checkpoint.pt     the state after the last finished epoch, replaced atomically
 metrics.jsonl     one line an epoch
 sessions.jsonl    one line each time that training began or went on: from which epoch, on what device, by which versions
 curves.png, reconstructions.png, samples.png
+.lock             while a process trains in the folder; see training/lock.py
 """
 
 import json
@@ -21,7 +22,8 @@ import torch
 from training.configuration import Configuration
 from training.data import PARTS, DataSplits
 from training.errors import ConfigurationError, RunError
-from training.files import write_atomically
+from training.files import remove_unfinished, write_atomically
+from training.lock import LOCK
 from training.workers import Acceleration
 
 RUN_FORMAT_VERSION = 2
@@ -167,7 +169,12 @@ class Run:
         return lines
 
     def truncate_metrics(self, num_epochs: int) -> list[dict[str, float]]:
-        """Drop the lines of epochs that no checkpoint knows, so that a resumed run writes each epoch once."""
+        """Drop the lines of epochs that no checkpoint knows, so that a resumed run writes each epoch once.
+
+        Also what a kill has left of unfinished files. Only for the process that holds the folder.
+        """
+        for name in (CHECKPOINT, METRICS):
+            remove_unfinished(self.folder / name)
         lines = self.read_metrics(num_epochs)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self.folder / METRICS, lambda stream: stream.write(text.encode()))
@@ -216,14 +223,14 @@ def num_pixel_weights(configuration: Configuration, image_shape: tuple[int, int,
 
 
 def create_run(folder: Path, description: RunDescription) -> Run:
-    """Begin a run in a folder that is new or empty.
+    """Begin a run in a folder that is new or empty, or holds its lock alone.
 
     Raises:
         RunError: something is there already.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if any(entry.name != LOCK for entry in folder.iterdir()):
             raise RunError(f"{folder} is not empty: continue it with --resume, or choose another folder")
         content = {"format_version": RUN_FORMAT_VERSION, **asdict(description)}
         text = json.dumps(content, indent=2) + "\n"

@@ -13,21 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.images.folder import SUFFIXES, Skipped, add_skipped, describe_skipped, list_files, printable
+from service.images.parts import PARTS, divide, exact_part
 from training.errors import DataError
 from training.idx import read_idx_images
-from training.image_files import SUFFIXES, EncodedImages, ImageFiles, Pixels
+from training.image_files import EncodedImages, ImageFiles, Pixels
 from training.image_sets import ImageSet, Reading
-from training.parquet import ParquetImages, find_parquet
+from training.parquet import SUFFIX, ParquetImages, find_parquet
 from training.streams import ImageStream
 
-_PARTS = ("train", "validation", "test")
 _IDX_PREFIXES = {"train": ("train",), "validation": ("valid", "validation"), "test": ("t10k", "test")}
-_NPZ_KEYS = {
-    "train": ("train", "x_train", "train_images"),
-    "validation": ("validation", "x_val", "val_images"),
-    "test": ("test", "x_test", "test_images"),
-}
-_FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+_NPZ_WORDS = ("x", "images", "data")  # beside the part in an array's name, as in `x_train` and `train_images`
 # What NumPy, its reader of headers and zipfile let out when bytes are wrong, or claim more than fits into memory.
 _READER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, MemoryError),
@@ -46,6 +42,7 @@ class Source:
         validation: like `train`, or None.
         test: like `train`, or None.
         skipped: what was left out because it cannot be decoded: by name, what is wrong.
+        ignored: what lies there and was not taken for images.
     """
 
     name: str
@@ -54,6 +51,7 @@ class Source:
     validation: Pixels | None = None
     test: Pixels | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    ignored: Skipped = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class StreamedSource:
     validation: ImageStream | None = None
     test: ImageStream | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    ignored: Skipped = field(default_factory=dict)
 
 
 def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
@@ -75,19 +74,21 @@ def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
     Raises:
         DataError: as `read_source`.
     """  # noqa: D205
-    if (parts := _encoded_parts(path)) is None:
+    if (found := _encoded_parts(path)) is None:
         return read_source(path)
+    parts, ignored = found
     images = ImageSet(parts, reading)
     if images.fits:
-        return replace(_assemble(path, images.load()), skipped=images.corrupt)
+        return replace(_assemble(path, images.load()), skipped=images.corrupt, ignored=ignored)
     streams, sha256 = images.stream()
     return StreamedSource(
-        name=path.resolve().name,
+        name=printable(path.resolve().name),
         sha256=sha256,
         train=streams["train"],
         validation=streams.get("validation"),
         test=streams.get("test"),
         skipped=images.corrupt,
+        ignored=ignored,
     )
 
 
@@ -96,14 +97,14 @@ def read_source(path: Path, *, skip_corrupt: bool = False) -> Source:
 
     - A folder with IDX files, named as MNIST's are: `train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` (or `test-…`),
       perhaps `valid-…`; each plain or `.gz`.
-    - A folder of `.png`, `.jpg`, `.jpeg` and `.webp` files, at any depth, so that class subfolders may be there or
-      not. Subfolders `train` and, if there, `validation` and `test` are those parts. All grey gives one channel,
-      otherwise three. As in the service, transparent parts are black and EXIF says which way is up. One 16-bit grey
-      image makes the whole set float32 in [0, 1].
+    - A folder of image files, at any depth, so that class subfolders may be there or not: which are taken is in
+      service/images/folder.py. Folders such as `train` and `test` beside one another are parts, see parts.py there.
+      All grey gives one channel, otherwise three. As in the service, transparent parts are black and EXIF says which
+      way is up. One 16-bit grey image makes the whole set float32 in [0, 1].
     - A `.parquet` file, or a folder of them, with a column of such files' bytes (see parquet.py for column and parts).
     - An `.npy` file, [N, H, W] or [N, C, H, W]: 8-bit, boolean, or floats in [0, 1].
-    - An `.npz` file with such arrays called `train` and, if there, `validation` and `test` (the names of Keras and
-      MedMNIST, `x_train` and `train_images`, are known too), or with one array.
+    - An `.npz` file with such arrays called `train` and, if there, `validation` and `test` (also as Keras and MedMNIST
+      call them, `x_train` and `train_images`), or with one array.
 
     8-bit pixels are 0 (black) to 255, unless no pixel of the whole set is above 1: then it is binarised data, of which
     1 is white. The rule looks at all parts together, so that one dark part is not mistaken.
@@ -112,42 +113,63 @@ def read_source(path: Path, *, skip_corrupt: bool = False) -> Source:
         DataError: naming the file that is missing, broken, truncated or of another size than the others.
         CorruptImageError: encoded images cannot be decoded, and are not to be skipped; counts and names them.
     """
-    if (encoded := _encoded_parts(path)) is not None:
+    if (found := _encoded_parts(path)) is not None:
+        encoded, ignored = found
         images = ImageSet(encoded, Reading(skip_corrupt=skip_corrupt))
-        return replace(_assemble(path, images.load()), skipped=images.corrupt)
+        return replace(_assemble(path, images.load()), skipped=images.corrupt, ignored=ignored)
     parts: Mapping[str, Pixels]
+    ignored = {}
     if path.is_dir():
         parts = _read_idx_folder(path)
     elif path.suffix in (".npy", ".npz") and path.is_file():
-        parts = _read_numpy(path)
+        parts, ignored = _read_numpy(path)
     elif path.exists():
         raise DataError(path, "not a folder and not an .npy, .npz or .parquet file")
     else:
         raise DataError(path, "does not exist")
-    return _assemble(path, parts)
+    return replace(_assemble(path, parts), ignored=ignored)
 
 
-def _encoded_parts(path: Path) -> dict[str, EncodedImages] | None:
-    """The parts of a folder of image files or of Parquet, in the order of their names; None where it is neither."""
+def _encoded_parts(path: Path) -> tuple[dict[str, EncodedImages], Skipped] | None:
+    """The parts of a folder of image files or of Parquet in the order of PARTS, and what was skipped; else None."""
     if path.is_dir():
         if any(_idx_file(path, prefix) for prefixes in _IDX_PREFIXES.values() for prefix in prefixes):
             return None
-    elif path.suffix != ".parquet" or not path.is_file():
+    elif path.suffix.lower() != SUFFIX or not path.is_file():
         return None
-    parts: dict[str, EncodedImages]
-    if files := find_parquet(path):
-        parts = {part: _not_empty(ParquetImages(found), path) for part, found in files.items()}
+    parquet, skipped = find_parquet(path)
+    if any(parquet.values()):
+        parts: dict[str, EncodedImages] = {part: ParquetImages(files) for part, files in parquet.items()}
     else:
-        folders = _part_folders(path)
-        folders = folders if "train" in folders else {"train": path}
-        parts = {part: _not_empty(ImageFiles(folder), folder) for part, folder in folders.items()}
-    return {part: parts[part] for part in _PARTS if part in parts}
+        files, skipped = _image_files(path)
+        parts = {part: ImageFiles(path, found) for part, found in files.items()}
+    for part, images in parts.items():
+        if not len(images):
+            beside = f"; there are {describe_skipped(skipped)}" if skipped else ""
+            taken = f"no IDX files, no Parquet rows and no {', '.join(SUFFIXES)} files there"
+            raise DataError(path, (taken if part == "train" else f"the {part} part has no rows") + beside)
+    return parts, skipped
 
 
-def _not_empty(images: EncodedImages, path: Path) -> EncodedImages:
-    if not len(images):
-        raise DataError(path, f"no IDX files, no Parquet rows and no {', '.join(SUFFIXES)} files there")
-    return images
+def _image_files(folder: Path) -> tuple[dict[str, list[str]], Skipped]:
+    """The image files under a folder by part, and what was skipped."""
+    try:
+        listing = list_files(folder)
+    except OSError as error:
+        raise DataError(error.filename, f"cannot be read ({error.strerror})") from error
+    division = divide(listing.files)
+    if name := division.doubtful:
+        other = next(file for file in listing.files if not file.startswith(f"{name}/"))
+        raise DataError(
+            folder,
+            f"has a folder '{name}' beside other images ({other}), and none for "
+            f"{'validation or testing' if name.lower().startswith('train') else 'training'}: if it is a part of the "
+            f"data, give folders for all parts, or pass one of them as --data; if it is not, rename it",
+        )
+    skipped = dict(listing.skipped)
+    for file in division.outside:
+        add_skipped(skipped, "image file in no folder of a part", file)
+    return division.parts, skipped
 
 
 def _assemble(path: Path, parts: Mapping[str, Pixels]) -> Source:
@@ -165,10 +187,11 @@ def _assemble(path: Path, parts: Mapping[str, Pixels]) -> Source:
     if train.dtype == np.uint8 and largest == 1:
         parts = {part: pixels * np.uint8(255) for part, pixels in parts.items()}
     digest = hashlib.sha256()
-    for part in (part for part in _PARTS if part in parts):
+    for part in (part for part in PARTS if part in parts):
         digest.update(f"{part} {parts[part].dtype} {parts[part].shape}\n".encode())
         digest.update(np.ascontiguousarray(parts[part]).data)
-    return Source(path.resolve().name, digest.hexdigest(), parts["train"], parts.get("validation"), parts.get("test"))
+    name = printable(path.resolve().name)
+    return Source(name, digest.hexdigest(), parts["train"], parts.get("validation"), parts.get("test"))
 
 
 def _idx_file(folder: Path, prefix: str) -> Path | None:
@@ -187,11 +210,8 @@ def _read_idx_folder(folder: Path) -> dict[str, Pixels]:
     return parts
 
 
-def _part_folders(path: Path) -> dict[str, Path]:
-    return {part: path / name for part, names in _FOLDERS.items() for name in reversed(names) if (path / name).is_dir()}
-
-
-def _read_numpy(file: Path) -> dict[str, Pixels]:
+def _read_numpy(file: Path) -> tuple[dict[str, Pixels], Skipped]:
+    """The arrays by part, and those of none that could hold images."""
     try:
         with file.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
@@ -200,13 +220,28 @@ def _read_numpy(file: Path) -> dict[str, Pixels]:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(file, f"not a readable array file ({reason})") from error
     if len(arrays) == 1:
-        return {"train": _as_pixels(file, *arrays.popitem())}
-    parts = {
-        part: _as_pixels(file, key, arrays[key]) for part, keys in _NPZ_KEYS.items() for key in keys if key in arrays
-    }
+        return {"train": _as_pixels(file, *arrays.popitem())}, {}
+    parts: dict[str, Pixels] = {}
+    skipped: dict[str, tuple[int, str]] = {}
+    for key, array in arrays.items():
+        if (part := _part_of_array(key)) is None or part in parts:
+            if getattr(array, "ndim", 0) > 2:  # labels are none of ours
+                add_skipped(skipped, "array", key)
+        else:
+            parts[part] = _as_pixels(file, key, array)
     if "train" not in parts:
         raise DataError(file, f"holds the arrays {', '.join(arrays)}; one called 'train' is needed")
-    return parts
+    return parts, skipped
+
+
+def _part_of_array(key: str) -> str | None:
+    """The part that an array's name tells.
+
+    >>> _part_of_array("x_train"), _part_of_array("test_images"), _part_of_array("y_train")
+    ('train', 'test', None)
+    """
+    words = [word for word in key.lower().split("_") if word not in _NPZ_WORDS]
+    return exact_part(words[0]) if len(words) == 1 else None
 
 
 def _as_pixels(file: Path, key: str, array: NDArray[Any]) -> Pixels:

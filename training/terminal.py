@@ -2,15 +2,16 @@
 
 import itertools
 import sys
-from collections.abc import Mapping
 
 import torch
 
+from service.images.folder import describe_skipped
 from training.configuration import Configuration
 from training.data import DataSplits
 from training.evaluate import Evaluation
 from training.report import Measured
 from training.run import RunDescription
+from training.sources import Source, StreamedSource
 from training.streams import ImageStream
 from training.trainer import EpochFigures
 
@@ -22,9 +23,11 @@ def is_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def print_skipped(skipped: Mapping[str, str]) -> None:
-    """Warn of images that are left out, naming the first of them; say nothing where there are none."""
-    if not skipped:
+def print_skipped(source: Source | StreamedSource) -> None:
+    """What was not taken for an image, and a warning of images that are left out, naming the first of them."""
+    if source.ignored:
+        print(f"skipped: {describe_skipped(source.ignored)}", flush=True)
+    if not (skipped := source.skipped):
         return
     print(f"warning: {len(skipped)} images cannot be read and are left out:", file=sys.stderr)
     for name, problem in itertools.islice(skipped.items(), _NAMED):

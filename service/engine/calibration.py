@@ -18,6 +18,7 @@ def calibrate(
     num_samples: int,
     seed: int,
     on_batch: Callable[[int], object] = lambda _: None,
+    on_chunk: Callable[[], object] = lambda: None,
 ) -> dict[str, Array]:
     """Calibration arrays [n] of images [B, C, H, W] in [0, 1], batch by batch, scored as requests score theirs.
 
@@ -28,6 +29,7 @@ def calibrate(
         num_samples: importance samples an image.
         seed: of the noise.
         on_batch: told the number of images of each batch that is done.
+        on_chunk: called after each run on the device, of which a batch takes many.
 
     Raises:
         UnknownProposalError, TooFewSamplesError: see proposal.py.
@@ -35,7 +37,7 @@ def calibrate(
     parts: list[Statistics] = []
     for pixels in batches:
         chunks = model.statistics(pixels, proposal=proposal, num_samples=num_samples, seed=seed)
-        parts.append(complete(chunks))
+        parts.append(complete(chunks, on_chunk))
         on_batch(len(pixels))
     measured = storable(Statistics.join(parts).measured())
     return {**measured, FITTING: fitting_images(len(measured["log_likelihood"]))}

@@ -3,15 +3,15 @@
 Whoever drives one can let others take their turn, or give up; `complete` drives one to its end.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
 Chunks = Generator[None, None, T]
 
 
-def complete(chunks: Chunks[T]) -> T:
-    """Run a chunked computation to its end.
+def complete(chunks: Chunks[T], on_chunk: Callable[[], object] = lambda: None) -> T:
+    """Run a chunked computation to its end; `on_chunk` is called after each chunk.
 
     >>> def three() -> Chunks[int]:
     ...     yield
@@ -22,6 +22,7 @@ def complete(chunks: Chunks[T]) -> T:
     while True:
         try:
             next(chunks)
+            on_chunk()
         except StopIteration as stop:
             result: T = stop.value
             return result

@@ -1,5 +1,6 @@
 """A tiny model trained on real digits, once for all tests that need a finished run."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ from training.trainer import fit
 
 DIGITS = Path(__file__).parents[1] / "data" / "digits.npz"
 TINY = Configuration(width=48, latent_dim=6, num_samples=4, epochs=25, batch_size=16, learning_rate=3e-3, ema_decay=0.9)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of progress, however slow the machine is: tests compare what is printed."""
+    monkeypatch.setattr("service.progress._SECONDS_AT_LEAST", math.inf)
+    monkeypatch.setattr("service.progress._SECONDS_AT_MOST", math.inf)
 
 
 @pytest.fixture(scope="session")

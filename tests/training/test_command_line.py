@@ -1,16 +1,20 @@
+import io
 import json
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model_store import list_versions, open_version
+from service.__main__ import main as serve
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS
 from training.__main__ import main
 from training.configuration import Configuration
-from training.data import split
+from training.data import DataSplits, split
 from training.run import METRICS, RUN, Run, open_run
 from training.sources import read_source
 
@@ -53,7 +57,7 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
     scoring = ["--num-samples=20", "--encoder-samples=10", "--device=cpu"]
     assert main(["publish", str(run), "--name=tiny", f"--store={store}", *scoring]) == 0
     output, errors = capsys.readouterr()
-    assert errors == ""
+    assert not re.search("error|warning", errors)
     assert "proposal laplace, 20 samples" in output
     assert "proposal encoder, 10 samples" in output
     assert "ONNX and PyTorch differ by at most" in output
@@ -98,6 +102,51 @@ def test_a_run_that_moves_to_another_device_says_so(
     output, errors = capsys.readouterr()
     assert "on cpu, bfloat16" in output
     assert errors == "note: begun on cuda; on cpu it goes on within rounding, not bit for bit\n"
+
+
+def test_progress_is_told_where_there_is_no_terminal(
+    digits: Path, finished_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.progress._SECONDS_AT_LEAST", 0.0)
+    scoring = ["--num-samples=8", "--encoder-samples=4", "--device=cpu", f"--data={digits}"]
+    assert main(["publish", str(finished_run.folder), "--name=tiny", f"--store={tmp_path}", *scoring]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    for what, count in {"scoring by laplace, K = 8": 100, "scoring by encoder, K = 4": 100, "calibrating": 20}.items():
+        told = [line for line in lines if line.startswith(f"{what}: ")]
+        done = [int(re.split(r": (\d+) of", line)[1]) for line in told]
+        assert f" of {count} images (" in told[0]
+        assert told[0].endswith(" left")
+        assert done == sorted(done)
+        assert done[-1] == count
+    assert main(["evaluate", str(tmp_path / "tiny"), *scoring]) == 0
+    assert "scoring by laplace, K = 8: 16 of 100 images (16 %), " in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf_8_go_all_the_way(
+    splits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    images = odd / "images" / os.fsdecode(b"\xff")
+    images.mkdir(parents=True)
+    for index in range(30):
+        Image.fromarray(splits.test[index, 0]).save(images / f"{index}.png")
+    written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr("sys.stdout", written)
+    assert main(fit_arguments(images, odd / "run")) == 0
+    assert main(fit_arguments(images, odd / "run", "--resume")) == 0
+    scoring = ["--num-samples=4", "--encoder-samples=0", "--device=cpu"]
+    assert main(["publish", str(odd / "run"), "--name=cafe", f"--store={odd / 'store'}", *scoring]) == 0
+    report = odd / "report.html"
+    assert main(["evaluate", str(odd / "run"), f"--data={images}", f"--report={report}", *scoring]) == 0
+    written.flush()
+    text = written.buffer.getvalue().decode()
+    assert rf"published {tmp_path}/caf\udce9/store/cafe/1" in text
+    assert report.read_text(encoding="utf-8")
+    stored = open_version(odd / "store", "cafe")
+    assert stored.manifest.provenance.data_set.startswith(r"\xff (pixels")
+    assert serve(["calibrate", "--model=cafe", f"--store={odd / 'store'}", f"--images={images}", "--device=cpu"]) == 2
+    allowed = ["--allow-training-images", f"--store={odd / 'store'}", f"--images={images}", "--device=cpu"]
+    assert serve(["calibrate", "--model=cafe", *allowed]) == 0
 
 
 def test_images_without_a_test_part_are_scored_whole(
@@ -197,7 +246,10 @@ def test_errors_of_the_users_making(
     error = refused(capsys, ["evaluate", run, f"--data={tmp_path / 'small.npy'}"])
     assert "images: [1, 4, 4] each, but the model takes [1, 28, 28]" in error
     (tmp_path / "file").write_text("where a folder belongs")
-    error = refused(capsys, ["publish", run, "--name=tiny", f"--store={tmp_path / 'file'}", "--num-samples=4"])
+    error = refused(
+        capsys,
+        ["publish", run, "--name=tiny", f"--store={tmp_path / 'file'}", "--num-samples=4", "--encoder-samples=0"],
+    )
     assert "file" in error
     error = refused(capsys, ["publish", run, "--name=tiny", "--num-samples=2"])
     assert "num_samples is 2; the proposal laplace takes at least 4" in error

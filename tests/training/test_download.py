@@ -1,7 +1,9 @@
 import gzip
 import hashlib
+import threading
 import urllib.error
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,23 @@ def test_files_are_fetched_once(tmp_path: Path) -> None:
     assert {file.name: gzip.decompress(file.read_bytes()) for file in folder.iterdir()} == CONTENT
     assert fetch(KNOWN, tmp_path, read=read) == folder
     assert asked == ["https://one.example/a.gz", "https://one.example/b.gz"]
+
+
+def test_two_downloads_at_once_do_not_disturb_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have written all of the first file before either gives it its name."""
+    both, replace, at_first = threading.Barrier(2, timeout=60), Path.replace, threading.local()
+
+    def wait_and_replace(self: Path, target: Path) -> Path:
+        if not hasattr(at_first, "done"):
+            at_first.done = True
+            both.wait()
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", wait_and_replace)
+    read = serve(packed("https://one.example/"), [])
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: fetch(KNOWN, tmp_path, read=read), range(2)))
+    assert {file.name: gzip.decompress(file.read_bytes()) for file in folders[0].iterdir()} == CONTENT
 
 
 @pytest.mark.parametrize("wrong", [b"<html>", gzip.compress(b"other")[:-3], gzip.compress(b"other")])

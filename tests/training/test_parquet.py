@@ -48,7 +48,7 @@ def test_parts_by_the_names_of_hugging_face(tmp_path: Path) -> None:
     write(tmp_path / "data" / "train-00000-of-00002.parquet", {"img": structs(PNGS[:3])})
     write(tmp_path / "data" / "train-00001-of-00002.parquet", {"img": structs(PNGS[3:5])})
     write(tmp_path / "data" / "test-00000-of-00001.parquet", {"img": structs(PNGS[5:])})
-    write(tmp_path / "data" / "training-notes.parquet", {"text": pa.array(["of no part"])})
+    write(tmp_path / "data" / "notes.parquet", {"text": pa.array(["of no part"])})
     source = read_source(tmp_path)
     assert source.test is not None
     assert (source.train[:, 0] == IMAGES[:5]).all()
@@ -98,7 +98,7 @@ def test_files_that_are_not_parquet(tmp_path: Path) -> None:
         read_source(tmp_path)
     write(tmp_path / "test.parquet", {"image": structs(PNGS)})
     (tmp_path / "a.parquet").unlink()
-    with pytest.raises(DataError, match="none whose name begins with 'train'"):
+    with pytest.raises(DataError, match="has Parquet files called test, but none called train"):
         read_source(tmp_path)
 
 
@@ -127,3 +127,36 @@ def test_broken_bytes_are_refused_by_name_or_read(tmp_path: Path) -> None:
             assert str(error.file).startswith(str(file))  # noqa: PT017 (some are read after all)
             refused += 1
     assert refused > 50
+
+
+def test_a_data_set_that_is_a_folder_called_like_a_file(tmp_path: Path) -> None:
+    """As Spark and Dask write them, with their notes beside."""
+    for part, rows in {"train": slice(5), "test": slice(5, 7)}.items():
+        folder = tmp_path / "set" / f"{part}.parquet"
+        write(folder / "part-00000-8d3f.snappy.parquet", {"image": structs(PNGS[rows])})
+        (folder / "_SUCCESS").write_bytes(b"")
+        (folder / ".part-00000-8d3f.snappy.parquet.crc").write_bytes(b"crc")
+        write(folder / "_temporary" / "0.parquet", {"text": pa.array(["not finished"])})
+    source = read_source(tmp_path / "set")
+    assert (source.train[:, 0] == IMAGES[:5]).all()
+    assert source.test is not None
+    assert (source.test[:, 0] == IMAGES[5:]).all()
+    assert source.ignored == {
+        "file without a suffix": (2, "test.parquet/_SUCCESS"),
+        "hidden file": (2, "test.parquet/_temporary/0.parquet"),
+    }
+    assert (read_source(tmp_path / "set" / "train.parquet").train[:, 0] == IMAGES[:5]).all()
+
+
+@pytest.mark.parametrize(
+    "names", [("a-train.parquet", "a-eval.parquet"), ("split=training/0.PARQUET", "split=testing/0.parquet")]
+)
+def test_parts_by_words_in_names(tmp_path: Path, names: tuple[str, str]) -> None:
+    write(tmp_path / names[0], {"image": structs(PNGS[:5])})
+    write(tmp_path / names[1], {"image": structs(PNGS[5:])})
+    write(tmp_path / "contest.parquet", {"image": structs(PNGS[:1])})
+    Image.fromarray(IMAGES[0]).save(tmp_path / "preview.png")
+    source = read_source(tmp_path)
+    assert source.test is not None
+    assert (len(source.train), len(source.test)) == (5, 2)
+    assert source.ignored == {"Parquet file of no part": (1, "contest.parquet"), ".png file": (1, "preview.png")}

@@ -12,6 +12,7 @@ from model_store import FITTING, StoreError, list_versions, open_version
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
+from service.images.sketch import Sketch, image_hashes
 from tests.rounding import density_error
 from training.data import DataSplits
 from training.errors import ParityError, RunError
@@ -127,6 +128,14 @@ def test_the_calibration_is_what_a_request_would_get(
     assert list(scores.by_method) == ["combined"]
     assert scores.calibration_size == compared.sum() == 14
     assert np.abs(np.sort(scores.by_method["combined"].p_value) - np.arange(2, 16) / 15).max() < 0.15
+
+
+def test_the_manifest_knows_its_training_images(publication: Publication, splits: DataSplits) -> None:
+    sketch = Sketch.from_json(publication.stored.manifest.provenance.configuration["training_images"])
+    assert sketch is not None
+    for images, found in ((splits.train, len(splits.train)), (splits.calibration, 0), (splits.test, 0)):
+        assert isinstance(images, np.ndarray)
+        assert sketch.look_up(image_hashes(in_unit_interval(images))) == (len(images), found)
 
 
 def test_the_published_graphs_are_the_averaged_weights(

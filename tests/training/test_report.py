@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from service.engine.model import Model
 from service.engine.runtime import Runtime
 from tests.rounding import sum_error
 from tests.training.test_streams import STREAM, streamed
+from training.configuration import Configuration
 from training.data import DataSplits, evenly_spaced, take
 from training.evaluate import Protocol, evaluate, fresh_batches, in_unit_interval
 from training.export import export
 from training.publication import describe, load_engine, load_model
-from training.report import Measured, write_report
+from training.report import Measured, in_words, write_report
 from training.run import Run
 from training.units import LatentUnits, latent_units
 
@@ -90,6 +92,28 @@ def test_the_page_tells_the_figures_and_their_protocols(text: str, measured: Mea
     assert "a<b" in words
     assert "digits & more" in words
     assert "pixels SHA-256" in words
+
+
+def test_each_field_that_was_left_open_says_what_came_of_it(model: Model, text: str) -> None:
+    configuration = asdict(Configuration()) | {
+        "num_images": {"train": 80, "validation": 9, "calibration": 8, "test": 7}
+    }
+    open_fields = {name: in_words(name, configuration) for name, value in configuration.items() if value is None}
+    assert open_fields == {
+        "gaussian_scale": "none: the likelihood is not gaussian",
+        "first_samples": "8: as num samples, throughout",
+        "num_validation": "9: by default, or the data set's own part",
+        "num_calibration": "8: by default, or the data set's own part",
+        "num_test": "7: by default, or the data set's own part",
+    }
+    gaussian = configuration | {"likelihood": "gaussian"}
+    assert in_words("gaussian_scale", gaussian) == "learned, one for each pixel"
+    assert in_words("gaussian_scale", gaussian | {"gaussian_scale": 0.1}) == "0.1"
+    assert in_words("num_images", configuration) == "train 80, validation 9, calibration 8, test 7"
+    rows = dict(re.findall(r"<th scope=row>([^<]+)</th><td>([^<]*)</td>", text))
+    assert {"first samples", "num test", "width", "data"} < set(rows)
+    assert rows["first samples"] == "4: as num samples, throughout"
+    assert not {"not set", "None", "by the data"} & set(rows.values())
 
 
 def test_pictures_and_charts(text: str, model: Model, measured: Measured) -> None:

@@ -1,4 +1,5 @@
 import gzip
+import os
 import zipfile
 from pathlib import Path
 
@@ -118,6 +119,70 @@ def test_jpeg_and_part_folders(tmp_path: Path) -> None:
     assert source.test is not None
 
 
+def test_class_folders_that_are_links_and_all_suffixes_of_jpeg(tmp_path: Path) -> None:
+    write_png(tmp_path / "set" / "a" / "0.png", TRAIN[0])
+    write_png(tmp_path / "elsewhere" / "0.png", TRAIN[1])
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
+    write_png(tmp_path / "set" / "c" / ".ipynb_checkpoints" / "0.png", TRAIN[2])
+    (tmp_path / "set" / "a" / "._0.png").write_bytes(b"\0\5\x16\7")
+    Image.fromarray(TRAIN[3]).save(tmp_path / "set" / "1.bmp")
+    for suffix in ("jfif", "jpe"):
+        Image.fromarray(TRAIN[3]).save(tmp_path / "set" / "a" / f"1.{suffix}", format="JPEG")
+    source = read_source(tmp_path / "set")
+    assert len(source.train) == 4
+    assert (source.train[[0, 3], 0] == TRAIN[:2]).all()
+    assert source.ignored == {"hidden file": (2, "a/._0.png"), ".bmp file": (1, "1.bmp")}
+    assert source.skipped == {}
+
+
+def test_other_formats_alone_are_refused_by_name(tmp_path: Path) -> None:
+    for name in ("0.bmp", "1.bmp", "2.gif"):
+        Image.fromarray(TRAIN[0]).save(tmp_path / name)
+    with pytest.raises(
+        DataError, match=r"no .*\.webp files there; there are 2 \.bmp files \(0\.bmp, …\), 1 \.gif file"
+    ):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("training", "testing"), ("Train", "Evaluation"), ("seg_train", "seg_test")])
+def test_test_images_are_not_trained_on(tmp_path: Path, names: tuple[str, str]) -> None:
+    write_png(tmp_path / names[0] / "a" / "0.png", TRAIN[0])
+    write_png(tmp_path / names[1] / "a" / "0.png", TRAIN[1])
+    write_png(tmp_path / "figures" / "0.png", TRAIN[2].T.copy())
+    source = read_source(tmp_path)
+    assert source.test is not None
+    assert (source.train[:, 0] == TRAIN[:1]).all()
+    assert (source.test[:, 0] == TRAIN[1:2]).all()
+    assert source.ignored == {"image file in no folder of a part": (1, "figures/0.png")}
+
+
+def test_a_part_or_a_class_must_be_told(tmp_path: Path) -> None:
+    write_png(tmp_path / "bus" / "0.png", TRAIN[0])
+    write_png(tmp_path / "train" / "0.png", TRAIN[1])
+    with pytest.raises(DataError, match=r"has a folder 'train' beside other images \(bus/0\.png\), and none for valid"):
+        read_source(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "test")
+    with pytest.raises(DataError, match=r"has a folder 'test' beside other images \(bus/0\.png\), and none for train"):
+        read_source(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("service.images.folder.os.scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+        read_source(tmp_path)
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    write_png(folder / os.fsdecode(b"\xe9.png"), TRAIN[0])
+    source = read_source(folder)
+    assert source.name == r"caf\xe9"
+    assert len(source.train) == 1
+
+
 def test_a_file_of_another_size_is_named(tmp_path: Path) -> None:
     write_png(tmp_path / "0.png", TRAIN[0])
     write_png(tmp_path / "1.png", TRAIN[1].T.copy())
@@ -195,12 +260,13 @@ def test_npy(tmp_path: Path, array: NDArray[np.generic], expected: NDArray[np.ge
 
 @pytest.mark.parametrize("keys", [("train", "test"), ("x_train", "x_test"), ("train_images", "test_images")])
 def test_npz(tmp_path: Path, keys: tuple[str, str]) -> None:
-    arrays: dict[str, NDArray[np.generic]] = {keys[0]: TRAIN, keys[1]: TEST, "labels": np.arange(6)}
+    arrays: dict[str, NDArray[np.generic]] = {keys[0]: TRAIN, keys[1]: TEST, "labels": np.arange(6), "masks": TEST}
     np.savez(tmp_path / "images.npz", allow_pickle=False, **arrays)
     source = read_source(tmp_path / "images.npz")
     assert (source.train[:, 0] == TRAIN).all()
     assert source.test is not None
     assert (source.test[:, 0] == TEST).all()
+    assert source.ignored == {"array": (1, "masks")}
 
 
 def test_npz_with_one_array(tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""The files under a folder: which are taken, in an order that no machine changes, and what is skipped and why.
+
+As in torchvision's `ImageFolder`, symbolic links are followed; as in Hugging Face's `imagefolder`, hidden files are
+skipped.
+"""
+
+import io
+import os
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+"""Of the files that are taken for images, in any case; what a file is, its content says."""
+
+Skipped = Mapping[str, tuple[int, str]]
+"""By what it is, in the singular (`hidden file`): how many, and the first of them."""
+
+_OTHER_IMAGES = (".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".tif", ".tiff")
+_HIDDEN = ("__macosx", "lost+found")  # besides all whose name begins with a dot
+_OF_THE_SYSTEM = (
+    "desktop.ini",
+    "thumbs.db",
+)  # left by Windows in folders of images: no more worth a word than .DS_Store
+_NAMED = 6  # kinds of skipped files that a sentence names
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies under a folder.
+
+    Attributes:
+        folder: that was listed.
+        files: that are taken: paths below `folder` with `/`, each file once, folder by folder in the order of names.
+        skipped: everything else.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    skipped: Skipped
+
+    def path(self, index: int) -> Path:
+        """Where a file is."""
+        return self.folder / self.files[index]
+
+
+def list_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
+    """The files under `folder`, at any depth, whose name ends like one of `suffixes` in lower or upper case.
+
+    Skipped are hidden files and folders (a dot first, `__MACOSX`, `lost+found`), and files of other suffixes. Links to
+    files and folders are followed. What is reached several times is taken once, by its own path where that is below
+    `folder`, otherwise by the first link to it. A link to a folder that it lies in is not followed.
+
+    Raises:
+        OSError: `folder` or a folder below it cannot be read.
+    """
+    walk = _Walk(folder, suffixes)
+    return Listing(folder, walk.files(), walk.skipped)
+
+
+def describe_skipped(skipped: Skipped) -> str:
+    """What was skipped, in words; image files come first, then the most frequent. Empty where nothing was.
+
+    >>> describe_skipped({"hidden file": (2, ".a.png"), ".gif file": (1, "b.gif")})
+    '2 hidden files (.a.png, …), 1 .gif file (b.gif)'
+    """
+    kinds = sorted(skipped, key=lambda kind: (_is_text(kind), -skipped[kind][0]))
+    named = []
+    for kind in kinds[:_NAMED]:
+        count, first = skipped[kind]
+        plural = re.sub(r"\b(file|folder|link|array)\b", r"\1s", kind, count=1) if count > 1 else kind
+        named.append(f"{count} {plural} ({printable(first)}{', …' if count > 1 else ''})")
+    if others := sum(skipped[kind][0] for kind in kinds[_NAMED:]):
+        named.append(f"{others} of other kinds")
+    return ", ".join(named)
+
+
+def printable(name: str | Path) -> str:
+    r"""A file's name as text that can be printed and written as UTF-8, which not every name on Linux can.
+
+    >>> printable("caf\udce9.png")
+    'caf\\xe9.png'
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def print_any_name() -> None:
+    """Let standard output take every name and sign: what its encoding lacks is written as a backslash and a number."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def add_skipped(skipped: dict[str, tuple[int, str]], kind: str, name: str, count: int = 1) -> None:
+    """Count something that was skipped; the first one's name is kept."""
+    before, first = skipped.get(kind, (0, name))
+    skipped[kind] = before + count, min(first, name)
+
+
+class _Walk:
+    """One pass over everything below a folder: first without following links to folders, then link by link."""
+
+    def __init__(self, folder: Path, suffixes: Collection[str]) -> None:
+        self.skipped: dict[str, tuple[int, str]] = {}
+        self._suffixes = suffixes
+        self._real: dict[str, str] = {}  # real path of each folder by its path below the root, which ends with /
+        self._visited: set[str] = set()  # real paths of folders
+        self._files: list[str] = []
+        self._links: list[str] = []  # to files
+        links = [("", os.path.realpath(folder))]
+        while links:
+            found: list[tuple[str, str]] = []
+            for path, real in sorted(links, key=lambda link: link[0].split("/")):
+                if real in self._visited:
+                    self._skip("folder reached again by a link", path.rstrip("/"))
+                else:
+                    self._descend(folder, path, real, found)
+            links = found
+
+    def files(self) -> tuple[str, ...]:
+        """All files in order, each once."""
+        taken = list(self._files)
+        if self._links:
+            seen = {self._real_file(path) for path in self._files}
+            for path in sorted(self._links, key=lambda link: link.split("/")):
+                if (real := os.path.realpath(self._real_file(path))) in seen:
+                    self._skip("file reached again by a link", path)
+                else:
+                    seen.add(real)
+                    taken.append(path)
+        return tuple(sorted(taken, key=lambda path: path.split("/")))
+
+    def _descend(self, root: Path, path: str, real: str, links: list[tuple[str, str]]) -> None:
+        """Everything below one folder, but for what lies behind links to folders, which go to `links`."""
+        pending = [(path, real)]
+        while pending:
+            path, real = pending.pop()
+            if real in self._visited:
+                self._skip("folder reached again by a link", path.rstrip("/"))
+                continue
+            self._visited.add(real)
+            self._real[path] = real
+            with os.scandir(root / path) as entries:
+                for entry in entries:
+                    name = path + entry.name
+                    if _is_hidden(entry.name):
+                        self._skip_hidden(entry, name)
+                    elif not _is_folder(entry):
+                        self._take(entry, name)
+                    elif not entry.is_symlink():
+                        pending.append((f"{name}/", f"{real.rstrip('/')}/{entry.name}"))
+                    elif os.path.commonpath([real, target := os.path.realpath(entry.path)]) == target:
+                        self._skip("link to a folder that it lies in", name)
+                    else:
+                        links.append((f"{name}/", target))
+
+    def _take(self, entry: "os.DirEntry[str]", name: str) -> None:
+        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path for each of a million files takes long)
+        if suffix not in self._suffixes:
+            if entry.name.lower() not in _OF_THE_SYSTEM:
+                self._skip(f"{suffix} file" if suffix else "file without a suffix", name)
+        elif _is_file(entry):
+            (self._links if entry.is_symlink() else self._files).append(name)
+        else:
+            self._skip("link that leads nowhere" if entry.is_symlink() else "special file", name)
+
+    def _skip_hidden(self, entry: "os.DirEntry[str]", name: str) -> None:
+        """Count the files that would be taken if they were not hidden; others that are hidden are meant to be."""
+        for file in _files_below(entry, name):
+            if file.lower().endswith(tuple(self._suffixes)):
+                self._skip("hidden file", file)
+
+    def _skip(self, kind: str, name: str) -> None:
+        add_skipped(self.skipped, kind, name)
+
+    def _real_file(self, path: str) -> str:
+        folder, _, name = path.rpartition("/")
+        return f"{self._real[f'{folder}/' if folder else '']}/{name}"
+
+
+def _files_below(entry: "os.DirEntry[str]", name: str) -> Iterator[str]:
+    """The path of an entry, or of every file below it; no link is followed, and what cannot be read is passed over."""
+    if not entry.is_dir(follow_symlinks=False):
+        yield name
+        return
+    for folder, _, files in os.walk(entry.path):
+        inner = os.path.relpath(folder, entry.path)
+        yield from (f"{name}/{file}" if inner == "." else f"{name}/{inner}/{file}" for file in files)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _HIDDEN
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that cannot be entered
+        return False
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _is_text(kind: str) -> bool:
+    """Whether it is most likely no image: labels, notes and the like."""
+    return kind.startswith(".") and kind.split()[0] not in _OTHER_IMAGES + SUFFIXES
