@@ -13,9 +13,9 @@ from service.engine.calibration import calibrate, promises
 from service.engine.model import Model, Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS, TooFewSamplesError, check_request
 from service.engine.runtime import ExecutionProviderError, Runtime
-from service.web.bodies import parse_pixels
-from service.web.errors import RequestError
-from service.web.images import ImageReader
+from service.images.errors import ImageError
+from service.images.npy import parse_pixels
+from service.images.reader import ImageReader
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _BATCH_IMAGES = 64
@@ -122,7 +122,7 @@ class _Images:
         else:
             try:
                 self._array = parse_pixels(path.read_bytes())
-            except RequestError as error:
+            except ImageError as error:
                 raise CalibrationError(f"{path}: {error}") from None
 
     def __len__(self) -> int:
@@ -138,7 +138,7 @@ class _Images:
         for index in chosen:
             try:
                 self._read(index)
-            except RequestError as error:
+            except ImageError as error:
                 problems[index] = str(error).replace("?resize=true", "--resize")
         readable = [index for index in chosen if index not in problems]
         named = "".join(f"\n  {self._name(index)}: {problems[index]}" for index in list(problems)[:_NAMED])

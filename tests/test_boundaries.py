@@ -1,4 +1,7 @@
-"""Imports run one way: web → engine → model_store, and training → engine, model_store. Nothing here needs torch."""
+"""Imports run one way: web → engine, images → model_store, and training → engine, images, model_store.
+
+Nothing of these but training needs torch.
+"""
 
 import ast
 import subprocess
@@ -15,8 +18,9 @@ OURS = {"model_store", "service", "training", "tests", "benchmarks"}
 ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
     "model_store": ({"model_store"}, {"numpy", "pydantic"}),
     "service/engine": ({"model_store", "service.engine"}, {"numpy", "onnx", "onnxruntime", "google", "PIL"}),
+    "service/images": ({"model_store", "service.images"}, {"numpy", "PIL", "pyspng"}),
     "service": ({"model_store", "service"}, None),
-    "training": ({"model_store", "service.engine", "training"}, None),
+    "training": ({"model_store", "service.engine", "service.images", "training"}, None),
 }
 
 

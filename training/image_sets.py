@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from service.images.file import ImageHeader
 from training.errors import CorruptImageError, DataError
-from training.image_files import EncodedImages, PixelFormat, Pixels, check_size, decode, read_mode
+from training.image_files import EncodedImages, PixelFormat, Pixels, check_size, decode, read_header
 from training.streams import ImageStream, decode_batches, in_batches
 
 _NAMED = 5  # corrupt images that one line of an error names
@@ -43,9 +44,9 @@ class ImageSet:
         self.corrupt: dict[str, str] = {}
         self._parts = parts
         self._reading = reading
-        modes: set[str] = set()
-        self._index = {part: self._read_headers(images, modes) for part, images in parts.items()}
-        self._pixel_format = PixelFormat.of(modes)
+        headers: set[ImageHeader] = set()
+        self._index = {part: self._read_headers(images, headers) for part, images in parts.items()}
+        self._pixel_format = PixelFormat.of(headers)
         self._first, self._chw = self._read_first()
 
     @property
@@ -109,12 +110,12 @@ class ImageSet:
                 raise DataError(self._first, "every pixel of this and of every other image is 0")
             return streams, digest.hexdigest()
 
-    def _read_headers(self, images: EncodedImages, modes: set[str]) -> NDArray[np.int64]:
-        """Which images have a readable header; adds their modes to `modes`."""
+    def _read_headers(self, images: EncodedImages, headers: set[ImageHeader]) -> NDArray[np.int64]:
+        """Which images have a readable header; adds these to `headers`."""
         good = np.ones(len(images), np.bool_)
         for number in range(len(images)):
             try:
-                modes.add(read_mode(images, number))
+                headers.add(read_header(images, number))
             except CorruptImageError as error:
                 self.corrupt[str(error.file)] = error.problem
                 good[number] = False
