@@ -20,6 +20,7 @@ from service.web.settings import Settings
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 NPY, JSON, MULTIPART = "application/x-npy", "application/json", "multipart/form-data"
 PIXEL_TYPES = (*IMAGE_TYPES, MULTIPART, JSON, NPY)
+MAX_JSON_LISTS = 2**16  # a row of pixels is one, and so is a latent
 _OTHER_NAMES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -107,13 +108,17 @@ def _json_list(body: bytes, key: str) -> list[Any]:
 
 
 def _check_json_size(form: str, body: bytes, limits: Settings) -> None:
-    """Refuse a JSON body that would take long to parse.
+    """Refuse a JSON body that would take long to parse, while nothing else runs.
 
     Raises:
-        LimitError: it is over `max_json_bytes`.
+        LimitError: it is over `max_json_bytes`, or has so many lists that making them takes longer than their bytes.
     """
-    if form == JSON and len(body) > limits.max_json_bytes:
+    if form != JSON:
+        return
+    if len(body) > limits.max_json_bytes:
         raise LimitError(f"the JSON body has {len(body)} bytes; at most {limits.max_json_bytes} are accepted: send npy")
+    if (lists := body.count(b"[") + body.count(b"{")) > MAX_JSON_LISTS:
+        raise LimitError(f"the JSON body has {lists} lists; at most {MAX_JSON_LISTS} are accepted: send npy")
 
 
 def _parse_latents(body: bytes, form: str, latent_dim: int) -> NDArray[np.float32]:

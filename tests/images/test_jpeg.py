@@ -110,7 +110,7 @@ def test_a_photograph_cut_off_is_refused(name: str, size: int, channels: int) ->
     assert np.array_equal(read(content).squeeze(), np.asarray(Image.open(io.BytesIO(content))))
     for length in range(3, len(content) - 4, max(11, len(content) // 40)):
         for end in (b"", END, END + b"what a camera appends", bytes(len(content) - length)):
-            with pytest.raises(UnreadableImageError, match="cut off|none of PNG|truncated"):
+            with pytest.raises(UnreadableImageError, match=r"cut off|none of PNG|truncated"):
                 read(content[:length].rstrip(b"\xff") + end)
 
 

@@ -2,7 +2,6 @@
 
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +24,9 @@ KINDS = [
 ]
 
 
-def written(colour_type: int, depth: int, transparent: bool, size: tuple[int, int], interlaced: bool) -> Any:
+def written(
+    colour_type: int, depth: int, transparent: bool, size: tuple[int, int], interlaced: bool
+) -> tuple[bytes, Array]:
     """A file, and its levels [h, w, 1 or 3] as the specification says, in exact integers."""
     random = np.random.default_rng([colour_type, depth, *size])
     white, full = 2**depth - 1, 2 ** max(depth, 8) - 1
