@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO
 
 import numpy as np
@@ -21,6 +22,7 @@ MAX_PIXELS = 2**27  # of one file, whatever a reader allows
 _JPEG_START = b"\xff\xd8\xff"
 _START_BYTES = 12
 _NO_IMAGE = "it is none of PNG, JPEG, WebP, or its header is broken"
+_WHITE = {1: np.float32(255), 2: np.float32(65535)}  # by the bytes of a level
 _SMALL_BYTES = 2**13
 _SMALL_UNPACKED_BYTES = 2**16
 # Pillow's decoders and its EXIF reader let many kinds of error out when bytes are wrong.
@@ -104,8 +106,7 @@ class ImageFile:
 
 def in_unit_interval(levels: Levels) -> NDArray[np.float32]:
     """Levels of 8 or 16 bits to pixels in [0, 1]."""
-    white = np.float32(np.iinfo(levels.dtype).max)
-    return levels.astype(np.float32) / white
+    return np.divide(levels, _WHITE[levels.dtype.itemsize], dtype=np.float32)
 
 
 def is_small_png(content: bytes) -> bool:
@@ -118,6 +119,7 @@ def is_small_png(content: bytes) -> bool:
         return True  # which takes no time at all
 
 
+@lru_cache(maxsize=256)
 def _png_header(start: bytes) -> ImageHeader:
     png = PngHeader.of(start)
     return _bounded(ImageHeader(png.width, png.height, png.channels, png.bits))

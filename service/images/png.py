@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyspng
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from service.images.errors import UnreadableImageError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_END = b"\0\0\0\0IEND\xaeB`\x82"
 HEADER_BYTES = 33  # the signature and the chunk IHDR
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6  # colour types
 _SAMPLES: Mapping[int, int] = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}  # of a pixel
@@ -53,6 +55,7 @@ class PngHeader:
     interlaced: bool
 
     @staticmethod
+    @lru_cache(maxsize=256)  # one client's headers are mostly alike
     def of(head: bytes) -> "PngHeader":
         """Read it off a file's first `HEADER_BYTES` bytes, without a look at its checksum.
 
@@ -78,7 +81,7 @@ class PngHeader:
         """Of a level: 8 or 16. Fewer than 8 are scaled to them."""
         return max(self.depth, 8)
 
-    @property
+    @cached_property
     def unpacked_bytes(self) -> int:
         """Length of the unpacked data: the rows, each after a byte that names its filter."""
         bits = self.depth * _SAMPLES[self.colour_type]
@@ -102,7 +105,12 @@ class PngFile:
     def __init__(self, content: bytes) -> None:
         self.header = PngHeader.of(content[:HEADER_BYTES])
         self._content = content
-        self._chunks: dict[bytes, list[bytes]] = {}
+        self._chunks: dict[bytes, list[bytes]]
+        self._is_plain = _is_plain(content)
+        if self._is_plain:
+            self._chunks = {b"IDAT": [content[41:-16]]}
+            return
+        self._chunks = {}
         order = []
         for kind, start, end in _walk(content):
             order.append(kind)
@@ -112,7 +120,6 @@ class PngFile:
             raise UnreadableImageError("it has more than one header")
         if b"IDAT" not in self._chunks:
             raise UnreadableImageError("it is cut off: it has no pixels")
-        self._is_plain = order == [b"IHDR", b"IDAT", b"IEND"]
 
     def levels(self) -> Levels:
         """Grey or colours [h, w, 1 or 3] of 8 or 16 bits, over black where they are transparent; not turned.
@@ -213,6 +220,14 @@ def over_black(levels: Levels, alpha: Levels) -> Levels:
     return over
 
 
+def _is_plain(content: bytes) -> bool:
+    """Whether a file is its header, one block of data and the end, with right checksums: most small images are."""
+    if content[37:41] != b"IDAT" or content[-12:] != _END or int.from_bytes(content[33:37], "big") != len(content) - 57:
+        return False
+    header, data = zlib.crc32(content[12:29]), zlib.crc32(content[37:-16])
+    return header == int.from_bytes(content[29:33], "big") and data == int.from_bytes(content[-16:-12], "big")
+
+
 def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start and end of each chunk's data, to the end of the image; what follows that is not looked at."""
     view = memoryview(content)
@@ -237,25 +252,34 @@ def _check_unpacked(data: Sequence[bytes], length: int) -> None:
 
     libspng gets by without the stream's own checksum; zlib compares it here when it comes to the stream's end.
     """
+    try:
+        if length < _PIECE_BYTES and len(data) == 1:
+            left = length - len(zlib.decompressobj().decompress(data[0], length + 1))
+        else:
+            left = _count_missing(data, length)
+    except zlib.error as error:
+        raise UnreadableImageError(f"its pixels are broken ({error})") from None
+    if left > 0:
+        raise UnreadableImageError(f"its pixels are cut off: {left} of {length} bytes are missing")
+
+
+def _count_missing(data: Sequence[bytes], length: int) -> int:
+    """The bytes that unpacked data lack of this length."""
     stream = zlib.decompressobj()
     views = [memoryview(part) for part in data]
     pieces = (view[start : start + _PIECE_BYTES] for view in views for start in range(0, len(view), _PIECE_BYTES))
     left = length
     tail: bytes | memoryview = b""
-    try:
-        while left >= 0:
-            most = min(left + 1, _PIECE_BYTES)
-            unpacked = len(stream.decompress(tail, most))
-            left -= unpacked
-            tail = stream.unconsumed_tail
-            if not tail and unpacked < most:
-                tail = next(pieces, b"")
-                if not tail:
-                    break
-    except zlib.error as error:
-        raise UnreadableImageError(f"its pixels are broken ({error})") from None
-    if left > 0:
-        raise UnreadableImageError(f"its pixels are cut off: {left} of {length} bytes are missing")
+    while left >= 0:
+        most = min(left + 1, _PIECE_BYTES)
+        unpacked = len(stream.decompress(tail, most))
+        left -= unpacked
+        tail = stream.unconsumed_tail
+        if not tail and unpacked < most:
+            tail = next(pieces, b"")
+            if not tail:
+                break
+    return left
 
 
 def _file(header: PngHeader, data: bytes, chunks: Sequence[tuple[bytes, bytes]] = ()) -> bytes:

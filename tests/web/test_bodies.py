@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from model_store import ImageShape
-from service.web import bodies
+from service.web import bodies, multipart
 from service.web.answer_size import anomalies_bytes, images_bytes, latents_bytes, log_likelihoods_bytes
 from tests.web.conftest import COLOUR_SHAPE, DIGIT_SHAPE, Serve
 from tests.web.forms import image_file, json_body, npy
@@ -129,7 +129,7 @@ def test_a_form_of_very_many_parts_is_refused(client: TestClient, serve: Serve) 
 
 def test_others_are_answered_while_a_form_is_read(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, answered = threading.Event(), threading.Event()
-    read_files = bodies.read_files
+    read_files = multipart.read_files
 
     def slow(*arguments: Any) -> Any:
         begun.set()
@@ -190,7 +190,8 @@ def test_no_answer_is_larger_than_was_told(client: TestClient, model: str, count
         assert len(answer.content) <= latents_bytes(count, 3, media)
     answer = client.post(f"{SCORE}?model={model}&num_samples=4", content=npy(noise), headers=NPY)
     assert len(answer.content) <= log_likelihoods_bytes(count)
-    for form in ("png", "array"):
+    forms: tuple[Form, ...] = ("png", "array")
+    for form in forms:
         path = f"/v1/anomaly-scores?model={model}&explain=true&as={form}"
         answer = client.post(path, content=npy(noise), headers=NPY)
         assert answer.status_code == 200, answer.text
