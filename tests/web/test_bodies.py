@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from model_store import ImageShape
 from service.web import bodies, multipart
-from service.web.answer_size import anomalies_bytes, images_bytes, latents_bytes, log_likelihoods_bytes
+from service.web.answer_size import Form, anomalies_bytes, images_bytes, latents_bytes, log_likelihoods_bytes
 from tests.web.conftest import COLOUR_SHAPE, DIGIT_SHAPE, Serve
 from tests.web.forms import image_file, json_body, npy
 from tests.web.test_wrong_input import DECODE, ENCODE, GREY, JSON, NOISE, NPY, PNG, SCORE, check
