@@ -2,7 +2,7 @@
 
 libspng unpacks the samples, as it does many times faster than Python would. What they mean (palettes, transparent
 colours, alpha) is worked out here, because Pillow and libspng each do it for some kinds of file only: Pillow compares a
-transparent grey of 1, 2 or 4 bits with levels that it has already scaled to 8, and keeps 8 bits of 16 in colour.
+transparent grey of 2 or 4 bits with levels that it has already scaled to 8, and keeps 8 bits of 16 in colour.
 """
 
 import struct
