@@ -15,13 +15,13 @@ from service.engine.model import Model, Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS, TooFewSamplesError, check_request
 from service.engine.runtime import ExecutionProviderError, Runtime
 from service.engine.statistics import Array
+from service.images.errors import ImageError
 from service.images.folder import Listing, describe_skipped, list_files, print_any_name, printable
+from service.images.npy import parse_pixels
 from service.images.parts import divide
+from service.images.reader import ImageReader
 from service.images.sketch import Sketch, image_hashes
 from service.progress import Progress
-from service.web.bodies import parse_pixels
-from service.web.errors import RequestError
-from service.web.images import ImageReader
 
 _BATCH_IMAGES = 64
 _MAX_PIXELS = 2**25  # of one image, before it is resampled
@@ -172,7 +172,7 @@ class _Images:
         else:
             try:
                 self._array = parse_pixels(path.read_bytes())
-            except RequestError as error:
+            except ImageError as error:
                 raise CalibrationError(f"{path}: {error}") from None
 
     def __len__(self) -> int:
@@ -204,7 +204,7 @@ class _Images:
             for index in chosen:
                 try:
                     hashes.append(image_hashes(self._read(index)))
-                except RequestError as error:
+                except ImageError as error:
                     problems[index] = str(error).replace("?resize=true", "--resize")
                 progress.advance(1)
         self.hashes = np.concatenate(hashes) if hashes else self.hashes

@@ -1,4 +1,7 @@
-"""Imports run one way: web → engine, images → model_store, and training → all three. Nothing here needs torch."""
+"""Imports run one way: web → engine, images → model_store, and training → all three and service.progress.
+
+Nothing of these but training needs torch.
+"""
 
 import ast
 import subprocess
@@ -15,7 +18,7 @@ OURS = {"model_store", "service", "training", "tests", "benchmarks"}
 ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
     "model_store": ({"model_store"}, {"numpy", "pydantic"}),
     "service/engine": ({"model_store", "service.engine"}, {"numpy", "onnx", "onnxruntime", "google", "PIL"}),
-    "service/images": ({"service.images"}, {"numpy", "PIL", "pyspng"}),
+    "service/images": ({"model_store", "service.images"}, {"numpy", "PIL", "pyspng"}),
     "service": ({"model_store", "service"}, None),
     "training": ({"model_store", "service.engine", "service.images", "service.progress", "training"}, None),
 }

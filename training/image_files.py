@@ -1,29 +1,19 @@
 """Encoded images and their decoding: to training, a file's pixels are what the service reads of it."""
 
-import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from service.images.errors import ImageError
+from service.images.file import ImageFile, ImageHeader, in_unit_interval
 from service.images.folder import list_files
 from training.errors import CorruptImageError, DataError
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
-
-_FORMATS = ("PNG", "JPEG", "WEBP")  # those of the service, whatever a file is called
-_GREY_MODES = {"1", "L", "LA"}
-_COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
-# Pillow's decoders and its EXIF reader let many kinds of error out when bytes are wrong.
-_DECODER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
 
 
 class EncodedImages(Protocol):
@@ -83,18 +73,19 @@ class PixelFormat:
     """How all images of a set are decoded.
 
     Attributes:
-        mode: Pillow's; L gives 1 channel, RGB 3.
-        deep: whether an image of the set has 16 bits a pixel: then pixels are float32 in [0, 1] instead of 8-bit.
+        channels: 1 for grey, 3 for colour.
+        deep: whether an image of the set has 16 bits a sample: then pixels are float32 in [0, 1] instead of 8-bit.
     """
 
-    mode: Literal["L", "RGB"]
+    channels: int
     deep: bool
 
     @staticmethod
-    def of(modes: set[str]) -> "PixelFormat":
-        """The format that loses nothing of images of these modes: grey where all are grey."""
-        grey = all(mode in _GREY_MODES or _is_deep(mode) for mode in modes)
-        return PixelFormat("L" if grey else "RGB", any(map(_is_deep, modes)))
+    def of(headers: Iterable[ImageHeader]) -> "PixelFormat":
+        """The format that loses nothing of images of these headers: grey where all are grey."""
+        formats = {(header.channels, header.bits) for header in headers}
+        channels = max((channels for channels, _ in formats), default=1)
+        return PixelFormat(channels, any(bits == 16 for _, bits in formats))
 
     @property
     def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.float32]:
@@ -102,47 +93,38 @@ class PixelFormat:
         return np.dtype(np.float32) if self.deep else np.dtype(np.uint8)
 
 
-def read_mode(images: EncodedImages, index: int) -> str:
-    """Pillow's mode of an image, from its header.
+def read_header(images: EncodedImages, index: int) -> ImageHeader:
+    """Size, channels and bits of an image.
 
     Raises:
         CorruptImageError: it is no image, or its header is broken.
-        DataError: pixels of a mode that the service does not take.
     """
-    name = images.name(index)
     with images.open(index) as stream:
         try:
-            with Image.open(stream, formats=_FORMATS) as image:
-                mode = image.mode
-        except _DECODER_ERRORS as error:
-            raise CorruptImageError(name, f"not a readable image ({_without_address(error)})") from error
-    if mode not in _GREY_MODES | _COLOUR_MODES and not _is_deep(mode):
-        raise DataError(name, f"pixels of Pillow's mode {mode}; images must have 8 bits a channel, or 16 bits of grey")
-    return mode
+            return ImageHeader.read(stream)
+        except ImageError as error:
+            raise CorruptImageError(images.name(index), f"not a readable image ({error})") from error
+        except OSError as error:
+            raise CorruptImageError(images.name(index), f"cannot be read ({error.strerror})") from error
 
 
 def decode(images: EncodedImages, index: int, pixel_format: PixelFormat) -> Pixels:
-    """Pixels [C, H, W]: the first frame, turned as its EXIF says, transparent parts black.
+    """Pixels [C, H, W] as the service reads them: see `service.images.file.ImageFile.levels`.
 
     Raises:
-        CorruptImageError: the bytes are broken.
+        CorruptImageError: the bytes are broken or cut off, or are no longer those of the header that was read.
     """
-    with images.open(index) as stream:
-        try:
-            with Image.open(stream, formats=_FORMATS) as opened:
-                image = ImageOps.exif_transpose(opened)
-                if _is_deep(image.mode):
-                    grey = np.asarray(image, np.float32)[None] / np.float32(65535)  # [1, H, W]
-                    return grey if pixel_format.mode == "L" else np.repeat(grey, 3, axis=0)
-                if image.has_transparency_data:
-                    rgba = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
-                pixels = np.asarray(image.convert(pixel_format.mode), np.uint8)  # [H, W] or [H, W, 3]
-        except _DECODER_ERRORS as error:
-            problem = f"truncated or broken image ({_without_address(error)})"
-            raise CorruptImageError(images.name(index), problem) from error
-    pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)  # [C, H, W]
-    return pixels.astype(np.float32) / np.float32(255) if pixel_format.deep else pixels
+    try:
+        with images.open(index) as stream:
+            levels = ImageFile(stream.read()).levels()
+    except OSError as error:
+        raise CorruptImageError(images.name(index), f"cannot be read ({error.strerror})") from error
+    except ImageError as error:
+        raise CorruptImageError(images.name(index), f"cannot be decoded: {error}") from error
+    if len(levels) > pixel_format.channels or (levels.dtype != np.uint8 and not pixel_format.deep):
+        raise CorruptImageError(images.name(index), "has changed: it has more channels or bits than its header had")
+    pixels: Pixels = in_unit_interval(levels) if pixel_format.deep else levels.astype(np.uint8, copy=False)
+    return np.concatenate([pixels] * (pixel_format.channels // len(pixels)))
 
 
 def check_size(shape: Sequence[int], expected: Sequence[int], name: str, first: str) -> None:
@@ -153,13 +135,3 @@ def check_size(shape: Sequence[int], expected: Sequence[int], name: str, first: 
     """
     if tuple(shape) != tuple(expected):
         raise DataError(name, f"{shape[2]}x{shape[1]} pixels, but {first} is {expected[2]}x{expected[1]}")
-
-
-def _is_deep(mode: str) -> bool:
-    return mode.startswith("I;16") or mode == "I"  # as in service/web/images.py
-
-
-def _without_address(error: Exception) -> str:
-    """The error's text; Pillow prints objects of ours with their address in memory, which tells nobody anything."""
-    text = str(error)
-    return "cannot identify image file" if "object at 0x" in text or "cannot identify" in text else text

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from service.images.file import ImageHeader
 from service.progress import Progress
 from training.errors import CorruptImageError, DataError
-from training.image_files import EncodedImages, PixelFormat, Pixels, check_size, decode, read_mode
+from training.image_files import EncodedImages, PixelFormat, Pixels, check_size, decode, read_header
 from training.streams import ImageStream, decode_batches, in_batches
 
 _NAMED = 5  # corrupt images that one line of an error names
@@ -46,10 +47,10 @@ class ImageSet:
         self.corrupt: dict[str, str] = {}
         self._parts = parts
         self._reading = reading
-        modes: set[str] = set()
+        headers: set[ImageHeader] = set()
         with self._progress("reading headers", sum(map(len, parts.values()))) as progress:
-            self._index = {part: self._read_headers(images, modes, progress) for part, images in parts.items()}
-        self._pixel_format = PixelFormat.of(modes)
+            self._index = {part: self._read_headers(images, headers, progress) for part, images in parts.items()}
+        self._pixel_format = PixelFormat.of(headers)
         self._first, self._chw = self._read_first()
 
     @property
@@ -104,12 +105,12 @@ class ImageSet:
     def _progress(self, what: str, num_images: int) -> Progress:
         return Progress(what, num_images, shown=self._reading.progress)
 
-    def _read_headers(self, images: EncodedImages, modes: set[str], progress: Progress) -> NDArray[np.int64]:
-        """Which images have a readable header; adds their modes to `modes`."""
+    def _read_headers(self, images: EncodedImages, headers: set[ImageHeader], progress: Progress) -> NDArray[np.int64]:
+        """Which images have a readable header; adds these to `headers`."""
         good = np.ones(len(images), np.bool_)
         for number in range(len(images)):
             try:
-                modes.add(read_mode(images, number))
+                headers.add(read_header(images, number))
             except CorruptImageError as error:
                 self.corrupt[str(error.file)] = error.problem
                 good[number] = False

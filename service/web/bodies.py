@@ -1,10 +1,5 @@
 """Request bodies by content type: image files, multipart, JSON and npy. No pickle anywhere."""
 
-import io
-import struct
-import tokenize
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,33 +7,30 @@ import orjson
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from model_store import ImageShape
+from service.images.file import is_small_png
+from service.images.npy import parse_npy, parse_pixels
+from service.images.reader import ImageReader
 from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
-from service.web.images import ImageReader, is_small_png
+from service.web.multipart import read_files
 from service.web.settings import Settings
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 NPY, JSON, MULTIPART = "application/x-npy", "application/json", "multipart/form-data"
 PIXEL_TYPES = (*IMAGE_TYPES, MULTIPART, JSON, NPY)
-_NPY_ERRORS = (
-    *(ValueError, LookupError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError, OverflowError),
-    *(struct.error, tokenize.TokenError),
-    UserWarning,  # NumPy's, of a header as Python 2 wrote it, where warnings are errors
-)
-_MAX_NPY_HEADER_BYTES = 20_000  # twice what NumPy accepts
-_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+MAX_JSON_LISTS = 2**16  # a row of pixels is one, and so is a latent
+_OTHER_NAMES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Array = NDArray[Any]
 
 
 def media_type(request: Request) -> str:
-    """The content type without its parameters, in lower case; empty when there is none."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """The content type without its parameters, in lower case, by its registered name; empty when there is none."""
+    found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return _OTHER_NAMES.get(found, found)
 
 
 async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, limits: Settings) -> NDArray[np.float32]:
@@ -51,7 +43,8 @@ async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, limi
     reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels)
     if found == MULTIPART:
         max_images = max(1, limits.max_pixels // (shape.height * shape.width))
-        return await run_in_threadpool(reader.read_items, await _multipart_files(request, max_images))
+        body, content_type = await _body(request), request.headers["content-type"]
+        return await run_in_threadpool(lambda: reader.read_items(read_files(body, content_type, max_images)))
     if found not in PIXEL_TYPES:
         raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
     body = await _body(request)
@@ -105,7 +98,7 @@ def _json_list(body: bytes, key: str) -> list[Any]:
         InvalidBodyError: not JSON, or not such an object.
     """
     try:
-        document = orjson.loads(body)
+        document = orjson.loads(body.removeprefix(_BYTE_ORDER_MARK))  # which RFC 8259 lets a parser ignore
     except orjson.JSONDecodeError as error:
         raise InvalidBodyError(f"the body is not JSON: {error}") from None
     if not isinstance(document, dict) or set(document) != {key} or not isinstance(document[key], list):
@@ -114,86 +107,18 @@ def _json_list(body: bytes, key: str) -> list[Any]:
     return items
 
 
-def parse_pixels(body: bytes) -> Array:
-    """An npy file of images, float32 or uint8; see `parse_npy` for what it raises."""
-    return parse_npy(body, (np.dtype("<f4"), np.dtype("u1")))
-
-
-def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
-    """An npy file as a read-only view of the body, without a copy.
-
-    Raises:
-        InvalidBodyError: not an npy file, another dtype (objects among them), or a header that lies about the length.
-    """
-    try:
-        shape, fortran_order, dtype, offset = _npy_header(body[: _npy_header_end(body)])
-    except _NPY_ERRORS as error:
-        problem = str(error)[:200]
-        raise InvalidBodyError(f"the body is not an npy file of version 1.0 or 2.0: {problem}") from None
-    if dtype not in dtypes:
-        raise InvalidBodyError(f"the array holds {dtype}; accepted: {', '.join(str(item) for item in dtypes)}")
-    if not 1 <= len(shape) <= 4 or any(type(size) is not int or not 0 < size < 2**31 for size in shape):
-        raise InvalidBodyError(f"the npy header's shape is {str(shape)[:200]}; accepted: one to four numbers from 1")
-    expected, found = dtype.itemsize, len(body) - offset
-    for size in shape:
-        expected *= size  # Python integers: a lying header cannot overflow them
-    if expected != found:
-        raise InvalidBodyError(f"the npy header says {expected} bytes of {dtype} {list(shape)}, the body has {found}")
-    flat: Array = np.frombuffer(body, dtype, offset=offset)
-    return flat.reshape(shape, order="F" if fortran_order else "C")
-
-
-def _npy_header_end(body: bytes) -> int:
-    """Where the header says that it ends, if that is not further than NumPy would read."""
-    length, start = (body[8:10], 10) if body[6:7] == b"\x01" else (body[8:12], 12)
-    return start + min(int.from_bytes(length, "little"), _MAX_NPY_HEADER_BYTES)
-
-
-@lru_cache(maxsize=64)
-def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether in Fortran's order, dtype, and the header's own length. One client's headers are mostly alike."""
-    stream = io.BytesIO(head)
-    version = np.lib.format.read_magic(stream)
-    shape, fortran_order, dtype = _NPY_HEADERS[version](stream)
-    return shape, fortran_order, dtype, stream.tell()
-
-
 def _check_json_size(form: str, body: bytes, limits: Settings) -> None:
-    """Refuse a JSON body that would take long to parse.
+    """Refuse a JSON body that would take long to parse, while nothing else runs.
 
     Raises:
-        LimitError: it is over `max_json_bytes`.
+        LimitError: it is over `max_json_bytes`, or has so many lists that making them takes longer than their bytes.
     """
-    if form == JSON and len(body) > limits.max_json_bytes:
+    if form != JSON:
+        return
+    if len(body) > limits.max_json_bytes:
         raise LimitError(f"the JSON body has {len(body)} bytes; at most {limits.max_json_bytes} are accepted: send npy")
-
-
-async def _multipart_files(request: Request, max_images: int) -> list[bytes]:
-    """The bytes of every file in the repeated field `images`."""
-    _check_closed(request.headers["content-type"], await request.body())
-    try:
-        async with request.form(max_files=max_images + 1) as form:
-            unknown = sorted({ascii(name) for name, _ in form.multi_items()} - {"'images'"})
-            if unknown:
-                raise InvalidBodyError(f"the form has unknown fields: {', '.join(unknown)}; accepted: images, repeated")
-            parts = form.getlist("images")
-            if any(not isinstance(part, UploadFile) for part in parts):
-                raise InvalidBodyError("a part of the field images is not a file; give it a filename")
-            return [await part.read() for part in parts if isinstance(part, UploadFile)]
-    except HTTPException as error:
-        if "Too many files" in error.detail:
-            raise LimitError(f"the form has more than {max_images} files, which pass the limit on pixels") from None
-        raise InvalidBodyError(f"the body is not multipart/form-data: {error.detail}") from None
-    except UnicodeError as error:
-        raise InvalidBodyError(f"the form's charset does not decode it: {error.__class__.__name__}") from None
-
-
-def _check_closed(content_type: str, body: bytes) -> None:
-    """Refuse a body cut off before its closing boundary, which would otherwise be answered for fewer images."""
-    _, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary", b"")
-    if boundary and b"--" + boundary + b"--" not in body:
-        raise InvalidBodyError("the body is not multipart/form-data: it ends before its closing boundary")
+    if (lists := body.count(b"[") + body.count(b"{")) > MAX_JSON_LISTS:
+        raise LimitError(f"the JSON body has {lists} lists; at most {MAX_JSON_LISTS} are accepted: send npy")
 
 
 def _parse_latents(body: bytes, form: str, latent_dim: int) -> NDArray[np.float32]:

@@ -2,8 +2,7 @@
 
 RequestError
 ├── InvalidBodyError            the body does not parse, or is not what the route takes
-│   └── InvalidImageError       one image of it; `index` says which
-│       └── InvalidLatentError  one latent of it
+│   └── InvalidLatentError      one latent of it; `index` says which
 ├── UnsupportedMediaTypeError   a content type the route does not take
 ├── NotAcceptableError          no form in `Accept` that the route can answer in
 ├── LimitError                  bytes, pixels or rows beyond the settings
@@ -12,6 +11,8 @@ RequestError
 ├── ForbiddenError              a right key for something else
 ├── TooManyLoadsError           versions asked for by number drive one another out of memory
 └── NotReadyError               models still loading, draining, or the inference thread is dead
+
+Images that cannot be read have errors of their own, see service/images/errors.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from model_store import InvalidArtifactError, ModelNotFoundError, StoreError
 from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
 from service.engine.proposal import TooFewSamplesError, UnknownProposalError
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
+from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError
 from service.web.scheduler import DeadlineError, QueueFullError, StoppedError
 
 PROBLEM_JSON = "application/problem+json"
@@ -46,16 +48,12 @@ class InvalidBodyError(RequestError):
     """The body does not parse, or is not what the route takes."""
 
 
-class InvalidImageError(InvalidBodyError):
-    """One image of the body is wrong."""
+class InvalidLatentError(InvalidBodyError):
+    """One latent of the body is wrong."""
 
     def __init__(self, detail: str, index: int) -> None:
         super().__init__(detail)
         self.index = index
-
-
-class InvalidLatentError(InvalidImageError):
-    """One latent of the body is wrong."""
 
 
 class UnsupportedMediaTypeError(RequestError):
@@ -114,6 +112,8 @@ class Kind:
 
 
 INVALID_PARAMETER = Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-parameter", "A parameter is not valid")
+INVALID_BODY = Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-body", "The body is not valid")
+LIMIT_EXCEEDED = Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "limit-exceeded", "The request passes a limit")
 BROKEN_MODEL = Kind(HTTPStatus.SERVICE_UNAVAILABLE, "broken-model", "The model's files are broken")
 NOT_READY = Kind(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "The service is not ready")
 BAD_REQUEST = Kind(HTTPStatus.BAD_REQUEST, "bad-request", "The request is not HTTP")
@@ -126,7 +126,8 @@ INTERNAL = Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "The service
 KINDS: Mapping[type[Exception], Kind] = {
     InvalidImageError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-image", "An image is not valid"),
     InvalidLatentError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-latent", "A latent is not valid"),
-    InvalidBodyError: Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-body", "The body is not valid"),
+    InvalidBodyError: INVALID_BODY,
+    InvalidArrayError: INVALID_BODY,
     RequestValidationError: INVALID_PARAMETER,
     UnknownProposalError: INVALID_PARAMETER,
     TooFewSamplesError: INVALID_PARAMETER,
@@ -139,7 +140,8 @@ KINDS: Mapping[type[Exception], Kind] = {
     ModelNotFoundError: Kind(HTTPStatus.NOT_FOUND, "unknown-model", "No such model or version"),
     InvalidArtifactError: BROKEN_MODEL,
     StoreError: BROKEN_MODEL,
-    LimitError: Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "limit-exceeded", "The request passes a limit"),
+    LimitError: LIMIT_EXCEEDED,
+    PixelLimitError: LIMIT_EXCEEDED,
     SlowBodyError: REQUEST_TIMEOUT,
     UnauthorizedError: Kind(HTTPStatus.UNAUTHORIZED, "unauthorized", "The request needs a key"),
     ForbiddenError: Kind(HTTPStatus.FORBIDDEN, "forbidden", "The key does not open this route"),

@@ -4,7 +4,8 @@ import asyncio
 import secrets
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
@@ -16,6 +17,7 @@ from service.engine.explanation import NUM_DRAWS
 from service.engine.model import Model, Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, check_request
 from service.web import schemas
+from service.web.answer_size import anomalies_bytes, check_answer, images_bytes, latents_bytes, log_likelihoods_bytes
 from service.web.backend import Backend
 from service.web.bodies import JSON, NPY, read_latents, read_pixels
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
@@ -46,6 +48,8 @@ async def encode(request: Request) -> Response:
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model, pixels = await _pixels(request, query, timeout)
     backend = _backend(request)
+    size = partial(latents_bytes, latent_dim=model.description.latent_dim, media=form)
+    check_answer(size, len(pixels), backend.settings.max_answer_bytes, NPY)
     kind = encoding(model, backend.count_batch(model))
     answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=seconds_left(request, timeout))
     done = await _done(request, model, answer, rows=len(pixels))
@@ -71,11 +75,11 @@ async def encode(request: Request) -> Response:
 async def decode(request: Request) -> Response:
     """What the model imagines at each latent: E[x|z], as pixels."""
     query = read_query(request, schemas.ImagesOutQuery)
-    negotiate(request, IMAGE_FORMS)
+    media = negotiate(request, IMAGE_FORMS)
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model = await _model(request, query, timeout)
     latents = await read_latents(request, model.description.latent_dim, limits=_backend(request).settings)
-    _check_output_pixels(request, model, len(latents))
+    _check_output(request, model, len(latents), media, query.as_)
     backend = _backend(request)
     kind = decoding(model, backend.count_batch(model))
     answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=seconds_left(request, timeout))
@@ -93,10 +97,10 @@ async def decode(request: Request) -> Response:
 async def samples(request: Request) -> Response:
     """Images drawn from the prior: z ~ N(0, temperature²·I), then E[x|z]. The header `X-Seed` tells the seed."""
     query = read_query(request, schemas.SamplesQuery)
-    negotiate(request, IMAGE_FORMS)
+    media = negotiate(request, IMAGE_FORMS)
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model = await _model(request, query, timeout)
-    _check_output_pixels(request, model, query.n)
+    _check_output(request, model, query.n, media, query.as_)
     seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
     chunks = model.sample(query.n, seed=seed, temperature=query.temperature)
     done = await _run(request, model, chunks, rows=query.n, timeout=timeout)
@@ -122,6 +126,7 @@ async def log_likelihood(request: Request) -> Response:
     check_request(query.proposal, num_samples)
     if num_samples > backend.settings.max_num_samples:
         raise LimitError(f"num_samples is {num_samples}; at most {backend.settings.max_num_samples} are taken an image")
+    check_answer(log_likelihoods_bytes, len(pixels), backend.settings.max_answer_bytes)
     limit = num_samples
     if query.max_std_error is not None:
         limit = max(num_samples, min(backend.settings.max_num_samples, backend.settings.max_rows // len(pixels)))
@@ -164,6 +169,9 @@ async def anomaly_scores(request: Request) -> Response:
     backend = _backend(request)
     timeout = read_timeout_seconds(request, backend.settings)
     model, pixels = await _pixels(request, query, timeout)
+    shape, num_methods = model.description.image, len(query.method)
+    size = partial(anomalies_bytes, shape=shape, num_methods=num_methods, form=query.as_, explain=query.explain)
+    check_answer(size, len(pixels), backend.settings.max_answer_bytes)
     alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
     chunks = model.anomaly_scores(
         pixels, methods=query.method, alpha=alpha or DEFAULT_ALPHA, fdr=query.fdr, explain=query.explain
@@ -234,11 +242,14 @@ async def _pixels(request: Request, query: schemas.ImagesQuery, timeout: float) 
     return model, pixels
 
 
-def _check_output_pixels(request: Request, model: Model, num_images: int) -> None:
-    shape, limit = model.description.image, _backend(request).settings.max_pixels
-    pixels = num_images * shape.height * shape.width
-    if pixels > limit:
-        raise LimitError(f"{num_images} images have {pixels} pixels; at most {limit} are given in an answer")
+def _check_output(request: Request, model: Model, count: int, media: str, form: Literal["png", "array"]) -> None:
+    """Refuse to make more pixels, or to send more bytes, than the settings allow; their latents count too."""
+    shape, settings = model.description.image, _backend(request).settings
+    if (pixels := count * shape.height * shape.width) > settings.max_pixels:
+        raise LimitError(f"{count} images have {pixels} pixels; at most {settings.max_pixels} are given in an answer")
+    size = partial(images_bytes, shape=shape, media=media, form=form, latent_dim=model.description.latent_dim)
+    shorter = f"a shorter form, such as {NPY}, image/png or as=png"
+    check_answer(size, count, settings.max_answer_bytes, shorter)
 
 
 async def _run(

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     max_pixels: PositiveInt = Field(
         2**25, description="width × height × images of a request, in or out, counted before decoding (413)"
     )
+    max_answer_bytes: PositiveInt = Field(
+        64 * 2**20, description="bytes that an answer could have, by what is asked for, before it is computed (413)"
+    )
     max_rows: PositiveInt = Field(5_000_000, description="images × samples of a request (413)")
     max_queued_rows: PositiveInt = Field(10_000_000, description="rows waiting or running, over all requests (429)")
     max_queued_requests: PositiveInt = Field(256, description="requests waiting or running (429)")

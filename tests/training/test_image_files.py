@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from model_store import ImageShape
-from service.web.images import ImageReader
+from service.images.reader import ImageReader
 from training.errors import DataError
 from training.evaluate import in_unit_interval
 from training.sources import read_source

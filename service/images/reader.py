@@ -1,43 +1,23 @@
-"""Image files, nested numbers and arrays to pixels [B, C, H, W] float32 in [0, 1]."""
+"""Image files, nested numbers and arrays to the pixels that a model takes: [B, C, H, W] float32 in [0, 1]."""
 
 import base64
 import binascii
-import io
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from model_store import ImageShape
-from service.web.errors import InvalidBodyError, InvalidImageError, LimitError
-from service.web.png import PlainPng
+from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError, UnreadableImageError
+from service.images.file import ImageFile, in_unit_interval
 
-_FILE_FORMATS = ("PNG", "JPEG", "WEBP")
-_SMALL_BYTES = 2**13
-_SMALL_PIXELS = 2**16
+_BRIEF_PIXELS = 2**16
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
-# Pillow's decoders and its EXIF reader let many kinds of error out when bytes are wrong.
-_DECODER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError),
-    *(struct.error, zlib.error),
-    UserWarning,  # Pillow's, of corrupt EXIF data, where warnings are errors
-)
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 Array = NDArray[Any]
-
-
-def is_small_png(body: bytes) -> bool:
-    """Whether reading this file takes well under a millisecond, going by its length and the size in its header.
-
-    The bound on its length also bounds what its text chunks and its one header may unpack to.
-    """
-    if len(body) > _SMALL_BYTES or body[:8] != b"\x89PNG\r\n\x1a\n" or body.count(b"IHDR") != 1:
-        return False
-    return int.from_bytes(body[16:20], "big") * int.from_bytes(body[20:24], "big") <= _SMALL_PIXELS
 
 
 class ImageReader:
@@ -56,12 +36,12 @@ class ImageReader:
 
     def is_brief(self, array: Array) -> bool:
         """Whether `read_array` takes well under a millisecond: it has nothing to resize, and little to check."""
-        return array.shape[-2:] == (self._shape.height, self._shape.width) and array.size <= _SMALL_PIXELS
+        return array.shape[-2:] == (self._shape.height, self._shape.width) and array.size <= _BRIEF_PIXELS
 
     def read_items(self, items: Sequence[Any]) -> NDArray[np.float32]:
         """Files as bytes or base64 text, or nested numbers in [0, 1], [H][W] or [C][H][W] → [B, C, H, W]."""
         if not items:
-            raise InvalidBodyError("the body holds no image")
+            raise InvalidArrayError("the body holds no image")
         self._count_pixels(len(items) * self._shape.height * self._shape.width)
         pixels = np.empty((len(items), *self._shape.chw), np.float32)
         budget = self._max_pixels
@@ -70,10 +50,11 @@ class ImageReader:
                 item = _from_base64(item, index)
             if isinstance(item, bytes):
                 file = _open(item, index)
-                budget -= file.width * file.height
+                height, width = file.header.height, file.header.width
+                budget -= width * height
                 self._count_pixels(self._max_pixels - budget)
-                if (file.width, file.height) != self._size:  # EXIF may turn it
-                    self._check_size((file.height, file.width), index)
+                if (width, height) != self._size:  # EXIF may turn it
+                    self._check_size((height, width), index)
                 array = _decode(file, index)
             else:
                 array = _from_numbers(item, index)
@@ -83,7 +64,7 @@ class ImageReader:
     def read_array(self, array: Array) -> NDArray[np.float32]:
         """Float32 in [0, 1] or uint8, [B, H, W] or [B, C, H, W] → [B, C, H, W]."""
         if array.ndim not in (3, 4):
-            raise InvalidBodyError(f"the array has shape {list(array.shape)}; accepted: [B, H, W] or [B, C, H, W]")
+            raise InvalidArrayError(f"the array has shape {list(array.shape)}; accepted: [B, H, W] or [B, C, H, W]")
         if array.ndim == 3:
             array = array[:, None]  # [B, 1, H, W]
         self._count_pixels(len(array) * max(array.shape[2] * array.shape[3], self._shape.height * self._shape.width))
@@ -97,7 +78,7 @@ class ImageReader:
 
     def _count_pixels(self, pixels: int) -> None:
         if pixels > self._max_pixels:
-            raise LimitError(f"the images have {pixels} pixels or more; at most {self._max_pixels} are accepted")
+            raise PixelLimitError(f"the images have {pixels} pixels or more; at most {self._max_pixels} are accepted")
 
     def _fit(self, image: Array, index: int) -> Array:
         """Convert [c, h, w] to the model's channels, height and width."""
@@ -142,11 +123,18 @@ def _out_of_range(image: Array, index: int) -> InvalidImageError:
 
 
 def _from_base64(text: str, index: int) -> bytes:
-    encoded = text.partition(",")[2] if text.startswith("data:") else text
+    """Base64 as programs write it: in lines, of either alphabet (RFC 4648, 4 and 5), padded or not, in a data URL."""
+    if text[:5].lower() == "data:":
+        kind, _, text = text.partition(",")
+        if not kind.lower().endswith(";base64"):
+            raise InvalidImageError("the text is a data URL of another coding than base64", index)
     try:
-        return base64.b64decode(encoded, validate=True)
+        encoded = text.encode("ascii").translate(_STANDARD_ALPHABET, b" \t\r\n\f\v")
+        padding = b"" if encoded.endswith(b"=") else b"=" * (-len(encoded) % 4)
+        return base64.b64decode(encoded + padding, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidImageError(f"the text is not base64: {error}", index) from None
+        problem = "it has characters beyond ASCII" if isinstance(error, UnicodeError) else str(error)
+        raise InvalidImageError(f"the text is not base64: {problem}", index) from None
 
 
 def _from_numbers(item: Any, index: int) -> Array:
@@ -164,46 +152,19 @@ def _from_numbers(item: Any, index: int) -> Array:
     return image[None] if image.ndim == 2 else image
 
 
-def _open(content: bytes, index: int) -> "PlainPng | Image.Image":
-    """Read a file's header only."""
-    return PlainPng.of(content) or _open_any(content, index)
-
-
-def _open_any(content: bytes, index: int) -> Image.Image:
+def _open(content: bytes, index: int) -> ImageFile:
     try:
-        return Image.open(io.BytesIO(content), formats=_FILE_FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise LimitError(f"image {index}: {error}") from None
-    except _DECODER_ERRORS as error:
-        problem = "it is empty" if not content else "it is none of PNG, JPEG, WebP, or its header is broken"
-        raise InvalidImageError(f"the file cannot be read: {problem}", index) from error
+        return ImageFile(content)
+    except UnreadableImageError as error:
+        raise InvalidImageError(f"the file cannot be read: {error}", index) from error
+    except PixelLimitError as error:
+        raise PixelLimitError(f"image {index}: {error}") from None
 
 
-def _decode(file: "PlainPng | Image.Image", index: int) -> Array:
-    """Pixels [1 or 3, h, w] in [0, 1]; the first frame, turned as its EXIF says, transparent parts black."""
-    if isinstance(file, Image.Image):
-        return _decode_any(file, index)
-    levels = file.read()
-    if levels is None:  # Pillow says what is wrong, or reads it all the same
-        return _decode_any(_open_any(file.content, index), index)
-    return levels.transpose(2, 0, 1) / np.float32(255)
-
-
-def _decode_any(image: Image.Image, index: int) -> Array:
+def _decode(file: ImageFile, index: int) -> Array:
     try:
-        image.load()
-        if image.info:  # only there can an orientation or a transparent colour be told
-            ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16") or image.mode == "I":
-            return np.asarray(image, np.float32)[None] / np.float32(65535)
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
-        if image.mode not in ("L", "RGB"):
-            image = image.convert("L" if image.mode == "1" else "RGB")
-        levels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)  # [h, w, 1 or 3]
-        return levels.transpose(2, 0, 1) / np.float32(255)
-    except _DECODER_ERRORS as error:
+        return in_unit_interval(file.levels())
+    except UnreadableImageError as error:
         raise InvalidImageError(f"the file cannot be decoded: {error}", index) from error
 
 

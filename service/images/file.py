@@ -1,0 +1,196 @@
+"""One image file, PNG, JPEG or WebP, to levels: to service, calibration and training the same, bit for bit."""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile as PillowFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from service.images.errors import PixelLimitError, UnreadableImageError
+from service.images.jpeg import JpegFile
+from service.images.png import HEADER_BYTES, SIGNATURE, Levels, PngFile, PngHeader, over_black
+
+MAX_PIXELS = 2**27  # of one file, whatever a reader allows
+_JPEG_START = b"\xff\xd8\xff"
+_START_BYTES = 12
+_NO_IMAGE = "it is none of PNG, JPEG, WebP, or its header is broken"
+_WHITE = {1: np.float32(255), 2: np.float32(65535)}  # by the bytes of a level
+_SMALL_BYTES = 2**13
+_SMALL_UNPACKED_BYTES = 2**16
+# Pillow's decoders and its EXIF reader let many kinds of error out when bytes are wrong.
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError),
+    *(struct.error, zlib.error),
+    UserWarning,  # Pillow's, of corrupt EXIF data, where warnings are errors
+)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file's first bytes say.
+
+    Attributes:
+        width: in pixels, as they are stored; EXIF may turn them.
+        height: the same.
+        channels: 1 for grey, 3 for colour; transparency is none.
+        bits: of a level, 8 or 16.
+    """
+
+    width: int
+    height: int
+    channels: int
+    bits: int
+
+    @staticmethod
+    def read(stream: BinaryIO) -> "ImageHeader":
+        """Read no more of a file than its header.
+
+        Raises:
+            UnreadableImageError: it is none of PNG, JPEG, WebP, or its header is broken.
+            PixelLimitError: it has more than `MAX_PIXELS`.
+        """
+        start = stream.read(HEADER_BYTES)
+        if start.startswith(SIGNATURE):
+            return _png_header(start)
+        stream.seek(0)
+        return _pillow_header(_open(stream, start))
+
+
+class ImageFile:
+    """A file in memory, of which the header has been read.
+
+    Raises:
+        UnreadableImageError, PixelLimitError: as `ImageHeader.read`.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._opened: PillowFile | None = None
+        if content.startswith(SIGNATURE):
+            self.header = _png_header(content[:HEADER_BYTES])
+        else:
+            self._opened = _open(io.BytesIO(content), content[:_START_BYTES])
+            self.header = _pillow_header(self._opened)
+
+    def levels(self) -> Levels:
+        """Pixels [1 or 3, h, w]: the first frame, over black where it is transparent, turned as its EXIF says.
+
+        uint8, or uint16 of a PNG with 16 bits a sample. A level is a pixel in units of 1/255 or 1/65535; a PNG's fewer
+        bits are scaled to 8. What is partly transparent is rounded to a level: level · alpha / white.
+
+        Raises:
+            UnreadableImageError: the file is broken or cut off.
+        """
+        try:
+            if self._opened is None:
+                png = PngFile(self._content)
+                levels, orientation = png.levels(), 1
+                if (file := png.orientation_file()) is not None:
+                    orientation = _orientation(Image.open(io.BytesIO(file), formats=("PNG",)))
+            else:
+                is_jpeg = self._content.startswith(_JPEG_START)
+                levels = _decoded_jpeg(self._opened, self._content) if is_jpeg else _decoded(self._opened)
+                orientation = _orientation(self._opened)
+        except _DECODER_ERRORS as error:
+            raise UnreadableImageError(str(error)) from error
+        return _turned(levels, orientation).transpose(2, 0, 1)
+
+
+def in_unit_interval(levels: Levels) -> NDArray[np.float32]:
+    """Levels of 8 or 16 bits to pixels in [0, 1]."""
+    return np.divide(levels, _WHITE[levels.dtype.itemsize], dtype=np.float32)
+
+
+def is_small_png(content: bytes) -> bool:
+    """Whether reading this file takes well under a millisecond, going by its length and its header."""
+    if len(content) > _SMALL_BYTES or not content.startswith(SIGNATURE):
+        return False
+    try:
+        return PngHeader.of(content[:HEADER_BYTES]).unpacked_bytes <= _SMALL_UNPACKED_BYTES
+    except UnreadableImageError:
+        return True  # which takes no time at all
+
+
+@lru_cache(maxsize=256)
+def _png_header(start: bytes) -> ImageHeader:
+    png = PngHeader.of(start)
+    return _bounded(ImageHeader(png.width, png.height, png.channels, png.bits))
+
+
+def _pillow_header(image: PillowFile) -> ImageHeader:
+    return _bounded(ImageHeader(image.width, image.height, 1 if image.mode == "L" else 3, 8))
+
+
+def _bounded(header: ImageHeader) -> ImageHeader:
+    if header.width * header.height > MAX_PIXELS:
+        raise PixelLimitError(f"it has {header.width}×{header.height} pixels; at most {MAX_PIXELS} are decoded")
+    return header
+
+
+def _open(stream: BinaryIO, start: bytes) -> PillowFile:
+    """A JPEG or WebP, of which Pillow has read the header."""
+    if not start:
+        raise UnreadableImageError("it is empty")
+    try:
+        if start.startswith(_JPEG_START):
+            return JpegImageFile(stream)  # `Image.open` would take a camera's several images for another format
+        if start.startswith(b"RIFF"):
+            return WebPImageFile(stream)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PixelLimitError(str(error)) from None
+    except _DECODER_ERRORS as error:
+        raise UnreadableImageError(_NO_IMAGE) from error
+    raise UnreadableImageError(_NO_IMAGE)
+
+
+def _decoded_jpeg(image: PillowFile, content: bytes) -> Levels:
+    """As `_decoded`, if all the pixels are really there."""
+    file = JpegFile.of(content)
+    levels = _decoded(image)
+    if (filled := file.filled()) is not None:
+        with JpegImageFile(io.BytesIO(filled)) as other:
+            if not np.array_equal(levels, _decoded(other)):
+                raise UnreadableImageError("it is cut off: pixels of it are missing")
+    return levels
+
+
+def _decoded(image: PillowFile) -> Levels:
+    """Levels [h, w, 1 or 3] of a JPEG or WebP, not turned."""
+    image.load()
+    whole: Image.Image = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
+    levels = np.frombuffer(whole.tobytes(), np.uint8).reshape(whole.height, whole.width, -1)
+    return over_black(levels[..., :3], levels[..., 3]) if levels.shape[2] == 4 else levels
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, from 1 to 8; what is none of these is 1. Only where there is `info` can one be told."""
+    found = image.getexif().get(ExifTags.Base.Orientation, 1) if image.info else 1
+    return found if isinstance(found, int) else 1
+
+
+def _turned(levels: Levels, orientation: int) -> Levels:
+    """Levels [h, w, c] as they are to be looked at."""
+    match orientation:
+        case 2:
+            return levels[:, ::-1]
+        case 3:
+            return levels[::-1, ::-1]
+        case 4:
+            return levels[::-1]
+        case 5:
+            return levels.transpose(1, 0, 2)
+        case 6:
+            return levels[::-1].transpose(1, 0, 2)
+        case 7:
+            return levels[::-1, ::-1].transpose(1, 0, 2)
+        case 8:
+            return levels[:, ::-1].transpose(1, 0, 2)
+    return levels

@@ -1,0 +1,67 @@
+"""Arrays in NumPy's file format, npy, without pickle and without a copy."""
+
+import io
+import struct
+import tokenize
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.images.errors import InvalidArrayError
+
+_NPY_ERRORS = (
+    *(ValueError, LookupError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError, OverflowError),
+    *(struct.error, tokenize.TokenError),
+    UserWarning,  # NumPy's, of a header as Python 2 wrote it, where warnings are errors
+)
+_MAX_NPY_HEADER_BYTES = 20_000  # twice what NumPy accepts
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+Array = NDArray[Any]
+
+
+def parse_pixels(body: bytes) -> Array:
+    """An npy file of images, float32 or uint8; see `parse_npy` for what it raises."""
+    return parse_npy(body, (np.dtype("<f4"), np.dtype("u1")))
+
+
+def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
+    """An npy file as a read-only view of the body, without a copy.
+
+    Raises:
+        InvalidArrayError: not an npy file, another dtype (objects among them), or a header that lies about the length.
+    """
+    try:
+        shape, fortran_order, dtype, offset = _npy_header(body[: _npy_header_end(body)])
+    except _NPY_ERRORS as error:
+        problem = str(error)[:200]
+        raise InvalidArrayError(f"the body is not an npy file of version 1.0 or 2.0: {problem}") from None
+    if dtype not in dtypes:
+        raise InvalidArrayError(f"the array holds {dtype}; accepted: {', '.join(str(item) for item in dtypes)}")
+    if not 1 <= len(shape) <= 4 or any(type(size) is not int or not 0 < size < 2**31 for size in shape):
+        raise InvalidArrayError(f"the npy header's shape is {str(shape)[:200]}; accepted: one to four numbers from 1")
+    expected, found = dtype.itemsize, len(body) - offset
+    for size in shape:
+        expected *= size  # Python integers: a lying header cannot overflow them
+    if expected != found:
+        raise InvalidArrayError(f"the npy header says {expected} bytes of {dtype} {list(shape)}, the body has {found}")
+    flat: Array = np.frombuffer(body, dtype, offset=offset)
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _npy_header_end(body: bytes) -> int:
+    """Where the header says that it ends, if that is not further than NumPy would read."""
+    length, start = (body[8:10], 10) if body[6:7] == b"\x01" else (body[8:12], 12)
+    return start + min(int.from_bytes(length, "little"), _MAX_NPY_HEADER_BYTES)
+
+
+@lru_cache(maxsize=64)
+def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether in Fortran's order, dtype, and the header's own length. One client's headers are mostly alike."""
+    stream = io.BytesIO(head)
+    version = np.lib.format.read_magic(stream)
+    shape, fortran_order, dtype = _NPY_HEADERS[version](stream)
+    return shape, fortran_order, dtype, stream.tell()

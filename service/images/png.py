@@ -1,0 +1,292 @@
+"""PNG files: every colour type and bit depth, to the levels that the specification says (PNG, third edition).
+
+libspng unpacks the samples, as it does many times faster than Python would. What they mean (palettes, transparent
+colours, alpha) is worked out here, because Pillow and libspng each do it for some kinds of file only: Pillow compares a
+transparent grey of 2 or 4 bits with levels that it has already scaled to 8, and keeps 8 bits of 16 in colour.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import pyspng
+from numpy.typing import NDArray
+
+from service.images.errors import UnreadableImageError
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_END = b"\0\0\0\0IEND\xaeB`\x82"
+HEADER_BYTES = 33  # the signature and the chunk IHDR
+_GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6  # colour types
+_SAMPLES: Mapping[int, int] = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}  # of a pixel
+_DEPTHS: Mapping[int, Sequence[int]] = {
+    _GREY: (1, 2, 4, 8, 16),
+    _PALETTE: (1, 2, 4, 8),
+    **dict.fromkeys((_RGB, _GREY_ALPHA, _RGBA), (8, 16)),
+}
+# libspng does not unpack grey with alpha, nor tell a palette's indices. Rows are filtered by bytes whatever they mean,
+# so it is asked for a type of as many bits a pixel: what it says of those, is said below of these.
+_UNPACKED_AS: Mapping[tuple[int, int], tuple[int, int]] = {
+    **{(_PALETTE, depth): (_GREY, depth) for depth in _DEPTHS[_PALETTE]},
+    (_GREY_ALPHA, 8): (_GREY, 16),
+    (_GREY_ALPHA, 16): (_RGBA, 8),
+}
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
+_MAX_CHUNKS = 2**16
+_PIECE_BYTES = 2**18
+_KEPT = {b"IDAT", b"PLTE", b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
+_TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
+_ORIENTING_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+
+Levels = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class PngHeader:
+    """What the chunk IHDR says."""
+
+    width: int
+    height: int
+    depth: int
+    colour_type: int
+    interlaced: bool
+
+    @staticmethod
+    @lru_cache(maxsize=256)  # one client's headers are mostly alike
+    def of(head: bytes) -> "PngHeader":
+        """Read it off a file's first `HEADER_BYTES` bytes, without a look at its checksum.
+
+        Raises:
+            UnreadableImageError: it is cut off, or says what no PNG can.
+        """
+        if len(head) < HEADER_BYTES or head[8:16] != b"\0\0\0\x0dIHDR":
+            raise UnreadableImageError("its header is broken or cut off")
+        width, height, depth, colour_type, compression, filtering, interlace = struct.unpack(">IIBBBBB", head[16:29])
+        if not (0 < width < 2**31 and 0 < height < 2**31 and depth in _DEPTHS.get(colour_type, ())):
+            raise UnreadableImageError(f"its header is broken: {width}×{height}, {depth} bits, type {colour_type}")
+        if compression or filtering or interlace > 1:
+            raise UnreadableImageError("its header is broken: it is packed in a way that PNG does not know")
+        return PngHeader(width, height, depth, colour_type, interlace == 1)
+
+    @property
+    def channels(self) -> int:
+        """1 of grey, 3 of colours and of palettes; alpha is none."""
+        return 1 if self.colour_type in (_GREY, _GREY_ALPHA) else 3
+
+    @property
+    def bits(self) -> int:
+        """Of a level: 8 or 16. Fewer than 8 are scaled to them."""
+        return max(self.depth, 8)
+
+    @cached_property
+    def unpacked_bytes(self) -> int:
+        """Length of the unpacked data: the rows, each after a byte that names its filter."""
+        bits = self.depth * _SAMPLES[self.colour_type]
+        return sum(
+            rows * (1 + (columns * bits + 7) // 8)
+            for rows, columns in (
+                (-((top - self.height) // down), -((left - self.width) // across))
+                for left, top, across, down in (_PASSES if self.interlaced else ((0, 0, 1, 1),))
+            )
+            if columns > 0
+        )
+
+
+class PngFile:
+    """A PNG file whose chunks are all there, with right checksums.
+
+    Raises:
+        UnreadableImageError: one is not.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.header = PngHeader.of(content[:HEADER_BYTES])
+        self._content = content
+        self._chunks: dict[bytes, list[bytes]]
+        self._is_plain = _is_plain(content)
+        if self._is_plain:
+            self._chunks = {b"IDAT": [content[41:-16]]}
+            return
+        self._chunks = {}
+        order = []
+        for kind, start, end in _walk(content):
+            order.append(kind)
+            if kind in _KEPT:
+                self._chunks.setdefault(kind, []).append(content[start:end])
+        if order.count(b"IHDR") != 1:
+            raise UnreadableImageError("it has more than one header")
+        if b"IDAT" not in self._chunks:
+            raise UnreadableImageError("it is cut off: it has no pixels")
+
+    def levels(self) -> Levels:
+        """Grey or colours [h, w, 1 or 3] of 8 or 16 bits, over black where they are transparent; not turned.
+
+        Raises:
+            UnreadableImageError: the pixels are not all there, or are broken.
+        """
+        header = self.header
+        samples = self._samples()
+        match header.colour_type:
+            case 0 | 2:
+                return self._without_transparent_colour(samples)
+            case 3:
+                return self._looked_up(samples[..., 0])
+            case _:
+                return over_black(samples[..., : header.channels], samples[..., header.channels])
+
+    def orientation_file(self) -> bytes | None:
+        """A PNG of one pixel that says of its orientation what this one says; None where this one says nothing.
+
+        So whoever looks for it unpacks no pixels, and no text or profile that has nothing to do with it.
+        """
+        found = [(b"eXIf", data) for data in self._chunks.get(b"eXIf", ())]
+        found += [
+            (kind, data) for kind in _TEXTS for data in self._chunks.get(kind, ()) if data.startswith(_ORIENTING_TEXTS)
+        ]
+        if not found:
+            return None
+        return _file(PngHeader(1, 1, 8, _GREY, interlaced=False), zlib.compress(bytes(2)), found)
+
+    def _samples(self) -> Levels:
+        """As they were stored [h, w, samples of a pixel]; those of less than 8 bits scaled to 8, but not indices."""
+        header = self.header
+        data = self._chunks[b"IDAT"]
+        _check_unpacked(data, header.unpacked_bytes)
+        depth_type = header.colour_type, header.depth
+        if self._is_plain and depth_type not in _UNPACKED_AS:
+            content = self._content
+        else:
+            colour_type, depth = _UNPACKED_AS.get(depth_type, depth_type)
+            disguised = PngHeader(header.width, header.height, depth, colour_type, header.interlaced)
+            content = _file(disguised, b"".join(data))
+        try:
+            found: Levels = pyspng.load(content)
+        except RuntimeError as error:
+            raise UnreadableImageError(f"its pixels are broken ({str(error).rpartition(': ')[2]})") from None
+        found = found.reshape(header.height, header.width, -1)
+        match header.colour_type, header.depth:
+            case 3, depth:
+                return found // np.uint8(255 // (2**depth - 1))
+            case 4, 8:  # both in one sample of 16 bits, beside an alpha that libspng adds
+                return np.stack([found[..., 0] >> 8, found[..., 0] & 255], axis=-1).astype(np.uint8)
+            case 4, 16:  # high and low bytes in samples of their own
+                wide = found.astype(np.uint16)
+                return wide[..., 0::2] << np.uint16(8) | wide[..., 1::2]
+        return found[..., : _SAMPLES[header.colour_type]]
+
+    def _without_transparent_colour(self, samples: Levels) -> Levels:
+        """Black in place of the one colour that the chunk tRNS calls transparent."""
+        header = self.header
+        if b"tRNS" not in self._chunks:
+            return samples
+        data = self._chunks[b"tRNS"][0]
+        if len(data) != 2 * header.channels:
+            raise UnreadableImageError(f"its transparent colour has {len(data)} bytes")
+        white = 2**header.depth - 1
+        colour = np.frombuffer(data, ">u2").astype(np.uint16) & np.uint16(white)  # "the other bits are 0", or ignored
+        colour = colour * np.uint16((2**header.bits - 1) // white)
+        transparent = (samples == colour).all(axis=-1, keepdims=True)
+        return np.where(transparent, samples.dtype.type(0), samples)
+
+    def _looked_up(self, indices: Levels) -> Levels:
+        """A palette's colours, in which there is black where an index is beyond its end."""
+        colours = self._chunks.get(b"PLTE", [b""])[0]
+        if not colours or len(colours) % 3 or len(colours) > 3 * 256:
+            raise UnreadableImageError(f"its palette has {len(colours)} bytes")
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(colours) // 3] = np.frombuffer(colours, np.uint8).reshape(-1, 3)
+        if b"tRNS" in self._chunks:
+            alphas = np.frombuffer(self._chunks[b"tRNS"][0][:256], np.uint8)
+            alpha = np.full(256, 255, np.uint8)
+            alpha[: len(alphas)] = alphas
+            palette = over_black(palette[None], alpha[None])[0]
+        return palette[indices]
+
+
+def over_black(levels: Levels, alpha: Levels) -> Levels:
+    """Levels [h, w, c] over black: level · alpha / white, rounded to the nearest level; alpha [h, w]."""
+    white = np.uint32(np.iinfo(levels.dtype).max)
+    if (alpha == white).all():
+        return levels
+    over = np.empty_like(levels)
+    rows = max(1, _PIECE_BYTES // (levels.shape[1] * levels.shape[2]))
+    for start in range(0, len(levels), rows):  # so much at a time, because products take four bytes
+        part = slice(start, start + rows)
+        product = levels[part].astype(np.uint32) * alpha[part, :, None]  # below 2³², also of 16 bits
+        over[part] = (product + white // 2) // white
+    return over
+
+
+def _is_plain(content: bytes) -> bool:
+    """Whether a file is its header, one block of data and the end, with right checksums: most small images are."""
+    if content[37:41] != b"IDAT" or content[-12:] != _END or int.from_bytes(content[33:37], "big") != len(content) - 57:
+        return False
+    header, data = zlib.crc32(content[12:29]), zlib.crc32(content[37:-16])
+    return header == int.from_bytes(content[29:33], "big") and data == int.from_bytes(content[-16:-12], "big")
+
+
+def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk's data, to the end of the image; what follows that is not looked at."""
+    view = memoryview(content)
+    position = len(SIGNATURE)
+    for _ in range(_MAX_CHUNKS):
+        start = position + 8
+        kind = content[position + 4 : start]
+        end = start + int.from_bytes(content[position : position + 4], "big")
+        position = end + 4
+        if position > len(content):
+            raise UnreadableImageError("it is cut off: its last chunk is missing or not complete")
+        if zlib.crc32(view[start - 4 : end]) != int.from_bytes(content[end:position], "big"):
+            raise UnreadableImageError(f"the checksum of its chunk {ascii(kind)[2:-1]} is wrong")
+        yield kind, start, end
+        if kind == b"IEND":
+            return
+    raise UnreadableImageError(f"it has more than {_MAX_CHUNKS} chunks")
+
+
+def _check_unpacked(data: Sequence[bytes], length: int) -> None:
+    """Refuse pixels that unpack to less than this, without keeping them; of more, what is too much is ignored.
+
+    libspng gets by without the stream's own checksum; zlib compares it here when it comes to the stream's end.
+    """
+    try:
+        if length < _PIECE_BYTES and len(data) == 1:
+            left = length - len(zlib.decompressobj().decompress(data[0], length + 1))
+        else:
+            left = _count_missing(data, length)
+    except zlib.error as error:
+        raise UnreadableImageError(f"its pixels are broken ({error})") from None
+    if left > 0:
+        raise UnreadableImageError(f"its pixels are cut off: {left} of {length} bytes are missing")
+
+
+def _count_missing(data: Sequence[bytes], length: int) -> int:
+    """The bytes that unpacked data lack of this length."""
+    stream = zlib.decompressobj()
+    views = [memoryview(part) for part in data]
+    pieces = (view[start : start + _PIECE_BYTES] for view in views for start in range(0, len(view), _PIECE_BYTES))
+    left = length
+    tail: bytes | memoryview = b""
+    while left >= 0:
+        most = min(left + 1, _PIECE_BYTES)
+        unpacked = len(stream.decompress(tail, most))
+        left -= unpacked
+        tail = stream.unconsumed_tail
+        if not tail and unpacked < most:
+            tail = next(pieces, b"")
+            if not tail:
+                break
+    return left
+
+
+def _file(header: PngHeader, data: bytes, chunks: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """A PNG file of these compressed pixels, and of other chunks before them."""
+    sizes = header.width, header.height, header.depth, header.colour_type, 0, 0, int(header.interlaced)
+    written = [SIGNATURE]
+    for kind, body in ((b"IHDR", struct.pack(">IIBBBBB", *sizes)), *chunks, (b"IDAT", data), (b"IEND", b"")):
+        checksum = zlib.crc32(body, zlib.crc32(kind))
+        written += (len(body).to_bytes(4, "big"), kind, body, checksum.to_bytes(4, "big"))
+    return b"".join(written)

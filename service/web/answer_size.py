@@ -1,0 +1,86 @@
+"""How many bytes an answer can have, told before anything is computed: an upper bound, whatever the numbers will be."""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Literal
+
+from model_store import ImageShape
+from service.web.errors import LimitError
+from service.web.replies import NPY, PNG
+
+Form = Literal["png", "array"]
+
+_FLOAT32_JSON_BYTES = 16  # -1.17549435e-38 and a comma
+_FLOAT64_JSON_BYTES = 25  # -2.2250738585072014e-308 and a comma
+_BRACKETS = 3  # of a list within a list, with a comma
+_DOCUMENT_BYTES = 1024  # the members that do not grow with the images, or an npy header
+_RESULT_JSON_BYTES = 640  # names and numbers of one image's result
+_METHOD_JSON_BYTES = 160  # of one method's judgement of it
+_PNG_BYTES = 512  # beside the pixels; which, where they cannot be compressed, grow by less than an eighth
+
+
+def latents_bytes(count: int, latent_dim: int, media: str) -> int:
+    """Of q(z|x), mean and log-variance [B, D], as JSON or npy."""
+    if media == NPY:
+        return _DOCUMENT_BYTES + count * 2 * latent_dim * 4
+    return _DOCUMENT_BYTES + count * 2 * (latent_dim * _FLOAT32_JSON_BYTES + _BRACKETS)
+
+
+def images_bytes(count: int, shape: ImageShape, media: str, form: Form, *, latent_dim: int = 0) -> int:
+    """Of images [B, C, H, W], in the media type that was negotiated; in JSON with their latents where it has them."""
+    numbers = shape.channels * shape.height * shape.width
+    if media == NPY:
+        return _DOCUMENT_BYTES + count * numbers * 4
+    if media == PNG:  # a grid: with a line between, and less than a row and a column of places too many
+        places = count + 2 * int(count**0.5) + 2
+        return _png_bytes(shape.channels, places * (shape.height + 1), shape.width + 1)
+    latents = latent_dim * _FLOAT32_JSON_BYTES + _BRACKETS
+    return _DOCUMENT_BYTES + count * (latents + _json_bytes(shape, form, _FLOAT32_JSON_BYTES))
+
+
+def log_likelihoods_bytes(count: int) -> int:
+    """Of estimates of log P(x)."""
+    return _DOCUMENT_BYTES + count * _RESULT_JSON_BYTES
+
+
+def anomalies_bytes(count: int, shape: ImageShape, num_methods: int, form: Form, *, explain: bool) -> int:
+    """Of anomaly scores by so many methods, with maps where they are to be explained."""
+    result = _RESULT_JSON_BYTES + num_methods * _METHOD_JSON_BYTES
+    if explain:
+        shown = shape if form == "array" else ImageShape(channels=1, height=shape.height, width=shape.width)
+        result += _json_bytes(shown, form, _FLOAT64_JSON_BYTES)
+    return _DOCUMENT_BYTES + count * result
+
+
+def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwise: str = "") -> None:
+    """Refuse a request whose answer could have too many bytes.
+
+    Args:
+        bytes_of: the bytes of an answer about so many images.
+        count: how many the request is about.
+        limit: the setting.
+        otherwise: what else to ask for than fewer images.
+
+    Raises:
+        LimitError: the answer could have more; the message says how many images are not too many.
+    """
+    if (num_bytes := bytes_of(count)) <= limit:
+        return
+    fewer = bisect_right(range(count), limit, key=bytes_of) - 1
+    advice = " or ".join(
+        ([f"at most {fewer} images at once"] if fewer > 0 else []) + ([otherwise] if otherwise else [])
+    )
+    raise LimitError(f"the answer could have {num_bytes} bytes; at most {limit} are given: ask for {advice or 'less'}")
+
+
+def _json_bytes(shape: ImageShape, form: Form, number_bytes: int) -> int:
+    """Of one image or map: a PNG in base64, or nested numbers."""
+    if form == "png":
+        return 4 * (_png_bytes(shape.channels, shape.height, shape.width) // 3 + 1) + _BRACKETS
+    rows = shape.channels * shape.height
+    return rows * (shape.width * number_bytes + _BRACKETS) + (shape.channels + 1) * _BRACKETS
+
+
+def _png_bytes(channels: int, height: int, width: int) -> int:
+    unpacked = height * (1 + width * channels)
+    return unpacked + unpacked // 8 + _PNG_BYTES

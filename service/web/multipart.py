@@ -1,0 +1,106 @@
+"""Bodies of type multipart/form-data (RFC 7578): the files of the repeated field `images`.
+
+Parts are found by searching for the boundary, so that what a part holds costs nothing to pass over: of a form of many
+parts only their headers are read. All of it runs beside the event loop.
+"""
+
+import re
+
+from python_multipart.multipart import parse_options_header
+
+from service.web.errors import InvalidBodyError, LimitError
+
+FIELD = "images"
+MAX_PART_HEADER_BYTES = 4096
+_NAMED = 5  # unknown fields that a message names
+# As browsers, curl and the usual libraries write it; anything else is parsed at length.
+_USUAL = re.compile(
+    rb'(?:\A|\r\n)content-disposition: *form-data; *name="images"; *filename="[^"\\\r\n]*" *(?:\r\n|\Z)',
+    re.IGNORECASE,
+)
+_AFTER_DELIMITER = re.compile(rb"[ \t]*\r\n")
+
+
+def read_files(body: bytes, content_type: str, max_files: int) -> list[bytes]:
+    """The bytes of every file in the repeated field `images`.
+
+    Args:
+        body: the whole body.
+        content_type: the header with the boundary.
+        max_files: the most parts, of whatever field.
+
+    Raises:
+        InvalidBodyError: it is no such form, is cut off, or has another field or a part that is not a file.
+        LimitError: it has more parts.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not boundary:
+        raise _invalid("its content type names no boundary")
+    delimiter = b"--" + boundary
+    files: list[bytes] = []
+    unknown: set[str] = set()
+    num_parts = 0
+    start = _first_part(body, delimiter)
+    while start is not None:
+        num_parts += 1
+        if num_parts > max_files:
+            raise LimitError(f"the form has more than {max_files} files, which pass the limit on pixels")
+        head_end = body.find(b"\r\n\r\n", start - 2, start + MAX_PART_HEADER_BYTES)
+        end, following = _next_part(body, b"\r\n" + delimiter, start - 2)
+        if head_end < 0 or head_end > end:
+            raise _invalid(f"a part's headers do not end, or have more than {MAX_PART_HEADER_BYTES} bytes")
+        name, is_file = _disposition(body[start:head_end])
+        if name != FIELD:
+            unknown.add(ascii(name))
+        elif not is_file:
+            raise InvalidBodyError("a part of the field images is not a file; give it a filename")
+        else:
+            files.append(body[head_end + 4 : end])
+        start = following
+    if unknown:
+        named = ", ".join(sorted(unknown)[:_NAMED])
+        raise InvalidBodyError(f"the form has unknown fields: {named}; accepted: {FIELD}, repeated")
+    return files
+
+
+def _first_part(body: bytes, delimiter: bytes) -> int | None:
+    """Where the first part's headers begin, after a preamble if there is one; None where the form is empty."""
+    if body.startswith(delimiter) and (found := _after(body, len(delimiter))) is not None:
+        return found or None
+    return _next_part(body, b"\r\n" + delimiter, 0)[1]
+
+
+def _next_part(body: bytes, delimiter: bytes, position: int) -> tuple[int, int | None]:
+    """Where this part ends, and the next one's headers begin; None where there is no other."""
+    while (end := body.find(delimiter, position)) >= 0:
+        if (found := _after(body, end + len(delimiter))) is not None:
+            return end, found or None
+        position = end + len(delimiter)
+    raise _invalid("it ends before its closing boundary")
+
+
+def _after(body: bytes, position: int) -> int | None:
+    """Where a part begins after a delimiter that ends here; 0 after the closing one; None where it was none."""
+    if body.startswith(b"--", position):
+        return 0
+    found = _AFTER_DELIMITER.match(body, position, position + MAX_PART_HEADER_BYTES)
+    return None if found is None else found.end()
+
+
+def _disposition(head: bytes) -> tuple[str, bool]:
+    """The field's name, and whether it is a file, by a part's headers."""
+    if _USUAL.search(head):
+        return FIELD, True
+    for line in head.split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == b"content-disposition":
+            kind, options = parse_options_header(value.strip())
+            if kind == b"form-data" and b"name" in options:
+                return options[b"name"].decode(
+                    "utf-8", "replace"
+                ), b"filename" in options or b"filename*=" in value.lower()
+    raise _invalid("a part does not say which field it is")
+
+
+def _invalid(problem: str) -> InvalidBodyError:
+    return InvalidBodyError(f"the body is not multipart/form-data: {problem}")
