@@ -40,9 +40,9 @@ def held_across_a_yield(source: str) -> Iterator[tuple[int, str]]:
             continue
         own = list(within(node))
         yields = any(isinstance(item, ast.Yield | ast.YieldFrom) for item in own)
-        for item in decorators:
-            if yields and any(name in item for name in STATE if name not in ("no_grad", "inference_mode")):
-                yield node.lineno, item  # holds while the generator is made, and not while it runs
+        for decorator in decorators:
+            if yields and any(name in decorator for name in STATE if name not in ("no_grad", "inference_mode")):
+                yield node.lineno, decorator  # holds while the generator is made, and not while it runs
         for item in own:
             if isinstance(item, ast.With | ast.AsyncWith) and any(
                 isinstance(part, ast.Yield | ast.YieldFrom) for part in within(item)

@@ -71,11 +71,6 @@ def missing_library() -> str | None:
 
 def probe_graph() -> bytes:
     """One of each sort of operator in the engine's graphs: products, a convolution, reductions, and float64."""
-
-    def constant(name: str, value: NDArray[Any] | float, data_type: int = TensorProto.INT64) -> Any:
-        array = np.asarray(value)
-        return helper.make_tensor(name, data_type, array.shape, array.ravel().tolist())
-
     nodes = [
         helper.make_node("MatMul", ["a", "b"], ["MatMul"]),
         helper.make_node("Conv", ["x", "w"], ["Conv"], pads=[1, 1, 1, 1]),
@@ -101,7 +96,7 @@ def probe_graph() -> bytes:
             )
             for name in outputs
         ],
-        initializer=[constant("last", [-1])],
+        initializer=[helper.make_tensor("last", TensorProto.INT64, [1], [-1])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     return bytes(model.SerializeToString())

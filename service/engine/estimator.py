@@ -142,6 +142,7 @@ class Estimator:
             log_weight = yield from by(DiagonalGaussian(zeros, zeros), images, start, stop)
             return log_weight, (yield from by(posterior, images, start, stop))
 
+        @np.errstate(over="ignore")  # an encoder may be sure of nothing
         def latents_of(gaussian: DiagonalGaussian, samples: Indices) -> Floats:
             noise = sampler.noise(samples, seed=seed)
             return np.asarray(gaussian.mean[:, None] + np.exp(gaussian.log_var / 2)[:, None] * noise, np.float32)

@@ -264,6 +264,7 @@ class Mixture:
         """Those of these images."""
         return Mixture(self.mode[images], self.basis[images], self.scales[images])
 
+    @np.errstate(over="ignore", invalid="ignore")  # an encoder may be sure of nothing
     def latents(
         self, noise: NDArray[np.float32], part: NDArray[np.intp], encoder: DiagonalGaussian
     ) -> NDArray[np.float32]:
@@ -276,6 +277,7 @@ class Mixture:
         return np.where(by_encoder, around_mean, around_mode)
 
 
+@np.errstate(over="ignore")
 def mixture(gaussians: Gaussians, usable: NDArray[np.bool_], encoder: DiagonalGaussian) -> Mixture:
     """Each image's Gaussian in three widths; the encoder's own where no mode was usable.
 
