@@ -92,7 +92,7 @@ class Search:
         value = np.where(rivals.usable, rivals.value, -np.inf).reshape(-1, _RIVALS)
         best = np.argsort(-value, axis=1, kind="stable")[:, :2] + _RIVALS * np.arange(len(x))[:, None]  # [n, 2]
         finalists = rivals.take(best.ravel()).spread(dimensions, latent_dim)
-        # Without a try left for all dimensions, what was found in some is kept, and nobody knows whether it is the mode.
+        # Without a try left for all dimensions, what was found in some is kept; whether it is the mode is not known.
         further = replace(
             finalists, converged=np.zeros(2 * len(x), np.bool_), num_steps=np.zeros_like(finalists.num_steps)
         )
