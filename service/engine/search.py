@@ -92,7 +92,10 @@ class Search:
         value = np.where(rivals.usable, rivals.value, -np.inf).reshape(-1, _RIVALS)
         best = np.argsort(-value, axis=1, kind="stable")[:, :2] + _RIVALS * np.arange(len(x))[:, None]  # [n, 2]
         finalists = rivals.take(best.ravel()).spread(dimensions, latent_dim)
-        further = finalists
+        # Without a try left for all dimensions, what was found in some is kept; whether it is the mode is not known.
+        further = replace(
+            finalists, converged=np.zeros(2 * len(x), np.bool_), num_steps=np.zeros_like(finalists.num_steps)
+        )
         if left > 2 * _ROUND:
             further = yield from self._climb(np.repeat(x, 2, axis=0), finalists.mode, left - 2 * _ROUND)
         winner = np.argmax(np.nan_to_num(further.value, nan=-np.inf).reshape(-1, 2), axis=1) + 2 * np.arange(len(x))
