@@ -104,7 +104,7 @@ class EightBitModel:
         self._decoder = runtime.open(decoder, path)
         graph = onnx.load_from_string(decoder)
         sampler = Sampler(graph, self._decoder, trained, description, runtime=runtime, file=path, chunk_rows=ROWS)
-        self._search = Search(sampler, max_steps=DEFAULT_MAX_STEPS)
+        self._search = Search(sampler, max_steps=DEFAULT_MAX_STEPS, block_images=runtime.blocks.contested)
         self._latent_dim = description.latent_dim
 
     def score(self, images: Bytes, *, proposal: str, num_samples: int) -> LogLikelihood:

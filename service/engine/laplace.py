@@ -220,7 +220,7 @@ def _measured_precision(
     )
     found = joint((yield from values(images, points)), points)  # [n, m]
     hessian = _second_differences(found, count)
-    finite = np.isfinite(hessian).all(axis=(1, 2))
+    finite = np.asarray(np.isfinite(hessian).all(axis=(1, 2)))
     scale = block.function(np.sqrt(block.precisions))
     measured = scale @ np.where(finite[:, None, None], -hessian, 0) @ scale
     precision[every[finite][..., None], rows[finite], columns[finite]] = measured[finite]

@@ -117,7 +117,7 @@ def test_a_climb_that_takes_no_step_keeps_where_it_stands() -> None:
 
     def values(images: Array, points: Array) -> Chunks[Array]:
         yield
-        return -1e3 * np.abs(points).sum(axis=-1)
+        return np.asarray(-1e3 * np.abs(points).sum(axis=-1))
 
     for max_steps in (0, 1, 50):
         modes = complete(find_modes(np.zeros((3, 2)), evaluate=evaluate, values=values, max_steps=max_steps))
