@@ -33,7 +33,6 @@ class Backend:
         self.settings = settings
         self.metrics = metrics
         self.state: State = "starting"
-        self.registry = Registry(settings, metrics)
         self._on_failure = on_failure
         self._scheduler = Scheduler(
             max_rows=settings.max_queued_rows,
@@ -43,6 +42,7 @@ class Backend:
             fatal=DeviceLostError,
             on_death=self._died,
         )
+        self.registry = Registry(settings, metrics, on_device_lost=self._scheduler.fail)
         # Finding a counter by its labels takes as long as counting.
         self._rows = cache(metrics.rows.labels)
         self._queue_seconds = cache(metrics.queue_seconds.labels)

@@ -9,7 +9,7 @@ All state belongs to the event loop; a thread opens one version at a time.
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -39,11 +39,21 @@ _log = structlog.get_logger()
 
 
 class Registry:
-    """The models that requests can have."""
+    """The models that requests can have.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    Args:
+        on_device_lost: told, in the event loop, that the GPU failed while a version was opened.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        on_device_lost: Callable[[DeviceLostError], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._on_device_lost = on_device_lost
         self._root = settings.model_store
         self._runtime: Runtime | None = None
         self._unnamed: str | None = None
@@ -106,6 +116,7 @@ class Registry:
 
         Raises:
             StoreError: the store cannot be read; all goes on as before.
+            DeviceLostError, OutOfDeviceMemoryError: the GPU failed, or has no room for a version.
         """
         async with self._opening:
             try:
@@ -115,7 +126,7 @@ class Registry:
                     self._unreadable.clear()
                 models, refused, unreadable = dict(self._models), dict(self._refused), set(self._unreadable)
                 await self._renew(listing)
-            except StoreError:
+            except Exception:
                 self._metrics.reloads.labels("failed").inc()
                 raise
             worse = self._refused.items() - refused.items() or self._unreadable.keys() - unreadable
@@ -159,7 +170,7 @@ class Registry:
         """What `/v1/models` tells: every model that is served or has a refused version."""
         stored = (await asyncio.to_thread(list_store, self._root)).versions
         names = sorted({name for name, _ in [*self._models, *self._refused]} | self._unreadable.keys())
-        return [self._summary(name, self._defaults.get(name), stored) for name in names]
+        return [self._summary(name, self._models.get((name, self._defaults.get(name, 0))), stored) for name in names]
 
     async def summary(self, name: str, version: int | None) -> ModelSummary:
         """What `/v1/models/{name}` tells of one version, by default the default one.
@@ -168,7 +179,7 @@ class Registry:
         """
         found, _ = await self.model(name, version, timeout_seconds=self._settings.timeout_seconds)
         stored = (await asyncio.to_thread(list_store, self._root)).versions
-        return self._summary(name, found.manifest.version, stored)
+        return self._summary(name, found, stored)
 
     @property
     def batch_rows(self) -> int | None:
@@ -180,8 +191,7 @@ class Registry:
         self._loads.cancel()
         self._opener.shutdown(wait=False, cancel_futures=True)
 
-    def _summary(self, name: str, version: int | None, stored: Mapping[str, list[int]]) -> ModelSummary:
-        model = self._models.get((name, version or 0))
+    def _summary(self, name: str, model: Model | None, stored: Mapping[str, list[int]]) -> ModelSummary:
         return ModelSummary(
             name=name,
             default=name == self._unnamed,
@@ -209,6 +219,7 @@ class Registry:
 
     async def _load(self, key: Key) -> Model:
         """Load a version that a request asks for, and drop another for it."""
+        await asyncio.to_thread(version_stamp, self._root, *key)  # what is not there need not wait for other loads
         async with self._opening:
             if not (key in self._models or await self._bring(key, asked=True)):
                 refusal = self._refused[key]
@@ -268,9 +279,14 @@ class Registry:
         if asked:
             self._load_time.check()
         started = time.monotonic()
-        opened = await asyncio.get_running_loop().run_in_executor(self._opener, self._open, key, stamp)
-        seconds = round(time.monotonic() - started, 3)
-        self._load_time.spend(seconds if asked else 0)
+        try:
+            opened = await asyncio.get_running_loop().run_in_executor(self._opener, self._open, key, stamp)
+        except DeviceLostError as error:
+            self._on_device_lost(error)
+            raise
+        finally:
+            seconds = round(time.monotonic() - started, 3)
+            self._load_time.spend(seconds if asked else 0)
         if isinstance(opened, Refusal):
             self._refused[key] = opened
             _log.error("version refused", **labels, file=str(opened.file), problem=opened.problem)

@@ -183,6 +183,11 @@ class Scheduler:
         self._give_up(self._turns.close())
         self._thread.join()
 
+    def fail(self, error: Exception) -> None:
+        """End the thread as after a fatal error, which was met elsewhere."""
+        self.fatal_error = error
+        self._give_up(self._turns.close())
+
     def _wake(self) -> None:
         self._waking = False
         self._turns.wake()
@@ -202,6 +207,8 @@ class Scheduler:
             started, rows_before = time.monotonic(), batch.metered()
             try:
                 if not self._wanted(batch, started):
+                    self._running = None
+                    del batch
                     continue
                 if batch.chunks is None:
                     batch.chunks = batch.kind.compute([job.payload for job in batch.jobs])
