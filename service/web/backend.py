@@ -14,9 +14,10 @@ from service.engine.model import Model
 from service.engine.runtime import DeviceLostError
 from service.web.errors import LimitError, NotReadyError
 from service.web.metrics import Metrics
+from service.web.outcome import Done
 from service.web.rate import Meter
 from service.web.registry import Registry
-from service.web.scheduler import Done, Scheduler
+from service.web.scheduler import Scheduler
 from service.web.settings import Settings
 from service.web.turns import Kind
 

@@ -32,7 +32,7 @@ from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
 from service.engine.proposal import TooFewSamplesError, UnknownProposalError
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError
-from service.web.scheduler import DeadlineError, QueueFullError, StoppedError
+from service.web.outcome import DeadlineError, QueueFullError, StoppedError
 
 PROBLEM_JSON = "application/problem+json"
 _log = structlog.get_logger()

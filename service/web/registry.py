@@ -10,7 +10,6 @@ All state belongs to the event loop; a thread opens one version at a time.
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import structlog
@@ -23,14 +22,14 @@ from model_store import (
     ModelNotFoundError,
     StoreError,
     list_store,
-    open_version,
     version_stamp,
 )
 from service.engine.model import Model
-from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError, Runtime
+from service.engine.runtime import DeviceLostError, Runtime
 from service.web.errors import NotReadyError
-from service.web.loading import Loads, LoadTime
+from service.web.loading import Loads
 from service.web.metrics import Metrics
+from service.web.opening import Opener
 from service.web.refusals import Key, Refusal, Stamp, refused_versions
 from service.web.schemas import ModelSummary
 from service.web.settings import Settings
@@ -56,6 +55,7 @@ class Registry:
         self._on_device_lost = on_device_lost
         self._root = settings.model_store
         self._runtime: Runtime | None = None
+        self._opener: Opener | None = None
         self._unnamed: str | None = None
         self._defaults: dict[str, int] = {}
         self._models: dict[Key, Model] = {}  # of those that are no default, the one used last comes last
@@ -64,9 +64,6 @@ class Registry:
         self._unreadable: dict[str, InvalidArtifactError] = {}  # models whose folder cannot be listed
         self._opening = asyncio.Lock()
         self._loads: Loads[Model] = Loads()
-        self._load_time = LoadTime()
-        # Always the same thread: the allocator keeps freed memory by thread, for that thread to use again.
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="opener")
         metrics.refused_versions.set_function(lambda: len(self._refused) + len(self._unreadable))
 
     async def load(self) -> None:
@@ -89,7 +86,7 @@ class Registry:
         )
         if runtime.fallback_reason:
             _log.info("running on the CPU", reason=runtime.fallback_reason)
-        self._runtime = runtime
+        self._runtime, self._opener = runtime, Opener(settings, runtime, self._on_device_lost)
         listing = await asyncio.to_thread(list_store, self._root)
         names = [*listing.versions, *listing.unreadable]
         if not names:
@@ -187,9 +184,10 @@ class Registry:
         return self._settings.chunk_rows or (self._runtime.blocks.rows if self._runtime else None)
 
     def close(self) -> None:
-        """Let the thread go that opens versions."""
+        """Open nothing more."""
         self._loads.cancel()
-        self._opener.shutdown(wait=False, cancel_futures=True)
+        if self._opener is not None:
+            self._opener.close()
 
     def _summary(self, name: str, model: Model | None, stored: Mapping[str, list[int]]) -> ModelSummary:
         return ModelSummary(
@@ -267,7 +265,7 @@ class Registry:
     async def _bring(self, key: Key, *, asked: bool = False) -> bool:
         """Have a version in memory as its files are now. False: it is refused, and what was in memory stays.
 
-        `asked`: by a request; such loads may take so much time, and no more.
+        `asked`: by a request, see `Opener.open`.
         """
         stamp = await asyncio.to_thread(version_stamp, self._root, *key)
         if self._stamps.get(key) == stamp:
@@ -275,18 +273,10 @@ class Registry:
         refused = self._refused.get(key)
         if refused is not None and refused.stamp == stamp:
             return False
+        if self._opener is None:
+            raise NotReadyError("the models are still loading")
         labels = {"model": key[0], "version": key[1]}
-        if asked:
-            self._load_time.check()
-        started = time.monotonic()
-        try:
-            opened = await asyncio.get_running_loop().run_in_executor(self._opener, self._open, key, stamp)
-        except DeviceLostError as error:
-            self._on_device_lost(error)
-            raise
-        finally:
-            seconds = round(time.monotonic() - started, 3)
-            self._load_time.spend(seconds if asked else 0)
+        opened, seconds = await self._opener.open(key, stamp, asked=asked)
         if isinstance(opened, Refusal):
             self._refused[key] = opened
             _log.error("version refused", **labels, file=str(opened.file), problem=opened.problem)
@@ -296,24 +286,6 @@ class Registry:
         self._metrics.execution_provider.labels(**labels, provider=opened.provider).set(1)
         _log.info("model loaded", **labels, provider=opened.provider, seconds=seconds)
         return True
-
-    def _open(self, key: Key, stamp: Stamp) -> Model | Refusal:
-        if self._runtime is None:
-            raise NotReadyError("the models are still loading")
-        settings = self._settings
-        try:
-            return Model.open(
-                open_version(self._root, *key),
-                runtime=self._runtime,
-                chunk_rows=settings.chunk_rows,
-                max_steps=settings.max_steps,
-            )
-        except InvalidArtifactError as error:
-            return Refusal(stamp, error.file, error.problem)
-        except (StoreError, DeviceLostError, OutOfDeviceMemoryError):
-            raise  # the version is not to blame
-        except Exception as error:  # noqa: BLE001 - whatever a graph brings about is the end of this version only
-            return Refusal(stamp, self._root / key[0] / str(key[1]), f"{type(error).__name__}: {error}")
 
     def _drop_least_recent(self) -> None:
         others = [(name, version) for name, version in self._models if version != self._defaults.get(name)]

@@ -26,8 +26,9 @@ from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
 from service.web.app import create_app
 from service.web.loading import Loads, LoadTime
 from service.web.metrics import Metrics
+from service.web.opening import Opener
+from service.web.outcome import DeadlineError
 from service.web.registry import Registry
-from service.web.scheduler import DeadlineError
 from service.web.settings import Settings
 from tests.toys import bernoulli_toy
 from tests.web.conftest import COLOUR_SHAPE, DIGIT_SHAPE, put
@@ -397,15 +398,15 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Versions asked for by number load only once this is set; `opened` lists them."""
     event = threading.Event()
     event.opened = []  # type: ignore[attr-defined]
-    opening = Registry._open
+    opening = Opener._open
 
-    def wait(self: Registry, key: Any, stamp: Any) -> Any:
+    def wait(self: Opener, key: Any, stamp: Any) -> Any:
         if key[1] != 3:
             event.opened.append(key[1])  # type: ignore[attr-defined]
             event.wait(60)
         return opening(self, key, stamp)
 
-    monkeypatch.setattr(Registry, "_open", wait)
+    monkeypatch.setattr(Opener, "_open", wait)
     yield event
     event.set()
 
@@ -451,9 +452,9 @@ def test_a_gpu_without_room_for_a_version_is_not_the_versions_fault_and_counts(
     for seed in (1, 2):
         add(tmp_path, seed=seed)
     client = run()
-    registry: Registry = client.app.state.backend.registry  # type: ignore[attr-defined]
-    registry._load_time = LoadTime(lambda: 0.0)
-    left = registry._load_time._left
+    opener: Opener = client.app.state.backend.registry._opener  # type: ignore[attr-defined]
+    opener._load_time = LoadTime(lambda: 0.0)
+    left = opener._load_time._left
 
     def full(*_: Any, **__: Any) -> Model:
         time.sleep(0.002)
@@ -463,7 +464,7 @@ def test_a_gpu_without_room_for_a_version_is_not_the_versions_fault_and_counts(
         patched.setattr(Model, "open", full)
         answer = client.post("/v1/encode?version=1", **BODY)
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:logpx:problem:out-of-device-memory")
-        assert registry._load_time._left < left
+        assert opener._load_time._left < left
         add(tmp_path, seed=3)
         assert client.post("/v1/admin/reload").status_code == 503
     assert 'logpx_reloads_total{outcome="failed"} 1.0' in client.get("/metrics").text
@@ -530,15 +531,15 @@ def test_versions_that_drive_one_another_out_are_not_loaded_all_the_time(run: Ru
     for seed in (1, 2, 3):
         add(tmp_path, seed=seed)
     client = run(max_other_versions=1)
-    registry: Registry = client.app.state.backend.registry  # type: ignore[attr-defined]
+    opener: Opener = client.app.state.backend.registry._opener  # type: ignore[attr-defined]
     now = [0.0]
-    registry._load_time = LoadTime(lambda: now[0])
-    registry._load_time.spend(60.0)  # some loads, one after the other
+    opener._load_time = LoadTime(lambda: now[0])
+    opener._load_time.spend(60.0)  # some loads, one after the other
     assert encode(client, "version=1") == 1  # nobody knows before how long it takes
-    assert registry._load_time._left < 0
+    assert opener._load_time._left < 0
     now[0] = 0.0
-    registry._load_time = LoadTime(lambda: now[0])
-    registry._load_time.spend(62)
+    opener._load_time = LoadTime(lambda: now[0])
+    opener._load_time.spend(62)
     refused = client.post("/v1/encode?version=2", **BODY)
     assert (refused.status_code, refused.json()["type"]) == (429, "urn:logpx:problem:too-many-loads")
     assert refused.headers["retry-after"] == "20"

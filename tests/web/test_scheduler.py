@@ -8,8 +8,9 @@ from collections.abc import Generator, Sequence
 
 import pytest
 
+from service.web.outcome import DeadlineError, Done, QueueFullError, StoppedError
 from service.web.rate import Expectation, Meter, Rate
-from service.web.scheduler import DeadlineError, Done, QueueFullError, Scheduler, StoppedError
+from service.web.scheduler import Scheduler
 from service.web.turns import Kind
 
 
