@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from model_store import CalibrationProtocol, Description, StoredModel, StoreError, open_version, publish
+from service.arguments import natural, positive
 from service.engine.calibration import calibrate, promises
 from service.engine.model import Model, Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS, TooFewSamplesError, check_request
-from service.engine.runtime import ExecutionProviderError, Runtime
+from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.engine.statistics import Array
 from service.images.errors import ImageError
 from service.images.folder import Listing, describe_skipped, list_files, print_any_name, printable
@@ -38,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
     none = argparse.SUPPRESS
     parser.add_argument("--model", required=True, default=none, help="the model's name in the store")
-    parser.add_argument("--version", type=_positive, default=none, help="whose graphs to take (default: the latest)")
+    parser.add_argument("--version", type=positive, default=none, help="whose graphs to take (default: the latest)")
     parser.add_argument("--store", type=Path, required=True, default=none, help="the store's folder")
     parser.add_argument(
         "--images",
@@ -51,9 +52,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--proposal", choices=PROPOSALS, default=none, help="where samples come from (default: as before)"
     )
-    parser.add_argument("--num-samples", type=_positive, default=none, help="an image (default: as before)")
-    parser.add_argument("--seed", type=_natural, default=none, help="of the noise (default: as before)")
-    parser.add_argument("--max-images", type=_positive, default=none, help="take so many at random (default: all)")
+    parser.add_argument("--num-samples", type=positive, default=none, help="an image (default: as before)")
+    parser.add_argument("--seed", type=natural, default=none, help="of the noise (default: as before)")
+    parser.add_argument("--max-images", type=positive, default=none, help="take so many at random (default: all)")
     parser.add_argument("--resize", action="store_true", help="resample images of another size, as ?resize=true does")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
     parser.add_argument(
@@ -63,12 +64,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Calibrate and publish; returns the exit status: 0, 2 for an error of the user's making, 130 after Ctrl-C."""
+    """Calibrate and publish; returns the exit status: 0, 2 for an error that has a sentence, 130 after Ctrl-C."""
     threadpool_limits(1, user_api="blas")
     print_any_name()
     try:
         _run(parsed)
-    except (CalibrationError, StoreError, TooFewSamplesError, ExecutionProviderError, OSError) as error:
+    except (CalibrationError, StoreError, TooFewSamplesError, OSError, *DEVICE_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -222,26 +223,24 @@ class _Images:
         return readable
 
     def batches(self, indices: Sequence[int]) -> Iterator[Pixels]:
-        """Pixels [B, C, H, W] of these images."""
+        """Pixels [B, C, H, W] of these images.
+
+        Raises:
+            CalibrationError: one has changed since it was checked, and cannot be read any more.
+        """
         for start in range(0, len(indices), _BATCH_IMAGES):
-            yield np.concatenate([self._read(index) for index in indices[start : start + _BATCH_IMAGES]])
+            yield np.concatenate([self._read_again(index) for index in indices[start : start + _BATCH_IMAGES]])
 
     def _read(self, index: int) -> Pixels:
         if self._listing is None:
             return self._reader.read_array(self._array[index : index + 1])
         return self._reader.read_items([self._listing.path(index).read_bytes()])
 
+    def _read_again(self, index: int) -> Pixels:
+        try:
+            return self._read(index)
+        except ImageError as error:
+            raise CalibrationError(f"{self._name(index)}: has changed meanwhile: {error}") from None
+
     def _name(self, index: int) -> str:
         return f"{self._path}[{index}]" if self._listing is None else str(self._listing.path(index))
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _natural(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError("must be at least 0")
-    return number

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from concurrent.futures import Future
 from functools import partial
 from types import FrameType
@@ -37,14 +38,16 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain, then exit. Second: exit at once."""
+        """First signal: drain, then exit. Second: end at once, as the signal does where nothing handles it."""
         if self._drain is None:
             loop = asyncio.get_running_loop()
             self._drain = asyncio.run_coroutine_threadsafe(
                 self._drain_then_exit(), loop
             )  # safe in a signal handler too
         else:
-            super().handle_exit(sig, frame)
+            signal.signal(sig, signal.SIG_DFL)  # uvicorn would wait for requests, as long as they may take
+            signal.raise_signal(sig)
+            os._exit(128 + sig)  # the kernel spares process 1, which this is in a container
 
     async def _drain_then_exit(self) -> None:
         app = self.config.app

@@ -1,4 +1,5 @@
-"""Imports run one way: web → engine, images → model_store, and training → all three and service.progress.
+"""Imports run one way: web → engine, images → model_store, and training → all three, service.arguments and
+service.progress.
 
 Nothing of these but training needs torch.
 """
@@ -20,7 +21,10 @@ ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
     "service/engine": ({"model_store", "service.engine"}, {"numpy", "onnx", "onnxruntime", "google", "PIL"}),
     "service/images": ({"model_store", "service.images"}, {"numpy", "PIL", "pyspng"}),
     "service": ({"model_store", "service"}, None),
-    "training": ({"model_store", "service.engine", "service.images", "service.progress", "training"}, None),
+    "training": (
+        {"model_store", "service.engine", "service.images", "service.arguments", "service.progress", "training"},
+        None,
+    ),
 }
 
 

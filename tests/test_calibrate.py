@@ -15,7 +15,7 @@ from service.__main__ import main
 from service.engine.anomaly import fitting_images
 from service.engine.chunks import complete
 from service.engine.model import Model
-from service.engine.runtime import Runtime
+from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.sketch import Sketch
 from tests.rounding import density_error
 from tests.toys import Array, bernoulli_toy
@@ -296,6 +296,32 @@ def test_a_wrong_option_is_refused(store: Path, folder: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit, match="2"):
         calibrate(store, folder, wrong)
     assert wrong.split("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", DEVICE_ERRORS)
+def test_a_gpu_that_fails_or_is_full_is_said(
+    store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Any
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error("so it is")
+
+    monkeypatch.setattr("service.calibrate.calibrate", fails)
+    assert calibrate(store, folder) == 2
+    assert capsys.readouterr().err == "error: so it is\n"
+
+
+def test_a_file_that_is_cut_off_after_it_was_checked_is_named(
+    store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut(*_: Any) -> list[str]:
+        content = (folder / "02.png").read_bytes()
+        (folder / "02.png").write_bytes(content[:-20])
+        return []
+
+    monkeypatch.setattr("service.calibrate.promises", cut)
+    assert calibrate(store, folder) == 2
+    assert f"error: {folder / '02.png'}: has changed meanwhile: the file cannot be decoded" in capsys.readouterr().err
+    assert list_versions(store) == {"toy": [1]}
 
 
 def test_an_interrupt_publishes_nothing(

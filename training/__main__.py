@@ -12,7 +12,7 @@ from model_store import StoreError
 from service.engine.calibration import promises
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
-from service.engine.runtime import ExecutionProviderError, Runtime
+from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.folder import print_any_name, printable
 from training.configuration import Configuration
 from training.data import evenly_spaced, split
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser(__doc__).parse_args(arguments)
     try:
         {"fit": _fit, "evaluate": _evaluate, "publish": _publish}[parsed.command](parsed)
-    except (TrainingError, StoreError, ExecutionProviderError, TooFewSamplesError, OSError) as error:
+    except (TrainingError, StoreError, TooFewSamplesError, OSError, *DEVICE_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

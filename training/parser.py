@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from model_store.manifest import ModelName
+from service.arguments import natural, positive
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_PROPOSAL, PROPOSALS
 from training.options import add_configuration_options
 from training.publication import SCORING_SEED
@@ -69,12 +70,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument(
         "--images",
-        type=_positive,
+        type=positive,
         default=argparse.SUPPRESS,
         help="score only so many of the images, evenly spaced, read into memory (default: all)",
     )
     parser.add_argument("--report", type=Path, default=argparse.SUPPRESS, help="an HTML page to write, with pictures")
-    parser.add_argument("--seed", type=_natural, default=SCORING_SEED, help="of the noise and the binarisation")
+    parser.add_argument("--seed", type=natural, default=SCORING_SEED, help="of the noise and the binarisation")
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +93,7 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--score-samples",
-        type=_positive,
+        type=positive,
         default=argparse.SUPPRESS,
         help="samples an image of anomaly scores (default: the proposal's own, or the estimates')",
     )
@@ -103,13 +104,13 @@ def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
     parser.add_argument("--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="where samples come from")
     parser.add_argument(
         "--num-samples",
-        type=_positive,
+        type=positive,
         default=argparse.SUPPRESS,
         help=f"importance samples an image (default: the proposal's own, {defaults})",
     )
     parser.add_argument(
         "--encoder-samples",
-        type=_natural,
+        type=natural,
         default=encoder_samples,
         help="samples an image of a second estimate, from the encoder as in the literature; 0 leaves it out",
     )
@@ -121,7 +122,7 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
         "--workers",
-        type=_natural,
+        type=natural,
         default=min(cores, _MOST_WORKERS),
         help="processes that decode images that stream; 0: none but this one. No result depends on it",
     )
@@ -141,15 +142,3 @@ def _model_name(text: str) -> str:
     except ValidationError as error:
         raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from error
     return name
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _natural(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError("must be at least 0")
-    return number

@@ -3,8 +3,7 @@
 Each is a computation in chunks, see chunks.py: `complete(model.encode(pixels))` gives the result.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from service.engine.proposal import (
     check_request,
     standard_normal,
 )
-from service.engine.runtime import RUNTIME_ERRORS, Runtime
+from service.engine.runtime import Runtime, blaming
 from service.engine.sampling import Sampler
 from service.engine.statistics import Statistics, divergence
 from service.engine.verification import verify_decoder, verify_encoder
@@ -91,11 +90,11 @@ class Model:
         self._encoder = runtime.open(encoder, folder / ENCODER)
         self._decoder = runtime.open(decoder, folder / DECODER)
         self._try_out(folder)
-        with _blaming(folder):
+        with blaming(folder):
             noise = np.random.default_rng(DEFAULT_SEED).random((2, *chw), np.float32)
             verify_encoder(runtime, encoder, self._encoder, self._preparation.prepare(noise), folder / ENCODER)
             verify_decoder(runtime, decoder, self._decoder, description.latent_dim, folder / DECODER)
-        with _blaming(folder / DECODER):
+        with blaming(folder / DECODER):
             self._sampler = Sampler(
                 decoder_graph,
                 self._decoder,
@@ -289,19 +288,11 @@ class Model:
         """Run every graph once on two images: a shape that only shows at run time is refused here, and not later."""
         pixels = np.zeros((2, *self.description.image.chw), np.float32)
         latent_shape = (2, self.description.latent_dim)
-        with _blaming(folder / ENCODER):
+        with blaming(folder / ENCODER):
             outputs = self._encoder.run({"x": self._preparation.prepare(pixels)})
         for name in ("mean", "log_var"):
             check_shape(folder / ENCODER, name, outputs[name].shape, latent_shape)
-        with _blaming(folder / DECODER):
+        with blaming(folder / DECODER):
             outputs = self._decoder.run({"z": np.zeros(latent_shape, np.float32)})
         for name in self._likelihood.outputs:
             check_shape(folder / DECODER, name, outputs[name].shape, pixels.shape)
-
-
-@contextmanager
-def _blaming(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except RUNTIME_ERRORS as error:
-        raise InvalidArtifactError(file, f"cannot be run ({error})") from error

@@ -8,7 +8,8 @@ ONNX Runtime falls back to the CPU in silence in four ways: a provider library t
 built again, a `run` that is retried, and single nodes. All four are closed here, so `Runtime.provider` tells the truth.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,15 @@ RUNTIME_ERRORS = (
 """Whatever ONNX Runtime raises when it cannot build or run a graph."""
 
 
+@contextmanager
+def blaming(file: Path) -> Iterator[None]:
+    """Whatever ONNX Runtime raises in here is this file's fault: an InvalidArtifactError."""
+    try:
+        yield
+    except RUNTIME_ERRORS as error:
+        raise InvalidArtifactError(file, f"cannot be run ({error})") from error
+
+
 class ExecutionProviderError(Exception):
     """The wanted execution provider cannot be used on this machine."""
 
@@ -50,6 +60,10 @@ class DeviceLostError(Exception):
 
 class OutOfDeviceMemoryError(Exception):
     """The GPU has no room for this run."""
+
+
+DEVICE_ERRORS = (ExecutionProviderError, DeviceLostError, OutOfDeviceMemoryError)
+"""What the machine is to blame for, whatever is asked of it."""
 
 
 class Session:

@@ -14,9 +14,10 @@ from service.engine.model import Model
 from service.engine.runtime import DeviceLostError
 from service.web.errors import LimitError, NotReadyError
 from service.web.metrics import Metrics
+from service.web.outcome import Done
 from service.web.rate import Meter
 from service.web.registry import Registry
-from service.web.scheduler import Done, Scheduler
+from service.web.scheduler import Scheduler
 from service.web.settings import Settings
 from service.web.turns import Kind
 
@@ -33,7 +34,6 @@ class Backend:
         self.settings = settings
         self.metrics = metrics
         self.state: State = "starting"
-        self.registry = Registry(settings, metrics)
         self._on_failure = on_failure
         self._scheduler = Scheduler(
             max_rows=settings.max_queued_rows,
@@ -43,6 +43,7 @@ class Backend:
             fatal=DeviceLostError,
             on_death=self._died,
         )
+        self.registry = Registry(settings, metrics, on_device_lost=self._scheduler.fail)
         # Finding a counter by its labels takes as long as counting.
         self._rows = cache(metrics.rows.labels)
         self._queue_seconds = cache(metrics.queue_seconds.labels)

@@ -25,8 +25,8 @@ from service.web.errors import (
     Kind,
     problem_document,
 )
+from service.web.outcome import QueueFullError
 from service.web.request_log import RequestLog, request_id_of
-from service.web.scheduler import QueueFullError
 from service.web.transport import LINGER_SECONDS, LINGER_SHUTDOWN_SECONDS, Corked, Lingering, close_lingeringly
 
 _RETRY_SECONDS = 1

@@ -32,7 +32,7 @@ from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
 from service.engine.proposal import TooFewSamplesError, UnknownProposalError
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError
-from service.web.scheduler import DeadlineError, QueueFullError, StoppedError
+from service.web.outcome import DeadlineError, QueueFullError, StoppedError
 
 PROBLEM_JSON = "application/problem+json"
 _log = structlog.get_logger()
@@ -98,8 +98,6 @@ class TooManyLoadsError(RequestError):
 
 class NotReadyError(RequestError):
     """Models still loading, draining, or the inference thread is dead."""
-
-    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}  # nobody should send into one that is about to end
 
 
 @dataclass(frozen=True)
@@ -198,6 +196,8 @@ def _handler(kind: Kind) -> Any:
             detail = "the model's files are broken or gone; the service's log says which"
             return problem(request, kind, detail)
         headers = getattr(error, "headers", None)
+        if kind is NOT_READY:
+            headers = {"Connection": "close"}  # nobody should send into a service that is about to end
         if isinstance(error, QueueFullError | TooManyLoadsError):
             headers = {"Retry-After": str(error.retry_after)}
         return problem(request, kind, str(error), index=getattr(error, "index", None), headers=headers)

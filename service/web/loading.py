@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 from service.web.errors import TooManyLoadsError
-from service.web.scheduler import DeadlineError
+from service.web.outcome import DeadlineError
 
 T = TypeVar("T")
 _SHARE = 0.1

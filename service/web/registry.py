@@ -9,8 +9,7 @@ All state belongs to the event loop; a thread opens one version at a time.
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 import structlog
@@ -23,14 +22,14 @@ from model_store import (
     ModelNotFoundError,
     StoreError,
     list_store,
-    open_version,
     version_stamp,
 )
 from service.engine.model import Model
-from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError, Runtime
+from service.engine.runtime import DeviceLostError, Runtime
 from service.web.errors import NotReadyError
-from service.web.loading import Loads, LoadTime
+from service.web.loading import Loads
 from service.web.metrics import Metrics
+from service.web.opening import Opener
 from service.web.refusals import Key, Refusal, Stamp, refused_versions
 from service.web.schemas import ModelSummary
 from service.web.settings import Settings
@@ -39,13 +38,24 @@ _log = structlog.get_logger()
 
 
 class Registry:
-    """The models that requests can have."""
+    """The models that requests can have.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    Args:
+        on_device_lost: told, in the event loop, that the GPU failed while a version was opened.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        on_device_lost: Callable[[DeviceLostError], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._on_device_lost = on_device_lost
         self._root = settings.model_store
         self._runtime: Runtime | None = None
+        self._opener: Opener | None = None
         self._unnamed: str | None = None
         self._defaults: dict[str, int] = {}
         self._models: dict[Key, Model] = {}  # of those that are no default, the one used last comes last
@@ -54,9 +64,6 @@ class Registry:
         self._unreadable: dict[str, InvalidArtifactError] = {}  # models whose folder cannot be listed
         self._opening = asyncio.Lock()
         self._loads: Loads[Model] = Loads()
-        self._load_time = LoadTime()
-        # Always the same thread: the allocator keeps freed memory by thread, for that thread to use again.
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="opener")
         metrics.refused_versions.set_function(lambda: len(self._refused) + len(self._unreadable))
 
     async def load(self) -> None:
@@ -79,7 +86,7 @@ class Registry:
         )
         if runtime.fallback_reason:
             _log.info("running on the CPU", reason=runtime.fallback_reason)
-        self._runtime = runtime
+        self._runtime, self._opener = runtime, Opener(settings, runtime, self._on_device_lost)
         listing = await asyncio.to_thread(list_store, self._root)
         names = [*listing.versions, *listing.unreadable]
         if not names:
@@ -106,6 +113,7 @@ class Registry:
 
         Raises:
             StoreError: the store cannot be read; all goes on as before.
+            DeviceLostError, OutOfDeviceMemoryError: the GPU failed, or has no room for a version.
         """
         async with self._opening:
             try:
@@ -115,7 +123,7 @@ class Registry:
                     self._unreadable.clear()
                 models, refused, unreadable = dict(self._models), dict(self._refused), set(self._unreadable)
                 await self._renew(listing)
-            except StoreError:
+            except Exception:
                 self._metrics.reloads.labels("failed").inc()
                 raise
             worse = self._refused.items() - refused.items() or self._unreadable.keys() - unreadable
@@ -159,7 +167,7 @@ class Registry:
         """What `/v1/models` tells: every model that is served or has a refused version."""
         stored = (await asyncio.to_thread(list_store, self._root)).versions
         names = sorted({name for name, _ in [*self._models, *self._refused]} | self._unreadable.keys())
-        return [self._summary(name, self._defaults.get(name), stored) for name in names]
+        return [self._summary(name, self._models.get((name, self._defaults.get(name, 0))), stored) for name in names]
 
     async def summary(self, name: str, version: int | None) -> ModelSummary:
         """What `/v1/models/{name}` tells of one version, by default the default one.
@@ -168,7 +176,7 @@ class Registry:
         """
         found, _ = await self.model(name, version, timeout_seconds=self._settings.timeout_seconds)
         stored = (await asyncio.to_thread(list_store, self._root)).versions
-        return self._summary(name, found.manifest.version, stored)
+        return self._summary(name, found, stored)
 
     @property
     def batch_rows(self) -> int | None:
@@ -176,12 +184,12 @@ class Registry:
         return self._settings.chunk_rows or (self._runtime.blocks.rows if self._runtime else None)
 
     def close(self) -> None:
-        """Let the thread go that opens versions."""
+        """Open nothing more."""
         self._loads.cancel()
-        self._opener.shutdown(wait=False, cancel_futures=True)
+        if self._opener is not None:
+            self._opener.close()
 
-    def _summary(self, name: str, version: int | None, stored: Mapping[str, list[int]]) -> ModelSummary:
-        model = self._models.get((name, version or 0))
+    def _summary(self, name: str, model: Model | None, stored: Mapping[str, list[int]]) -> ModelSummary:
         return ModelSummary(
             name=name,
             default=name == self._unnamed,
@@ -209,6 +217,7 @@ class Registry:
 
     async def _load(self, key: Key) -> Model:
         """Load a version that a request asks for, and drop another for it."""
+        await asyncio.to_thread(version_stamp, self._root, *key)  # what is not there need not wait for other loads
         async with self._opening:
             if not (key in self._models or await self._bring(key, asked=True)):
                 refusal = self._refused[key]
@@ -256,7 +265,7 @@ class Registry:
     async def _bring(self, key: Key, *, asked: bool = False) -> bool:
         """Have a version in memory as its files are now. False: it is refused, and what was in memory stays.
 
-        `asked`: by a request; such loads may take so much time, and no more.
+        `asked`: by a request, see `Opener.open`.
         """
         stamp = await asyncio.to_thread(version_stamp, self._root, *key)
         if self._stamps.get(key) == stamp:
@@ -264,13 +273,10 @@ class Registry:
         refused = self._refused.get(key)
         if refused is not None and refused.stamp == stamp:
             return False
+        if self._opener is None:
+            raise NotReadyError("the models are still loading")
         labels = {"model": key[0], "version": key[1]}
-        if asked:
-            self._load_time.check()
-        started = time.monotonic()
-        opened = await asyncio.get_running_loop().run_in_executor(self._opener, self._open, key, stamp)
-        seconds = round(time.monotonic() - started, 3)
-        self._load_time.spend(seconds if asked else 0)
+        opened, seconds = await self._opener.open(key, stamp, asked=asked)
         if isinstance(opened, Refusal):
             self._refused[key] = opened
             _log.error("version refused", **labels, file=str(opened.file), problem=opened.problem)
@@ -280,24 +286,6 @@ class Registry:
         self._metrics.execution_provider.labels(**labels, provider=opened.provider).set(1)
         _log.info("model loaded", **labels, provider=opened.provider, seconds=seconds)
         return True
-
-    def _open(self, key: Key, stamp: Stamp) -> Model | Refusal:
-        if self._runtime is None:
-            raise NotReadyError("the models are still loading")
-        settings = self._settings
-        try:
-            return Model.open(
-                open_version(self._root, *key),
-                runtime=self._runtime,
-                chunk_rows=settings.chunk_rows,
-                max_steps=settings.max_steps,
-            )
-        except InvalidArtifactError as error:
-            return Refusal(stamp, error.file, error.problem)
-        except (StoreError, DeviceLostError, OutOfDeviceMemoryError):
-            raise  # the version is not to blame
-        except Exception as error:  # noqa: BLE001 - whatever a graph brings about is the end of this version only
-            return Refusal(stamp, self._root / key[0] / str(key[1]), f"{type(error).__name__}: {error}")
 
     def _drop_least_recent(self) -> None:
         others = [(name, version) for name, version in self._models if version != self._defaults.get(name)]

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from service.engine.anomaly import DEFAULT_ALPHA
 from service.engine.explanation import NUM_DRAWS
@@ -21,18 +20,18 @@ from service.web.answer_size import anomalies_bytes, check_answer, images_bytes,
 from service.web.backend import Backend
 from service.web.bodies import JSON, NPY, read_latents, read_pixels
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
-from service.web.errors import LimitError, RequestError
+from service.web.errors import LimitError
 from service.web.kinds import decoding, encoding
 from service.web.middleware import observe
+from service.web.outcome import Done
 from service.web.parameters import describe_parameters, read_query, read_timeout_seconds, refuse
 from service.web.rate import Meter
 from service.web.replies import IMAGE_FORMS, anomaly_rows, images_reply, json_reply, negotiate, npy_reply, rows_of
-from service.web.scheduler import Done
 from service.web.timing import load_seconds, note_load, seconds_left, server_timing
+from service.web.waiting import answer_unless_gone
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
 T = TypeVar("T")
-_PATIENCE_SECONDS = 0.02  # most answers are there by then; watching for a client that leaves costs more than they do
 _FEW_NUMBERS = 2**14
 
 
@@ -270,33 +269,13 @@ async def _run(
 
 
 async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]", *, rows: int) -> Done[T]:
-    """Wait for the answer, unless the client goes away first: then the work is dropped before its next chunk."""
-    loop = asyncio.get_running_loop()
-    watching: list[asyncio.Task[None]] = []
-    watch = loop.call_later(_PATIENCE_SECONDS, lambda: watching.append(loop.create_task(_watch(request, answer))))
-    try:
-        done = replace(await answer, load_seconds=load_seconds(request))
-    finally:
-        watch.cancel()
-        for task in watching:
-            task.cancel()
+    """Wait for the answer, and tell the log and the metrics what it took."""
+    done = replace(await answer_unless_gone(request, answer), load_seconds=load_seconds(request))
     queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
     taken = {"rows_run": done.rows_run} if done.rows_run else {}
     observe(request, rows=rows, **taken, queue_seconds=queue, compute_seconds=compute)
     _backend(request).count_done(model, rows, done)
     return done
-
-
-async def _watch(request: Request, answer: "asyncio.Future[Done[T]]") -> None:
-    """Settle the answer when the client has closed the connection, or sends what is refused; its body has been read."""
-    reason: Exception = ClientDisconnect()
-    try:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-    except RequestError as error:
-        reason = error
-    if not answer.done():
-        answer.set_exception(reason)
 
 
 async def _replied(reply: Callable[[], Response], *, numbers: int) -> Response:

@@ -1,9 +1,5 @@
 """One inference thread. Knows no models: it is handed computations in chunks, as generators.
 
-    QueueFullError      no room now; `retry_after` seconds may change that
-    DeadlineError       not computed in time
-    StoppedError        the inference thread has ended
-
 An idle thread takes what is queued at once; there is no timer. Requests that may be answered together (`Kind`) and
 wait at the same time become one batch, which one computation answers. Batches take turns, a chunk each, the new ones
 and those begun alternately, so a short request waits for one chunk of a long one. What nobody waits for any more is
@@ -18,44 +14,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
+from service.web.outcome import DeadlineError, Done, QueueFullError, StoppedError
 from service.web.rate import Expectation, Meter, Rate
 from service.web.turns import Batch, Job, Kind, Turns
 
 P = TypeVar("P")
 R = TypeVar("R")
-
-
-class QueueFullError(Exception):
-    """No room in the queue."""
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class DeadlineError(Exception):
-    """Not computed in time."""
-
-
-class StoppedError(Exception):
-    """The inference thread has ended, by `stop` or by a fault."""
-
-
-@dataclass(frozen=True)
-class Done(Generic[R]):
-    """A request's result, and the seconds that it waited, that its batch computed, and that its model took to load.
-
-    `rows_run`: what it really took, where there is a meter.
-    """
-
-    result: R
-    queue_seconds: float
-    compute_seconds: float
-    rows_run: int = 0
-    load_seconds: float = 0.0
 
 
 _Outcome = tuple[Job, Done[Any] | Exception | None]
@@ -183,6 +149,11 @@ class Scheduler:
         self._give_up(self._turns.close())
         self._thread.join()
 
+    def fail(self, error: Exception) -> None:
+        """End the thread as after a fatal error, which was met elsewhere."""
+        self.fatal_error = error
+        self._give_up(self._turns.close())
+
     def _wake(self) -> None:
         self._waking = False
         self._turns.wake()
@@ -202,6 +173,8 @@ class Scheduler:
             started, rows_before = time.monotonic(), batch.metered()
             try:
                 if not self._wanted(batch, started):
+                    self._running = None
+                    del batch
                     continue
                 if batch.chunks is None:
                     batch.chunks = batch.kind.compute([job.payload for job in batch.jobs])

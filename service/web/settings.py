@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from model_store import BUNDLED
 from service.engine.model import DEFAULT_MAX_STEPS
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_PROPOSAL, MIN_NUM_SAMPLES
+from service.web.answer_size import log_likelihoods_bytes
 from service.web.environment import PREFIX, Environment, is_of_keys, read_environment
 
 MIN_KEY_LENGTH = 16
@@ -172,6 +173,8 @@ class Settings(BaseSettings):
         if "max_json_bytes" in self.model_fields_set and self.max_json_bytes > self.max_body_bytes:
             body = f"LOGPX_MAX_BODY_BYTES ({self.max_body_bytes})"
             yield f"LOGPX_MAX_JSON_BYTES: {self.max_json_bytes} is more than {body}, which bounds JSON too"
+        if (one := log_likelihoods_bytes(1)) > self.max_answer_bytes:
+            yield f"LOGPX_MAX_ANSWER_BYTES: {self.max_answer_bytes} is less than the {one} that one estimate may have"
 
     @classmethod
     def settings_customise_sources(

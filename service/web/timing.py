@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import Request
 
 from service.web.middleware import observe
-from service.web.scheduler import Done
+from service.web.outcome import Done
 
 
 def note_load(request: Request, seconds: float) -> None:

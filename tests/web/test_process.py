@@ -256,7 +256,28 @@ def test_work_past_the_drain_is_answered_with_503(start: Start) -> None:
     accepted.join()
     assert answers[0].status_code == 503
     assert answers[0].json()["type"] == "urn:logpx:problem:not-ready"
+    assert answers[0].headers["connection"] == "close"
     assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(start: Start, number: int) -> None:
+    process = start(drain_seconds=300)
+    url = address(process)
+    host, port = url.removeprefix("http://").split(":")
+    body = npy(np.zeros((200, 28, 28), np.uint8))
+    head = f"POST /v1/log-likelihood?proposal=encoder&num_samples=25000 HTTP/1.1\r\nHost: {host}\r\n"
+    head += f"Content-Type: application/x-npy\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head.encode() + body)  # five million rows: minutes of work
+        while "queued_rows 5e+06" not in httpx2.get(f"{url}/metrics").text:
+            pass
+        process.send_signal(signal.SIGTERM)
+        while is_ready(url):
+            pass
+        process.send_signal(number)
+        assert connection.recv(100) == b""
+    assert process.wait(30) == -number
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

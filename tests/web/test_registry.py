@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +22,13 @@ from fastapi.testclient import TestClient
 
 from model_store import ImageShape, PixelPreparation, StoreError, open_version, publish
 from service.engine.model import Model
+from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
 from service.web.app import create_app
 from service.web.loading import Loads, LoadTime
 from service.web.metrics import Metrics
+from service.web.opening import Opener
+from service.web.outcome import DeadlineError
 from service.web.registry import Registry
-from service.web.scheduler import DeadlineError
 from service.web.settings import Settings
 from tests.toys import bernoulli_toy
 from tests.web.conftest import COLOUR_SHAPE, DIGIT_SHAPE, put
@@ -395,15 +398,15 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Versions asked for by number load only once this is set; `opened` lists them."""
     event = threading.Event()
     event.opened = []  # type: ignore[attr-defined]
-    opening = Registry._open
+    opening = Opener._open
 
-    def wait(self: Registry, key: Any, stamp: Any) -> Any:
+    def wait(self: Opener, key: Any, stamp: Any) -> Any:
         if key[1] != 3:
             event.opened.append(key[1])  # type: ignore[attr-defined]
             event.wait(60)
         return opening(self, key, stamp)
 
-    monkeypatch.setattr(Registry, "_open", wait)
+    monkeypatch.setattr(Opener, "_open", wait)
     yield event
     event.set()
 
@@ -428,6 +431,67 @@ def test_loading_a_version_is_within_the_requests_deadline_and_goes_on_for_other
         assert [answer.result() for answer in patient] == [1, 1, 1]
     assert gate.opened == [1]  # once, for all who asked
     assert client.get("/v1/models/digits").json()["loaded_versions"] == [1, 3]
+
+
+def test_what_the_store_has_not_is_told_while_another_version_loads(run: Run, tmp_path: Path, gate: Any) -> None:
+    for seed in (1, 2, 3):
+        add(tmp_path, seed=seed)
+    client = run()
+    headers = {**BODY["headers"], "X-Request-Timeout-Ms": "100"}
+    assert client.post("/v1/encode?version=1", **{**BODY, "headers": headers}).status_code == 504  # it loads on
+    while gate.opened != [1]:
+        pass
+    headers["X-Request-Timeout-Ms"] = "20000"
+    for query in ("version=9", "model=unheard-of&version=1"):
+        assert client.post(f"/v1/encode?{query}", **{**BODY, "headers": headers}).status_code == 404
+
+
+def test_a_gpu_without_room_for_a_version_is_not_the_versions_fault_and_counts(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        add(tmp_path, seed=seed)
+    client = run()
+    opener: Opener = client.app.state.backend.registry._opener  # type: ignore[attr-defined]
+    opener._load_time = LoadTime(lambda: 0.0)
+    left = opener._load_time._left
+
+    def full(*_: Any, **__: Any) -> Model:
+        time.sleep(0.002)
+        raise OutOfDeviceMemoryError("the GPU has no room for this computation")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Model, "open", full)
+        answer = client.post("/v1/encode?version=1", **BODY)
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:logpx:problem:out-of-device-memory")
+        assert opener._load_time._left < left
+        add(tmp_path, seed=3)
+        assert client.post("/v1/admin/reload").status_code == 503
+    assert 'logpx_reloads_total{outcome="failed"} 1.0' in client.get("/metrics").text
+    assert encode(client) == 2
+    assert client.get("/v1/models/digits").json()["refused"] == []
+    assert reload(client)["digits"]["default_version"] == 3
+
+
+def test_a_gpu_that_is_lost_while_a_version_is_opened_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        add(tmp_path, seed=seed)
+    told = threading.Event()
+    app = create_app(Settings(model_store=tmp_path), on_failure=told.set)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        while client.get("/readyz").status_code != 200:
+            pass
+
+        def lost(*_: Any, **__: Any) -> Model:
+            raise DeviceLostError("the GPU has failed")
+
+        monkeypatch.setattr(Model, "open", lost)
+        answer = client.post("/v1/encode?version=1", **BODY)
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:logpx:problem:not-ready")
+        assert told.wait(60)
+        assert "dead" in client.get("/readyz").json()["detail"]
 
 
 def test_loading_takes_of_the_time_for_computing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,15 +531,15 @@ def test_versions_that_drive_one_another_out_are_not_loaded_all_the_time(run: Ru
     for seed in (1, 2, 3):
         add(tmp_path, seed=seed)
     client = run(max_other_versions=1)
-    registry: Registry = client.app.state.backend.registry  # type: ignore[attr-defined]
+    opener: Opener = client.app.state.backend.registry._opener  # type: ignore[attr-defined]
     now = [0.0]
-    registry._load_time = LoadTime(lambda: now[0])
-    registry._load_time.spend(60.0)  # some loads, one after the other
+    opener._load_time = LoadTime(lambda: now[0])
+    opener._load_time.spend(60.0)  # some loads, one after the other
     assert encode(client, "version=1") == 1  # nobody knows before how long it takes
-    assert registry._load_time._left < 0
+    assert opener._load_time._left < 0
     now[0] = 0.0
-    registry._load_time = LoadTime(lambda: now[0])
-    registry._load_time.spend(62)
+    opener._load_time = LoadTime(lambda: now[0])
+    opener._load_time.spend(62)
     refused = client.post("/v1/encode?version=2", **BODY)
     assert (refused.status_code, refused.json()["type"]) == (429, "urn:logpx:problem:too-many-loads")
     assert refused.headers["retry-after"] == "20"

@@ -3,12 +3,14 @@
 import asyncio
 import math
 import threading
+import weakref
 from collections.abc import Generator, Sequence
 
 import pytest
 
+from service.web.outcome import DeadlineError, Done, QueueFullError, StoppedError
 from service.web.rate import Expectation, Meter, Rate
-from service.web.scheduler import DeadlineError, Done, QueueFullError, Scheduler, StoppedError
+from service.web.scheduler import Scheduler
 from service.web.turns import Kind
 
 
@@ -308,6 +310,22 @@ def test_whoever_left_or_is_too_late_is_not_computed_with_the_batch() -> None:
         return log
 
     assert asyncio.run(scenario()) == [[1]]
+
+
+def test_what_everybody_left_before_it_began_is_not_kept() -> None:
+    async def scenario() -> None:
+        queue = scheduler()
+        gate, _ = await blocked(queue)
+        work = steps("left", 1, [])
+        kept = weakref.ref(work)
+        queue.submit_alone(work, rows=1, timeout_seconds=60).cancel()
+        del work
+        gate.set()
+        await until(lambda: queue.queued_jobs == 0)
+        await until(lambda: kept() is None)
+        queue.stop()
+
+    asyncio.run(scenario())
 
 
 def test_a_batch_that_everybody_left_stops_within_a_chunk() -> None:

@@ -196,6 +196,7 @@ def test_a_key_given_for_the_file_of_keys_is_not_told(name: str) -> None:
             {"max_json_bytes": 2000, "max_body_bytes": 1000},
             "LOGPX_MAX_JSON_BYTES: 2000 is more than LOGPX_MAX_BODY_BYTES (1000)",
         ),
+        ({"max_answer_bytes": 1663}, "LOGPX_MAX_ANSWER_BYTES: 1663 is less than the 1664 that one estimate may have"),
     ],
 )
 def test_settings_that_contradict_one_another_stop_the_start(given: dict[str, int], problem: str) -> None:
@@ -215,3 +216,4 @@ def test_settings_at_their_bounds_are_taken() -> None:
     assert Settings(num_samples=4, max_num_samples=4, max_rows=4, max_queued_rows=4).num_samples == 4
     assert Settings(max_body_bytes=1000).max_json_bytes > 1000  # a default says nothing against it: both bound JSON
     assert Settings(max_json_bytes=1000, max_body_bytes=1000).model_store == BUNDLED
+    assert Settings(max_answer_bytes=1664).max_answer_bytes == 1664
