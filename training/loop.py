@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from training.augmentation import augment
 from training.configuration import Configuration
 from training.data import TrainingImages, binarise, derive_seed, to_levels, unit_pixels
 from training.errors import DivergenceError
-from training.gradients import accumulate_gradients, drop_if_not_finite
+from training.gradients import accumulate_gradients
 from training.memory import footprint
 from training.networks import Vae
 from training.objective import negative_elbo, negative_iwae_bound
@@ -67,7 +66,6 @@ class Loop:
         self.steps_per_epoch = math.ceil(len(images) / configuration.batch_size)
         self._streams = (_TRAINING,) if start is None else (_TRAINING, int(start[:16], 16))
         self._parameters = list(state.model.parameters())
-        self._averages = list(state.averaged.parameters())
 
     def train_epoch(self, epoch: int) -> TrainedEpoch:
         """One pass over the training images.
@@ -135,10 +133,8 @@ class Loop:
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, configuration.max_gradient_norm)
         else:
             norm = torch.nn.utils.get_total_norm(gradients)
-        sound = drop_if_not_finite(self._parameters, norm + loss)
-        state.optimiser.step()
-        weight = averaging_weight(step, configuration.ema_decay)
-        get_ema_multi_avg_fn(1 - weight)(self._averages, self._parameters, step)  # type: ignore[no-untyped-call]
+        sound = torch.isfinite(norm + loss)
+        state.step(sound, averaging_weight(step, configuration.ema_decay))
         return loss, sound
 
     def _negative_bound(self, step: int, x: Tensor, noise: Tensor, whole: Tensor | None) -> Tensor:

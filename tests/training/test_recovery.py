@@ -3,20 +3,26 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from tests.training.photographs import photographs
 from tests.training.test_trainer import CPU, SHORT, equal, new_run, train, weights
-from training.data import DataSplits
+from training.data import DataSplits, LoadedImages
 from training.errors import DivergenceError
-from training.gradients import drop_if_not_finite
+from training.gradients import accumulate_gradients
+from training.loop import Loop
 from training.networks import Vae
 from training.recovery import check_bound
 from training.run import Run
 from training.schedule import learning_rate
+from training.state import TrainingState, build_state
 from training.trainer import EpochFigures, fit
+from training.workers import ALONE, PLAIN
 
 
 @pytest.fixture
@@ -93,20 +99,67 @@ def test_a_single_broken_step_is_left_out(tmp_path: Path, splits: DataSplits) ->
     assert metrics[1]["train_bound"] > metrics[0]["train_bound"]
 
 
-def test_gradients_that_are_not_finite_are_dropped_and_others_left_alone() -> None:
-    for poison in (0.0, math.inf, -math.inf, math.nan):
-        some, other, without = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
-        some.grad, other.grad = torch.tensor([1e-30, -2.0, poison]), torch.full((3,), 0.1)
-        before = other.grad.clone()
-        norm = torch.nn.utils.get_total_norm([some.grad, other.grad])
-        assert bool(drop_if_not_finite([some, other, without], norm)) == math.isfinite(poison)
-        assert some.grad is not None
-        if math.isfinite(poison):
-            assert some.grad.tolist() == torch.tensor([1e-30, -2.0, 0.0]).tolist()
-            assert torch.equal(other.grad, before)
-        else:
-            assert not some.grad.any()
-            assert not other.grad.any()
+def everything(state: TrainingState) -> dict[str, torch.Tensor]:
+    """Copies of all tensors that a step may change: weights, average, and Adam's moments and count of steps."""
+    checkpoint = state.as_checkpoint(0)
+    moments = checkpoint["optimiser"]["state"]
+    parts = {"model": checkpoint["model"], "averaged": checkpoint["averaged"], **moments}
+    return {f"{part} {name}": value.clone() for part, values in parts.items() for name, value in values.items()}
+
+
+@pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_a_step_that_is_not_finite_changes_no_bit(poison: float, decay: float) -> None:
+    clean = photographs(4, 30, 30, seed=1).astype(np.float32) / np.float32(255)
+    poisoned = clean.copy()
+    poisoned[2, 0, 3, 4] = poison
+    configuration = replace(SHORT, binarisation="none", batch_size=4, ema_decay=decay)  # one step an epoch
+    without, with_it = (build_state(configuration, torch.full((1, 30, 30), 0.5), CPU) for _ in range(2))
+
+    def epoch(number: int, images: NDArray[np.float32], state: TrainingState) -> None:
+        loop = Loop(configuration, state, LoadedImages(images, CPU), ALONE, PLAIN, progress=False)
+        state.reached = loop.train_epoch(number).reached
+
+    # Moments are not zero then: they would have moved the weights, gradient or not.
+    for state in (without, with_it):
+        epoch(1, clean, state)
+        assert state.model.rate_scales()  # two groups of parameters
+    before = everything(with_it)
+    assert {name.split()[1] for name in before} >= {"step", "exp_avg", "exp_avg_sq"}
+    with pytest.raises(DivergenceError, match="at step 2"):
+        epoch(2, poisoned, with_it)
+    after = everything(with_it)
+    assert equal(after, before)
+    # Nor does it change the steps that follow.
+    for state in (without, with_it):
+        epoch(3, clean, state)
+    assert equal(everything(with_it), everything(without))
+    assert not equal(everything(with_it), before)
+
+
+@pytest.mark.parametrize("poison", [1e9, math.inf, -math.inf, math.nan])
+def test_one_gradient_that_is_not_finite_is_enough(poison: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss may be finite beside it."""
+    state = build_state(replace(SHORT, batch_size=4), torch.full((1, 5, 5), 0.5), CPU)
+    images = LoadedImages(np.full((4, 1, 5, 5), 255, np.uint8), CPU)
+    loop = Loop(replace(SHORT, batch_size=4), state, images, ALONE, PLAIN, progress=False)
+    state.reached = loop.train_epoch(1).reached
+    before = everything(state)
+
+    def poisoned(*arguments: Any, **options: Any) -> torch.Tensor:
+        loss = accumulate_gradients(*arguments, **options)
+        bias = state.model.encoder.mean.bias
+        assert bias.grad is not None
+        bias.grad[1] += poison
+        return loss
+
+    monkeypatch.setattr("training.loop.accumulate_gradients", poisoned)
+    if math.isfinite(poison):
+        loop.train_epoch(2)
+    else:
+        with pytest.raises(DivergenceError, match="the gradient is not finite at step 2"):
+            loop.train_epoch(2)
+    assert equal(everything(state), before) == (not math.isfinite(poison))
 
 
 @pytest.mark.parametrize(
