@@ -43,7 +43,12 @@ def stored() -> StoredModel:
 @pytest.mark.parametrize("name", sorted(list_versions(BUNDLED)))
 def test_it_was_trained_by_the_command_in_the_readme(name: str) -> None:
     configuration = dict(open_version(BUNDLED, name).manifest.provenance.configuration)
-    assert configuration.pop("num_images") == {"train": NUM_TRAIN, "validation": 2000, "calibration": 3000, "test": 10000}
+    assert configuration.pop("num_images") == {
+        "train": NUM_TRAIN,
+        "validation": 2000,
+        "calibration": 3000,
+        "test": 10000,
+    }
     assert Configuration(**configuration) == command_that_trains(name)
 
 

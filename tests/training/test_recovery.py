@@ -20,6 +20,7 @@ from training.networks import Vae
 from training.recovery import check_bound
 from training.run import Run
 from training.schedule import learning_rate
+from training.start import start_weights
 from training.state import TrainingState, build_state
 from training.trainer import EpochFigures, fit
 from training.workers import ALONE, PLAIN
@@ -70,10 +71,11 @@ def test_a_run_that_diverges_three_times_ends_and_says_what_to_change(tmp_path: 
     recipe = replace(SHORT, learning_rate=1e36, warm_up_epochs=0.0)
     run = new_run(tmp_path, splits, recipe)
     lines: list[str] = []
-    with pytest.raises(DivergenceError, match=r"Begin another run with --learning-rate 1\.6e\+34") as caught:
+    with pytest.raises(DivergenceError, match=r"run, in another folder, with --learning-rate 1\.6e\+34") as caught:
         fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, on_setback=lines.append)
     assert len(lines) == 2
-    assert "1e+36, 2.5e+35, 6.3e+34 (the last time, the" in str(caught.value)
+    assert "at each of the learning rates 1e+36, 2.5e+35, 6.3e+34, the last time in epoch 1 (the " in str(caught.value)
+    assert "--start-from" not in str(caught.value)  # nothing has been learned
     assert "\n" not in str(caught.value)
     assert all(value.isfinite().all() for value in weights(run).values())
     # It does not walk into the same again.
@@ -97,6 +99,58 @@ def test_a_single_broken_step_is_left_out(tmp_path: Path, splits: DataSplits) ->
     assert [line["setbacks"] for line in metrics] == [0, 0]
     assert all(value.isfinite().all() for value in weights(run).values())
     assert metrics[1]["train_bound"] > metrics[0]["train_bound"]
+
+
+def test_what_was_learned_before_can_be_the_start_of_another_run(
+    tmp_path: Path, splits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "training.loop.learning_rate",
+        lambda step, steps_per_epoch, configuration: 2e-3 if step < 2 * steps_per_epoch else 1e36,
+    )
+    run = new_run(tmp_path, splits, SHORT)
+    with pytest.raises(
+        DivergenceError, match=r"the last time in epoch 3 \(.*epoch 2 are kept, for --start-from\. Begin"
+    ):
+        fit_told(run, splits)
+    assert [figures["epoch"] for figures in run.read_metrics(9)] == [1, 2]
+    assert all(value.isfinite().all() for value in start_weights(run).values())
+
+
+def test_an_odd_validation_image_is_no_divergence(tmp_path: Path) -> None:
+    """An inverted image beside images that hardly vary once ended a healthy run, after three setbacks."""
+    rng = np.random.default_rng(1)
+    images = np.zeros((96, 1, 20, 20), np.uint8)
+    images[:, :, 6:14, 6:14] = rng.integers(100, 140, (96, 1, 8, 8))
+    validation = images[80:].copy()
+    validation[0] = 255 - validation[0]
+    splits = DataSplits("odd", "0" * 64, images[:80], validation, images[80:], images[80:])
+    recipe = replace(SHORT, likelihood="gaussian", binarisation="none", batch_size=8, epochs=8)
+    run = new_run(tmp_path, splits, recipe)
+    assert fit_told(run, splits) == []
+    metrics = run.read_metrics(9)
+    assert metrics[-1]["train_bound"] > metrics[0]["train_bound"] + 400
+    assert metrics[-1]["validation_bound"] < -10 * (metrics[-1]["train_bound"] + 400)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.999999])
+def test_a_last_step_that_ruins_the_weights_is_taken_back(
+    decay: float, tmp_path: Path, splits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No loss of that epoch shows it, and hardly the average: the checkpoint would be of ruined weights."""
+    setbacks: list[int] = []
+
+    def factor(count: int) -> float:
+        setbacks.append(count)
+        return 1e5 if len(setbacks) == 8 else 0.25**count  # the last step of epoch 2
+
+    monkeypatch.setattr("training.loop.rate_factor", factor)
+    recipe = replace(SHORT, ema_decay=decay)
+    run = new_run(tmp_path, splits, recipe)
+    (line,) = fit_told(run, splits)
+    assert "the training images' bound by the weights after epoch 2, step 8, has fallen to " in line
+    assert "back to the weights of epoch 1" in line
+    assert [figures["setbacks"] for figures in run.read_metrics(9)] == [0, 1, 1, 1]
 
 
 def everything(state: TrainingState) -> dict[str, torch.Tensor]:
