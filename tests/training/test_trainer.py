@@ -190,7 +190,8 @@ def test_weights_broken_by_the_last_step_are_not_kept(tmp_path: Path, splits: Da
     recipe = replace(SHORT, epochs=1, batch_size=1000, learning_rate=1e38, ema_decay=0.0, warm_up_epochs=0.0)
     run = new_run(tmp_path, splits, recipe)
     with pytest.raises(
-        DivergenceError, match=r"the validation bound after epoch 1, step 1, (is|has fallen to) (nan|-)"
+        DivergenceError,
+        match=r"the training images' bound by the weights after epoch 1, step 1, (is|has fallen to) (nan|-)",
     ):
         train(run, splits)
     assert all(value.isfinite().all() for value in weights(run).values())
