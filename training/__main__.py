@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import torch
 
@@ -69,16 +69,23 @@ def _fit(parsed: argparse.Namespace) -> None:
 
 
 def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team, locks: ExitStack) -> None:
-    given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
-    max_memory = given.get("max_memory", Configuration.max_memory)
-    source = open_source(
-        locate(parsed.data), Reading(max_memory, given.get("skip_corrupt", False), parsed.workers, progress=team.leads)
-    )
-    start = open_run(parsed.start_from) if hasattr(parsed, "start_from") else None
-    weights = start_weights(start) if start else None
-    configuration = complete_configuration((inherited_options(start) if start else {}) | given, source.train)
-    splits = split(source, configuration)
     before = open_run(parsed.out).description if parsed.resume else None
+    start = open_run(parsed.start_from) if hasattr(parsed, "start_from") else None
+    given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
+    if before:
+        given = asdict(before.configuration) | given
+    elif start:
+        given = inherited_options(start) | given
+    reading = Reading(
+        given.get("max_memory", Configuration.max_memory),
+        given.get("skip_corrupt", Configuration.skip_corrupt),
+        parsed.workers,
+        progress=team.leads,
+    )
+    source = open_source(locate(parsed.data), reading)
+    weights = start_weights(start) if start else None
+    configuration = complete_configuration(given, source.train)
+    splits = split(source, configuration)
     acceleration = choose_acceleration(
         device,
         parsed.precision,
@@ -90,7 +97,7 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team, l
         configuration,
         splits,
         source=parsed.data,
-        start=fingerprint(weights) if weights else None,
+        start=fingerprint(weights) if weights else before.start if before else None,
         acceleration=acceleration,
         device=device.type,
     )

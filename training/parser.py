@@ -41,7 +41,9 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, default=argparse.SUPPRESS, help="the run's folder, new or empty"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in that folder, by the options it began with"
+    )
     parser.add_argument(
         "--start-from",
         type=Path,

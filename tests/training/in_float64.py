@@ -42,6 +42,7 @@ def in_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     try:
         with (
+            mock.patch("training.loop.prepare", doubled(prepare)),
             mock.patch("training.trainer.prepare", doubled(prepare)),
             mock.patch("training.figures.binarise", doubled(binarise)),
         ):

@@ -21,6 +21,7 @@ from training.recipes import complete_configuration
 GREY: NDArray[np.uint8] = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
 PIXELS = {"mnist": np.where(GREY > 127, np.uint8(255), np.uint8(0)), "fashion-mnist": GREY}
 """How grey each data set is, which decides the likelihood."""
+NUM_TRAIN = 55_000
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
@@ -30,7 +31,8 @@ def command_that_trains(name: str) -> Configuration:
     (command,) = [line for line in lines if line.startswith(f"python -m training fit --data {name} ")]
     given = vars(build_parser(None).parse_args(shlex.split(command)[3:]))
     options = {field.name: given[field.name] for field in fields(Configuration) if field.name in given}
-    return complete_configuration(options, PIXELS[name])
+    train = np.broadcast_to(PIXELS[name], (NUM_TRAIN, *PIXELS[name].shape[1:]))
+    return complete_configuration(options, train)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,12 @@ def stored() -> StoredModel:
 @pytest.mark.parametrize("name", sorted(list_versions(BUNDLED)))
 def test_it_was_trained_by_the_command_in_the_readme(name: str) -> None:
     configuration = dict(open_version(BUNDLED, name).manifest.provenance.configuration)
-    assert configuration.pop("num_images") == {"train": 55000, "validation": 2000, "calibration": 3000, "test": 10000}
+    assert configuration.pop("num_images") == {
+        "train": NUM_TRAIN,
+        "validation": 2000,
+        "calibration": 3000,
+        "test": 10000,
+    }
     assert Configuration(**configuration) == command_that_trains(name)
 
 

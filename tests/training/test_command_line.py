@@ -225,7 +225,12 @@ def test_the_number_of_samples_is_the_proposals_own(
 
 def test_divergence_is_an_error_with_the_step(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = fit_arguments(digits, tmp_path / "run", "--learning-rate=1e30", "--warm-up-epochs=0")
-    assert "the loss is nan at step" in refused(capsys, arguments)
+    assert main(arguments) == 2
+    *warnings, error = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in warnings] == ["warning", "warning"]
+    assert all("the loss is nan at step 2 (epoch 1): back to the weights of epoch 0" in line for line in warnings)
+    assert error.startswith("error: training has diverged after epoch 0 at each of the learning rates 1e+30, 2.5e+29, ")
+    assert "--learning-rate 1.6e+28" in error
 
 
 def test_errors_of_the_users_making(
@@ -287,10 +292,12 @@ def test_help_shows_every_option_and_its_default(capsys: pytest.CaptureFixture[s
     assert "(default: None)" not in text
     for field in fields(Configuration):
         assert f"--{field.name.replace('_', '-')} " in text
-        if field.default is not None and field.name != "likelihood":
+        if field.default is not None and field.name not in ("preset", "likelihood", "warm_up_epochs"):
             assert re.search(rf"\(default: {re.escape(str(field.default))}[;,)]", text), field.name
     assert "(default: discretised_logistic for 8-bit images of which more than a fifth is grey, else bernoulli)" in text
-    assert "(default: 512; 32 for resnet)" in text
+    assert "(default: auto, an mlp up to 64×64 numbers an image, a resnet for larger ones" in text
+    assert "(default: 1, or as many as have 100 steps, but at most a tenth of all)" in text
+    assert "(default: 512; 32 for resnet; 16 for resnet in patches)" in text
 
 
 @pytest.mark.parametrize("command", ["evaluate", "publish"])

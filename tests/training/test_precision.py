@@ -235,7 +235,9 @@ def test_no_other_file_sets_the_precision_of_float32() -> None:
     root = Path(__file__).parents[2]
     files = [file for folder in ("training", "benchmarks", "service") for file in (root / folder).rglob("*.py")]
     found = {str(file.relative_to(root)) for file in files if any(word in file.read_text() for word in words)}
-    assert found - {"benchmarks/peers/pythae_trainer.py"} == {"training/precision.py"}  # the peer runs without ours
+    measured = {"benchmarks/gpu_parts/environment.py", "benchmarks/gpu_parts/torch_speed.py"}  # TF32 beside float32
+    peer = {"benchmarks/peers/pythae_trainer.py"}  # runs without ours
+    assert found - measured - peer == {"training/precision.py"}
 
 
 def test_in_bfloat16_only_the_layers_are_rounded() -> None:
