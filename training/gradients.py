@@ -1,9 +1,9 @@
 """Gradients of a batch, of as many images and samples at once as the memory's bound allows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.memory import Footprint
 from training.networks import Vae
@@ -60,15 +60,3 @@ def log_weight_in_parts(model: Vae, x: Tensor, noise: Tensor, sizes: Footprint) 
         for some, drawn in zip(torch.split(x, images), torch.split(noise, images), strict=True)
     ]
     return torch.cat(rows)
-
-
-def drop_if_not_finite(parameters: Sequence[nn.Parameter], norm: Tensor) -> Tensor:
-    """Set all gradients to 0 where their `norm` is not finite; returns whether it is, without waiting for the device.
-
-    Where it is, no bit changes. Gradients of 0 leave the step to Adam's momentum.
-    """
-    finite = torch.isfinite(norm)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.masked_fill_(~finite, 0)
-    return finite

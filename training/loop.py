@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from training.augmentation import augment
 from training.configuration import Configuration
 from training.data import TrainingImages, binarise, derive_seed, to_levels, unit_pixels
 from training.errors import DivergenceError
-from training.gradients import accumulate_gradients, drop_if_not_finite
+from training.gradients import accumulate_gradients, log_weight_in_parts
 from training.memory import footprint
 from training.networks import Vae
 from training.objective import negative_elbo, negative_iwae_bound
@@ -67,7 +66,7 @@ class Loop:
         self.steps_per_epoch = math.ceil(len(images) / configuration.batch_size)
         self._streams = (_TRAINING,) if start is None else (_TRAINING, int(start[:16], 16))
         self._parameters = list(state.model.parameters())
-        self._averages = list(state.averaged.parameters())
+        self._first: tuple[Tensor, Tensor]  # the epoch's first batch and its noise
 
     def train_epoch(self, epoch: int) -> TrainedEpoch:
         """One pass over the training images.
@@ -98,6 +97,7 @@ class Loop:
         median = -losses.median().item()
         best = -losses[0].item() if self.state.reached is None else self.state.reached
         check_bound(median, best, self.num_pixels, f"the bound in epoch {epoch}")
+        self._check_weights(best, f"after epoch {epoch}, step {epoch * self.steps_per_epoch},")
         return TrainedEpoch(-losses.mean().item(), max(best, median), self.steps_per_epoch - len(losses))
 
     def _check_sound(self, losses: Tensor, sound: Tensor, epoch: int) -> None:
@@ -106,6 +106,27 @@ class Loop:
             loss, step = losses[broken[0]].item(), (epoch - 1) * self.steps_per_epoch + broken[0] + 1
             what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
             raise DivergenceError(f"{what} at step {step} (epoch {epoch})")
+
+    def _check_weights(self, best: float, when: str) -> None:
+        """Refuse weights, or an average of them, that no longer know the images which the epoch began with.
+
+        The last steps of an epoch can have ruined them without a loss that shows it. Validation images would not do:
+        a single one that is unlike all training images costs without limit what these were learned well. For the same
+        reason, of the images' bounds the median counts.
+
+        Raises:
+            DivergenceError: they do not.
+        """
+        medians = torch.zeros(2, dtype=torch.float64, device=self.images.device)
+        if self.team.leads:
+            # Without gradients the networks would be compiled once more, and for this alone.
+            with torch.compiler.set_stance("force_eager"):
+                for index, vae in enumerate((self.state.model, self.state.averaged)):
+                    log_weights = log_weight_in_parts(vae, *self._first, self.sizes).double()  # [B, K]
+                    medians[index] = torch.logsumexp(log_weights, dim=1).median() - math.log(log_weights.shape[1])
+        self.team.add([medians])
+        for bound, what in zip(medians.tolist(), ("weights", "average weights"), strict=True):
+            check_bound(bound, best, self.num_pixels, f"the training images' bound by the {what} {when}")
 
     def _step(self, step: int, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One step of the optimiser on a batch [B, C, H, W]; the mean loss before it, and whether all was finite."""
@@ -117,6 +138,8 @@ class Loop:
         self.learning_rate = learning_rate(step, self.steps_per_epoch, configuration) * rate_factor(state.setbacks)
         for group in state.optimiser.param_groups:
             group["lr"] = self.learning_rate * group["rate_scale"]
+        if step % self.steps_per_epoch == 0:
+            self._first = x, noise
         state.optimiser.zero_grad()
         loss = accumulate_gradients(
             functools.partial(self._negative_bound, step),
@@ -135,10 +158,8 @@ class Loop:
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, configuration.max_gradient_norm)
         else:
             norm = torch.nn.utils.get_total_norm(gradients)
-        sound = drop_if_not_finite(self._parameters, norm + loss)
-        state.optimiser.step()
-        weight = averaging_weight(step, configuration.ema_decay)
-        get_ema_multi_avg_fn(1 - weight)(self._averages, self._parameters, step)  # type: ignore[no-untyped-call]
+        sound = torch.isfinite(norm + loss)
+        state.step(sound, averaging_weight(step, configuration.ema_decay))
         return loss, sound
 
     def _negative_bound(self, step: int, x: Tensor, noise: Tensor, whole: Tensor | None) -> Tensor:

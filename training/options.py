@@ -28,7 +28,8 @@ _HELP = {
     "kl_warm_up_epochs": "elbo: epochs over which the KL term's weight rises from 0 to 1",
     "free_bits": "elbo: nats of each latent dimension's KL term that cost nothing",
     "epochs": "passes over the training images",
-    "batch_size": "images a step, over all processes",
+    "batch_size": "images a step, over all processes; of a resnet in patches fewer, at least 8, where an epoch would "
+    "have less than 100 steps",
     "learning_rate": "Adam's, after the warm-up; falls to 0 along a cosine",
     "warm_up_epochs": "epochs of linear warm-up (default: 1, or as many as have 100 steps, but at most a tenth of all)",
     "max_gradient_norm": "a longer gradient is shortened to this; 0: never",

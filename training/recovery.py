@@ -27,7 +27,8 @@ def check_bound(bound: float, best: float, num_pixels: int, what: str) -> None:
     """Refuse a bound [nats an image] that is not finite, or absurd beside the best that training has reached.
 
     Absurd is a bound that is lower by more than ten times |best| + 1 nat a pixel: far below what the untrained model
-    has, which knows the mean image, and farther than overfitting brings a validation bound.
+    has, which knows the mean image. It is to be of training images: one validation image that is unlike them all can
+    bring a bound down as far.
 
     Raises:
         DivergenceError: the bound is such.
@@ -47,11 +48,12 @@ def check_not_given_up(state: TrainingState, epoch: int, configuration: Configur
     if state.setbacks > MOST_SETBACKS:
         tried = ", ".join(f"{configuration.learning_rate * rate_factor(count):.2g}" for count in range(state.setbacks))
         advised = configuration.learning_rate * rate_factor(state.setbacks)
+        kept = f"the weights of epoch {epoch} are kept, for --start-from. " if epoch else ""
         raise DivergenceError(
-            f"training has diverged after epoch {epoch} at each of the learning rates {tried}"
-            f"{f' (the last time, {reason})' if reason else ''}; the weights of epoch {epoch} are kept. Begin another "
-            f"run with --learning-rate {advised:.2g}, and see whether some images are unlike all others: blank, "
-            "inverted, or of another range of values"
+            f"training has diverged at each of the learning rates {tried}, the last time in epoch {epoch + 1}"
+            f"{f' ({reason})' if reason else ''}, and does not go on. {kept}Begin another run, in another folder, with "
+            f"--learning-rate {advised:.2g}, and see whether some images are unlike all others: blank, inverted, or of "
+            "another range of values"
         )
 
 

@@ -36,6 +36,23 @@ class TrainingState:
     setbacks: int = 0
     reached: float | None = None
 
+    def step(self, sound: Tensor, weight: float) -> None:
+        """One step of the optimiser, of which the average takes this `weight`; where it is not `sound`, no bit changes.
+
+        Neither do Adam's moments and its count of steps then, and the processor does not wait for the device to know:
+        fused Adam leaves out a step for a gradient scaler, by this attribute.
+
+        Args:
+            sound: whether the gradients are finite, a boolean scalar on their device.
+            weight: of the new weights in the average, 0 to 1.
+        """
+        self.optimiser.found_inf = (~sound).float()  # type: ignore[attr-defined]
+        self.optimiser.step()
+        taken = weight * sound.to(torch.get_default_dtype())
+        with torch.no_grad():
+            for average, new in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(new, taken)
+
     def as_checkpoint(self, epoch: int) -> dict[str, Any]:
         """Plain tensors and numbers, which `torch.load(weights_only=True)` reads."""
         return {

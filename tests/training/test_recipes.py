@@ -63,18 +63,38 @@ def test_the_size_of_the_images_decides_the_networks(
     shape: tuple[int, int, int], preset: str, width: int, num_samples: int, batch_size: int
 ) -> None:
     for options in ({}, {"preset": "auto"}):
-        found = complete_configuration(options, np.zeros((1, *shape), np.uint8))
+        found = complete_configuration(options, np.broadcast_to(np.uint8(0), (5000, *shape)))
         assert (found.preset, found.width, found.num_samples, found.batch_size) == (
             preset,
             width,
             num_samples,
             batch_size,
         )
-        assert found.learning_rate == {"mlp": 2e-3, "resnet": 5e-4}[preset]
+        assert found.learning_rate == {"mlp": 2e-3, "resnet": 1e-3}[preset]
     assert complete_configuration({"preset": "mlp"}, np.zeros((1, *shape), np.uint8)).preset == "mlp"
     assert (
         complete_configuration({"preset": "resnet", "num_samples": 5}, np.zeros((1, *shape), np.uint8)).num_samples == 5
     )
+
+
+@pytest.mark.parametrize(
+    ("num_images", "options", "batch_size", "warm_up"),
+    [
+        (1, {}, 8, 12),
+        (150, {}, 8, 6),  # 19 steps an epoch
+        (801, {}, 9, 2),
+        (3100, {}, 31, 1),
+        (3101, {}, 32, 2),  # 97 steps
+        (70_000, {}, 32, 1),
+        (150, {"batch_size": 32}, 32, 12),
+        (150, {"preset": "mlp"}, 128, 12),
+    ],
+)
+def test_few_large_images_come_in_small_batches(
+    num_images: int, options: dict[str, Any], batch_size: int, warm_up: float
+) -> None:
+    found = complete_configuration(options, np.broadcast_to(np.uint8(0), (num_images, 3, 48, 64)))
+    assert (found.batch_size, found.warm_up_epochs) == (batch_size, warm_up)
 
 
 @pytest.mark.parametrize(

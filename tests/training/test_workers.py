@@ -131,7 +131,7 @@ def test_two_processes_step_back_together_and_end(digits: Path, tmp_path: Path) 
     process = fit_in_two(digits, tmp_path / "run", "--learning-rate=1e36", "--warm-up-epochs=0")
     assert process.returncode == 1
     assert process.stderr.count("back to the weights of epoch 0") == 2  # one process tells of each
-    assert "training has diverged after epoch 0 at each of the learning rates 1e+36, 2.5e+35, 6.3e+34" in process.stderr
+    assert "training has diverged at each of the learning rates 1e+36, 2.5e+35, 6.3e+34" in process.stderr
     checkpoint = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
     assert (checkpoint["epoch"], checkpoint["setbacks"]) == (0, 3)
     assert all(value.isfinite().all() for part in ("model", "averaged") for value in checkpoint[part].values())
