@@ -8,6 +8,7 @@ StoreError
 import hashlib
 import io
 import json
+import os
 import re
 import stat
 import zipfile
@@ -62,6 +63,8 @@ class StoredModel:
 
     path: Path
     manifest: Manifest
+    digest: str
+    """SHA-256 of manifest.json in hex; with the hashes that it holds, of the whole version."""
     encoder: bytes
     decoder: bytes
     calibration: Mapping[str, NDArray[np.float64]]
@@ -145,7 +148,7 @@ def open_version(root: Path, name: str, version: int | None = None) -> StoredMod
         InvalidArtifactError: a file is missing or altered; the message names it.
     """
     path = _locate(root, name, version)
-    manifest = _read_manifest(path / MANIFEST)
+    manifest, digest = _read_manifest(path / MANIFEST)
     if (manifest.name, str(manifest.version)) != (name, path.name):
         problem = f"says it is {manifest.name} version {manifest.version}, but lies in {name}/{path.name}"
         raise InvalidArtifactError(path / MANIFEST, problem)
@@ -153,6 +156,7 @@ def open_version(root: Path, name: str, version: int | None = None) -> StoredMod
     return StoredModel(
         path=path,
         manifest=manifest,
+        digest=digest,
         encoder=contents[ENCODER],
         decoder=contents[DECODER],
         calibration=_parse_calibration(
@@ -184,26 +188,40 @@ def _locate(root: Path, name: str, version: int | None) -> Path:
 
 
 def _read(file: Path) -> bytes:
+    """The content of a regular file. Anything else may have no end, or make a reader wait for ever, as a pipe does."""
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would wait for its writer for ever
-            raise InvalidArtifactError(file, "cannot be read (not a file)")
-        return file.read_bytes()
+        _check_regular(file, file.stat())  # before it is opened: opening some devices already does something
+        with open(file, "rb", opener=_open_without_waiting) as stream:
+            opened = os.fstat(stream.fileno())
+            _check_regular(file, opened)  # another one may lie there by now
+            return stream.read(opened.st_size)  # and no more: a file that grows as fast as it is read would have no end
     except FileNotFoundError:
         raise InvalidArtifactError(file, "missing") from None
     except OSError as error:
         raise InvalidArtifactError(file, f"cannot be read ({error.strerror})") from error
 
 
-def _read_manifest(file: Path) -> Manifest:
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _check_regular(file: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidArtifactError(file, "cannot be read (not a file)")
+
+
+def _read_manifest(file: Path) -> tuple[Manifest, str]:
+    """The manifest, and the SHA-256 of its bytes."""
+    content = _read(file)
     try:
-        fields = json.loads(_read(file))
+        fields = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InvalidArtifactError(file, f"not JSON ({error})") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:
         raise InvalidArtifactError(file, f"format version {version!r}; this reader knows only {FORMAT_VERSION}")
     try:
-        return Manifest.model_validate(fields)
+        return Manifest.model_validate(fields), hashlib.sha256(content).hexdigest()
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise InvalidArtifactError(file, problems) from error

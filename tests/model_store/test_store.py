@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -407,13 +408,70 @@ def test_links_of_models_and_versions_are_followed_and_those_to_nothing_are_name
         open_version(tmp_path / "store", "toy")
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, file: str) -> None:
+def put_socket(file: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(file))  # a socket's path may not be long
+
+
+NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a pipe": (os.mkfifo, "not a file"),
+    "a socket": (put_socket, "not a file"),
+    "a folder": (Path.mkdir, "not a file"),
+    "a device without end": (lambda file: file.symlink_to("/dev/zero"), "not a file"),
+    "a terminal": (lambda file: file.symlink_to("/dev/ptmx"), "not a file"),
+    "a link to itself": (lambda file: file.symlink_to(file.name), os.strerror(errno.ELOOP)),
+}
+
+
+@pytest.mark.parametrize(("put", "problem"), NO_FILES.values(), ids=NO_FILES)
+def test_only_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], object], problem: str
+) -> None:
+    """Also where a file is there at the first look, and something else when it is opened."""
     folder = add(tmp_path).path
-    (folder / file).unlink()
-    os.mkfifo(folder / file)
-    with pytest.raises(InvalidArtifactError, match=r"cannot be read \(not a file\)"):
+    monkeypatch.chdir(folder)
+    for file in FILES:
+        (folder / file).rename(folder / "aside")
+        put(folder / file)
+        with pytest.raises(InvalidArtifactError) as caught:
+            open_version(tmp_path, "toy")
+        assert (caught.value.file, caught.value.problem) == (folder / file, f"cannot be read ({problem})")
+        with monkeypatch.context() as patched:
+            look, real = Path.stat, (folder / "aside").stat()
+            patched.setattr(Path, "stat", lambda path, **how: real if path.name in FILES else look(path, **how))  # noqa: B023
+            with pytest.raises(InvalidArtifactError) as caught:
+                open_version(tmp_path, "toy")
+            assert caught.value.file == folder / file
+        if put == Path.mkdir:
+            (folder / file).rmdir()
+        (folder / "aside").replace(folder / file)
+    open_version(tmp_path, "toy")
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_to_where_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = add(tmp_path).path
+    look = os.fstat
+
+    def grow(descriptor: int) -> os.stat_result:
+        found = look(descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "encoder.onnx":
+            with (folder / "encoder.onnx").open("ab") as stream:
+                stream.write(b"more")
+        return found
+
+    monkeypatch.setattr(os, "fstat", grow)
+    assert open_version(tmp_path, "toy").encoder == b"e0"
+    with pytest.raises(InvalidArtifactError, match=r"encoder\.onnx: SHA-256 is"):
         open_version(tmp_path, "toy")
+
+
+def test_the_digest_tells_versions_apart(tmp_path: Path) -> None:
+    one, two = add(tmp_path), add(tmp_path, mark=1)
+    assert one.digest != two.digest
+    assert one.digest == hashlib.sha256((one.path / "manifest.json").read_bytes()).hexdigest()
+    assert open_version(tmp_path, "toy", 1).digest == one.digest
 
 
 def test_a_store_that_cannot_be_written_or_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
