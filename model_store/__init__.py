@@ -1,7 +1,14 @@
 """The on-disk contract of training and service, in prose in README.md beside this file. NumPy and pydantic only."""
 
+from model_store.calibration import FITTING, LATENT, max_calibration_images
+from model_store.errors import InvalidArtifactError, ModelNotFoundError, StoreError
 from model_store.manifest import (
+    CALIBRATION,
+    DECODER,
+    ENCODER,
     FORMAT_VERSION,
+    MAX_IMAGE_SIZE,
+    MAX_LATENT_DIM,
     BernoulliSpec,
     CalibrationProtocol,
     Description,
@@ -18,21 +25,14 @@ from model_store.publication import publish
 from model_store.store import (
     BUNDLED,
     BUNDLED_DEFAULT,
-    CALIBRATION,
-    DECODER,
-    ENCODER,
-    FITTING,
-    LATENT,
-    InvalidArtifactError,
     Listing,
-    ModelNotFoundError,
     StoredModel,
-    StoreError,
     list_store,
     list_versions,
     open_version,
     version_stamp,
 )
+from model_store.text import printable
 
 __all__ = [
     "BUNDLED",
@@ -43,6 +43,8 @@ __all__ = [
     "FITTING",
     "FORMAT_VERSION",
     "LATENT",
+    "MAX_IMAGE_SIZE",
+    "MAX_LATENT_DIM",
     "BernoulliSpec",
     "CalibrationProtocol",
     "Description",
@@ -61,7 +63,9 @@ __all__ = [
     "StoredModel",
     "list_store",
     "list_versions",
+    "max_calibration_images",
     "open_version",
+    "printable",
     "publish",
     "version_stamp",
 ]

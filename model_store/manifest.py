@@ -3,21 +3,28 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 FORMAT_VERSION = 1
 
+MANIFEST, ENCODER, DECODER, CALIBRATION = "manifest.json", "encoder.onnx", "decoder.onnx", "calibration.npz"
+HASHED_FILES = (ENCODER, DECODER, CALIBRATION)
+
+MAX_VERSION = 999_999_999
+MAX_IMAGE_SIZE = 2**24
+"""C·H·W: four thousand by four thousand grey pixels."""
+MAX_LATENT_DIM = 4096
+MAX_CALIBRATION_IMAGES = 2**20
+MAX_NUM_SAMPLES = 2**20
+MAX_SEED = 2**64 - 1
+
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 ModelName = Annotated[str, Field(pattern=NAME_PATTERN)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Scale = Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)]
+"""In these bounds, the square of the ratio of two scales is still finite in float32."""
+Side = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -30,9 +37,15 @@ class _Record(BaseModel):
 class ImageShape(_Record):
     """C, H and W of one image."""
 
-    channels: PositiveInt
-    height: PositiveInt
-    width: PositiveInt
+    channels: Side
+    height: Side
+    width: Side
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.size > MAX_IMAGE_SIZE:
+            raise ValueError(f"channels × height × width must be at most {MAX_IMAGE_SIZE}, found {self.size}")
+        return self
 
     @property
     def chw(self) -> tuple[int, int, int]:
@@ -57,9 +70,9 @@ class PixelPreparation(_Record):
     an image is prepared the same way every time and on every route. Pixels that are 0 or 1 already stay as they are.
     """
 
-    scale: PositiveFloat = 1.0
+    scale: Scale = 1.0
     binarisation: Literal["none", "threshold", "dynamic"] = "none"
-    binarisation_seed: NonNegativeInt = 0
+    binarisation_seed: Seed = 0
 
 
 class BernoulliSpec(_Record):
@@ -75,7 +88,7 @@ class GaussianSpec(_Record):
     """
 
     kind: Literal["gaussian"] = "gaussian"
-    scale: PositiveFloat | None
+    scale: Scale | None
 
 
 class DiscretisedLogisticSpec(_Record):
@@ -98,7 +111,7 @@ class Metric(_Record):
     value: FiniteFloat
     std_error: FiniteFloat | None = None
     unit: str
-    num_images: PositiveInt
+    num_images: Count
     protocol: str
 
 
@@ -106,9 +119,9 @@ class CalibrationProtocol(_Record):
     """How the scores in `calibration.npz` were computed; a score compares only with scores made the same way."""
 
     proposal: str
-    num_samples: PositiveInt
-    seed: NonNegativeInt
-    num_images: PositiveInt
+    num_samples: Annotated[int, Field(ge=1, le=MAX_NUM_SAMPLES)]
+    seed: Seed
+    num_images: Annotated[int, Field(ge=1, le=MAX_CALIBRATION_IMAGES)]
     source: str
 
 
@@ -116,7 +129,7 @@ class Provenance(_Record):
     """Where the model came from, enough to train it again."""
 
     data_set: str
-    seed: NonNegativeInt
+    seed: Seed
     configuration: dict[str, Any]
     library_versions: dict[str, str]
 
@@ -127,7 +140,7 @@ class Description(_Record):
     name: ModelName
     image: ImageShape
     preparation: PixelPreparation
-    latent_dim: PositiveInt
+    latent_dim: Annotated[int, Field(ge=1, le=MAX_LATENT_DIM)]
     likelihood: LikelihoodSpec
     calibration: CalibrationProtocol
     metrics: tuple[Metric, ...] = ()
@@ -146,6 +159,13 @@ class Manifest(Description):
     """`manifest.json`, whole."""
 
     format_version: Literal[1] = 1
-    version: PositiveInt
+    version: Annotated[int, Field(ge=1, le=MAX_VERSION)]
     created: datetime
     sha256: dict[str, Sha256]
+
+    @field_validator("sha256")
+    @classmethod
+    def _of_the_other_files(cls, hashes: dict[str, str]) -> dict[str, str]:
+        if unknown := sorted(hashes.keys() - set(HASHED_FILES)):
+            raise ValueError(f"a version has no such file: {', '.join(unknown[:3])}")
+        return hashes

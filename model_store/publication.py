@@ -20,18 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.manifest import Description, Manifest
-from model_store.store import (
-    CALIBRATION,
-    DECODER,
-    ENCODER,
-    MANIFEST,
-    StoredModel,
-    StoreError,
-    check_calibration,
-    open_version,
-    versions_of,
-)
+from model_store.calibration import check_calibration
+from model_store.errors import InvalidArtifactError, StoreError
+from model_store.manifest import CALIBRATION, DECODER, ENCODER, MANIFEST, Description, Manifest
+from model_store.manifest_file import parse_manifest
+from model_store.store import MAX_GRAPH_BYTES, StoredModel, open_version, versions_of
 
 _UNFINISHED = ".publishing-"
 _GIVEN = ".given-"
@@ -52,7 +45,8 @@ def publish(
     and the number of one that was removed is not given again.
 
     Raises:
-        InvalidArtifactError: the calibration arrays are not what the description says.
+        InvalidArtifactError: what no reader would take: calibration arrays that are not what the description says, a
+            graph or a description that is too large or holds what a manifest may not hold.
         StoreError: the store cannot be written, as on a full disk; it is then as it was.
     """
     scores = {key: np.asarray(value) for key, value in calibration.items()}
@@ -60,6 +54,10 @@ def publish(
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **scores)
     contents = {ENCODER: encoder, DECODER: decoder, CALIBRATION: packed.getvalue()}
+    for file in (ENCODER, DECODER):
+        if len(contents[file]) > MAX_GRAPH_BYTES:
+            raise InvalidArtifactError(file, f"has {len(contents[file])} bytes; at most {MAX_GRAPH_BYTES} are read")
+    parse_manifest(Path(MANIFEST), _text_of(_manifest_of(description, 1, contents)))
     try:
         _make_folder(root)
         while True:
@@ -76,13 +74,19 @@ def _manifest_of(description: Description, version: int, contents: Mapping[str, 
     return Manifest(**{**dict(description), "version": version, "created": created, "sha256": hashes})
 
 
+def _text_of(manifest: Manifest) -> bytes:
+    try:
+        return f"{manifest.model_dump_json(indent=2)}\n".encode()
+    except (ValueError, RecursionError) as error:  # pydantic's own error of serialisation is a ValueError
+        raise InvalidArtifactError(MANIFEST, f"cannot be written ({error})") from error
+
+
 def _place(root: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> bool:
     """Write one version folder atomically; False when another publisher took this version number first."""
     target = root / manifest.name / str(manifest.version)
     temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=root))
     try:
-        manifest_text = manifest.model_dump_json(indent=2) + "\n"
-        for file, content in {**contents, MANIFEST: manifest_text.encode()}.items():
+        for file, content in {**contents, MANIFEST: _text_of(manifest)}.items():
             with (temporary / file).open("wb") as stream:
                 _let_all_read(temporary / file, _READABLE_FILE)
                 stream.write(content)

@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from model_store import CalibrationProtocol, Description, StoredModel, StoreError, open_version, publish
+from model_store import (
+    CalibrationProtocol,
+    Description,
+    StoredModel,
+    StoreError,
+    max_calibration_images,
+    open_version,
+    publish,
+)
 from service.arguments import natural, positive
 from service.engine.calibration import calibrate, promises
 from service.engine.model import Model, Pixels
@@ -90,6 +98,8 @@ def _run(parsed: argparse.Namespace) -> None:
     chosen = np.random.default_rng(seed).permutation(len(images))[: getattr(parsed, "max_images", None)]
     readable = images.check(chosen.tolist(), skip_corrupt=parsed.skip_corrupt)  # in no order, of which every third fits
     _check_not_trained_on(stored, images.hashes, allowed=parsed.allow_training_images)
+    if len(readable) > (most := max_calibration_images(stored.manifest.latent_dim)):
+        raise CalibrationError(f"{len(readable)} images are too many for this model: --max-images {most} or fewer")
     print(f"{parsed.images}: {len(readable)} images; {proposal}, {num_samples} samples, seed {seed}")
     for line in promises(len(readable)):
         print(line)

@@ -73,7 +73,7 @@ def _tree(text: str) -> dict[str, str]:
 
 def test_every_tree_of_errors_is_the_classes_tree() -> None:
     drawn = [module for module in _modules() if "└──" in (module.__doc__ or "")]
-    assert {"model_store.store", "service.web.errors", "training.errors"} <= {module.__name__ for module in drawn}
+    assert {"model_store.errors", "service.web.errors", "training.errors"} <= {module.__name__ for module in drawn}
     for module in drawn:
         found, told = _errors_of(module), _tree(module.__doc__ or "")
         root = next(iter(told))

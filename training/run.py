@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from model_store import MAX_IMAGE_SIZE, MAX_LATENT_DIM, max_calibration_images
 from training.configuration import Configuration
 from training.data import PARTS, DataSplits
 from training.errors import ConfigurationError, RunError
@@ -193,9 +194,10 @@ def describe_run(
     """The description of a run of `configuration` on `splits`, which were read from `source`.
 
     Raises:
-        ConfigurationError: `shift` is not less than the images' height and width, or an `mlp` of these images would
-            have more than 268 million weights.
+        ConfigurationError: `shift` is not less than the images' height and width, an `mlp` of these images would
+            have more than 268 million weights, or what comes of the run is larger than a store takes.
     """
+    _check_can_be_published(configuration, splits)
     if (weights := num_pixel_weights(configuration, splits.image_shape)) > MOST_PIXEL_WEIGHTS:
         raise ConfigurationError(
             f"an mlp of width {configuration.width} for images of {list(splits.image_shape)} has {weights / 1e6:.0f} "
@@ -214,6 +216,22 @@ def describe_run(
         acceleration=acceleration,
         device=device,
     )
+
+
+def _check_can_be_published(configuration: Configuration, splits: DataSplits) -> None:
+    """Refuse before training what a store would refuse after it."""
+    if (size := math.prod(splits.image_shape)) > MAX_IMAGE_SIZE:
+        raise ConfigurationError(
+            f"images of {size} pixels and channels are too large: at most {MAX_IMAGE_SIZE} are taken"
+        )
+    if configuration.latent_dim > MAX_LATENT_DIM:
+        raise ConfigurationError(f"latent_dim must be at most {MAX_LATENT_DIM}, not {configuration.latent_dim}")
+    most = max_calibration_images(configuration.latent_dim)
+    if len(splits.calibration) > most:
+        raise ConfigurationError(
+            f"num_calibration must be at most {most} with {configuration.latent_dim} latent dimensions, "
+            f"not {len(splits.calibration)}"
+        )
 
 
 def num_pixel_weights(configuration: Configuration, image_shape: tuple[int, int, int]) -> int:

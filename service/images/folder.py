@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_store.text import printable as printable_text
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 """Of the files that are taken for images, in any case; what a file is, its content says."""
 
@@ -78,12 +80,12 @@ def describe_skipped(skipped: Skipped) -> str:
 
 
 def printable(name: str | Path) -> str:
-    r"""A file's name as text that can be printed and written as UTF-8, which not every name on Linux can.
+    r"""A file's name as text that can be printed, written as UTF-8 and put in a manifest, which not every name can.
 
     >>> printable("caf\udce9.png")
     'caf\\xe9.png'
     """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return printable_text(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def print_any_name() -> None:
