@@ -21,17 +21,21 @@ endif
 # The two packages own the same files, so one always gives way to the other.
 other_runtime = $(if $(filter gpu,$(EXTRA)),onnxruntime,onnxruntime-gpu)
 
+# What is installed, to the byte: see requirements/lock.py.
+locks := $(wildcard requirements/*.txt)
+
 # ONNX Runtime reports its use to Microsoft unless told not to before it starts.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help serve test format train audit again
+.PHONY: help serve test format train audit lock again
 
 help:
 	@echo 'make serve    the service on http://127.0.0.1:8000    (PORT=9000 another port, EXTRA=gpu with CUDA)'
 	@echo 'make test     every check: format, lint, types, tests with coverage    (EXTRA=gpu with CUDA)'
 	@echo 'make format   formats the code and mends what the linter can'
 	@echo 'make train    a model of MNIST, into the store    (DATA=folder or file, NAME=of the model; cut short, it goes on)'
-	@echo 'make audit    looks up what is known against the versions in constraints.txt'
+	@echo 'make audit    looks up what is known against the pinned versions    (ADVISORIES=file or folder of OSV records: offline)'
+	@echo 'make lock     writes requirements/ anew, after a change of pyproject.toml or constraints.txt'
 	@echo 'The first time, each installs what it needs into $(VENV)    (PYTHON=/path/to/python3 to choose one)'
 
 serve: $(VENV)/ready-$(EXTRA)
@@ -52,30 +56,44 @@ train: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m training publish runs/$(NAME) --name $(NAME)
 
 # --strict: what could not be looked up fails the audit too.
-audit: $(VENV)/audit/bin/pip-audit
-	$< --strict --disable-pip --no-deps --requirement constraints.txt
+audit: $(VENV)/audit/ready
+ifdef ADVISORIES
+	$(VENV)/audit/bin/python requirements/audit.py $(call quoted,$(ADVISORIES)) $(locks)
+else
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes $(locks:%=--requirement %)
+endif
 
-$(VENV)/audit/bin/pip-audit: | $(VENV)/ready-$(EXTRA)
-	$(PY) -m venv $(VENV)/audit
-	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+lock: $(VENV)/lock/ready
+	$(VENV)/lock/bin/python requirements/lock.py
+
+# A tool in an environment of its own: what it needs does not mix with what logpx needs.
+$(VENV)/audit/ready $(VENV)/lock/ready: $(VENV)/%/ready: requirements/%.txt | $(VENV)/ready-$(EXTRA)
+	$(PY) -m venv $(VENV)/$*
+	$(VENV)/$*/bin/$(locked) --quiet --requirement $<
+	@touch $@
 
 # An environment that does not run, or whose set-up was cut short, is made anew: pip takes half a package for a whole one.
 again := $(shell test ! -e $(VENV)/unfinished && $(PY) -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>/dev/null || echo again)
 
 # Set-up. A stamp says what .venv holds: ready-cpu the service alone, ready-cpu-all torch and the development tools as well.
-$(VENV)/ready-$(EXTRA): pyproject.toml constraints.txt $(again) | $(PY)
-	$(call install,.[$(EXTRA)])
+$(VENV)/ready-$(EXTRA): pyproject.toml $(locks) $(again) | $(PY)
+	$(call install,build service $(EXTRA))
 	@touch $@
 
-$(VENV)/ready-$(EXTRA)-all: pyproject.toml constraints.txt $(again) | $(PY)
-	$(call install,.[$(EXTRA)$(comma)otel$(comma)training$(comma)dev])
+$(VENV)/ready-$(EXTRA)-all: pyproject.toml $(locks) $(again) | $(PY)
+	$(call install,build service $(EXTRA) otel training dev)
 	@touch $(VENV)/ready-$(EXTRA) $@
 
-comma = ,
+# Whatever is installed has one of the hashes in requirements/, and is no code to be built; logpx is built by what is.
+locked = python -m pip install --disable-pip-version-check --require-hashes --no-deps --only-binary :all:
+# A build of torch for CUDA needs more than one without, whose version ends in +cpu.
+for_cuda = from importlib.metadata import version; raise SystemExit(version("torch").endswith("+cpu"))
 define install
 	@rm -f $(VENV)/ready-* && echo $$PPID >$(VENV)/unfinished
 	@$(PY) -m pip uninstall --quiet --quiet --yes $(other_runtime)
-	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '$(1)'
+	$(VENV)/bin/$(locked) $(patsubst %,--requirement requirements/%.txt,$(1))
+	$(if $(filter training,$(1)),@if $(PY) -c '$(for_cuda)'; then $(VENV)/bin/$(locked) --requirement requirements/cuda.txt; fi)
+	$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
 	@rm $(VENV)/unfinished
 endef
 

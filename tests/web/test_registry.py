@@ -315,14 +315,14 @@ def test_versions_asked_for_by_number_do_not_pile_up(run: Run, tmp_path: Path) -
 def unlistable(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of folders that cannot be listed; a test that runs as root cannot have it by permissions."""
     names: set[str] = set()
-    iterdir = Path.iterdir
+    scandir = os.scandir
 
-    def refuse(folder: Path) -> Iterator[Path]:
-        if folder.name in names:
+    def refuse(folder: Path) -> Any:
+        if Path(folder).name in names:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-        return iterdir(folder)
+        return scandir(folder)
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     return names
 
 
