@@ -1,36 +1,54 @@
 # docker build .                            the service on the CPU: the last stage
 # docker build --build-arg RUNTIME=gpu .    the service with CUDA
 # docker build --target training .          training, with torch
+# With --build-arg BASE=python@sha256:…, the base is that very image and no later one: see docs/security.md.
 
-FROM python:3.11-slim-bookworm AS build
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
 ARG RUNTIME=cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# Whatever is installed has one of the hashes in requirements/, and is no code to be built.
+ENV PIP_REQUIRE_HASHES=1 PIP_NO_DEPS=1 PIP_ONLY_BINARY=:all:
 WORKDIR /build
 # What logpx needs comes before what it is: a change of code leaves these layers as they are.
-COPY pyproject.toml constraints.txt ./
+COPY requirements requirements
 # The packages' own test suites are a seventh of the whole, and nothing imports them.
 RUN python -m venv --without-pip /opt/venv \
- && python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-      extras = p['optional-dependencies']; \
-      print(*p['dependencies'], *extras['$RUNTIME'], *extras['otel'], sep='\n')" >service.txt \
- && pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement service.txt \
+ && pip --python /opt/venv/bin/python install --requirement requirements/service.txt \
+      --requirement requirements/$RUNTIME.txt --requirement requirements/otel.txt \
  && rm -rf /opt/venv/lib/python*/site-packages/onnx/backend/test \
  && find /opt/venv -type d -name tests -prune -exec rm -rf {} +
 
 FROM build AS build-training
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-      print(*p['optional-dependencies']['training'], sep='\n')" >training.txt \
- && pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement training.txt
+# As the Makefile: torch from a folder of wheels where pip is set to one; for CUDA more than without, which is called +cpu.
+RUN pip --python /opt/venv/bin/python install --requirement requirements/training.txt \
+ && { pip --python /opt/venv/bin/python install --quiet --no-index --requirement requirements/torch.txt 2>/dev/null \
+      || pip --python /opt/venv/bin/python install --requirement requirements/torch.txt; } \
+ && if /opt/venv/bin/python -c "from importlib.metadata import version; raise SystemExit(version('torch').endswith('+cpu'))"; \
+    then pip --python /opt/venv/bin/python install --requirement requirements/cuda.txt; fi
+
+# What an environment holds, as CycloneDX JSON, by a tool that is in no image itself.
+FROM build AS bills
+COPY pyproject.toml ./
+RUN python -m venv --without-pip /opt/sbom && pip --python /opt/sbom/bin/python install --requirement requirements/sbom.txt
+COPY --from=build /opt/venv /opt/service
+COPY --from=build-training /opt/venv /opt/training
+RUN for image in service training; do \
+      /opt/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+        --output-file /$image.cdx.json /opt/$image || exit 1; \
+    done
 
 FROM build AS build-logpx
+RUN pip install --requirement requirements/build.txt
 COPY . .
 # Models and training lie apart: the models have another owner, and the service has no use for training. Bytecode never goes
 # stale here, so nothing checks it against the source, whose times a copy may change.
-RUN pip install --no-deps --no-compile --target /app . \
+RUN PIP_REQUIRE_HASHES=0 pip install --no-build-isolation --no-index --no-compile --target /app . \
  && python -m compileall -q --invalidation-mode unchecked-hash /app \
  && mv /app/model_store/artifacts /models && mv /app/training /training
 
-FROM python:3.11-slim-bookworm AS runtime
+FROM ${BASE} AS runtime
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent logpx
 # ONNX Runtime reports its use to Microsoft unless told not to before it starts.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1

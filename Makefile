@@ -81,18 +81,24 @@ $(VENV)/ready-$(EXTRA): pyproject.toml $(locks) $(again) | $(PY)
 	@touch $@
 
 $(VENV)/ready-$(EXTRA)-all: pyproject.toml $(locks) $(again) | $(PY)
-	$(call install,build service $(EXTRA) otel training dev)
+	$(call install,build service $(EXTRA) otel training torch dev)
 	@touch $(VENV)/ready-$(EXTRA) $@
 
 # Whatever is installed has one of the hashes in requirements/, and is no code to be built; logpx is built by what is.
 locked = python -m pip install --disable-pip-version-check --require-hashes --no-deps --only-binary :all:
-# A build of torch for CUDA needs more than one without, whose version ends in +cpu.
+# torch is large: where pip is set to look into a folder of wheels (PIP_FIND_LINKS) that has it, that one is taken. A build
+# of it for CUDA needs more than one without, whose version ends in +cpu.
 for_cuda = from importlib.metadata import version; raise SystemExit(version("torch").endswith("+cpu"))
+define torch
+$(VENV)/bin/$(locked) --quiet --no-index --requirement requirements/torch.txt 2>/dev/null || \
+	  $(VENV)/bin/$(locked) --requirement requirements/torch.txt
+	@if $(PY) -c '$(for_cuda)'; then $(VENV)/bin/$(locked) --requirement requirements/cuda.txt; fi
+endef
 define install
 	@rm -f $(VENV)/ready-* && echo $$PPID >$(VENV)/unfinished
 	@$(PY) -m pip uninstall --quiet --quiet --yes $(other_runtime)
-	$(VENV)/bin/$(locked) $(patsubst %,--requirement requirements/%.txt,$(1))
-	$(if $(filter training,$(1)),@if $(PY) -c '$(for_cuda)'; then $(VENV)/bin/$(locked) --requirement requirements/cuda.txt; fi)
+	$(VENV)/bin/$(locked) $(patsubst %,--requirement requirements/%.txt,$(filter-out torch,$(1)))
+	$(if $(filter torch,$(1)),$(torch))
 	$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
 	@rm $(VENV)/unfinished
 endef

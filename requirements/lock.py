@@ -24,8 +24,10 @@ TOOLS = {
     "lock": "uv",
     "sbom": "cyclonedx-bom",
 }
-# What torch needs to run on CUDA. A build of torch without it, whose local version says +cpu, does without.
-CUDA = re.compile(r"(nvidia|cuda)-|triton$")
+# Of training: torch, which some machines have as a file of their own, and what it needs to run on CUDA. A build of torch
+# without CUDA, whose local version says +cpu, does without that.
+TORCH = re.compile("torch")
+CUDA = re.compile("(nvidia|cuda)-.*|triton")
 # Files that some indexes have under the same version, beside those that PyPI has.
 FURTHER_HASHES = {
     # torch's own build without CUDA: 2.13.0+cpu for CPython 3.11 on x86_64
@@ -86,9 +88,10 @@ def main() -> None:
         for extra in EXTRAS:
             needed = resolve(project, preferred, extras=[extra])
             beyond = {name: entry for name, entry in needed.items() if name not in service}
-            if extra == "training":
-                write("cuda", {name: entry for name, entry in beyond.items() if CUDA.match(name)})
-                beyond = {name: entry for name, entry in beyond.items() if not CUDA.match(name)}
+            apart = {"cuda": CUDA, "torch": TORCH} if extra == "training" else {}
+            for name, pattern in apart.items():
+                write(name, {key: entry for key, entry in beyond.items() if pattern.fullmatch(key)})
+                beyond = {key: entry for key, entry in beyond.items() if not pattern.fullmatch(key)}
             write(extra, beyond)
         for name, requirement in TOOLS.items():
             tool.write_text(f"{requirement}\n")

@@ -176,7 +176,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit": (publish_and_damage, "decoder.onnx: SHA-256 is"),
     "graphs of another shape": (hide_a_contradiction, "encoder.onnx: input 'x' has shape"),
     "an empty folder": (lambda store: (store / "digits" / "2").mkdir(), "manifest.json: missing"),
-    "a file": (lambda store: (store / "digits" / "2").write_text(""), "manifest.json: cannot be read"),
+    "a file": (lambda store: (store / "digits" / "2").write_text(""), "2: cannot be read (Not a directory)"),
 }
 
 
