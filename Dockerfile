@@ -28,16 +28,16 @@ RUN pip --python /opt/venv/bin/python install --requirement requirements/trainin
  && if /opt/venv/bin/python -c "from importlib.metadata import version; raise SystemExit(version('torch').endswith('+cpu'))"; \
     then pip --python /opt/venv/bin/python install --requirement requirements/cuda.txt; fi
 
-# What an environment holds, as CycloneDX JSON, by a tool that is in no image itself.
-FROM build AS bills
+# What each environment holds, as CycloneDX JSON, by a tool that is in no image itself.
+FROM build AS sbom
 COPY pyproject.toml ./
 RUN python -m venv --without-pip /opt/sbom && pip --python /opt/sbom/bin/python install --requirement requirements/sbom.txt
-COPY --from=build /opt/venv /opt/service
+ENV CYCLONEDX="/opt/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible"
+RUN $CYCLONEDX --output-file /sbom.cdx.json /opt/venv
+
+FROM sbom AS sbom-training
 COPY --from=build-training /opt/venv /opt/training
-RUN for image in service training; do \
-      /opt/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
-        --output-file /$image.cdx.json /opt/$image || exit 1; \
-    done
+RUN $CYCLONEDX --output-file /sbom.cdx.json /opt/training
 
 FROM build AS build-logpx
 RUN pip install --requirement requirements/build.txt
@@ -59,6 +59,7 @@ FROM runtime AS training
 COPY --from=build-training /opt/venv /opt/venv
 COPY --from=build-logpx /app /app
 COPY --from=build-logpx /training /app/training
+COPY --from=sbom-training /sbom.cdx.json /sbom.cdx.json
 COPY --from=build-logpx --chown=logpx:logpx /models /app/model_store/artifacts
 # /data holds runs and downloaded data sets; everything else may be read-only.
 RUN install --directory --owner logpx --group logpx /data
@@ -70,6 +71,7 @@ CMD ["--help"]
 FROM runtime AS service
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build-logpx /app /app
+COPY --from=sbom /sbom.cdx.json /sbom.cdx.json
 # The service only reads the models. They are the user's for the sake of a volume mounted here, which takes owner and content
 # from the image when it is new: training, under the same user, publishes into it.
 COPY --from=build-logpx --chown=logpx:logpx /models /app/model_store/artifacts

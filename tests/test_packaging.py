@@ -93,7 +93,7 @@ def _make(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
-@pytest.mark.parametrize("target", ["help", "serve", "test", "format", "train", "audit"])
+@pytest.mark.parametrize("target", ["help", "serve", "test", "format", "train", "audit", "lock"])
 def test_make_knows_its_targets(target: str, extra: str) -> None:
     assert _make(target, f"EXTRA={extra}")
 
@@ -152,8 +152,8 @@ def _copied_from(stages: dict[str, list[str]], name: str) -> set[str]:
 def test_the_last_stage_is_the_service_without_torch() -> None:
     stages = _stages()
     assert list(stages)[-1] == "service"
-    assert _copied_from(stages, "service") == {"build", "build-logpx"}
-    assert not any("training" in line for line in [*stages["build"], *stages["service"]])
+    assert _copied_from(stages, "service") == {"build", "build-logpx", "sbom"}
+    assert not any("training" in line for line in [*stages["build"], *stages["sbom"], *stages["service"]])
     assert "build-training" in _copied_from(stages, "training")
 
 
