@@ -3,8 +3,8 @@
     python requirements/audit.py ADVISORIES LOCK_FILE...
 
 ADVISORIES is a JSON file, or a folder of them at any depth: each one advisory, a list of them, or an answer of an OSV
-server (`{"vulns": [...]}`), as PyPA's advisory database and OSV's exports have them. The exit status is 1 where a pinned
-version is affected, 2 where an advisory cannot be read: what was not looked at is not safe.
+server (`{"vulns": [...]}`), as PyPA's advisory database and OSV's exports have them. The exit status is 1 where a
+pinned version is affected, 2 where an advisory cannot be read: what was not looked at is not safe.
 """
 
 import json
@@ -78,13 +78,14 @@ def _within(version: Version, events: list[dict[str, str]]) -> bool:
     """OSV's own rule: go through the events in order of their versions; each opens or closes."""
     order = {"introduced": 0, "fixed": 1, "limit": 1, "last_affected": 2}
     ordered = sorted(
-        ((Version(text), order[kind], kind) for event in events for kind, text in event.items()), key=lambda item: item[:2]
+        ((Version(text), order[kind], kind) for event in events for kind, text in event.items()),
+        key=lambda item: item[:2],
     )
     inside = False
     for at, _, kind in ordered:
         if kind == "introduced" and version >= at:
             inside = True
-        elif kind in ("fixed", "limit") and version >= at or kind == "last_affected" and version > at:
+        elif version > at or (version == at and kind in ("fixed", "limit")):
             inside = False
     return inside
 
@@ -114,7 +115,7 @@ def main(arguments: list[str]) -> int:
     try:
         known = list(advisories(Path(source)))
         found = sorted(set(findings(iter(known), pinned)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join([*found, f"{len(known)} advisories, {len(pinned)} pinned versions, {len(found)} findings"]))

@@ -24,8 +24,8 @@ TOOLS = {
     "lock": "uv",
     "sbom": "cyclonedx-bom",
 }
-# Of training: torch, which some machines have as a file of their own, and what it needs to run on CUDA. A build of torch
-# without CUDA, whose local version says +cpu, does without that.
+# Of training: torch, which some machines have as a file of their own, and what it needs to run on CUDA. A build of
+# torch without CUDA, whose local version says +cpu, does without that.
 TORCH = re.compile("torch")
 CUDA = re.compile("(nvidia|cuda)-.*|triton")
 # Files that some indexes have under the same version, beside those that PyPI has.
@@ -40,7 +40,7 @@ Entries = Mapping[str, str]
 
 
 def resolve(source: Path, preferred: Path, *, extras: Iterable[str] = ()) -> dict[str, str]:
-    """Everything that `source` with these extras needs, in versions of constraints.txt or, if it can be, `preferred`."""
+    """All that `source` with these extras needs, in versions of constraints.txt or, if it can be, of `preferred`."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output.txt"
         output.write_bytes(preferred.read_bytes())  # uv keeps the versions that its output names already
