@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -400,11 +401,11 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     event.opened = []  # type: ignore[attr-defined]
     opening = Opener._open
 
-    def wait(self: Opener, key: Any, stamp: Any) -> Any:
+    def wait(self: Opener, key: Any, *arguments: Any) -> Any:
         if key[1] != 3:
             event.opened.append(key[1])  # type: ignore[attr-defined]
             event.wait(60)
-        return opening(self, key, stamp)
+        return opening(self, key, *arguments)
 
     monkeypatch.setattr(Opener, "_open", wait)
     yield event
@@ -461,7 +462,7 @@ def test_a_gpu_without_room_for_a_version_is_not_the_versions_fault_and_counts(
         raise OutOfDeviceMemoryError("the GPU has no room for this computation")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Model, "open", full)
+        patched.setattr("service.web.opening.Model", SimpleNamespace(open=full))  # a trial has no GPU
         answer = client.post("/v1/encode?version=1", **BODY)
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:logpx:problem:out-of-device-memory")
         assert opener._load_time._left < left
@@ -487,7 +488,7 @@ def test_a_gpu_that_is_lost_while_a_version_is_opened_ends_the_process(
         def lost(*_: Any, **__: Any) -> Model:
             raise DeviceLostError("the GPU has failed")
 
-        monkeypatch.setattr(Model, "open", lost)
+        monkeypatch.setattr("service.web.opening.Model", SimpleNamespace(open=lost))  # a trial has no GPU
         answer = client.post("/v1/encode?version=1", **BODY)
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:logpx:problem:not-ready")
         assert told.wait(60)
