@@ -8,12 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
+PROGRAM = ("-m", "service.engine.trial")
+"""Python's arguments."""
 _START_SECONDS = 60.0
+_END_SECONDS = 1.0
 _REPORT_BYTES = 2**20
 _LAST_WORDS = 1000
 _PASSED_ON = ("HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "TEMP", "TMP", "TMPDIR", "TZ", "VIRTUAL_ENV")
@@ -32,15 +35,15 @@ class EndedError(Exception):
 class TrialProcess:
     """One process; used by one thread at a time, but killed by any."""
 
-    def __init__(self) -> None:
-        self.ended = False
+    def __init__(self, program: Sequence[str] = PROGRAM) -> None:
+        self.was_ready = False
         self._file = ""
         self._unread = b""
         self._last_words = b""
         self._killing = threading.Lock()
         root = Path(__file__).parents[2]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.engine.trial"],
+        self._process = subprocess.Popen(  # noqa: S603 (our own program)
+            [sys.executable, *program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -51,14 +54,18 @@ class TrialProcess:
         streams = (self._process.stdin, self._process.stdout, self._process.stderr)
         self._stdin, self._stdout, self._stderr = cast(tuple[IO[bytes], ...], streams)
 
-    @property
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return not self.ended and self._process.poll() is None
-
     def wait_until_ready(self) -> None:
-        """Raises EndedError."""
-        self._read_until({"ready"}, time.monotonic() + _START_SECONDS, _START_SECONDS)
+        """Wait until it takes requests.
+
+        Raises:
+            EndedError: it has ended, or takes too long to start.
+        """
+        if self.was_ready:
+            if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                raise EndedError("", self._epitaph())
+            return
+        self._read_until({"ready"}, time.monotonic() + _START_SECONDS, f"is not ready within {_START_SECONDS:g} s")
+        self.was_ready = True
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """The report that ends a request.
@@ -71,7 +78,8 @@ class TrialProcess:
         with suppress(OSError):  # what it said last tells why
             self._stdin.write(json.dumps(request).encode() + b"\n")
             self._stdin.flush()
-        return self._read_until({"passed", "refused", "missing"}, deadline, seconds)
+        late = f"was not tried out within {seconds:g} s (LOGPX_TRIAL_SECONDS)"
+        return self._read_until({"passed", "refused", "missing"}, deadline, late)
 
     def kill(self) -> None:
         """SIGKILL to it and all it has started; whoever waits for its report learns that it ended."""
@@ -82,7 +90,6 @@ class TrialProcess:
 
     def close(self) -> None:
         """Kill it, and let go of all that belongs to it."""
-        self.ended = True
         self.kill()
         with self._killing:
             self._process.wait()
@@ -90,7 +97,7 @@ class TrialProcess:
             with suppress(OSError):  # what it has not read
                 stream.close()
 
-    def _read_until(self, wanted: set[str], deadline: float, seconds: float) -> dict[str, Any]:
+    def _read_until(self, wanted: set[str], deadline: float, late: str) -> dict[str, Any]:
         received = 0
         while True:
             while b"\n" in self._unread:
@@ -102,11 +109,9 @@ class TrialProcess:
             more = self._receive(deadline - time.monotonic())
             received += len(more or b"")
             if more is None or received > _REPORT_BYTES:
-                self.ended = True
                 self.kill()
-                raise EndedError(self._file, f"was not tried out within {seconds:g} s (LOGPX_TRIAL_SECONDS)")
+                raise EndedError(self._file, late if more is None else "the process that tried it out wrote too much")
             if not more:
-                self.ended = True
                 raise EndedError(self._file, self._epitaph())
             self._unread += more
 
@@ -130,7 +135,11 @@ class TrialProcess:
         return None
 
     def _epitaph(self) -> str:
-        """How it ended."""
+        """How it ended, or was ended now, if it only said that it would say nothing more."""
+        end = time.monotonic() + _END_SECONDS
+        unreaped = os.WEXITED | os.WNOHANG | os.WNOWAIT  # until it is, nothing else can have its number
+        while not os.waitid(os.P_PID, self._process.pid, unreaped) and time.monotonic() < end:
+            time.sleep(0.005)
         self.kill()
         with self._killing:
             status = self._process.wait()

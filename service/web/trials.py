@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from service.engine.trial import Request
 from service.web.errors import NotReadyError
 from service.web.refusals import Key, Stamp
 from service.web.settings import Settings
-from service.web.trial_process import EndedError, TrialProcess
+from service.web.trial_process import PROGRAM, EndedError, TrialProcess
 
 _IDLE_SECONDS = 1.0
 """A child waits so long for another version before it is let go."""
@@ -25,10 +26,14 @@ class Trials:
 
     Those of requests and those of reloads have places of their own: a version that hangs until its time is over keeps
     one place, and what the others ask for goes on. What has passed is not tried again while its files stay the same.
+
+    Args:
+        program: what runs in a child, in the tests another.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, program: Sequence[str] = PROGRAM) -> None:
         self._settings = settings
+        self._program = program
         self._renewals, self._asked = asyncio.Semaphore(_RENEWALS), asyncio.Semaphore(_ASKED)
         self._passed: dict[Key, tuple[Stamp, str]] = {}
         # A child ends with the thread that started it; these end when the service does.
@@ -112,7 +117,7 @@ class Trials:
         if "missing" in report:
             raise ModelNotFoundError(str(report["missing"]))
         if "refused" in report:
-            raise InvalidArtifactError(folder / str(report["file"]), str(report["refused"]))
+            raise InvalidArtifactError(folder / str(report.get("file", "")), str(report["refused"]))
         return str(report["passed"])
 
     def report(self, request: Request) -> dict[str, Any]:
@@ -141,34 +146,37 @@ class Trials:
             self._end(child)
 
     def _take(self) -> TrialProcess:
-        """An idle child, or a new one."""
+        """An idle child, or a new one, that is ready."""
         while True:
-            with self._lock:
-                child = self._idle.pop() if self._idle else None
-            if child is None:
-                return self._start()
-            if child.alive:
-                return child
-            self._end(child)
+            child = self._idle_or_new()
+            try:
+                child.wait_until_ready()
+            except EndedError as error:
+                self._end(child)
+                if child.was_ready:  # it has ended since: another will do
+                    continue
+                raise NotReadyError(f"the process that tries versions out does not start: {error.problem}") from None
+            return child
+
+    def _idle_or_new(self) -> TrialProcess:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            return self._start()
 
     def _start_idle(self) -> None:
-        with suppress(NotReadyError):  # whoever tries a version out will be told
-            self._let_go(self._start(), again=True)
+        with self._lock, suppress(NotReadyError):  # whoever tries a version out will be told
+            self._idle.append(self._start())
 
     def _start(self) -> TrialProcess:
-        with self._lock:
-            if self._closed:
-                raise NotReadyError("the service is shutting down")
-            try:
-                child = TrialProcess()
-            except OSError as error:
-                raise NotReadyError(f"no process can be started to try a version out: {error}") from error
-            self._children.add(child)
+        """Begin a child, which is ready later; with the lock held."""
+        if self._closed:
+            raise NotReadyError("the service is shutting down")
         try:
-            child.wait_until_ready()
-        except EndedError as error:
-            self._end(child)
-            raise NotReadyError(f"the process that tries versions out does not start: {error.problem}") from None
+            child = TrialProcess(self._program)
+        except OSError as error:
+            raise NotReadyError(f"no process can be started to try a version out: {error}") from error
+        self._children.add(child)
         return child
 
     def _end(self, child: TrialProcess) -> None:
