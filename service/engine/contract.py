@@ -9,6 +9,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, external_data_helper
 
 from model_store import InvalidArtifactError
 from service.engine.builder import PREFIX
+from service.engine.operators import check_number_of_nodes, check_operators
 
 MIN_OPSET = 18
 
@@ -21,19 +22,21 @@ def read_graph(
     `inputs` and `outputs` map each tensor's name to its shape without the batch dimension, which must be dynamic.
 
     Raises:
-        InvalidArtifactError: not an ONNX graph, external data, an old opset, a name of ours, a missing tensor, another
-            type or shape.
+        InvalidArtifactError: not an ONNX graph, an operator that is refused (see operators.py), external data, an old
+            opset, a name of ours, a missing tensor, another type or shape.
     """
     try:
         model = onnx.load_from_string(content)
     except DecodeError as error:
         raise InvalidArtifactError(file, f"not a valid ONNX graph ({error})") from error
+    check_number_of_nodes(model, file)
     if any(external_data_helper.uses_external_data(tensor) for tensor in _tensors(model)):
         raise InvalidArtifactError(file, "weights lie in another file; the store takes single-file graphs")
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, UnicodeDecodeError) as error:  # the latter: a name that is not UTF-8
         raise InvalidArtifactError(file, f"not a valid ONNX graph ({error})") from error
+    check_operators(model, file)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < MIN_OPSET:
         raise InvalidArtifactError(file, f"uses opset {opset}; {MIN_OPSET} or later is needed")

@@ -14,7 +14,7 @@ from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtif
 from service.engine.anomaly import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
 from service.engine.chunks import Chunks, complete
 from service.engine.complexity import complexity
-from service.engine.contract import check_shape, read_graph
+from service.engine.contract import read_graph
 from service.engine.estimate import LogLikelihood
 from service.engine.estimator import Estimator
 from service.engine.explanation import NUM_DRAWS, surprise
@@ -29,10 +29,10 @@ from service.engine.proposal import (
     check_request,
     standard_normal,
 )
-from service.engine.runtime import Runtime, blaming
+from service.engine.runtime import CPU, Runtime, blaming
 from service.engine.sampling import Sampler
 from service.engine.statistics import Statistics, divergence
-from service.engine.verification import verify_decoder, verify_encoder
+from service.engine.verification import try_out, verify_decoder, verify_encoder
 
 DEFAULT_MAX_STEPS = 100
 
@@ -60,6 +60,7 @@ class Model:
         chunk_rows: decoder rows (images × samples) of one run; bounds memory and how long others wait. None: what suits
             the runtime's device and the size of the images.
         max_steps: tries after which an image's climb to its posterior's mode ends; see laplace.py.
+        tried: estimates have been made with these graphs on a CPU, and need not be tried out on one again.
 
     Raises:
         InvalidArtifactError: a graph is not what the description says; the message names the file.
@@ -76,6 +77,7 @@ class Model:
         folder: Path = Path(),
         chunk_rows: int | None = None,
         max_steps: int = DEFAULT_MAX_STEPS,
+        tried: bool = False,
     ) -> None:
         self.description = description
         self.provider = runtime.provider
@@ -89,7 +91,7 @@ class Model:
         decoder_graph = read_graph(decoder, folder / DECODER, inputs={"z": latent}, outputs=parameters)
         self._encoder = runtime.open(encoder, folder / ENCODER)
         self._decoder = runtime.open(decoder, folder / DECODER)
-        self._try_out(folder)
+        try_out(self._encoder, self._decoder, self._preparation, description, self._likelihood.outputs, folder)
         with blaming(folder):
             noise = np.random.default_rng(DEFAULT_SEED).random((2, *chw), np.float32)
             verify_encoder(runtime, encoder, self._encoder, self._preparation.prepare(noise), folder / ENCODER)
@@ -107,7 +109,7 @@ class Model:
             self._estimator = Estimator(
                 self._sampler, num_pixels=description.image.size, max_steps=max_steps, blocks=runtime.blocks
             )
-            for proposal in PROPOSALS:
+            for proposal in () if tried and runtime.provider == CPU else PROPOSALS:
                 complete(self.log_likelihood(np.zeros((2, *chw), np.float32), proposal=proposal, num_samples=4))
         if calibration is not None and description.calibration.proposal not in PROPOSALS:
             problem = f"made with the proposal {description.calibration.proposal!r}; known here: {', '.join(PROPOSALS)}"
@@ -115,7 +117,13 @@ class Model:
 
     @classmethod
     def open(
-        cls, stored: StoredModel, *, runtime: Runtime, chunk_rows: int | None = None, max_steps: int = DEFAULT_MAX_STEPS
+        cls,
+        stored: StoredModel,
+        *,
+        runtime: Runtime,
+        chunk_rows: int | None = None,
+        max_steps: int = DEFAULT_MAX_STEPS,
+        tried: bool = False,
     ) -> "Model":
         """Load one version of the store."""
         return cls(
@@ -127,6 +135,7 @@ class Model:
             folder=stored.path,
             chunk_rows=chunk_rows,
             max_steps=max_steps,
+            tried=tried,
         )
 
     @property
@@ -283,16 +292,3 @@ class Model:
             maps[index] = surprise(image, self._decoder.run({"z": latents[index]}), self._likelihood)
             yield
         return maps
-
-    def _try_out(self, folder: Path) -> None:
-        """Run every graph once on two images: a shape that only shows at run time is refused here, and not later."""
-        pixels = np.zeros((2, *self.description.image.chw), np.float32)
-        latent_shape = (2, self.description.latent_dim)
-        with blaming(folder / ENCODER):
-            outputs = self._encoder.run({"x": self._preparation.prepare(pixels)})
-        for name in ("mean", "log_var"):
-            check_shape(folder / ENCODER, name, outputs[name].shape, latent_shape)
-        with blaming(folder / DECODER):
-            outputs = self._decoder.run({"z": np.zeros(latent_shape, np.float32)})
-        for name in self._likelihood.outputs:
-            check_shape(folder / DECODER, name, outputs[name].shape, pixels.shape)

@@ -1,12 +1,16 @@
-"""Does a GPU compute a model's own numbers as the CPU does? See `Runtime.verify`; on the CPU nothing here runs."""
+"""Do a model's graphs run, and does a GPU compute their numbers as the CPU does?"""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store import DECODER, ENCODER, Description
+from service.engine.contract import check_shape
+from service.engine.preparation import Preparation
 from service.engine.proposal import DEFAULT_SEED, standard_normal
-from service.engine.runtime import Runtime, Session
+from service.engine.runtime import Runtime, Session, blaming
 
 TOLERANCE = 1e-4
 """By how much outputs may differ, of the largest: float32's order of adding makes some 10⁻⁶, TF32 3·10⁻⁴ to 10⁻³."""
@@ -15,8 +19,34 @@ CURVATURE_TOLERANCE = 0.02
 makes some 10⁻³, TF32 0.1."""
 
 
+def try_out(
+    encoder: Session,
+    decoder: Session,
+    preparation: Preparation,
+    description: Description,
+    outputs: Sequence[str],
+    folder: Path,
+) -> None:
+    """Run both graphs once on two images: a shape that only shows at run time is refused here, and not later.
+
+    Raises:
+        InvalidArtifactError: a graph does not run, or one of its outputs (the decoder's have these names) is of another
+            shape than the description says.
+    """
+    pixels = np.zeros((2, *description.image.chw), np.float32)
+    latent_shape = (2, description.latent_dim)
+    with blaming(folder / ENCODER):
+        found = encoder.run({"x": preparation.prepare(pixels)})
+    for name in ("mean", "log_var"):
+        check_shape(folder / ENCODER, name, found[name].shape, latent_shape)
+    with blaming(folder / DECODER):
+        found = decoder.run({"z": np.zeros(latent_shape, np.float32)})
+    for name in outputs:
+        check_shape(folder / DECODER, name, found[name].shape, pixels.shape)
+
+
 def verify_encoder(runtime: Runtime, graph: bytes, session: Session, x: NDArray[np.float32], file: Path) -> None:
-    """Compare q(z|x) of prepared images [B, C, H, W].
+    """Compare q(z|x) of prepared images [B, C, H, W]; see `Runtime.verify`: on the CPU there is nothing to compare.
 
     Raises:
         InvalidArtifactError: it differs by more than the tolerance.

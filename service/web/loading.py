@@ -3,12 +3,15 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
+
+import structlog
 
 from service.web.errors import TooManyLoadsError
 from service.web.outcome import DeadlineError
 
+_log = structlog.get_logger()
 T = TypeVar("T")
 _SHARE = 0.1
 """Of all time, what may go into loading."""
@@ -46,6 +49,20 @@ class Loads(Generic[T]):
         del self._under_way[key]
         if not task.cancelled():
             task.exception()  # looked at, also where nobody has waited for it
+
+
+async def repeat(reload: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Reload again and again, with a pause before each; an error is logged, once as long as it stays the same."""
+    told = None
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await reload()
+            told = None
+        except Exception as error:  # noqa: BLE001 - whatever it was, it may be over at the next poll
+            if told != str(error):
+                told = str(error)
+                _log.error("the store cannot be reloaded", reason=told, kind=type(error).__name__)
 
 
 class LoadTime:

@@ -1,28 +1,63 @@
-"""Opening versions of the store: read, verified and run once, one at a time, and not all the time."""
+"""Opening versions of the store: tried out in a process of their own, then read and loaded, and not all the time."""
 
 import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from model_store import InvalidArtifactError, StoreError, open_version
+from model_store import MANIFEST, InvalidArtifactError, ModelNotFoundError, StoreError, list_store, open_version
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError, Runtime
 from service.web.loading import LoadTime
 from service.web.refusals import Key, Refusal, Stamp
 from service.web.settings import Settings
+from service.web.trials import Trials
+
+
+def runtime_of(settings: Settings) -> Runtime:
+    """Where the settings say that models run.
+
+    Raises:
+        ExecutionProviderError: the wanted provider cannot be used.
+    """
+    return Runtime(
+        settings.execution_provider,
+        settings.num_threads,
+        device_id=settings.device_id,
+        memory_limit=settings.gpu_memory_bytes,
+    )
+
+
+def latest_version(root: Path, name: str) -> int:
+    """Of a model without a default: published since, or nothing of it passes.
+
+    Raises:
+        ModelNotFoundError: the store has no such model.
+        InvalidArtifactError: its folder cannot be listed.
+    """
+    listing = list_store(root)
+    if name in listing.unreadable:
+        raise listing.unreadable[name]
+    if name not in listing.versions:
+        raise ModelNotFoundError(f"the store has no model {name!r}")
+    return listing.versions[name][-1]
 
 
 class Opener:
     """Opens versions on one runtime.
 
     Args:
+        trials: tries each version out before anything of it is read here.
         on_device_lost: told, in the event loop, that the GPU failed meanwhile.
     """
 
-    def __init__(self, settings: Settings, runtime: Runtime, on_device_lost: Callable[[DeviceLostError], None]) -> None:
+    def __init__(
+        self, settings: Settings, runtime: Runtime, trials: Trials, on_device_lost: Callable[[DeviceLostError], None]
+    ) -> None:
         self._settings = settings
         self._runtime = runtime
+        self._trials = trials
         self._on_device_lost = on_device_lost
         self._load_time = LoadTime()
         # Always the same thread: the allocator keeps freed memory by thread, for that thread to use again.
@@ -33,15 +68,21 @@ class Opener:
 
         `asked`: by a request; such loads may take so much time, and no more.
 
+        What a trial that ends in a refusal took does not count: there is no other before the files change.
+
         Raises:
             TooManyLoadsError: they have taken too much of late.
-            StoreError, DeviceLostError, OutOfDeviceMemoryError: the version is not to blame.
+            NotReadyError, StoreError, DeviceLostError, OutOfDeviceMemoryError: the version is not to blame.
         """
         if asked:
             self._load_time.check()
         started = time.monotonic()
         try:
-            opened = await asyncio.get_running_loop().run_in_executor(self._thread, self._open, key, stamp)
+            digest = await self._trials.digest(key, stamp, asked=asked)
+        except InvalidArtifactError as error:
+            return Refusal(stamp, error.file, error.problem), round(time.monotonic() - started, 3)
+        try:
+            opened = await asyncio.get_running_loop().run_in_executor(self._thread, self._open, key, stamp, digest)
         except DeviceLostError as error:
             self._on_device_lost(error)
             raise
@@ -54,14 +95,18 @@ class Opener:
         """Let the thread go."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _open(self, key: Key, stamp: Stamp) -> Model | Refusal:
+    def _open(self, key: Key, stamp: Stamp, digest: str) -> Model | Refusal:
         settings = self._settings
         try:
+            stored = open_version(settings.model_store, *key)
+            if stored.digest != digest:
+                return Refusal(stamp, stored.path / MANIFEST, "changed while it was tried out")
             return Model.open(
-                open_version(settings.model_store, *key),
+                stored,
                 runtime=self._runtime,
                 chunk_rows=settings.chunk_rows,
                 max_steps=settings.max_steps,
+                tried=True,
             )
         except InvalidArtifactError as error:
             return Refusal(stamp, error.file, error.problem)

@@ -1,16 +1,17 @@
 """Which models and versions are served: each model's default version, and a few others that were asked for.
 
 The default is the newest version in the store that passes its checks: at start, and after each reload. A version is
-verified and run before it takes the place of another, which serves until then; whoever computes with the old one
-holds it, and the last of them frees it.
+tried out (trials.py) and loaded before it takes the place of another, which serves until then; whoever computes with
+the old one holds it, and the last of them frees it.
 
-All state belongs to the event loop; a thread opens one version at a time.
+All state belongs to the event loop. Versions are opened beside one another: none waits for another's trial to end.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -27,14 +28,17 @@ from model_store import (
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError, Runtime
 from service.web.errors import NotReadyError
-from service.web.loading import Loads
+from service.web.loading import Loads, repeat
 from service.web.metrics import Metrics
-from service.web.opening import Opener
+from service.web.opening import Opener, latest_version, runtime_of
 from service.web.refusals import Key, Refusal, Stamp, refused_versions
 from service.web.schemas import ModelSummary
 from service.web.settings import Settings
+from service.web.trials import Trials
 
 _log = structlog.get_logger()
+_LONG_SECONDS = 1.0
+_PASSING = (ModelNotFoundError, InvalidArtifactError)  # gone at this moment; the next reload will see it
 
 
 class Registry:
@@ -55,6 +59,7 @@ class Registry:
         self._on_device_lost = on_device_lost
         self._root = settings.model_store
         self._runtime: Runtime | None = None
+        self._trials: Trials | None = None
         self._opener: Opener | None = None
         self._unnamed: str | None = None
         self._defaults: dict[str, int] = {}
@@ -62,7 +67,9 @@ class Registry:
         self._stamps: dict[Key, Stamp] = {}
         self._refused: dict[Key, Refusal] = {}
         self._unreadable: dict[str, InvalidArtifactError] = {}  # models whose folder cannot be listed
-        self._opening = asyncio.Lock()
+        self._changes = 0  # that reloads made
+        self._renewing = asyncio.Lock()
+        self._opening: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._loads: Loads[Model] = Loads()
         metrics.refused_versions.set_function(lambda: len(self._refused) + len(self._unreadable))
 
@@ -77,16 +84,12 @@ class Registry:
             ExecutionProviderError: the wanted provider cannot be used.
         """
         settings = self._settings
-        runtime = await asyncio.to_thread(
-            Runtime,
-            settings.execution_provider,
-            settings.num_threads,
-            device_id=settings.device_id,
-            memory_limit=settings.gpu_memory_bytes,
-        )
+        self._trials = Trials(settings)
+        self._trials.warm()
+        runtime = await asyncio.to_thread(runtime_of, settings)
         if runtime.fallback_reason:
             _log.info("running on the CPU", reason=runtime.fallback_reason)
-        self._runtime, self._opener = runtime, Opener(settings, runtime, self._on_device_lost)
+        self._runtime, self._opener = runtime, Opener(settings, runtime, self._trials, self._on_device_lost)
         listing = await asyncio.to_thread(list_store, self._root)
         names = [*listing.versions, *listing.unreadable]
         if not names:
@@ -94,7 +97,7 @@ class Registry:
         if settings.model is not None and settings.model not in names:
             raise ModelNotFoundError(f"the store has no model {settings.model!r} (LOGPX_MODEL)")
         self._unnamed = settings.model or self._only(names)
-        async with self._opening:
+        async with self._renewing:
             await self._renew(listing)
         if not self._defaults or (self._unnamed is not None and self._unnamed not in self._defaults):
             refused = [f"{refusal.file}: {refusal.problem}" for refusal in self._refused.values()]
@@ -115,33 +118,25 @@ class Registry:
             StoreError: the store cannot be read; all goes on as before.
             DeviceLostError, OutOfDeviceMemoryError: the GPU failed, or has no room for a version.
         """
-        async with self._opening:
+        async with self._renewing:
             try:
                 listing = await asyncio.to_thread(list_store, self._root)
                 if retry:
                     self._refused.clear()
                     self._unreadable.clear()
-                models, refused, unreadable = dict(self._models), dict(self._refused), set(self._unreadable)
+                changes, refused, unreadable = self._changes, dict(self._refused), set(self._unreadable)
                 await self._renew(listing)
             except Exception:
                 self._metrics.reloads.labels("failed").inc()
                 raise
             worse = self._refused.items() - refused.items() or self._unreadable.keys() - unreadable
-            outcome = "refused" if worse else "changed" if self._models != models else "unchanged"
+            outcome = "refused" if worse else "changed" if self._changes != changes else "unchanged"
             self._metrics.reloads.labels(outcome).inc()
 
     async def watch(self) -> None:
         """Reload every `reload_seconds`; return at once where that is 0."""
-        told = None
-        while seconds := self._settings.reload_seconds:
-            await asyncio.sleep(seconds)
-            try:
-                await self.reload()
-                told = None
-            except Exception as error:  # noqa: BLE001 - whatever it was, it may be over at the next poll
-                if told != str(error):
-                    told = str(error)
-                    _log.error("the store cannot be reloaded", reason=told, kind=type(error).__name__)
+        if seconds := self._settings.reload_seconds:
+            await repeat(self.reload, seconds)
 
     async def model(
         self, name: str | None = None, version: int | None = None, *, timeout_seconds: float
@@ -156,7 +151,7 @@ class Registry:
             DeadlineError, TooManyLoadsError: it is not in memory, see loading.py.
         """
         name = name or self._only_name()
-        key = name, version or self._defaults.get(name) or await self._latest(name)
+        key = name, version or self._defaults.get(name) or await asyncio.to_thread(latest_version, self._root, name)
         if key in self._models:
             return self._used(key), 0.0
         started = time.monotonic()
@@ -186,6 +181,8 @@ class Registry:
     def close(self) -> None:
         """Open nothing more."""
         self._loads.cancel()
+        if self._trials is not None:
+            self._trials.close()
         if self._opener is not None:
             self._opener.close()
 
@@ -206,23 +203,13 @@ class Registry:
             raise ModelNotFoundError(f"there are several models; name one with ?model=: {', '.join(self._defaults)}")
         return self._unnamed
 
-    async def _latest(self, name: str) -> int:
-        """Of a model without a default: published since, or nothing of it passes."""
-        listing = await asyncio.to_thread(list_store, self._root)
-        if name in listing.unreadable:
-            raise listing.unreadable[name]
-        if name not in listing.versions:
-            raise ModelNotFoundError(f"the store has no model {name!r}")
-        return listing.versions[name][-1]
-
     async def _load(self, key: Key) -> Model:
         """Load a version that a request asks for, and drop another for it."""
         await asyncio.to_thread(version_stamp, self._root, *key)  # what is not there need not wait for other loads
-        async with self._opening:
-            if not (key in self._models or await self._bring(key, asked=True)):
-                refusal = self._refused[key]
-                raise InvalidArtifactError(refusal.file, refusal.problem)
-            return self._used(key)
+        if not (key in self._models or await self._bring(key, asked=True)):
+            refusal = self._refused[key]
+            raise InvalidArtifactError(refusal.file, refusal.problem)
+        return self._used(key)
 
     def _used(self, key: Key) -> Model:
         if key[1] != self._defaults.get(key[0]):
@@ -241,32 +228,45 @@ class Registry:
         for name, version in [key for key in self._models if key not in listed]:
             if version != self._defaults.get(name) and name not in self._unreadable:
                 self._drop((name, version))
-        passing = suppress(ModelNotFoundError, InvalidArtifactError)  # gone at this moment; the next reload will see it
-        for name, versions in listing.versions.items():
-            with passing:
-                await self._renew_default(name, versions)
+                self._changes += 1
+        renewals = (self._renew_default(name, versions) for name, versions in listing.versions.items())
+        for failure in await asyncio.gather(*renewals, return_exceptions=True):
+            if failure is not None and not isinstance(failure, _PASSING):
+                raise failure
         for key in list(self._models):
-            if key in listed:
-                with passing:
+            if key in listed and key in self._models:
+                with suppress(*_PASSING):
                     await self._bring(key)
+        self._drop_least_recent()  # what was asked for meanwhile
 
     async def _renew_default(self, name: str, versions: list[int]) -> None:
-        for version in reversed(versions):
-            serving = self._defaults.get(name)
+        """Try the newest first; what is published while one is tried out for long comes before older ones."""
+        candidates, newest = list(versions), versions[-1]
+        while candidates:
+            version, serving, started = candidates.pop(), self._defaults.get(name), time.monotonic()
             if await self._bring((name, version)):
                 self._defaults[name] = version
                 if serving not in (None, version):
                     _log.info("another version is the default", model=name, version=version, replaced=serving)
                     self._drop((name, serving))
+                    self._changes += 1
                 return
             if version == serving:
                 return  # its files have been damaged since; what is in memory is whole
+            if time.monotonic() - started > _LONG_SECONDS:
+                found = (await asyncio.to_thread(list_store, self._root)).versions.get(name, [])
+                candidates += [later for later in found if later > newest]
+                newest = max(newest, *found, 0)
 
     async def _bring(self, key: Key, *, asked: bool = False) -> bool:
         """Have a version in memory as its files are now. False: it is refused, and what was in memory stays.
 
         `asked`: by a request, see `Opener.open`.
         """
+        async with self._opening.setdefault(key, asyncio.Lock()):
+            return await self._bring_alone(key, asked=asked)
+
+    async def _bring_alone(self, key: Key, *, asked: bool) -> bool:
         stamp = await asyncio.to_thread(version_stamp, self._root, *key)
         if self._stamps.get(key) == stamp:
             return True
@@ -282,6 +282,7 @@ class Registry:
             _log.error("version refused", **labels, file=str(opened.file), problem=opened.problem)
             return False
         self._refused.pop(key, None)
+        self._changes += not asked
         self._models[key], self._stamps[key] = opened, stamp
         self._metrics.execution_provider.labels(**labels, provider=opened.provider).set(1)
         _log.info("model loaded", **labels, provider=opened.provider, seconds=seconds)

@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     max_other_versions: PositiveInt = Field(
         2, description="versions in memory beside the defaults; the one asked for least recently goes first"
     )
+    trial_seconds: PositiveFloat = Field(
+        60, allow_inf_nan=False, description="how long a version may take to be tried out before it is loaded"
+    )
+    trial_memory_bytes: PositiveInt = Field(
+        4 * 2**30, description="memory that trying a version out may take, beside 16 times the size of its files"
+    )
     execution_provider: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="where the graphs run; `cuda` refuses to start where CUDA cannot really be used"
     )

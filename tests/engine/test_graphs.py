@@ -136,7 +136,7 @@ def test_what_the_format_allows_changes_no_number(edit: Edit) -> None:
         (external_attribute, "weights lie in another file; the store takes single-file graphs"),
         (lambda model: setattr(model.opset_import[0], "version", 17), "uses opset 17; 18 or later is needed"),
         (lambda model: setattr(model.opset_import[0], "version", 9999), "ONNX Runtime refuses it"),
-        (unknown_operator, "theirs:Twist(-1) is not a registered function/op"),
+        (unknown_operator, "operator 'Twist' is of the domain 'theirs', which the format does not have"),
         (lambda model: rename(model, "z", "latents"), "input 'z' is missing; found latents"),
         (lambda model: rename(model, "logits", "loc"), "output 'logits' is missing; found loc"),
         (lambda model: model.graph.input.append(helper.make_tensor_value_info("u", 1, ["batch"])), "unknown inputs: u"),

@@ -14,6 +14,7 @@ from model_store import ImageShape, PixelPreparation, publish
 from service.web.app import create_app
 from service.web.settings import Settings
 from tests.toys import LinearGaussian, Toy, bernoulli_toy
+from tests.trials import TrialsInProcess
 
 DIGIT_SHAPE = ImageShape(channels=1, height=28, width=28)
 COLOUR_SHAPE = ImageShape(channels=3, height=8, width=6)
@@ -34,6 +35,14 @@ def wait_until_ready(client: TestClient) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(client.get("/readyz").text)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trials_in_process() -> Iterator[None]:
+    """A child for each app would take half a second; tests/hostile has the real ones, and so has each real process."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("service.web.registry.Trials", TrialsInProcess)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from service.web.outcome import DeadlineError
 from service.web.registry import Registry
 from service.web.settings import Settings
 from tests.toys import bernoulli_toy
+from tests.trials import TrialsInProcess
 from tests.web.conftest import COLOUR_SHAPE, DIGIT_SHAPE, put
 from tests.web.forms import npy
 
@@ -400,11 +402,11 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     event.opened = []  # type: ignore[attr-defined]
     opening = Opener._open
 
-    def wait(self: Opener, key: Any, stamp: Any) -> Any:
+    def wait(self: Opener, key: Any, *arguments: Any) -> Any:
         if key[1] != 3:
             event.opened.append(key[1])  # type: ignore[attr-defined]
             event.wait(60)
-        return opening(self, key, stamp)
+        return opening(self, key, *arguments)
 
     monkeypatch.setattr(Opener, "_open", wait)
     yield event
@@ -461,7 +463,7 @@ def test_a_gpu_without_room_for_a_version_is_not_the_versions_fault_and_counts(
         raise OutOfDeviceMemoryError("the GPU has no room for this computation")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Model, "open", full)
+        patched.setattr("service.web.opening.Model", SimpleNamespace(open=full))  # a trial has no GPU
         answer = client.post("/v1/encode?version=1", **BODY)
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:logpx:problem:out-of-device-memory")
         assert opener._load_time._left < left
@@ -487,7 +489,7 @@ def test_a_gpu_that_is_lost_while_a_version_is_opened_ends_the_process(
         def lost(*_: Any, **__: Any) -> Model:
             raise DeviceLostError("the GPU has failed")
 
-        monkeypatch.setattr(Model, "open", lost)
+        monkeypatch.setattr("service.web.opening.Model", SimpleNamespace(open=lost))  # a trial has no GPU
         answer = client.post("/v1/encode?version=1", **BODY)
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:logpx:problem:not-ready")
         assert told.wait(60)
@@ -604,6 +606,90 @@ def test_a_start_serves_the_newest_version_that_passes_and_names_the_others(run:
     assert [refused["version"] for refused in told["digits"]["refused"]] == [2, 3]
     assert told["zz"]["manifest"] is None
     assert client.get("/readyz").status_code == 200
+
+
+def test_a_version_that_changes_between_trial_and_loading_is_not_served(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is loaded is what was tried out, byte by byte; the next look at the store tries the new files out."""
+    for seed in (1, 2):
+        add(tmp_path, seed=seed)
+    add(tmp_path / "aside", seed=3)
+    client = run()
+    report = TrialsInProcess.report
+
+    def swap(self: TrialsInProcess, request: Any) -> dict[str, Any]:
+        found = report(self, request)
+        for file in ("manifest.json", "encoder.onnx", "decoder.onnx", "calibration.npz"):
+            content = (tmp_path / "aside" / "digits" / "1" / file).read_bytes()
+            (tmp_path / "digits" / "3" / file).write_bytes(content.replace(b'"version": 1,', b'"version": 3,'))
+        return found
+
+    add(tmp_path, seed=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrialsInProcess, "report", swap)
+        (refused,) = reload(client)["digits"]["refused"]
+    assert refused == {"version": 3, "reason": "manifest.json: changed while it was tried out"}
+    assert encode(client) == 2
+    assert reload(client)["digits"]["default_version"] == 3
+
+
+def test_what_is_published_during_a_long_trial_is_tried_before_what_is_older(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tmp_path)
+    client = run()
+    for seed in (2, 3):
+        add(tmp_path, seed=seed)
+    monkeypatch.setattr("service.web.registry._LONG_SECONDS", 0.0)
+    report, tried = TrialsInProcess.report, []
+
+    def note(self: TrialsInProcess, request: Any) -> dict[str, Any]:
+        tried.append(request.version)
+        if request.version == 3:
+            add(tmp_path, seed=4)
+            return {"refused": "hangs", "file": "decoder.onnx"}
+        return report(self, request)
+
+    monkeypatch.setattr(TrialsInProcess, "report", note)
+    assert reload(client)["digits"]["default_version"] == 4
+    assert tried == [3, 4]
+
+
+def test_models_are_tried_out_beside_one_another(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version of one that takes long does not keep another model's version from being taken up."""
+    for name in ("digits", "other"):
+        add(tmp_path, name=name)
+    client = run(model="digits")
+    report, taken = TrialsInProcess.report, threading.Event()
+
+    def wait(self: TrialsInProcess, request: Any) -> dict[str, Any]:
+        if request.name == "digits":
+            return report(self, request) if taken.wait(60) else {"refused": "waited in vain", "file": "x"}
+        return report(self, request)
+
+    monkeypatch.setattr(TrialsInProcess, "report", wait)
+    for name in ("digits", "other"):
+        add(tmp_path, name=name, seed=2)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(reload, client)
+        while client.get("/v1/models/other").json()["default_version"] != 2:
+            assert not answer.done()
+        taken.set()
+        assert answer.result()["digits"]["default_version"] == 2
+
+
+def test_a_refusal_does_not_use_up_the_time_for_loading(run: Run, tmp_path: Path) -> None:
+    """It is not tried again before its files change, so nobody can have it tried all the time."""
+    for seed in (1, 2):
+        add(tmp_path, seed=seed)
+    damage(tmp_path, 1)
+    client = run()
+    opener: Opener = client.app.state.backend.registry._opener  # type: ignore[attr-defined]
+    opener._load_time = LoadTime(lambda: 0.0)
+    left = opener._load_time._left
+    assert client.post("/v1/encode?version=1", **BODY).status_code == 503
+    assert opener._load_time._left == left
 
 
 def test_a_hundred_reloads_leave_memory_flat(run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,191 @@
+"""Try versions out in a process of their own, `python -m service.engine.trial`: what hangs or crashes there is alone.
+
+Whoever starts it writes requests to its standard input and reads reports from its standard output, one JSON object a
+line. It begins with `{"ready": true}`. A request holds the fields of `Request`; while it is worked on,
+`{"file": "decoder.onnx"}` tells which file is looked at, and one of these ends it:
+
+    {"passed": "<SHA-256 of manifest.json>"}
+    {"refused": "what is wrong", "file": "decoder.onnx"}
+    {"missing": "what is not there"}
+
+The process bounds its own memory and processor time, ends with the thread that started it, and leaves nothing on disk.
+What bounds the time by the clock is whoever waits for the report, and kills it.
+"""
+
+import ctypes
+import json
+import math
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from model_store import (
+    CALIBRATION,
+    DECODER,
+    ENCODER,
+    MANIFEST,
+    InvalidArtifactError,
+    StoreError,
+    open_version,
+)
+from service.engine.acceptance import accept
+from service.engine.runtime import Runtime, Session
+
+_BYTES_A_BYTE = 16
+"""Of memory, for one of the files: seven sessions may hold a decoder's weights, and be built from copies of them."""
+_LARGEST_FILE = 2**31
+"""No graph is larger: protobuf cannot say more."""
+_PROBLEM_CHARACTERS = 2000
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_NICENESS = 10
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which version to try out, and how it would be served."""
+
+    root: str
+    name: str
+    version: int
+    seconds: float
+    """Of the clock, which bound the processor's: a process that nobody kills ends itself."""
+    memory_bytes: int
+    """For all but the files themselves."""
+    num_threads: int
+    chunk_rows: int | None
+    max_steps: int
+    max_num_samples: int
+
+
+def try_out(request: Request, tell: Tell) -> dict[str, Any]:
+    """Read, check, load and ask a version on the CPU; the report that ends the request.
+
+    `tell` is given the name of each file when its turn comes.
+    """
+    runtime = _TellingRuntime(tell, request.num_threads)
+    runtime.now(Path(MANIFEST))
+    try:
+        stored = open_version(Path(request.root), request.name, request.version)
+        accept(
+            stored,
+            runtime=runtime,
+            chunk_rows=request.chunk_rows,
+            max_steps=request.max_steps,
+            max_num_samples=request.max_num_samples,
+        )
+    except InvalidArtifactError as error:
+        return _refusal(error.file.name, error.problem)
+    except MemoryError:
+        return _refusal(runtime.file, "needs more memory than it may have (LOGPX_TRIAL_MEMORY_BYTES)")
+    except StoreError as error:
+        return {"missing": str(error)}
+    except Exception as error:  # noqa: BLE001 - whatever a version brings about is the end of this version only
+        return _refusal(runtime.file, f"{type(error).__name__}: {error}")
+    return {"passed": stored.digest}
+
+
+def _refusal(file: str, problem: str) -> dict[str, Any]:
+    return {"refused": problem[:_PROBLEM_CHARACTERS], "file": file}
+
+
+class _TellingRuntime(Runtime):
+    """Tells which file is looked at before anything is done with it that may not end."""
+
+    def __init__(self, tell: Tell, num_threads: int) -> None:
+        super().__init__("cpu", num_threads)
+        self._tell = tell
+        self.file = ""
+
+    def now(self, file: Path) -> None:
+        """From now on it is this one."""
+        if file.name != self.file:
+            self.file = file.name
+            self._tell({"file": file.name})
+
+    def open(self, graph: bytes, file: Path) -> Session:
+        """As any runtime."""
+        self.now(file)
+        return _TellingSession(super().open(graph, file), lambda: self.now(file))
+
+
+class _TellingSession(Session):
+    def __init__(self, session: Session, now: Callable[[], None]) -> None:
+        self._inner = session
+        self._now = now
+
+    def run(self, inputs: Any) -> Any:
+        self._now()
+        return self._inner.run(inputs)
+
+
+def main() -> int:
+    """Serve requests until there are no more."""
+    reports = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # what a library prints is no report
+    _end_with_parent()
+    os.nice(_NICENESS)  # requests come first
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this one goes first
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C means the one that started it
+
+    def tell(report: dict[str, Any]) -> None:
+        _write(reports, report)
+
+    tell({"ready": True})
+    for line in sys.stdin:
+        request = Request(**json.loads(line))
+        _limit(request)
+        tell(try_out(request, tell))
+    return 0
+
+
+def _write(stream: TextIO, report: dict[str, Any]) -> None:
+    stream.write(json.dumps(report) + "\n")
+    stream.flush()
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to kill this process once the thread that started it has ended."""
+    parent = os.getppid()
+    with suppress(OSError, AttributeError):  # elsewhere than on Linux its end is the end of its input
+        ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def _limit(request: Request) -> None:
+    """Bound memory and processor time from here on, beside what earlier requests have taken."""
+    folder, size = Path(request.root, request.name, str(request.version)), 0
+    for file in (ENCODER, DECODER, CALIBRATION):
+        with suppress(OSError):
+            size += min((folder / file).stat().st_size, _LARGEST_FILE)
+    _lower(resource.RLIMIT_AS, _address_space() + request.memory_bytes + _BYTES_A_BYTE * size)
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    cores = os.cpu_count() or 1
+    _lower(resource.RLIMIT_CPU, math.ceil(used + cores * request.seconds) + 1)
+
+
+def _lower(limit: int, soft: int) -> None:
+    _, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _address_space() -> int:
+    """Bytes of address space in use."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

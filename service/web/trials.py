@@ -1,0 +1,185 @@
+"""Trying versions out, each in a child process that is killed where it takes too long: see service/engine/trial.py."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from model_store import InvalidArtifactError, ModelNotFoundError
+from service.engine.trial import Request
+from service.web.errors import NotReadyError
+from service.web.refusals import Key, Stamp
+from service.web.settings import Settings
+from service.web.trial_process import PROGRAM, EndedError, TrialProcess
+
+_IDLE_SECONDS = 1.0
+"""A child waits so long for another version before it is let go."""
+_RENEWALS, _ASKED = 2, 3
+"""Trials at once: of what the store has new, and of what requests ask for by number."""
+
+
+class Trials:
+    """Tries versions out, a few at once; a child that has passed one takes the next.
+
+    Those of requests and those of reloads have places of their own: a version that hangs until its time is over keeps
+    one place, and what the others ask for goes on. What has passed is not tried again while its files stay the same.
+
+    Args:
+        program: what runs in a child, in the tests another.
+    """
+
+    def __init__(self, settings: Settings, program: Sequence[str] = PROGRAM) -> None:
+        self._settings = settings
+        self._program = program
+        self._renewals, self._asked = asyncio.Semaphore(_RENEWALS), asyncio.Semaphore(_ASKED)
+        self._passed: dict[Key, tuple[Stamp, str]] = {}
+        # A child ends with the thread that started it; these end when the service does.
+        self._threads = ThreadPoolExecutor(_RENEWALS + _ASKED, thread_name_prefix="trial")
+        self._lock = threading.Lock()  # of what follows
+        self._children: set[TrialProcess] = set()
+        self._idle: list[TrialProcess] = []
+        self._closed = False
+        self._dismissal: asyncio.TimerHandle | None = None
+
+    def warm(self) -> None:
+        """Start a child in the background, for a trial that is about to come."""
+        self._threads.submit(self._start_idle)
+
+    async def digest(self, key: Key, stamp: Stamp, *, asked: bool) -> str:
+        """SHA-256 of the manifest of a version that has passed; `asked`: by a request.
+
+        Raises:
+            InvalidArtifactError: it is refused, or its time was over, or it ended the child.
+            ModelNotFoundError: it is gone.
+            NotReadyError: no child can be started, or the service is about to end.
+        """
+        passed = self._passed.get(key)
+        if passed is not None and passed[0] == stamp:
+            return passed[1]
+        async with self._asked if asked else self._renewals:
+            try:
+                digest = await asyncio.get_running_loop().run_in_executor(self._threads, self._try_out, key)
+            finally:
+                self._dismiss_later()
+        self._passed[key] = stamp, digest
+        return digest
+
+    def close(self) -> None:
+        """End all children at once, and with them what waits for them."""
+        with self._lock:
+            self._closed = True
+            children = list(self._children)
+        for child in children:
+            child.kill()  # the thread that waits for its report then lets go of it
+        if self._dismissal is not None:
+            self._dismissal.cancel()
+        self._dismiss()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # ── In the event loop
+
+    def _dismiss_later(self) -> None:
+        if self._dismissal is not None:
+            self._dismissal.cancel()
+        self._dismissal = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._dismiss)
+
+    def _dismiss(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for child in idle:
+            self._end(child)
+
+    # ── In one of the threads
+
+    def _try_out(self, key: Key) -> str:
+        settings = self._settings
+        folder = settings.model_store / key[0] / str(key[1])
+        request = Request(
+            root=str(settings.model_store.absolute()),
+            name=key[0],
+            version=key[1],
+            seconds=settings.trial_seconds,
+            memory_bytes=settings.trial_memory_bytes,
+            num_threads=settings.num_threads,
+            chunk_rows=settings.chunk_rows,
+            max_steps=settings.max_steps,
+            max_num_samples=settings.max_num_samples,
+        )
+        try:
+            report = self.report(request)
+        except EndedError as error:
+            if self._closed:
+                raise NotReadyError("the service is shutting down") from None
+            raise InvalidArtifactError(folder / error.file, error.problem) from None
+        if "missing" in report:
+            raise ModelNotFoundError(str(report["missing"]))
+        if "refused" in report:
+            raise InvalidArtifactError(folder / str(report.get("file", "")), str(report["refused"]))
+        return str(report["passed"])
+
+    def report(self, request: Request) -> dict[str, Any]:
+        """What a child says of a version.
+
+        Raises:
+            EndedError: it said nothing in time, or has ended.
+            NotReadyError: none can be started.
+        """
+        child = self._take()
+        passed = False
+        try:
+            report = child.ask(asdict(request), request.seconds)
+            passed = "passed" in report
+        finally:
+            self._let_go(child, again=passed)
+        return report
+
+    def _let_go(self, child: TrialProcess, *, again: bool) -> None:
+        """Keep a child for another version, or end it: who knows what a broken one has left behind."""
+        with self._lock:
+            kept = again and not self._closed
+            if kept:
+                self._idle.append(child)
+        if not kept:
+            self._end(child)
+
+    def _take(self) -> TrialProcess:
+        """An idle child, or a new one, that is ready."""
+        while True:
+            child = self._idle_or_new()
+            try:
+                child.wait_until_ready()
+            except EndedError as error:
+                self._end(child)
+                if child.was_ready:  # it has ended since: another will do
+                    continue
+                raise NotReadyError(f"the process that tries versions out does not start: {error.problem}") from None
+            return child
+
+    def _idle_or_new(self) -> TrialProcess:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            return self._start()
+
+    def _start_idle(self) -> None:
+        with self._lock, suppress(NotReadyError):  # whoever tries a version out will be told
+            self._idle.append(self._start())
+
+    def _start(self) -> TrialProcess:
+        """Begin a child, which is ready later; with the lock held."""
+        if self._closed:
+            raise NotReadyError("the service is shutting down")
+        try:
+            child = TrialProcess(self._program)
+        except OSError as error:
+            raise NotReadyError(f"no process can be started to try a version out: {error}") from error
+        self._children.add(child)
+        return child
+
+    def _end(self, child: TrialProcess) -> None:
+        child.close()
+        with self._lock:
+            self._children.discard(child)

@@ -1,0 +1,253 @@
+"""Children that try versions out, and what becomes of those that do not do as they should."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_store import InvalidArtifactError, ModelNotFoundError, open_version
+from service.web.errors import NotReadyError
+from service.web.settings import Settings
+from service.web.trial_process import EndedError, TrialProcess, _environment
+from service.web.trials import Trials
+from tests.toys import bernoulli_toy
+from tests.web.conftest import COLOUR_SHAPE, put
+
+READY = "import os, signal, subprocess, sys, time\nprint('{\"ready\": true}', flush=True)\nsys.stdin.readline()\n"
+"""A child that is ready and has read a request."""
+SOON = 0.3
+LONG = 120.0
+
+
+def ask(script: str, seconds: float = LONG) -> dict[str, Any]:
+    child = TrialProcess(("-c", READY + script))
+    try:
+        child.wait_until_ready()
+        return child.ask({}, seconds)
+    finally:
+        child.close()
+
+
+def test_the_report_that_ends_a_request_is_given_back() -> None:
+    assert ask('print(\'{"file": "a"}\\n{"passed": "b"}\')') == {"passed": "b"}
+
+
+ENDINGS: dict[str, tuple[str, float, str]] = {
+    "hangs": ("while True: pass", SOON, r"^was not tried out within 0\.3 s \(LOGPX_TRIAL_SECONDS\)$"),
+    "hangs and hears no signal": (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(600)",
+        SOON,
+        "^was not tried out within",
+    ),
+    "says other things for ever": ('while True: print(\'{"file": "x"}\', flush=True)', LONG, "wrote too much$"),
+    "writes a line without end": ("while True: sys.stdout.write('x' * 65536)", LONG, "wrote too much$"),
+    "writes errors for ever": ("while True: sys.stderr.write('x' * 65536)", SOON, "^was not tried out within"),
+    "leaves in order": ("sys.exit()", LONG, "ended with status 0: it said nothing$"),
+    "leaves with a word": ("sys.exit('a reason')", LONG, "ended with status 1: a reason$"),
+    "has a segmentation fault": ("os.kill(os.getpid(), signal.SIGSEGV)", LONG, "was ended by SIGSEGV$"),
+    "aborts": ("os.abort()", LONG, "was ended by SIGABRT$"),
+    "gets a signal without a name": ("os.kill(os.getpid(), 40)", LONG, "was ended by signal 40$"),
+    "closes its output and lives": ("os.close(1); time.sleep(600)", LONG, "was ended by SIGKILL$"),
+    "talks nonsense": (
+        r"sys.stdout.buffer.write(b'[]\nnull\n' + b'[' * 5000 + b'\n\xff\n{}\n'); sys.exit('so')",
+        LONG,
+        "ended with status 1: so$",
+    ),
+}
+
+
+@pytest.mark.parametrize(("script", "seconds", "problem"), ENDINGS.values(), ids=ENDINGS)
+def test_a_child_that_reports_nothing_is_ended_and_it_is_told_how(script: str, seconds: float, problem: str) -> None:
+    with pytest.raises(EndedError, match=problem) as caught:
+        ask(f'print(\'{{"file": "decoder.onnx"}}\', flush=True)\n{script}', seconds)
+    assert caught.value.file in ("decoder.onnx", "x")
+
+
+def test_what_a_child_has_started_ends_with_it(tmp_path: Path) -> None:
+    script = (
+        "quiet = subprocess.DEVNULL\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], stdout=quiet, stderr=quiet)\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(other.pid))\n"
+    )
+    with pytest.raises(EndedError):
+        ask(script)
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not runs(pid))
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_child_gets_no_key_and_no_gpu() -> None:
+    variables = {
+        "LOGPX_API_KEYS": "a",
+        "OTEL_EXPORTER_OTLP_HEADERS": "b",
+        "SECRET": "c",
+        "PATH": "/bin",
+        "PYTHONPATH": "/x",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    assert _environment(variables, Path("/root")) == {
+        "PATH": "/bin",
+        "PYTHONPATH": "/root:/x",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "MALLOC_ARENA_MAX": "2",
+    }
+
+
+def settings(store: Path, **changed: Any) -> Settings:
+    return Settings(**{"model_store": store, **changed})
+
+
+def test_a_trial_gives_the_digest_or_says_what_is_wrong(tmp_path: Path) -> None:
+    """A real child, which passes one version, then refuses one."""
+    for name in ("good", "bad"):
+        put(tmp_path, bernoulli_toy(COLOUR_SHAPE, name=name))
+    (tmp_path / "bad" / "1" / "encoder.onnx").write_bytes(b"")
+
+    async def scenario() -> None:
+        trials = Trials(settings(tmp_path))
+        trials.warm()
+        try:
+            stamp = (("a", 1, 1, 1),)
+            digest = await trials.digest(("good", 1), stamp, asked=False)
+            assert digest == open_version(tmp_path, "good").digest
+            (child,) = trials._children
+            with pytest.raises(InvalidArtifactError, match="SHA-256 is") as caught:
+                await trials.digest(("bad", 1), stamp, asked=True)
+            assert caught.value.file == tmp_path / "bad" / "1" / "encoder.onnx"
+            assert not runs(child._process.pid)  # what a broken one leaves behind is gone
+            with pytest.raises(ModelNotFoundError, match="no model 'absent'"):
+                await trials.digest(("absent", 1), stamp, asked=True)
+            (tmp_path / "good" / "1" / "encoder.onnx").write_bytes(b"")
+            assert await trials.digest(("good", 1), stamp, asked=True) == digest  # the same files, as far as one sees
+            with pytest.raises(InvalidArtifactError):
+                await trials.digest(("good", 1), (("a", 1, 1, 2),), asked=True)
+        finally:
+            trials.close()
+        with pytest.raises(NotReadyError):
+            trials._take()
+
+    asyncio.run(scenario())
+
+
+PASSES = READY.replace("sys.stdin.readline()\n", 'for line in sys.stdin: print(\'{"passed": "x"}\', flush=True)\n')
+HANGS_IF = """
+import json
+for line in sys.stdin:
+    if json.loads(line)["name"].startswith("slow"):
+        time.sleep(600)
+    print('{"passed": "x"}', flush=True)
+"""
+
+
+def test_those_that_hang_hold_up_neither_others_nor_the_end(tmp_path: Path) -> None:
+    script = READY.replace("sys.stdin.readline()\n", HANGS_IF)
+
+    async def scenario() -> None:
+        trials = Trials(settings(tmp_path, trial_seconds=600), ("-c", script))
+        hanging = [
+            asyncio.create_task(trials.digest((f"slow-{index}", 1), (), asked=asked))
+            for index, asked in enumerate((True, True, False))
+        ]
+        while len(trials._children) < 3:
+            await asyncio.sleep(0.01)
+        for asked in (True, False):
+            assert await trials.digest(("quick", 1), (("a", 1, 1, asked),), asked=asked) == "x"
+        pids = [child._process.pid for child in trials._children]
+        trials.close()
+        for answer in await asyncio.gather(*hanging, return_exceptions=True):
+            assert isinstance(answer, NotReadyError)
+        wait_until(lambda: not any(map(runs, pids)))
+
+    asyncio.run(scenario())
+
+
+def test_a_child_is_used_again_and_let_go_when_nothing_comes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        trials = Trials(settings(tmp_path), ("-c", PASSES))
+        try:
+            for version in range(1, 4):
+                assert await trials.digest(("a", version), (), asked=False) == "x"
+            (child,) = trials._children
+            while trials._children:
+                await asyncio.sleep(0.01)
+            assert not runs(child._process.pid)
+            assert await trials.digest(("a", 4), (), asked=False) == "x"
+            (child,) = trials._children
+            os.kill(child._process.pid, signal.SIGKILL)  # while it is idle
+            wait_until(lambda: not runs(child._process.pid))
+            assert await trials.digest(("a", 5), (), asked=False) == "x"
+        finally:
+            trials.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("script", ["raise SystemExit('no module')", "raise MemoryError"])
+def test_a_child_that_does_not_start_is_not_the_versions_fault(tmp_path: Path, script: str) -> None:
+    async def scenario() -> None:
+        trials = Trials(settings(tmp_path), ("-c", script))
+        trials.warm()
+        try:
+            with pytest.raises(NotReadyError, match=r"does not start: .* ended with status 1"):
+                await trials.digest(("a", 1), (), asked=False)
+        finally:
+            trials.close()
+
+    asyncio.run(scenario())
+
+
+def test_no_process_to_be_had_is_not_the_versions_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+
+    async def scenario() -> None:
+        trials = Trials(settings(tmp_path))
+        trials.warm()
+        try:
+            with pytest.raises(NotReadyError, match="no process can be started"):
+                await trials.digest(("a", 1), (), asked=False)
+        finally:
+            trials.close()
+
+    asyncio.run(scenario())
+
+
+DIES = """
+import os, sys, threading
+from service.web.trial_process import TrialProcess
+child = TrialProcess()
+child.wait_until_ready()
+print(child._process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_child_ends_with_its_parent_however_that_ends() -> None:
+    root = Path(__file__).parents[2]
+    parent = subprocess.run([sys.executable, "-c", DIES], capture_output=True, text=True, check=False, cwd=root)  # noqa: S603
+    assert parent.returncode == -signal.SIGKILL, parent.stderr
+    wait_until(lambda: not runs(int(parent.stdout)))
