@@ -12,9 +12,11 @@ from PIL import Image
 from model_store import ImageShape
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError, UnreadableImageError
 from service.images.file import ImageFile, in_unit_interval
+from service.images.numbers import NotNumbersError, array_of
 
 _BRIEF_PIXELS = 2**16
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
+_ACCEPTED_ITEMS = "accepted: a base64 image file, or nested numbers [H][W] or [C][H][W]"
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 Array = NDArray[Any]
@@ -139,14 +141,12 @@ def _from_base64(text: str, index: int) -> bytes:
 
 def _from_numbers(item: Any, index: int) -> Array:
     try:
-        array = np.asarray(item)
-    except ValueError:
-        raise InvalidImageError("the nested numbers are ragged; accepted: [H][W] or [C][H][W]", index) from None
-    if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or array.size == 0:
-        kind = f"{array.dtype} of shape {list(array.shape)}" if array.dtype.kind in "iuf" else type(item).__name__
-        accepted = "a base64 image file, or nested numbers [H][W] or [C][H][W]"
-        raise InvalidImageError(f"the item is {kind}; accepted: {accepted}", index)
-    if not ((array >= 0) & (array <= 1)).all():
+        array = array_of(item, max_dimensions=3)
+    except NotNumbersError as error:
+        raise InvalidImageError(f"the item is no image: {error}; {_ACCEPTED_ITEMS}", index) from None
+    if array.ndim < 2 or array.size == 0:
+        raise InvalidImageError(f"the item has shape {list(array.shape)}; {_ACCEPTED_ITEMS}", index)
+    if not (array.min() >= 0 and array.max() <= 1):
         raise _out_of_range(array, index)
     image = array.astype(np.float32)
     return image[None] if image.ndim == 2 else image

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from model_store import ImageShape
 from service.images.file import is_small_png
 from service.images.npy import parse_npy, parse_pixels
+from service.images.numbers import NotNumbersError, array_of
 from service.images.reader import ImageReader
 from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
 from service.web.multipart import read_files
@@ -126,11 +127,9 @@ def _parse_latents(body: bytes, form: str, latent_dim: int) -> NDArray[np.float3
         latents = parse_npy(body, (np.dtype("<f4"), np.dtype("<f8")))
     else:
         try:
-            latents = np.asarray(_json_list(body, "latents"))
-        except ValueError:
-            raise InvalidBodyError("the latents are ragged; accepted: [[D], …]") from None
-        if latents.dtype.kind not in "iuf":
-            raise InvalidBodyError("the latents are not numbers; accepted: [[D], …]")
+            latents = array_of(_json_list(body, "latents"), max_dimensions=2)
+        except NotNumbersError as error:
+            raise InvalidBodyError(f"the latents are not numbers [[D], …]: {error}") from None
     if latents.ndim != 2 or latents.shape[1] != latent_dim:
         shape = list(latents.shape)
         raise InvalidBodyError(f"the latents have shape {shape}; this model takes [N, {latent_dim}], N at least 1")
