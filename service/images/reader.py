@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from service.images.file import ImageFile, in_unit_interval
 from service.images.numbers import NotNumbersError, array_of
 
 _BRIEF_PIXELS = 2**16
+_FLOAT32_BYTES = 4
+_DECODING_BYTES = 40  # of one pixel: a file's coefficients, samples, levels of two decodings, and what resizing takes
+_FITTING_BYTES = 16  # of one number: a float32 image, another with other channels, and what resizing takes
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 _ACCEPTED_ITEMS = "accepted: a base64 image file, or nested numbers [H][W] or [C][H][W]"
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
@@ -29,34 +32,49 @@ class ImageReader:
         shape: what the model takes.
         resize: whether another height or width is resampled (area-averaging bilinear) instead of refused.
         max_pixels: width × height, over all images of the request, counted from the headers, before any is decoded.
+        reserve: told, before memory is taken, how many bytes there may be beside what is read; may refuse by an error.
     """
 
-    def __init__(self, shape: ImageShape, *, resize: bool, max_pixels: int) -> None:
+    def __init__(
+        self,
+        shape: ImageShape,
+        *,
+        resize: bool,
+        max_pixels: int,
+        reserve: Callable[[int], object] = lambda _: None,
+    ) -> None:
         self._shape = shape
         self._resize = resize
         self._max_pixels = max_pixels
+        self._reserve = reserve
 
     def is_brief(self, array: Array) -> bool:
         """Whether `read_array` takes well under a millisecond: it has nothing to resize, and little to check."""
         return array.shape[-2:] == (self._shape.height, self._shape.width) and array.size <= _BRIEF_PIXELS
 
     def read_items(self, items: Sequence[Any]) -> NDArray[np.float32]:
-        """Files as bytes or base64 text, or nested numbers in [0, 1], [H][W] or [C][H][W] → [B, C, H, W]."""
+        """Files as bytes or base64 text, or nested numbers in [0, 1], [H][W] or [C][H][W] → [B, C, H, W].
+
+        A file may be a part of a larger body, as a `memoryview`.
+        """
         if not items:
             raise InvalidArrayError("the body holds no image")
         self._count_pixels(len(items) * self._shape.height * self._shape.width)
+        num_bytes = len(items) * self._shape.size * _FLOAT32_BYTES
+        self._reserve(num_bytes)
         pixels = np.empty((len(items), *self._shape.chw), np.float32)
         budget = self._max_pixels
         for index, item in enumerate(items):
             if isinstance(item, str):
                 item = _from_base64(item, index)
-            if isinstance(item, bytes):
-                file = _open(item, index)
+            if isinstance(item, bytes | memoryview):
+                file = _open(bytes(item), index)
                 height, width = file.header.height, file.header.width
                 budget -= width * height
                 self._count_pixels(self._max_pixels - budget)
                 if (width, height) != self._size:  # EXIF may turn it
                     self._check_size((height, width), index)
+                self._reserve(num_bytes + len(item) + width * height * _DECODING_BYTES)
                 array = _decode(file, index)
             else:
                 array = _from_numbers(item, index)
@@ -70,13 +88,18 @@ class ImageReader:
         if array.ndim == 3:
             array = array[:, None]  # [B, 1, H, W]
         self._count_pixels(len(array) * max(array.shape[2] * array.shape[3], self._shape.height * self._shape.width))
-        if array.dtype == np.uint8:
-            array = array.astype(np.float32) / np.float32(255)
-        else:
+        is_levels = array.dtype == np.uint8
+        fits = array.shape[1:] == self._shape.chw
+        if is_levels or not fits:
+            self._reserve(len(array) * self._shape.size * _FLOAT32_BYTES + array[0].size * _FITTING_BYTES)
+        if not is_levels:
             check_range(array)
-        if array.shape[1:] == self._shape.chw:
-            return array
-        return np.stack([self._fit(image, index) for index, image in enumerate(array)])
+        if fits:
+            return in_unit_interval(array) if is_levels else array
+        pixels = np.empty((len(array), *self._shape.chw), np.float32)
+        for index, image in enumerate(array):
+            pixels[index] = self._fit(in_unit_interval(image) if is_levels else image, index)
+        return pixels
 
     def _count_pixels(self, pixels: int) -> None:
         if pixels > self._max_pixels:
@@ -110,9 +133,9 @@ def check_range(pixels: Array) -> None:
     """
     if pixels.min() >= 0 and pixels.max() <= 1:  # a NaN is the least and the greatest
         return
-    inside = (pixels >= 0) & (pixels <= 1)
-    index = int(np.argmin(inside.reshape(len(pixels), -1).all(axis=1)))
-    raise _out_of_range(pixels[index], index)
+    for index, image in enumerate(pixels):  # one at a time: comparing all would take as many bytes as there are pixels
+        if not (image.min() >= 0 and image.max() <= 1):
+            raise _out_of_range(image, index)
 
 
 def _out_of_range(image: Array, index: int) -> InvalidImageError:

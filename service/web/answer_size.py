@@ -52,8 +52,8 @@ def anomalies_bytes(count: int, shape: ImageShape, num_methods: int, form: Form,
     return _DOCUMENT_BYTES + count * result
 
 
-def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwise: str = "") -> None:
-    """Refuse a request whose answer could have too many bytes.
+def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwise: str = "") -> int:
+    """Refuse a request whose answer could have too many bytes; returns how many it could have.
 
     Args:
         bytes_of: the bytes of an answer about so many images.
@@ -65,7 +65,7 @@ def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwi
         LimitError: the answer could have more; the message says how many images are not too many.
     """
     if (num_bytes := bytes_of(count)) <= limit:
-        return
+        return num_bytes
     fewer = bisect_right(range(count), limit, key=bytes_of) - 1
     advice = " or ".join(
         ([f"at most {fewer} images at once"] if fewer > 0 else []) + ([otherwise] if otherwise else [])

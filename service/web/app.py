@@ -18,6 +18,7 @@ from service.web.backend import Backend
 from service.web.direct import direct_routes
 from service.web.documentation import describe_problems
 from service.web.limits import Limits
+from service.web.memory import Budget, computing_bytes
 from service.web.metrics import Metrics
 from service.web.middleware import Observe, RootPath
 from service.web.probes import QUIET_PATHS
@@ -40,11 +41,14 @@ def create_app(
     exit.
     """
     metrics = Metrics()
+    budget = Budget(settings.max_memory_bytes - computing_bytes(settings.max_memory_bytes))
+    metrics.held_memory.set_function(lambda: budget.held)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         backend = Backend(settings, metrics, on_failure)
         app.state.backend = backend
+        budget.retry_seconds = backend.retry_seconds
 
         async def load() -> None:
             try:
@@ -96,7 +100,7 @@ def create_app(
     errors.install(app)
     openapi = app.openapi
     app.openapi = lambda: describe_problems(openapi())  # type: ignore[method-assign]  # as FastAPI advises
-    app.add_middleware(Limits, settings=settings)
+    app.add_middleware(Limits, settings=settings, budget=budget)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Generator
 from functools import cache
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import structlog
@@ -13,9 +13,9 @@ from service.engine.blocks import CPU_BLOCKS
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError
 from service.web.errors import LimitError, NotReadyError
+from service.web.memory import computing_bytes
 from service.web.metrics import Metrics
 from service.web.outcome import Done
-from service.web.rate import Meter
 from service.web.registry import Registry
 from service.web.scheduler import Scheduler
 from service.web.settings import Settings
@@ -40,6 +40,7 @@ class Backend:
             max_rows_each=settings.max_rows,
             max_jobs=settings.max_queued_requests,
             batch_rows=settings.chunk_rows or CPU_BLOCKS.rows,
+            max_memory=computing_bytes(settings.max_memory_bytes),
             fatal=DeviceLostError,
             on_death=self._died,
         )
@@ -71,22 +72,24 @@ class Backend:
         """
         self._scheduler.check_room(1)
 
-    def submit(self, kind: Kind[P, R], payload: P, *, rows: int, timeout_seconds: float) -> "asyncio.Future[Done[R]]":
-        """Queue a computation of `rows` rows that may share its runs with others of its kind.
+    def retry_seconds(self) -> int:
+        """When a request that is refused for want of memory should try again: when what is queued should be done."""
+        return self._scheduler.retry_seconds()
+
+    def submit(self, kind: Kind[P, R], payload: P, *, rows: int, **named: Any) -> "asyncio.Future[Done[R]]":
+        """Queue a computation of `rows` rows that may share its runs with others of its kind; `named`: scheduler.py.
 
         Raises:
             LimitError: more rows than one request may have.
             QueueFullError, StoppedError: see scheduler.py; what the answer may raise, too.
         """
         self._check_rows(rows)
-        return self._scheduler.submit(kind, payload, rows=rows, timeout_seconds=timeout_seconds)
+        return self._scheduler.submit(kind, payload, rows=rows, **named)
 
-    def submit_alone(
-        self, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float, meter: Meter | None = None
-    ) -> "asyncio.Future[Done[R]]":
+    def submit_alone(self, chunks: Generator[None, None, R], *, rows: int, **named: Any) -> "asyncio.Future[Done[R]]":
         """Queue a computation by itself, asked for `rows` rows, which may take more; raises what `submit` does."""
         self._check_rows(rows)
-        return self._scheduler.submit_alone(chunks, rows=rows, timeout_seconds=timeout_seconds, meter=meter)
+        return self._scheduler.submit_alone(chunks, rows=rows, **named)
 
     def count_done(self, model: Model, rows: int, done: Done[R]) -> None:
         """Count the rows and the seconds of a request that was computed."""

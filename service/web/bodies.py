@@ -1,5 +1,6 @@
 """Request bodies by content type: image files, multipart, JSON and npy. No pickle anywhere."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from service.images.npy import parse_npy, parse_pixels
 from service.images.numbers import NotNumbersError, array_of
 from service.images.reader import ImageReader
 from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
+from service.web.memory import MEMORY, Share
 from service.web.multipart import read_files
 from service.web.settings import Settings
 
@@ -22,6 +24,8 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 NPY, JSON, MULTIPART = "application/x-npy", "application/json", "multipart/form-data"
 PIXEL_TYPES = (*IMAGE_TYPES, MULTIPART, JSON, NPY)
 MAX_JSON_LISTS = 2**16  # a row of pixels is one, and so is a latent
+_JSON_EXPANSION = 30  # what it is parsed to, as a multiple: `[],` is 3 bytes, as a list in a list 88
+_LATENTS_EXPANSION = 3  # a copy in float32, and what is found to be finite
 _OTHER_NAMES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -38,24 +42,29 @@ async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, limi
     """Images of any accepted content type → [B, C, H, W] float32 in [0, 1].
 
     Raises:
-        UnsupportedMediaTypeError, InvalidBodyError, InvalidImageError, LimitError.
+        UnsupportedMediaTypeError, InvalidBodyError, InvalidImageError, LimitError, MemoryFullError.
     """
     found = media_type(request)
-    reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels)
-    if found == MULTIPART:
-        max_images = max(1, limits.max_pixels // (shape.height * shape.width))
-        body, content_type = await _body(request), request.headers["content-type"]
-        return await run_in_threadpool(lambda: reader.read_items(read_files(body, content_type, max_images)))
     if found not in PIXEL_TYPES:
         raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
+    share: Share = request.scope[MEMORY]
     body = await _body(request)
+    kept = len(body) * (1 + _JSON_EXPANSION * (found == JSON))
+    reader = ImageReader(
+        shape, resize=resize, max_pixels=limits.max_pixels, reserve=lambda num_bytes: share.hold(kept + num_bytes)
+    )
+    if found == MULTIPART:
+        max_images = max(1, limits.max_pixels // (shape.height * shape.width))
+        content_type = request.headers["content-type"]
+        return await run_in_threadpool(lambda: reader.read_items(read_files(body, content_type, max_images)))
     if found == NPY:
         array = parse_pixels(body)
         if reader.is_brief(array):
             return reader.read_array(array)
         return await run_in_threadpool(reader.read_array, array)
-    _check_json_size(found, body, limits)
     if found == JSON:
+        _check_json_size(body, limits)
+        share.hold(kept)
         return await run_in_threadpool(lambda: reader.read_items(_json_list(body, "images")))
     if is_small_png(body):  # a hop to another thread would take longer
         return reader.read_items([body])
@@ -66,30 +75,40 @@ async def read_latents(request: Request, latent_dim: int, *, limits: Settings) -
     """Latents [N, D] from `{"latents": [[D]]}` or npy, all finite.
 
     Raises:
-        UnsupportedMediaTypeError, InvalidBodyError, InvalidLatentError, LimitError.
+        UnsupportedMediaTypeError, InvalidBodyError, InvalidLatentError, LimitError, MemoryFullError.
     """
     found = media_type(request)
     if found not in (JSON, NPY):
         raise UnsupportedMediaTypeError(found, (JSON, NPY))
+    share: Share = request.scope[MEMORY]
     body = await _body(request)
-    _check_json_size(found, body, limits)
+    if found == JSON:
+        _check_json_size(body, limits)
+    share.hold(len(body) * (1 + (_JSON_EXPANSION if found == JSON else _LATENTS_EXPANSION)))
     return await run_in_threadpool(_parse_latents, body, found, latent_dim)
 
 
 async def _body(request: Request) -> bytes:
     """The whole body. A small one comes in one piece, which Starlette's `body` would take as long to join as to parse.
 
+    A large one is collected where it will stay: joining pieces would hold it twice.
+
     Raises:
         ClientDisconnect: the client went away first.
+        LimitError, SlowBodyError, MemoryFullError: see limits.py.
     """
-    pieces: list[bytes] = []
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        pieces.append(message.get("body", b""))
+    message = await request.receive()
+    first: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        return first
+    collected = io.BytesIO()
+    while message["type"] == "http.request":
+        collected.write(message.get("body", b""))
         if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return collected.getvalue()  # which is its buffer, not a copy
+        del message
+        message = await request.receive()
+    raise ClientDisconnect
 
 
 def _json_list(body: bytes, key: str) -> list[Any]:
@@ -108,14 +127,12 @@ def _json_list(body: bytes, key: str) -> list[Any]:
     return items
 
 
-def _check_json_size(form: str, body: bytes, limits: Settings) -> None:
+def _check_json_size(body: bytes, limits: Settings) -> None:
     """Refuse a JSON body that would take long to parse, while nothing else runs.
 
     Raises:
         LimitError: it is over `max_json_bytes`, or has so many lists that making them takes longer than their bytes.
     """
-    if form != JSON:
-        return
     if len(body) > limits.max_json_bytes:
         raise LimitError(f"the JSON body has {len(body)} bytes; at most {limits.max_json_bytes} are accepted: send npy")
     if (lists := body.count(b"[") + body.count(b"{")) > MAX_JSON_LISTS:

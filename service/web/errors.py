@@ -10,6 +10,7 @@ RequestError
 ├── UnauthorizedError           no key, or a wrong one
 ├── ForbiddenError              a right key for something else
 ├── TooManyLoadsError           versions asked for by number drive one another out of memory
+├── MemoryFullError             other requests hold the memory that this one would take
 └── NotReadyError               models still loading, draining, or the inference thread is dead
 
 Images that cannot be read have errors of their own, see service/images/errors.py.
@@ -96,6 +97,14 @@ class TooManyLoadsError(RequestError):
         self.retry_after = retry_after
 
 
+class MemoryFullError(RequestError):
+    """Other requests hold the memory that this one would take; `retry_after` seconds may change that."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class NotReadyError(RequestError):
     """Models still loading, draining, or the inference thread is dead."""
 
@@ -144,6 +153,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     UnauthorizedError: Kind(HTTPStatus.UNAUTHORIZED, "unauthorized", "The request needs a key"),
     ForbiddenError: Kind(HTTPStatus.FORBIDDEN, "forbidden", "The key does not open this route"),
     QueueFullError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "queue-full", "No room in the queue"),
+    MemoryFullError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "memory-full", "No memory for the request now"),
     TooManyLoadsError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "too-many-loads", "Versions are loaded too often"),
     DeadlineError: Kind(HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"),
     OutOfDeviceMemoryError: Kind(
@@ -198,7 +208,7 @@ def _handler(kind: Kind) -> Any:
         headers = getattr(error, "headers", None)
         if kind is NOT_READY:
             headers = {"Connection": "close"}  # nobody should send into a service that is about to end
-        if isinstance(error, QueueFullError | TooManyLoadsError):
+        if isinstance(error, QueueFullError | MemoryFullError | TooManyLoadsError):
             headers = {"Retry-After": str(error.retry_after)}
         return problem(request, kind, str(error), index=getattr(error, "index", None), headers=headers)
 

@@ -69,6 +69,9 @@ class Metrics:
         )
         self.queued_rows = Gauge("logpx_queued_rows", "rows waiting or running", registry=self.registry)
         self.queued_requests = Gauge("logpx_queued_requests", "requests waiting or running", registry=self.registry)
+        self.held_memory = Gauge(
+            "logpx_held_memory_bytes", "memory that requests hold, by upper bounds", registry=self.registry
+        )
         self.ready = Gauge("logpx_ready", "1 when /readyz answers 200", registry=self.registry)
         self.execution_provider = Gauge(
             "logpx_execution_provider_info",

@@ -22,6 +22,7 @@ from service.web.bodies import JSON, NPY, read_latents, read_pixels
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
 from service.web.errors import LimitError
 from service.web.kinds import decoding, encoding
+from service.web.memory import MEMORY, Share
 from service.web.middleware import observe
 from service.web.outcome import Done
 from service.web.parameters import describe_parameters, read_query, read_timeout_seconds, refuse
@@ -48,9 +49,11 @@ async def encode(request: Request) -> Response:
     model, pixels = await _pixels(request, query, timeout)
     backend = _backend(request)
     size = partial(latents_bytes, latent_dim=model.description.latent_dim, media=form)
-    check_answer(size, len(pixels), backend.settings.max_answer_bytes, NPY)
+    answer_bytes = check_answer(size, len(pixels), backend.settings.max_answer_bytes, NPY)
+    share = _hold(request, pixels.nbytes + 2 * answer_bytes)
     kind = encoding(model, backend.count_batch(model))
-    answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=seconds_left(request, timeout))
+    seconds = seconds_left(request, timeout)
+    answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=seconds, share=share)
     done = await _done(request, model, answer, rows=len(pixels))
     latents = done.result
 
@@ -78,10 +81,11 @@ async def decode(request: Request) -> Response:
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model = await _model(request, query, timeout)
     latents = await read_latents(request, model.description.latent_dim, limits=_backend(request).settings)
-    _check_output(request, model, len(latents), media, query.as_)
+    share = _hold(request, latents.nbytes + _check_output(request, model, len(latents), media, query.as_))
     backend = _backend(request)
     kind = decoding(model, backend.count_batch(model))
-    answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=seconds_left(request, timeout))
+    seconds = seconds_left(request, timeout)
+    answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=seconds, share=share)
     done = await _done(request, model, answer, rows=len(latents))
     return await run_in_threadpool(
         images_reply, request, _named(model), done.result, form=query.as_, headers=server_timing(done)
@@ -99,7 +103,7 @@ async def samples(request: Request) -> Response:
     media = negotiate(request, IMAGE_FORMS)
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model = await _model(request, query, timeout)
-    _check_output(request, model, query.n, media, query.as_)
+    _hold(request, _check_output(request, model, query.n, media, query.as_))
     seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
     chunks = model.sample(query.n, seed=seed, temperature=query.temperature)
     done = await _run(request, model, chunks, rows=query.n, timeout=timeout)
@@ -125,7 +129,8 @@ async def log_likelihood(request: Request) -> Response:
     check_request(query.proposal, num_samples)
     if num_samples > backend.settings.max_num_samples:
         raise LimitError(f"num_samples is {num_samples}; at most {backend.settings.max_num_samples} are taken an image")
-    check_answer(log_likelihoods_bytes, len(pixels), backend.settings.max_answer_bytes)
+    answer_bytes = check_answer(log_likelihoods_bytes, len(pixels), backend.settings.max_answer_bytes)
+    _hold(request, pixels.nbytes + 2 * answer_bytes)
     limit = num_samples
     if query.max_std_error is not None:
         limit = max(num_samples, min(backend.settings.max_num_samples, backend.settings.max_rows // len(pixels)))
@@ -138,7 +143,9 @@ async def log_likelihood(request: Request) -> Response:
         max_num_samples=limit,
     )
     kind = "log-likelihood", query.proposal, query.max_std_error is not None
-    done = await _run(request, model, chunks, rows=len(pixels) * limit, timeout=timeout, kind=kind)
+    memory = model.estimates_bytes(len(pixels), limit)
+    rows = len(pixels) * limit
+    done = await _run(request, model, chunks, rows=rows, timeout=timeout, kind=kind, memory=memory)
     backend.count_estimates(model, done.result.reliable)
 
     def reply() -> Response:
@@ -170,14 +177,18 @@ async def anomaly_scores(request: Request) -> Response:
     model, pixels = await _pixels(request, query, timeout)
     shape, num_methods = model.description.image, len(query.method)
     size = partial(anomalies_bytes, shape=shape, num_methods=num_methods, form=query.as_, explain=query.explain)
-    check_answer(size, len(pixels), backend.settings.max_answer_bytes)
+    answer_bytes = check_answer(size, len(pixels), backend.settings.max_answer_bytes)
+    maps = (2 * pixels.nbytes + len(pixels) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
+    _hold(request, pixels.nbytes + maps + 2 * answer_bytes)
     alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
     chunks = model.anomaly_scores(
         pixels, methods=query.method, alpha=alpha or DEFAULT_ALPHA, fdr=query.fdr, explain=query.explain
     )
     num_draws = NUM_DRAWS if query.explain else 0
-    rows = len(pixels) * (model.description.calibration.num_samples + num_draws)
-    done = await _run(request, model, chunks, rows=rows, timeout=timeout, kind=("anomaly-scores",))
+    num_samples = model.description.calibration.num_samples
+    rows = len(pixels) * (num_samples + num_draws)
+    memory = model.estimates_bytes(len(pixels), num_samples)
+    done = await _run(request, model, chunks, rows=rows, timeout=timeout, kind=("anomaly-scores",), memory=memory)
 
     def reply() -> Response:
         for method, judgement in done.result.by_method.items():
@@ -241,14 +252,30 @@ async def _pixels(request: Request, query: schemas.ImagesQuery, timeout: float) 
     return model, pixels
 
 
-def _check_output(request: Request, model: Model, count: int, media: str, form: Literal["png", "array"]) -> None:
-    """Refuse to make more pixels, or to send more bytes, than the settings allow; their latents count too."""
+def _check_output(request: Request, model: Model, count: int, media: str, form: Literal["png", "array"]) -> int:
+    """Refuse to make more pixels, or to send more bytes, than the settings allow; their latents count too.
+
+    Returns the bytes of memory that images and answer may take.
+    """
     shape, settings = model.description.image, _backend(request).settings
     if (pixels := count * shape.height * shape.width) > settings.max_pixels:
         raise LimitError(f"{count} images have {pixels} pixels; at most {settings.max_pixels} are given in an answer")
     size = partial(images_bytes, shape=shape, media=media, form=form, latent_dim=model.description.latent_dim)
     shorter = f"a shorter form, such as {NPY}, image/png or as=png"
-    check_answer(size, count, settings.max_answer_bytes, shorter)
+    answer_bytes = check_answer(size, count, settings.max_answer_bytes, shorter)
+    images = count * (shape.size + 3 * model.description.latent_dim) * 4
+    return images + (0 if media == NPY else 2 * answer_bytes)  # npy is sent from where the images are
+
+
+def _hold(request: Request, num_bytes: int) -> Share:
+    """Take memory for computing and answering, in place of what reading the request took.
+
+    Raises:
+        LimitError, MemoryFullError: see memory.py.
+    """
+    share: Share = request.scope[MEMORY]
+    share.hold(num_bytes)
+    return share
 
 
 async def _run(
@@ -259,11 +286,14 @@ async def _run(
     rows: int,
     timeout: float,
     kind: tuple[object, ...] = (),
+    memory: int = 0,
 ) -> Done[T]:
     """Compute by itself. Requests of one `kind` find modes, at a cost that the last ones tell best."""
     meter = Meter((model.manifest.name, model.manifest.version, *kind), lambda: model.decoder_rows) if kind else None
+    share: Share = request.scope[MEMORY]
+    seconds = seconds_left(request, timeout)
     answer = _backend(request).submit_alone(
-        chunks, rows=rows, timeout_seconds=seconds_left(request, timeout), meter=meter
+        chunks, rows=rows, timeout_seconds=seconds, meter=meter, memory=memory, share=share
     )
     return await _done(request, model, answer, rows=rows)
 

@@ -82,10 +82,13 @@ class Settings(BaseSettings):
         2 * 2**20, description="bytes of a JSON body (413); parsing holds up all other requests, npy does not"
     )
     max_pixels: PositiveInt = Field(
-        2**25, description="width × height × images of a request, in or out, counted before decoding (413)"
+        2**24, description="width × height × images of a request, in or out, counted before decoding (413)"
     )
     max_answer_bytes: PositiveInt = Field(
         64 * 2**20, description="bytes that an answer could have, by what is asked for, before it is computed (413)"
+    )
+    max_memory_bytes: PositiveInt = Field(
+        2**30, description="bytes of memory that all requests together may take, see service/web/memory.py (429)"
     )
     max_rows: PositiveInt = Field(5_000_000, description="images × samples of a request (413)")
     max_queued_rows: PositiveInt = Field(10_000_000, description="rows waiting or running, over all requests (429)")
@@ -170,6 +173,9 @@ class Settings(BaseSettings):
         if self.max_rows > self.max_queued_rows:
             queued = f"LOGPX_MAX_QUEUED_ROWS ({self.max_queued_rows})"
             yield f"LOGPX_MAX_ROWS: {self.max_rows} is more than {queued}; a request must fit into the queue"
+        if self.max_body_bytes > (most := self.max_memory_bytes // 2):
+            memory = f"{most}, half of LOGPX_MAX_MEMORY_BYTES"
+            yield f"LOGPX_MAX_BODY_BYTES: {self.max_body_bytes} is more than {memory}; a body must fit into it"
         if "max_json_bytes" in self.model_fields_set and self.max_json_bytes > self.max_body_bytes:
             body = f"LOGPX_MAX_BODY_BYTES ({self.max_body_bytes})"
             yield f"LOGPX_MAX_JSON_BYTES: {self.max_json_bytes} is more than {body}, which bounds JSON too"
