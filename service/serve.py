@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
 from service.web.admission import Door
+from service.web.allocator import tune_allocator
 from service.web.app import create_app
 from service.web.connection import Connection
 from service.web.environment import Environment
@@ -59,6 +60,7 @@ class Server(uvicorn.Server):
 
 def serve() -> int:
     """Read the settings, serve, and return the exit status."""
+    tune_allocator()
     open_standard_descriptors()
     try:
         settings = Settings()

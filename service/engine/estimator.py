@@ -91,7 +91,10 @@ class Estimator:
         max_num_samples: int,
         num_draws: int = 0,
     ) -> Chunks[Inference]:
-        """Prepared images [B, C, H, W] or [B, P] and their q(z|x) → estimates [B], see `Model.log_likelihood`, and draws [B, R, D]."""
+        """Prepared images [B, C, H, W] or [B, P], and their q(z|x) → estimates [B] and draws [B, R, D].
+
+        The other arguments are those of `Model.log_likelihood`.
+        """
         latent_dim = posterior.mean.shape[1]
         limit = num_samples if max_std_error is None else max(num_samples, max_num_samples)
         size = self._size(limit, latent_dim)

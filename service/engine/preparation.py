@@ -9,7 +9,7 @@ from model_store import ImageShape, PixelPreparation
 
 
 class PreparedImages:
-    """Images [B, C, H, W] as the graphs' input, prepared when a part is asked for: all at once would take as much again.
+    """Images [B, C, H, W] as the graphs' input, prepared part by part: all at once would take as much again.
 
     Args:
         pixels: [B, C, H, W] in [0, 1].

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.web import admin, errors, probes, routes
 from service.web.access import Access, require_admin, require_key
+from service.web.allocator import trim_after_peaks
 from service.web.backend import Backend
 from service.web.direct import direct_routes
 from service.web.documentation import describe_problems
@@ -62,10 +63,11 @@ def create_app(
             else:
                 await backend.registry.watch()
 
-        loading = asyncio.create_task(load())
+        tasks = [asyncio.create_task(load()), asyncio.create_task(trim_after_peaks(budget))]
         yield
-        loading.cancel()
-        await asyncio.wait([loading])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         backend.stop()
         gc.unfreeze()
 

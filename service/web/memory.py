@@ -35,6 +35,8 @@ class Budget:
         self.limit = limit
         self.limit_each = limit - limit // 8
         self.held = 0
+        self.peak = 0
+        """The most that was held since somebody set it."""
         self.retry_seconds = retry_seconds
         self._lock = threading.Lock()
 
@@ -53,6 +55,7 @@ class Budget:
             if needed and after > before:
                 self._check(after, after - before)
             self.held += after - before
+            self.peak = max(self.peak, self.held)
 
     def _check(self, total: int, more: int) -> None:
         limit = self.limit if total <= SMALL_BYTES else self.limit_each
