@@ -2,22 +2,44 @@
 
 import base64
 import binascii
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_store import ImageShape
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError, UnreadableImageError
 from service.images.file import ImageFile, in_unit_interval
+from service.images.resampling import resample
 
 _BRIEF_PIXELS = 2**16
+_PIXELS_AT_ONCE = 2**20
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 Array = NDArray[Any]
+
+
+class Shape(Protocol):
+    """What a model takes: `model_store.ImageShape`, which a worker process does without (service/images/worker.py)."""
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+
+    @property
+    def chw(self) -> tuple[int, int, int]:
+        """All three."""
 
 
 class ImageReader:
@@ -29,7 +51,7 @@ class ImageReader:
         max_pixels: width × height, over all images of the request, counted from the headers, before any is decoded.
     """
 
-    def __init__(self, shape: ImageShape, *, resize: bool, max_pixels: int) -> None:
+    def __init__(self, shape: Shape, *, resize: bool, max_pixels: int) -> None:
         self._shape = shape
         self._resize = resize
         self._max_pixels = max_pixels
@@ -39,15 +61,17 @@ class ImageReader:
         return array.shape[-2:] == (self._shape.height, self._shape.width) and array.size <= _BRIEF_PIXELS
 
     def read_items(self, items: Sequence[Any]) -> NDArray[np.float32]:
-        """Files as bytes or base64 text, or nested numbers in [0, 1], [H][W] or [C][H][W] → [B, C, H, W]."""
+        """Files as bytes or base64 text, or nested numbers in [0, 1], [H][W] or [C][H][W] → [B, C, H, W].
+
+        What `unpacked` has made of such an item is one, too.
+        """
         if not items:
             raise InvalidArrayError("the body holds no image")
         self._count_pixels(len(items) * self._shape.height * self._shape.width)
         pixels = np.empty((len(items), *self._shape.chw), np.float32)
         budget = self._max_pixels
         for index, item in enumerate(items):
-            if isinstance(item, str):
-                item = _from_base64(item, index)
+            item = unpacked(item, index)
             if isinstance(item, bytes):
                 file = _open(item, index)
                 height, width = file.header.height, file.header.width
@@ -57,7 +81,7 @@ class ImageReader:
                     self._check_size((height, width), index)
                 array = _decode(file, index)
             else:
-                array = _from_numbers(item, index)
+                array = item
             pixels[index] = self._fit(array, index)
         return pixels
 
@@ -68,13 +92,21 @@ class ImageReader:
         if array.ndim == 3:
             array = array[:, None]  # [B, 1, H, W]
         self._count_pixels(len(array) * max(array.shape[2] * array.shape[3], self._shape.height * self._shape.width))
-        if array.dtype == np.uint8:
-            array = array.astype(np.float32) / np.float32(255)
-        else:
+        if array.dtype != np.uint8:
             check_range(array)
         if array.shape[1:] == self._shape.chw:
-            return array
-        return np.stack([self._fit(image, index) for index, image in enumerate(array)])
+            return _as_floats(array)
+        fitted = np.empty((len(array), *self._shape.chw), np.float32)
+        step = max(1, _PIXELS_AT_ONCE // max(math.prod(array.shape[1:]), math.prod(self._shape.chw)))
+        for start in range(0, len(array), step):
+            images = _as_floats(array[start : start + step])
+            images = np.stack([_to_channels(image, self._shape.channels, index) for index, image in enumerate(images)])
+            self._check_size((images.shape[2], images.shape[3]), 0)
+            bands = images.reshape(-1, *images.shape[2:])
+            if images.shape[2:] != self._size:
+                images = resample(bands, *self._size).reshape(len(images), *self._shape.chw).clip(0, 1)
+            fitted[start : start + step] = images
+        return fitted
 
     def _count_pixels(self, pixels: int) -> None:
         if pixels > self._max_pixels:
@@ -98,6 +130,23 @@ class ImageReader:
         if found != self._size and not self._resize:
             sizes = f"{found[0]}×{found[1]} (height × width), the model takes {self._size[0]}×{self._size[1]}"
             raise InvalidImageError(f"the image is {sizes}; add ?resize=true to have it resampled", index)
+
+
+def unpacked(item: Any, index: int) -> bytes | Array:
+    """A file as bytes, or pixels [c, h, w] as float32, of an item as JSON has it: base64 text, or nested numbers.
+
+    What is one of these already stays as it is.
+
+    Raises:
+        InvalidImageError: it is neither.
+    """
+    if isinstance(item, bytes | np.ndarray):
+        return item
+    return _from_base64(item, index) if isinstance(item, str) else _from_numbers(item, index)
+
+
+def _as_floats(array: Array) -> NDArray[np.float32]:
+    return in_unit_interval(array) if array.dtype == np.uint8 else array
 
 
 def check_range(pixels: Array) -> None:
