@@ -12,6 +12,7 @@ from PIL import Image
 
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError, UnreadableImageError
 from service.images.file import ImageFile, in_unit_interval
+from service.images.png import Levels
 from service.images.resampling import resample
 
 _BRIEF_PIXELS = 2**16
@@ -60,6 +61,16 @@ class ImageReader:
         """Whether `read_array` takes well under a millisecond: it has nothing to resize, and little to check."""
         return array.shape[-2:] == (self._shape.height, self._shape.width) and array.size <= _BRIEF_PIXELS
 
+    def resamples(self, array: Array) -> bool:
+        """Whether images of this height and width, the last two axes, have to be resampled."""
+        return array.ndim in (3, 4) and array.shape[-2:] != self._size
+
+    def is_dear(self, items: Sequence[bytes | Array] | Array) -> bool:
+        """Whether reading these takes more than their bytes: a file is to be decoded, or pixels are to be resampled."""
+        if isinstance(items, np.ndarray):
+            return self.resamples(items)
+        return any(isinstance(item, bytes) or self.resamples(item) for item in items)
+
     def read_items(self, items: Sequence[Any]) -> NDArray[np.float32]:
         """Files as bytes or base64 text, or nested numbers in [0, 1], [H][W] or [C][H][W] → [B, C, H, W].
 
@@ -73,17 +84,23 @@ class ImageReader:
         for index, item in enumerate(items):
             item = unpacked(item, index)
             if isinstance(item, bytes):
-                file = _open(item, index)
-                height, width = file.header.height, file.header.width
-                budget -= width * height
-                self._count_pixels(self._max_pixels - budget)
-                if (width, height) != self._size:  # EXIF may turn it
-                    self._check_size((height, width), index)
-                array = _decode(file, index)
+                array, count = self._decoded(item, index, budget)
+                budget -= count
             else:
                 array = item
             pixels[index] = self._fit(array, index)
         return pixels
+
+    def _decoded(self, content: bytes, index: int, budget: int) -> tuple[Array, int]:
+        """A file's pixels [c, h, w], and how many of the budget they are."""
+        file = _open(content, index, budget)
+        height, width = file.header.height, file.header.width
+        self._count_pixels(self._max_pixels - budget + width * height)
+        if (width, height) != self._size:  # EXIF may turn it
+            self._check_size((height, width), index)
+        levels = _levels(file, index)
+        del file  # it has them, too
+        return in_unit_interval(levels), width * height
 
     def read_array(self, array: Array) -> NDArray[np.float32]:
         """Float32 in [0, 1] or uint8, [B, H, W] or [B, C, H, W] → [B, C, H, W]."""
@@ -201,18 +218,18 @@ def _from_numbers(item: Any, index: int) -> Array:
     return image[None] if image.ndim == 2 else image
 
 
-def _open(content: bytes, index: int) -> ImageFile:
+def _open(content: bytes, index: int, max_pixels: int) -> ImageFile:
     try:
-        return ImageFile(content)
+        return ImageFile(content, max_pixels=max_pixels)
     except UnreadableImageError as error:
         raise InvalidImageError(f"the file cannot be read: {error}", index) from error
     except PixelLimitError as error:
         raise PixelLimitError(f"image {index}: {error}") from None
 
 
-def _decode(file: ImageFile, index: int) -> Array:
+def _levels(file: ImageFile, index: int) -> Levels:
     try:
-        return in_unit_interval(file.levels())
+        return file.levels()
     except UnreadableImageError as error:
         raise InvalidImageError(f"the file cannot be decoded: {error}", index) from error
 

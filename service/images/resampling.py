@@ -18,9 +18,9 @@ Bands = NDArray[np.float32]
 def resample(images: Bands, height: int, width: int) -> Bands:
     """Area-averaging bilinear, in float32: [N, h, w] → [N, height, width].
 
-    A call of Pillow takes far longer than the few pixels of a small image. But it resamples each row by itself and each
-    column by itself, so the rows of many images are resampled as the rows of one, and so are their columns. Which of the
-    two comes first is another matter in each version of Pillow, and changes the last bit: see `_order`.
+    A call of Pillow takes far longer than the few pixels of a small image. But each row is resampled by itself, and so
+    is each column, so the rows of many images can be resampled as the rows of one, and so can their columns. Whether
+    rows come before columns changes the last bit, and is Pillow's choice: `_order` finds it out.
 
     >>> images = np.random.default_rng(0).random((9, 5, 4), dtype=np.float32)
     >>> alone = Image.fromarray(images[8]).resize((7, 2), Image.Resampling.BILINEAR)

@@ -1,5 +1,6 @@
 """Request bodies by content type: image files, multipart, JSON and npy. No pickle anywhere."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,21 @@ from starlette.requests import ClientDisconnect
 from model_store import ImageShape
 from service.images.file import is_small_png
 from service.images.npy import parse_npy, parse_pixels
-from service.images.reader import ImageReader
+from service.images.reader import ImageReader, unpacked
+from service.images.reading import Reading
+from service.web.decoding import Decoding, Prepared
 from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
 from service.web.multipart import read_files
 from service.web.settings import Settings
+from service.web.timing import note_decode
+from service.web.waiting import answer_unless_gone
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 NPY, JSON, MULTIPART = "application/x-npy", "application/json", "multipart/form-data"
 PIXEL_TYPES = (*IMAGE_TYPES, MULTIPART, JSON, NPY)
 MAX_JSON_LISTS = 2**16  # a row of pixels is one, and so is a latent
 _OTHER_NAMES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
+_SHORT_BYTES = 2**18  # of a file, whose cost is then told in less time than another thread takes to begin
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Array = NDArray[Any]
@@ -33,32 +39,55 @@ def media_type(request: Request) -> str:
     return _OTHER_NAMES.get(found, found)
 
 
-async def read_pixels(request: Request, shape: ImageShape, *, resize: bool, limits: Settings) -> NDArray[np.float32]:
+async def read_pixels(
+    request: Request, shape: ImageShape, *, resize: bool, limits: Settings, decoding: Decoding, timeout_seconds: float
+) -> NDArray[np.float32]:
     """Images of any accepted content type → [B, C, H, W] float32 in [0, 1].
 
+    What takes a moment is read here; files, and what is to be resampled, by `decoding`, unless the client goes away.
+
     Raises:
-        UnsupportedMediaTypeError, InvalidBodyError, InvalidImageError, LimitError.
+        UnsupportedMediaTypeError, InvalidBodyError, InvalidImageError, LimitError, PixelLimitError.
+        DeadlineError, QueueFullError, StoppedError, ClientDisconnect.
     """
     found = media_type(request)
-    reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels)
-    if found == MULTIPART:
-        max_images = max(1, limits.max_pixels // (shape.height * shape.width))
-        body, content_type = await _body(request), request.headers["content-type"]
-        return await run_in_threadpool(lambda: reader.read_items(read_files(body, content_type, max_images)))
     if found not in PIXEL_TYPES:
         raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
+    reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels)
     body = await _body(request)
     if found == NPY:
         array = parse_pixels(body)
         if reader.is_brief(array):
             return reader.read_array(array)
-        return await run_in_threadpool(reader.read_array, array)
+        if not (resize and reader.is_dear(array)):
+            return await run_in_threadpool(reader.read_array, array)
     _check_json_size(found, body, limits)
-    if found == JSON:
-        return await run_in_threadpool(lambda: reader.read_items(_json_list(body, "images")))
-    if is_small_png(body):  # a hop to another thread would take longer
+    if found in IMAGE_TYPES and is_small_png(body):  # a hop to another thread would take longer
         return reader.read_items([body])
-    return await run_in_threadpool(reader.read_items, [body])
+
+    def prepare() -> Prepared | NDArray[np.float32]:
+        """A job for `decoding`; or the pixels, of numbers that are as they should be."""
+        images: Sequence[bytes | Array] | Array
+        if found == NPY:
+            images = array
+        elif found == MULTIPART:
+            max_images = max(1, limits.max_pixels // (shape.height * shape.width))
+            images = read_files(body, request.headers["content-type"], max_images)
+        elif found == JSON:
+            images = [unpacked(item, index) for index, item in enumerate(_json_list(body, "images"))]
+        else:
+            images = [body]
+        if not (isinstance(images, np.ndarray) or reader.is_dear(images)):
+            return reader.read_items(images)
+        return decoding.prepare(Reading(shape, resize, limits.max_pixels, images))
+
+    short = found in IMAGE_TYPES and len(body) <= _SHORT_BYTES
+    prepared = prepare() if short else await run_in_threadpool(prepare)
+    if not isinstance(prepared, Prepared):
+        return prepared
+    read = await answer_unless_gone(request, decoding.submit(prepared, timeout_seconds))
+    note_decode(request, read.seconds)
+    return read.pixels
 
 
 async def read_latents(request: Request, latent_dim: int, *, limits: Settings) -> NDArray[np.float32]:

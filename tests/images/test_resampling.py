@@ -66,7 +66,7 @@ def test_an_array_of_many_small_images_takes_few_calls(monkeypatch: pytest.Monke
 
 def test_what_cannot_be_resampled_is_refused_as_before() -> None:
     reader = ImageReader(ImageShape(channels=1, height=28, width=28), resize=False, max_pixels=2**20)
-    with pytest.raises(InvalidImageError, match="5×6 .*resize=true") as caught:
+    with pytest.raises(InvalidImageError, match=r"5×6 .*resize=true") as caught:
         reader.read_array(np.zeros((9, 5, 6), np.uint8))
     assert caught.value.index == 0
     with pytest.raises(InvalidImageError, match="2 channels"):
