@@ -8,11 +8,15 @@ work is put in order by them, and counted, before a byte of it is unpacked. What
 import math
 
 from service.images.errors import UnreadableImageError
+from service.images.file import is_small_png
 from service.images.jpeg import JpegHead
 from service.images.png import HEADER_BYTES, SIGNATURE, PngHeader
 from service.images.webp import webp_size
 
 IMAGE_COST = 2**13
+_BRIEF_BYTES = 2**13
+_BRIEF_PIXELS = 2**14
+_BRIEF_SEGMENTS = 2**5
 _NOTHING = 0  # what is refused by its header
 _SEGMENT_COST = 2**9
 _SLOW_BYTE_COST = 2**5
@@ -23,6 +27,24 @@ _SCANS_PER_PASS = 4  # most scans bring little
 def file_cost(content: bytes) -> int:
     """Of one file: its bytes, and its pixels as many times as they are passed over."""
     return IMAGE_COST + 2 * len(content) + _pixel_passes(content)
+
+
+def is_brief(content: bytes) -> bool:
+    """Whether reading this file takes at most a millisecond or two, going by its length and its header.
+
+    A PNG, or a JPEG of one scan; libwebp has had faults enough to be kept in a process of its own.
+    """
+    if is_small_png(content):
+        return True
+    if len(content) > _BRIEF_BYTES or not content.startswith(b"\xff\xd8\xff"):
+        return False
+    try:
+        head = JpegHead.of(content)
+    except UnreadableImageError:
+        return True  # which takes no time at all
+    if head is None or head.progressive or head.slow_bytes or head.segments > _BRIEF_SEGMENTS:
+        return False
+    return head.width * head.height <= _BRIEF_PIXELS
 
 
 def array_cost(images: int, pixels: int) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
 from model_store import ImageShape
-from service.images.file import is_small_png
+from service.images.cost import is_brief
 from service.images.npy import parse_npy, parse_pixels
 from service.images.reader import ImageReader, unpacked
 from service.images.reading import Reading
@@ -62,7 +62,7 @@ async def read_pixels(
         if not (resize and reader.is_dear(array)):
             return await run_in_threadpool(reader.read_array, array)
     _check_json_size(found, body, limits)
-    if found in IMAGE_TYPES and is_small_png(body):  # a hop to another thread would take longer
+    if found in IMAGE_TYPES and is_brief(body):  # a hop to another thread would take longer
         return reader.read_items([body])
 
     def prepare() -> Prepared | NDArray[np.float32]:
