@@ -18,8 +18,11 @@ from service.web.admission import Door
 from service.web.allocator import tune_allocator
 from service.web.app import create_app
 from service.web.connection import Connection
+from service.web.decoding import Decoding, InProcess
+from service.web.decoding_pool import DecodingPool, decoder_memory_bytes
 from service.web.environment import Environment
 from service.web.logs import complain, configure_logging, open_standard_descriptors
+from service.web.metrics import Metrics
 from service.web.request_log import RequestLog
 from service.web.settings import Settings, environment, sentences
 
@@ -81,7 +84,7 @@ def serve() -> int:
     except ModuleNotFoundError as error:
         complain(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`")
         return 2
-    app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider)
+    app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider, decoding=partial(_decoding, settings))
     output.count_dropped(app.state.metrics.dropped_log_lines)
     server = Server(
         uvicorn.Config(
@@ -99,6 +102,14 @@ def serve() -> int:
     )
     server.run()
     return 1 if server.failed else 0
+
+
+def _decoding(settings: Settings, metrics: Metrics) -> Decoding:
+    """Where images are read."""
+    if not settings.decoders:
+        return InProcess()
+    memory = decoder_memory_bytes(settings.max_pixels, settings.max_body_bytes)
+    return DecodingPool(settings.decoders, memory_bytes=memory, metrics=metrics)
 
 
 def _tell(environment: Environment) -> None:

@@ -11,7 +11,9 @@ from service.web.memory import Budget
 
 _ARENA_MAX, _MMAP_THRESHOLD = -8, -3  # of mallopt(3)
 _ARENAS = 2
-_LARGE_BYTES = 2**18  # what is larger goes back to the system when it is freed; by default, from 32 MiB on at the latest
+_LARGE_BYTES = (
+    2**18
+)  # what is larger goes back to the system when it is freed; by default, from 32 MiB on at the latest
 _LOOK_SECONDS = 2.0
 _PEAK_BYTES = 2**24
 

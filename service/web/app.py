@@ -16,6 +16,7 @@ from service.web import admin, errors, probes, routes
 from service.web.access import Access, require_admin, require_key
 from service.web.allocator import trim_after_peaks
 from service.web.backend import Backend
+from service.web.decoding import Decoding, InProcess
 from service.web.direct import direct_routes
 from service.web.documentation import describe_problems
 from service.web.limits import Limits
@@ -34,8 +35,11 @@ def create_app(
     *,
     on_failure: Callable[[], None] = lambda: None,
     tracer_provider: TracerProvider | None = None,
+    decoding: Callable[[Metrics], Decoding] = lambda _: InProcess(),
 ) -> FastAPI:
     """The service as an ASGI app, traced where there is a provider.
+
+    Images are read by what `decoding` makes: `python -m service` has processes for it, `LOGPX_DECODERS` of them.
 
     Models load in the background once the app starts: `/livez` answers at once, `/readyz` when they are warm. When
     loading fails or the inference thread dies, the reason is logged and `on_failure` is called; the process should then
@@ -47,7 +51,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        backend = Backend(settings, metrics, on_failure)
+        backend = Backend(settings, metrics, on_failure, decoding(metrics))
         app.state.backend = backend
         budget.retry_seconds = backend.retry_seconds
 
@@ -68,6 +72,7 @@ def create_app(
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await backend.decoding.close()
         backend.stop()
         gc.unfreeze()
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from service.engine.blocks import CPU_BLOCKS
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError
+from service.web.decoding import Decoding, InProcess
 from service.web.errors import LimitError, NotReadyError
 from service.web.memory import computing_bytes
 from service.web.metrics import Metrics
@@ -30,9 +31,12 @@ _log = structlog.get_logger()
 class Backend:
     """Starts, serves, drains. `load` goes on while the port already answers `/livez`."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None], decoding: Decoding | None = None
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
+        self.decoding = decoding or InProcess()
         self.state: State = "starting"
         self._on_failure = on_failure
         self._scheduler = Scheduler(
@@ -55,10 +59,11 @@ class Backend:
         metrics.ready.set_function(lambda: self.reason_against_serving() is None)
 
     async def load(self) -> None:
-        """Load the models, and be ready.
+        """Load the models, start what reads images, and be ready.
 
-        Raises: as `Registry.load`.
+        Raises: as `Registry.load` and `Decoding.start`.
         """
+        await self.decoding.start()
         await self.registry.load()
         self._scheduler.batch_rows = self.registry.batch_rows or CPU_BLOCKS.rows
         if self.state == "starting":  # a signal may have come meanwhile
@@ -131,7 +136,7 @@ class Backend:
         self.state = "draining"
         try:
             async with asyncio.timeout(self.settings.drain_seconds):
-                while self._scheduler.queued_jobs:
+                while self._scheduler.queued_jobs or self.decoding.jobs:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             _log.warning("drain ended with work left", requests=self._scheduler.queued_jobs)

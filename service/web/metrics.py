@@ -44,6 +44,25 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.decoding_seconds = Histogram(
+            "logpx_decoding_seconds",
+            "a request's images' time in the process that read them",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queued_decodings = Gauge(
+            "logpx_queued_decodings",
+            "requests whose images wait for a process that reads them, or are being read",
+            registry=self.registry,
+        )
+        self.decoder_restarts = Counter(
+            "logpx_decoder_restarts",
+            "processes that read images and were replaced, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in ("dropped", "overran", "crashed", "lost"):
+            self.decoder_restarts.labels(reason)  # there from the start, as below
         self.rows = Counter(
             "logpx_rows", "images × samples of finished requests, at most", ["model", "version"], registry=self.registry
         )

@@ -21,8 +21,8 @@ _USUAL = re.compile(
 _AFTER_DELIMITER = re.compile(rb"[ \t]*\r\n")
 
 
-def read_files(body: bytes, content_type: str, max_files: int) -> list[memoryview]:
-    """Every file in the repeated field `images`, as a part of the body.
+def read_files(body: bytes, content_type: str, max_files: int) -> list[bytes]:
+    """The bytes of every file in the repeated field `images`.
 
     Args:
         body: the whole body.
@@ -37,8 +37,7 @@ def read_files(body: bytes, content_type: str, max_files: int) -> list[memoryvie
     if not boundary:
         raise _invalid("its content type names no boundary")
     delimiter = b"--" + boundary
-    files: list[memoryview] = []
-    view = memoryview(body)
+    files: list[bytes] = []
     unknown: set[str] = set()
     num_parts = 0
     start = _first_part(body, delimiter)
@@ -56,7 +55,7 @@ def read_files(body: bytes, content_type: str, max_files: int) -> list[memoryvie
         elif not is_file:
             raise InvalidBodyError("a part of the field images is not a file; give it a filename")
         else:
-            files.append(view[head_end + 4 : end])
+            files.append(body[head_end + 4 : end])
         start = following
     if unknown:
         named = ", ".join(sorted(unknown)[:_NAMED])

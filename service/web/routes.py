@@ -28,7 +28,7 @@ from service.web.outcome import Done
 from service.web.parameters import describe_parameters, read_query, read_timeout_seconds, refuse
 from service.web.rate import Meter
 from service.web.replies import IMAGE_FORMS, anomaly_rows, images_reply, json_reply, negotiate, npy_reply, rows_of
-from service.web.timing import load_seconds, note_load, seconds_left, server_timing
+from service.web.timing import decode_seconds, load_seconds, note_load, seconds_left, server_timing
 from service.web.waiting import answer_unless_gone
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
@@ -247,8 +247,15 @@ async def _model(request: Request, query: schemas.ModelQuery, timeout: float) ->
 
 
 async def _pixels(request: Request, query: schemas.ImagesQuery, timeout: float) -> tuple[Model, Pixels]:
-    model, limits = await _model(request, query, timeout), _backend(request).settings
-    pixels = await read_pixels(request, model.description.image, resize=query.resize, limits=limits)
+    model, backend = await _model(request, query, timeout), _backend(request)
+    pixels = await read_pixels(
+        request,
+        model.description.image,
+        resize=query.resize,
+        limits=backend.settings,
+        decoding=backend.decoding,
+        timeout_seconds=seconds_left(request, timeout),
+    )
     return model, pixels
 
 
@@ -300,7 +307,8 @@ async def _run(
 
 async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]", *, rows: int) -> Done[T]:
     """Wait for the answer, and tell the log and the metrics what it took."""
-    done = replace(await answer_unless_gone(request, answer), load_seconds=load_seconds(request))
+    done = await answer_unless_gone(request, answer)
+    done = replace(done, load_seconds=load_seconds(request), decode_seconds=decode_seconds(request))
     queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
     taken = {"rows_run": done.rows_run} if done.rows_run else {}
     observe(request, rows=rows, **taken, queue_seconds=queue, compute_seconds=compute)

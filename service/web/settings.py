@@ -84,6 +84,12 @@ class Settings(BaseSettings):
     max_pixels: PositiveInt = Field(
         2**24, description="width × height × images of a request, in or out, counted before decoding (413)"
     )
+    decoders: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="processes that read image files; from two on, one takes no large ones. 0: this process reads them",
+    )
     max_answer_bytes: PositiveInt = Field(
         64 * 2**20, description="bytes that an answer could have, by what is asked for, before it is computed (413)"
     )

@@ -74,6 +74,7 @@ class ChildService:
             start_new_session=True,  # so that all it starts can be ended with it
         )
         running.append(self)
+        self._prober: Prober | None = None
         self.port = 0
         self.pid = self.process.pid
         try:
@@ -134,6 +135,8 @@ class ChildService:
             assert time.monotonic() < end, f"SIGKILL did not end {left}"
             time.sleep(0.005)
         self.process.wait()
+        if self._prober is not None:
+            self._prober.end()
         if self in running:
             running.remove(self)
             self._last_words = self._written()
@@ -167,6 +170,12 @@ class ChildService:
             return wire.send_and_read(connection, pieces, pause=pause, read_seconds=read_seconds)
 
     # ── Looking at it
+
+    def prober(self) -> "Prober":
+        """What watches it: started with the first watch, ended with the service."""
+        if self._prober is None or not self._prober.alive:
+            self._prober = Prober(self.port, self.pid)
+        return self._prober
 
     def resident(self) -> int:
         """Bytes of memory that the process and its children have now."""
@@ -225,6 +234,45 @@ class ChildService:
 # ── Watching it
 
 
+class Prober:
+    """The process that watches a service (see prober.py), as often as wanted."""
+
+    def __init__(self, port: int, pid: int) -> None:
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "tests.hostile.prober", str(port), str(pid)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still watch."""
+        return self._process.poll() is None
+
+    def start(self, patience: float) -> None:
+        """Watch from now on; a `/livez` that is not answered in `patience` seconds is given up."""
+        assert self._say(f"start {patience}") == "watching\n"
+
+    def stop(self) -> dict[str, Any]:
+        """Watch no longer; what was seen since `start`."""
+        seen: dict[str, Any] = json.loads(self._say("stop"))
+        return seen
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _say(self, line: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline()
+
+
 @dataclass
 class Watch:
     """What was seen; all but `started_with` is there once the watch has ended."""
@@ -267,32 +315,26 @@ def watched(
     assert before.status == 200, f"the reference request was answered with {before.status}: {before.body[:300]!r}"
     service.reset_peak()
     watch = Watch(service.resident())
-    command = [sys.executable, "-m", "tests.hostile.prober", str(service.port), str(service.pid), str(seconds)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as prober:  # noqa: S603
-        try:
-            assert prober.stdout is not None
-            assert prober.stdout.readline() == "watching\n"
-            yield watch
-            failings = _failings(service, watch, prober, memory, seconds)
-        except BaseException as error:
-            if service.process.poll() is not None:
-                error.add_note(f"the service ended with status {service.process.returncode}")
-            prober.kill()
-            raise
-    failings += _difference(service, asked, before)
+    prober = service.prober()
+    prober.start(seconds)
+    try:
+        yield watch
+    except BaseException as error:
+        if service.process.poll() is not None:
+            error.add_note(f"the service ended with status {service.process.returncode}")
+        prober.end()  # the next watch has another
+        raise
+    seen = prober.stop()
+    watch.slowest, watch.overran = seen["slowest"], seen["overran"]
+    watch.peak = max(seen["memory"], service.peak())
+    failings = [*_failings(watch, seen, memory, seconds), *_difference(service, asked, before)]
     assert not failings, "\n".join([*failings, service.log_tail()])
 
 
-def _failings(
-    service: ChildService, watch: Watch, prober: "subprocess.Popen[str]", memory: int | None, seconds: float
-) -> list[str]:
-    """End the watch; what it saw goes into `watch`, what was wrong comes back as sentences."""
-    output, _ = prober.communicate("", timeout=seconds + STOP_SECONDS)
-    seen = json.loads(output)
-    watch.slowest, watch.overran = seen["worst"], seen["overran"]
-    watch.peak = max(seen["memory"], service.peak())
-    failings = list(dict.fromkeys(seen["wrong"]))
-    if not seen["answers"]:
+def _failings(watch: Watch, seen: dict[str, Any], memory: int | None, seconds: float) -> list[str]:
+    """What was wrong while the block ran."""
+    failings: list[str] = seen["wrong"]
+    if not seen["num_answers"]:
         failings.append("/livez was never answered")
     if watch.slowest > seconds:
         failings.append(f"the slowest /livez took {watch.slowest:.2f} s, more than {seconds:g}")

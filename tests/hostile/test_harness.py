@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ children = []
 
 @probes.router.get("/plant/hang")
 async def hang(seconds: float) -> str:
+    print('{"event": "hangs"}', flush=True)
     time.sleep(seconds)
     return "hung"
 
@@ -92,8 +93,18 @@ def test_a_hang_is_caught(planted: ChildService) -> None:
 
 def test_a_hang_that_outlasts_the_attack_is_caught(planted: ChildService) -> None:
     late = pytest.raises(AssertionError, match="/livez was not answered")
+    before = planted.log().count("hangs")
     with planted.connect() as connection, late, watched(planted, seconds=0.5):
         connection.sendall(request("GET", "/plant/hang?seconds=2"))
+        wait_for(lambda: planted.log().count("hangs") > before)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Fails after a minute."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_moment_of_much_memory_is_caught(planted: ChildService) -> None:
@@ -107,10 +118,7 @@ def test_a_moment_of_much_memory_is_caught(planted: ChildService) -> None:
 def grow(service: ChildService, bound: int) -> None:
     """Have it start a child that takes more than this."""
     ask(service, "/plant/child")
-    end = time.monotonic() + 60
-    while service.resident() < bound:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: service.resident() > bound)
 
 
 def test_wrong_answers_and_death_are_caught_and_children_count_and_end_too(store: Path) -> None:
