@@ -13,11 +13,9 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.web.admission import PLACE, Door, Place, is_work, leaving
 from service.web.errors import (
-    BAD_REQUEST,
     HEADER_TOO_LARGE,
     KINDS,
     PROBLEM_JSON,
@@ -26,6 +24,7 @@ from service.web.errors import (
     problem_document,
 )
 from service.web.outcome import QueueFullError
+from service.web.protocol import StrictProtocol
 from service.web.request_log import RequestLog, request_id_of
 from service.web.transport import LINGER_SECONDS, LINGER_SHUTDOWN_SECONDS, Corked, Lingering, close_lingeringly
 
@@ -36,7 +35,7 @@ _HTTP_1_0_SECONDS = 1.0
 _MAX_LOGGED_PATH = 200
 
 
-class Connection(HttpToolsProtocol):
+class Connection(StrictProtocol):
     """Closes a connection whose request head is wrong (400), too large (431) or too slow (408); refuses work when full.
 
     What it answers itself looks, and is logged and counted, as what the application answers.
@@ -62,22 +61,19 @@ class Connection(HttpToolsProtocol):
         root_path: str = "",
         **named: Any,
     ) -> None:
-        super().__init__(*args, **named)
+        super().__init__(*args, max_header_bytes=max_header_bytes, **named)
         self.app = leaving(self.app)
-        self.url = b""
         self._door = door
         self._place: Place | None = None
         self._turned_away = False
-        self._max_header_bytes = max_header_bytes
         self._header_seconds = header_seconds
         self._request_log = request_log
         self._prefix = root_path
-        self._in_head = True
         self._bare_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._expects_100 = False  # and would keep the connection
         self._deaf = False  # nothing more is parsed
-        self._last_refusal: tuple[Kind, str] | None = None  # to be sent after the answers before it
+        self._last_refusal: tuple[Kind, str, str] | None = None  # to be sent after the answers before it
         self._all_lingering = lingering
         self._lingering: Lingering | None = None
         self._corked: Corked
@@ -98,9 +94,10 @@ class Connection(HttpToolsProtocol):
         if self._timer is None and self._idle:
             self._start_timer()  # also for what is left of a body that was refused
         self._bare_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self.parse(data)
         if self._bare_bytes > self._max_header_bytes and not self._deaf:
-            self._refuse(HEADER_TOO_LARGE, f"at most {self._max_header_bytes} bytes of headers are accepted")
+            self.refuse(HEADER_TOO_LARGE, f"at most {self._max_header_bytes} bytes of headers are accepted")
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client has closed its side: it has said all, or it is gone. Returns whether the connection stays open."""
@@ -111,19 +108,9 @@ class Connection(HttpToolsProtocol):
         self.loop.call_later(_PROBE_SECONDS, self._probe, _PROBE_SECONDS)
         return True
 
-    def send_400_response(self, msg: str) -> None:
-        """What has come is not HTTP."""
-        self._refuse(BAD_REQUEST, "what was sent cannot be read as HTTP/1.1")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, kept; or a trailer, of which we know none."""
-        if self._in_head:
-            super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
+    def on_head(self) -> None:
         """The head is read; from here the application bounds the request."""
         self._stop_timer()
-        self._in_head = False
         self._bare_bytes = 0
         idle = self._idle
         if idle and self._door.is_full and self._wants_work:
@@ -132,7 +119,7 @@ class Connection(HttpToolsProtocol):
             if self.expect_100_continue:
                 self._turn_away(keep_alive=False)
             return
-        super().on_headers_complete()
+        self.start_request()
         self._expects_100 = self.expect_100_continue and self.cycle.keep_alive
         if self._expects_100:
             self.cycle.keep_alive = False  # whoever is refused before its body may send it, or another request
@@ -147,6 +134,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is read; what comes now is another head."""
+        if self._has_offer:
+            return  # what looks like the end of the body is that of the head
         self._in_head = True
         self._bare_bytes = 0
         if self._place is not None:
@@ -213,22 +202,22 @@ class Connection(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         if self._in_head and self._bare_bytes:
-            self._refuse(REQUEST_TIMEOUT, f"the request's headers were not complete after {self._header_seconds:g} s")
+            self.refuse(REQUEST_TIMEOUT, f"the request's headers were not complete after {self._header_seconds:g} s")
         elif self._turned_away:
             self._turn_away(keep_alive=False)
         else:
             self.transport.close()  # it never said anything, or goes on sending what was refused
 
-    def _refuse(self, kind: Kind, detail: str) -> None:
+    def refuse(self, kind: Kind, detail: str, headers: str = "") -> None:
         """Answer, after what came before, and close; nothing more is read."""
         self._stop_timer()
         self._deaf = True
         if self.transport.is_closing():
             return
         if self._idle:
-            self._answer(kind, detail, keep_alive=False)
+            self._answer(kind, detail, headers, keep_alive=False)
         elif self._in_head:
-            self._last_refusal = kind, detail
+            self._last_refusal = kind, detail, headers
         elif self.pipeline or self.cycle.response_started:  # these bytes would be taken for another answer's
             self.transport.close()
         else:
