@@ -14,7 +14,9 @@ METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"
 FRAMING_HEADERS = frozenset((b"host", b"transfer-encoding"))
 """Headers that `check_head` looks at."""
 _ALLOWED = "Allow: GET, HEAD, POST\r\n"
-_HOST = rb"(?:\[[0-9A-Fa-f:.]+\]|\[[vV][0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\d*)?"
+_IP_LITERAL = rb"\[(?:[0-9A-Fa-f:.]+|[vV][0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+)\]"
+_NAME = rb"(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
+_HOST = b"(?:%b|%b)(?::[0-9]*)?" % (_IP_LITERAL, _NAME)
 _VALID_HOST = re.compile(_HOST)
 _ABSOLUTE = re.compile(rb"(?i:https?)://(?=[^:/?])" + _HOST + rb"(?=[/?]|$)")
 _TOKENS = re.compile(rb"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*")

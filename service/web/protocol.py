@@ -1,9 +1,9 @@
 """HTTP/1.1 as it is read: uvicorn's protocol, strict about every head, and without other protocols on its connection.
 
-A client may offer to go on in another protocol (`Upgrade: h2c`, as curl --http2 and Java's client do with a first request;
-`websocket`). A server may ignore that (RFC 9110, 7.8), and this one does: it answers as if it had not been offered.
-httptools cannot be told to ignore it: its parser takes what follows the head, a body too, for the other protocol's. So
-such a head is given to a new parser without the offer, and then what followed it.
+A client may offer to go on in another protocol: `Upgrade: h2c`, as curl --http2 and Java's client do with their first
+request, or `websocket`. A server may ignore that (RFC 9110, 7.8), and this one does: it answers as if it had not been
+offered. httptools cannot be told to ignore it: its parser takes what follows the head, a body too, for the other
+protocol's. So such a head is given to a new parser without the offer, and then what followed it.
 """
 
 from typing import Any
@@ -105,6 +105,9 @@ class StrictProtocol(HttpToolsProtocol):
         except httptools.HttpParserInvalidURLError:
             self._in_head = True
             raise RefusedHeadError(BAD_REQUEST, "the request's target cannot be read") from None
+        except RefusedHeadError:
+            self._in_head = True
+            raise
 
     def start_request(self) -> None:
         """Hand the request to the application."""
