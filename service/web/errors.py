@@ -127,7 +127,17 @@ BAD_REQUEST = Kind(HTTPStatus.BAD_REQUEST, "bad-request", "The request is not HT
 HEADER_TOO_LARGE = Kind(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The request's headers are too large"
 )
+METHOD_NOT_ALLOWED = Kind(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "Method Not Allowed")
+NOT_IMPLEMENTED = Kind(HTTPStatus.NOT_IMPLEMENTED, "not-implemented", "The service does not implement this")
+HTTP_VERSION = Kind(
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+    "http-version-not-supported",
+    "The service does not know this version of HTTP",
+)
 REQUEST_TIMEOUT = Kind(HTTPStatus.REQUEST_TIMEOUT, "request-timeout", "The request took too long to arrive")
+TOO_MANY_CONNECTIONS = Kind(
+    HTTPStatus.SERVICE_UNAVAILABLE, "too-many-connections", "As many connections are open as may be"
+)
 INTERNAL = Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "The service failed")
 
 KINDS: Mapping[type[Exception], Kind] = {

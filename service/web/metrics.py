@@ -110,6 +110,14 @@ class Metrics:
         self.refused_versions = Gauge(
             "logpx_refused_versions", "versions in the store that did not pass their checks", registry=self.registry
         )
+        self.closed_connections = Counter(
+            "logpx_closed_connections",
+            "connections closed before their time, by why",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in ("stalled", "slow", "memory", "idle", "full"):
+            self.closed_connections.labels(reason)
         self.dropped_log_lines = Counter(
             "logpx_dropped_log_lines",
             "log lines dropped because standard output could not take them",

@@ -106,6 +106,15 @@ class Settings(BaseSettings):
     body_seconds: PositiveFloat = Field(
         60, allow_inf_nan=False, description="from there to the end of its body (408), however steadily it trickles"
     )
+    write_seconds: PositiveFloat = Field(
+        30, allow_inf_nan=False, description="in which a client must take something of its answer"
+    )
+    max_unsent_bytes: PositiveInt = Field(
+        256 * 2**20, description="of answers that clients have not taken; beyond, the slowest are cut off"
+    )
+    max_connections: PositiveInt = Field(
+        1024, description="open at once; beyond, idle ones are closed, and if there are none, new ones get 503"
+    )
     api_keys: SecretStr | None = Field(None, description="keys, separated by commas; a request must carry one (401)")
     api_keys_file: Path | None = Field(None, description="a file with more of them, one a line")
     admin_keys: SecretStr | None = Field(None, description="keys that also open the admin routes, else off (403)")
