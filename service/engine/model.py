@@ -4,7 +4,7 @@ Each is a computation in chunks, see chunks.py: `complete(model.encode(pixels))`
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
 from service.engine.anomaly import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
+from service.engine.blocks import BYTES_A_PIXEL
 from service.engine.chunks import Chunks, complete
 from service.engine.complexity import complexity
 from service.engine.contract import check_shape, read_graph
@@ -30,7 +31,7 @@ from service.engine.proposal import (
     standard_normal,
 )
 from service.engine.runtime import Runtime, blaming
-from service.engine.sampling import Sampler
+from service.engine.sampling import Sampler, Samples
 from service.engine.statistics import Statistics, divergence
 from service.engine.verification import verify_decoder, verify_encoder
 
@@ -38,14 +39,6 @@ DEFAULT_MAX_STEPS = 100
 
 Pixels = NDArray[np.float32]
 """Images [B, C, H, W], each pixel in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images drawn from the model: z ~ N(0, temperature²·I) [N, D], and E[x|z] as pixels [N, C, H, W]."""
-
-    latents: NDArray[np.float32]
-    images: Pixels
 
 
 class Model:
@@ -144,6 +137,11 @@ class Model:
     def estimates_bytes(self, num_images: int, num_samples: int) -> int:
         """Bytes of memory that `log_likelihood` may take beside images and results; `anomaly_scores` takes no more."""
         return self._estimator.memory(num_images, num_samples, self.description.latent_dim)
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of memory that its graphs keep once each has run as many rows as it may."""
+        return 6 * self._chunk_rows * BYTES_A_PIXEL * self.description.image.size
 
     def encode(self, pixels: Pixels) -> Chunks[DiagonalGaussian]:
         """q(z|x): images [B, C, H, W] → mean and log_var [B, D]."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from service.engine.blocks import CPU_BLOCKS
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError
+from service.web.ceiling import decoders_ceiling, resident_bytes, service_ceiling
 from service.web.decoding import Decoding, InProcess
 from service.web.errors import LimitError, NotReadyError
 from service.web.memory import computing_bytes
@@ -65,6 +66,9 @@ class Backend:
         """
         await self.decoding.start()
         await self.registry.load()
+        loaded, resident = self.registry.loaded, resident_bytes()
+        most = service_ceiling(self.settings, loaded, resident)
+        _log.info("memory", resident=resident, at_most=most, decoders_at_most=decoders_ceiling(self.settings))
         self._scheduler.batch_rows = self.registry.batch_rows or CPU_BLOCKS.rows
         if self.state == "starting":  # a signal may have come meanwhile
             self.state = "ready"

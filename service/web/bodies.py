@@ -19,7 +19,7 @@ from service.images.reader import ImageReader, unpacked
 from service.images.reading import Reading
 from service.web.decoding import Decoding, Prepared
 from service.web.errors import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
-from service.web.memory import MEMORY, Share
+from service.web.memory import hold, share_of
 from service.web.multipart import read_files
 from service.web.settings import Settings
 from service.web.timing import note_decode
@@ -59,7 +59,7 @@ async def read_pixels(
     found = media_type(request)
     if found not in PIXEL_TYPES:
         raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
-    share: Share = request.scope[MEMORY]
+    share = share_of(request)
     reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels)
     body = await _body(request)
     if found == JSON:
@@ -111,11 +111,10 @@ async def read_latents(request: Request, latent_dim: int, *, limits: Settings) -
     found = media_type(request)
     if found not in (JSON, NPY):
         raise UnsupportedMediaTypeError(found, (JSON, NPY))
-    share: Share = request.scope[MEMORY]
     body = await _body(request)
     if found == JSON:
         _check_json_size(body, limits)
-    share.hold(len(body) * (_EXPANSIONS[JSON] if found == JSON else _LATENTS_EXPANSION))
+    hold(request, len(body) * (_EXPANSIONS[JSON] if found == JSON else _LATENTS_EXPANSION))
     return await run_in_threadpool(_parse_latents, body, found, latent_dim)
 
 

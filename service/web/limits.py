@@ -19,10 +19,9 @@ from service.web.errors import (
     UnsupportedMediaTypeError,
     problem,
 )
-from service.web.memory import MEMORY, Budget, Share
+from service.web.memory import MEMORY, SENT_AT_ONCE, Budget, Share
 from service.web.settings import Settings
 
-_SENT_AT_ONCE = 2**16
 MAX_HEADERS = 100
 
 
@@ -74,12 +73,12 @@ class Limits:
                 await send(message)
                 return
             view, more = memoryview(message.get("body", b"")), message.get("more_body", False)
-            if len(view) <= _SENT_AT_ONCE and share.held == 0:
+            if len(view) <= SENT_AT_ONCE and share.held == 0:
                 await send(message)
                 return
-            for start in range(0, max(1, len(view)), _SENT_AT_ONCE):  # each waits until the one before is nearly sent
-                piece = bytes(view[start : start + _SENT_AT_ONCE])  # a view would keep the whole answer
-                last = start + _SENT_AT_ONCE >= len(view)
+            for start in range(0, max(1, len(view)), SENT_AT_ONCE):  # each waits until the one before is nearly sent
+                piece = bytes(view[start : start + SENT_AT_ONCE])  # a view would keep the whole answer
+                last = start + SENT_AT_ONCE >= len(view)
                 await send({"type": "http.response.body", "body": piece, "more_body": more or not last})
 
         try:

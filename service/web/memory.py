@@ -8,12 +8,16 @@ counted one by one (`FREE_BYTES`), so small requests need no room and are never 
 import threading
 from collections.abc import Callable
 
+from starlette.requests import Request
+
 from service.web.errors import LimitError, MemoryFullError
 
 FREE_BYTES = 2**17
 """What each request may take uncounted."""
 SMALL_BYTES = 2**22
 """A request that takes no more may use the whole budget; larger ones leave the last eighth of it free."""
+SENT_AT_ONCE = 2**16
+"""What is sent of a large answer before the client has taken what came before."""
 MEMORY = "logpx.memory"
 """The key of a request's `Share` in its ASGI scope."""
 
@@ -106,3 +110,16 @@ class Share:
         if held != self.held:
             self._budget.move(self.held, held, needed=needed)
             self.held = held
+
+
+def share_of(request: Request) -> Share:
+    """A request's share."""
+    share: Share = request.scope[MEMORY]
+    return share
+
+
+def hold(request: Request, num_bytes: int) -> Share:
+    """`Share.hold`, in place of what the request held before."""
+    share = share_of(request)
+    share.hold(num_bytes)
+    return share

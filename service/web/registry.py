@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
@@ -77,13 +78,8 @@ class Registry:
             ExecutionProviderError: the wanted provider cannot be used.
         """
         settings = self._settings
-        runtime = await asyncio.to_thread(
-            Runtime,
-            settings.execution_provider,
-            settings.num_threads,
-            device_id=settings.device_id,
-            memory_limit=settings.gpu_memory_bytes,
-        )
+        device = partial(Runtime, device_id=settings.device_id, memory_limit=settings.gpu_memory_bytes)
+        runtime = await asyncio.to_thread(device, settings.execution_provider, settings.num_threads)
         if runtime.fallback_reason:
             _log.info("running on the CPU", reason=runtime.fallback_reason)
         self._runtime, self._opener = runtime, Opener(settings, runtime, self._on_device_lost)
@@ -182,6 +178,11 @@ class Registry:
     def batch_rows(self) -> int | None:
         """Rows of one run on the device that is used; None before that is known."""
         return self._settings.chunk_rows or (self._runtime.blocks.rows if self._runtime else None)
+
+    @property
+    def loaded(self) -> list[Model]:
+        """Those in memory."""
+        return list(self._models.values())
 
     def close(self) -> None:
         """Open nothing more."""

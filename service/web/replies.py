@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.types import Receive, Scope, Send
@@ -21,6 +22,7 @@ from service.web.errors import NotAcceptableError
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
 IMAGE_FORMS = (JSON, PNG, NPY)
 _GRID_LINE, _GRID_LEVEL = 1, 128
+_FEW_NUMBERS = 2**14
 _PIECE_NUMBERS = 2**15  # written in about a millisecond; no other thread runs meanwhile
 _PIECE_BYTES = 2**20
 
@@ -62,6 +64,11 @@ def negotiate(request: Request, offered: Sequence[str]) -> str:
     if best_quality == 0:
         raise NotAcceptableError(f"Accept is {accept!r}; this route answers in: {', '.join(offered)}")
     return best
+
+
+async def replied(reply: Callable[[], Response], *, numbers: int) -> Response:
+    """Write an answer here when it is small, in another thread when it is not."""
+    return reply() if numbers <= _FEW_NUMBERS else await run_in_threadpool(reply)
 
 
 def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:

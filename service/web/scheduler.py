@@ -19,12 +19,10 @@ from typing import Any, TypeVar
 from service.web.memory import Share
 from service.web.outcome import DeadlineError, Done, QueueFullError, StoppedError
 from service.web.rate import Expectation, Meter, Rate
-from service.web.turns import Batch, Job, Kind, Turns
+from service.web.turns import Batch, Job, Kind, Turns, alone
 
 P = TypeVar("P")
 R = TypeVar("R")
-
-
 _Outcome = tuple[Job, Done[Any] | Exception | None]
 
 
@@ -105,10 +103,9 @@ class Scheduler:
         memory: int = 0,
         share: Share | None = None,
     ) -> "asyncio.Future[Done[R]]":
-        """Queue a request that others of its kind may join. Whoever settles or cancels the answer drops the request.
+        """Queue a request (a `Job`) that others of its kind may join. Whoever settles or cancels the answer drops it.
 
         The answer may raise DeadlineError, StoppedError, or what the computation raised for this request alone.
-        `memory` and `share` are the job's, see turns.py.
 
         Raises:
             QueueFullError: there is no room.
@@ -135,8 +132,7 @@ class Scheduler:
         self, chunks: Generator[None, None, R], *, rows: int, meter: Meter | None = None, **named: Any
     ) -> "asyncio.Future[Done[R]]":
         """Queue a computation of its own; otherwise like `submit`, with its other arguments."""
-        kind: Kind[None, R] = Kind(None, lambda _: _only(chunks), meter)
-        return self.submit(kind, None, rows=rows, **named)
+        return self.submit(alone(chunks, meter), None, rows=rows, **named)
 
     def check_room(self, rows: int) -> None:
         """Refuse what `submit` would refuse: worth asking before a body is read.
@@ -244,7 +240,7 @@ class Scheduler:
         if batch.chunks is not None:
             batch.chunks.close()
             if batch.kind.meter is not None:
-                self._expectation.add_unfinished(batch.kind.meter.kind, **_taken(batch))
+                self._expectation.add_unfinished(batch.kind.meter.kind, **batch.taken())
         gone = [job for job, waits in zip(batch.jobs, waiting, strict=True) if not waits]
         batch.jobs = [job for job, waits in zip(batch.jobs, waiting, strict=True) if waits]
         self._settle([(job, None) for job in gone])
@@ -259,7 +255,7 @@ class Scheduler:
         if batch.kind.meter is None:
             self._rate.add(batch.rows, seconds)
         else:
-            self._expectation.add(batch.kind.meter.kind, **_taken(batch))
+            self._expectation.add(batch.kind.meter.kind, **batch.taken())
         self._running = None
         self._settle(outcomes)
 
@@ -297,15 +293,6 @@ class Scheduler:
                 job.answer.set_exception(outcome)
             else:
                 job.answer.set_result(outcome)
-
-
-def _only(chunks: Generator[None, None, R]) -> Generator[None, None, Sequence[R]]:
-    return [(yield from chunks)]
-
-
-def _taken(batch: Batch) -> dict[str, Any]:
-    """What a batch asked for and what it took."""
-    return {"asked": batch.rows, "run": sum(job.rows_run for job in batch.jobs), "seconds": batch.compute_seconds}
 
 
 def _expire(answer: "asyncio.Future[Done[Any]]", timeout_seconds: float) -> None:

@@ -27,6 +27,15 @@ class Kind(Generic[P, R]):
     """Counts the rows that they really take; without it, those that they ask for."""
 
 
+def alone(chunks: Generator[None, None, R], meter: Meter | None) -> Kind[None, R]:
+    """The kind of one computation, which nothing joins."""
+
+    def compute(_: Sequence[None]) -> Generator[None, None, Sequence[R]]:
+        return [(yield from chunks)]
+
+    return Kind(None, compute, meter)
+
+
 @dataclass(eq=False)
 class Job:
     """One request: what it carries, and who waits for the answer."""
@@ -84,6 +93,10 @@ class Batch:
     def is_dropped(self) -> bool:
         """Whether nobody waits for it any more."""
         return all(job.answer.done() for job in self.jobs)
+
+    def taken(self) -> dict[str, Any]:
+        """What it asked for and what it took, as `Expectation` wants it."""
+        return {"asked": self.rows, "run": sum(job.rows_run for job in self.jobs), "seconds": self.compute_seconds}
 
     def metered(self) -> int:
         """What its meter shows now; 0 where there is none."""
