@@ -10,19 +10,26 @@ from typing import cast
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
 from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
 from service.web.admission import Door
+from service.web.allocator import tune_allocator
 from service.web.app import create_app
 from service.web.connection import Connection
+from service.web.connection_limit import ConnectionLimit, connections_that_fit
+from service.web.decoding import Decoding, InProcess
+from service.web.decoding_pool import DecodingPool, decoder_memory_bytes
 from service.web.environment import Environment
 from service.web.logs import complain, configure_logging, open_standard_descriptors
-from service.web.request_log import RequestLog
+from service.web.metrics import Metrics
 from service.web.settings import Settings, environment, sentences
+from service.web.slow_readers import SlowReaders
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_LAST_SECONDS = 1.0  # for answers that are written when the drain is over
 _log = structlog.get_logger()
 
 
@@ -31,6 +38,10 @@ class Server(uvicorn.Server):
 
     failed = False
     _drain: "Future[None] | None" = None
+
+    def __init__(self, config: uvicorn.Config, *, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._drain_seconds = drain_seconds
 
     def fail(self) -> None:
         """Stop, with exit status 1."""
@@ -51,14 +62,25 @@ class Server(uvicorn.Server):
 
     async def _drain_then_exit(self) -> None:
         app = self.config.app
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_seconds
         try:
             await app.state.backend.drain()  # type: ignore[union-attr]
         finally:
+            left = max(deadline - loop.time(), _LAST_SECONDS)
+            loop.call_later(left, self._abort_connections)
+            self.config.timeout_graceful_shutdown = int(left) + 2  # never reached: by then all connections are gone
             self.should_exit = True
+
+    def _abort_connections(self) -> None:
+        """Nobody is waited for any longer, who does not read an answer or does not send a body."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def serve() -> int:
     """Read the settings, serve, and return the exit status."""
+    tune_allocator()
     open_standard_descriptors()
     try:
         settings = Settings()
@@ -79,24 +101,32 @@ def serve() -> int:
     except ModuleNotFoundError as error:
         complain(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`")
         return 2
-    app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider)
+    app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider, decoding=partial(_decoding, settings))
     output.count_dropped(app.state.metrics.dropped_log_lines)
     server = Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=_connection(settings, app.state.request_log),
+            http=_connection(settings, app),
             ws="none",
             log_config=None,
             access_log=False,
             proxy_headers=False,  # anybody can write them: the log has the address of whoever connects
             server_header=False,
-            timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
-        )
+        ),
+        drain_seconds=settings.drain_seconds,
     )
     server.run()
     return 1 if server.failed else 0
+
+
+def _decoding(settings: Settings, metrics: Metrics) -> Decoding:
+    """Where images are read."""
+    if not settings.decoders:
+        return InProcess()
+    memory = decoder_memory_bytes(settings.max_pixels, settings.max_body_bytes)
+    return DecodingPool(settings.decoders, memory_bytes=memory, metrics=metrics)
 
 
 def _tell(environment: Environment) -> None:
@@ -116,15 +146,20 @@ def _tracer_provider() -> TracerProvider | None:
     return export_traces()
 
 
-def _connection(settings: Settings, request_log: RequestLog) -> type[asyncio.Protocol]:
+def _connection(settings: Settings, app: FastAPI) -> type[asyncio.Protocol]:
     """What uvicorn makes of each connection; any callable will do, though it asks for a class."""
+    metrics: Metrics = app.state.metrics
+    if (most := connections_that_fit(settings.max_connections)) < settings.max_connections:
+        _log.warning("fewer connections than set: the process may not open more files", connections=most)
     bounded = partial(
         Connection,
         door=Door(settings.max_queued_requests),
         lingering=set(),
         max_header_bytes=settings.max_header_bytes,
         header_seconds=settings.header_seconds,
-        request_log=request_log,
+        limit=ConnectionLimit(most, metrics.closed_connections),
+        slow_readers=SlowReaders(settings.write_seconds, settings.max_unsent_bytes, metrics.closed_connections),
+        request_log=app.state.request_log,
         root_path=settings.root_path,
     )
     return cast(type[asyncio.Protocol], bounded)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-_BYTES_A_PIXEL = 40
+BYTES_A_PIXEL = 40
 """Of a decoder row's intermediate results, some ten float32 tensors [P]: 33 KB were counted at 784 pixels."""
 
 
@@ -25,7 +25,7 @@ class BlockSizes:
         >>> CPU_BLOCKS.chunk_rows(28 * 28), CPU_BLOCKS.chunk_rows(300 * 300 * 3)
         (256, 49)
         """
-        return max(1, min(self.rows, self.memory // (_BYTES_A_PIXEL * num_pixels)))
+        return max(1, min(self.rows, self.memory // (BYTES_A_PIXEL * num_pixels)))
 
 
 CPU_BLOCKS = BlockSizes(rows=256, memory=2**29, images=256, contested=32)

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +13,18 @@ from service.engine.chunks import Chunks
 _PIXELS_AT_ONCE = 2**14  # coded in a few milliseconds
 
 
-def complexity(images: NDArray[np.float32]) -> Chunks[NDArray[np.float64]]:
-    """Size of each image as lossless WebP, 8 bits a pixel and channel: [B, C, H, W] in [0, 1] → [B], nats.
+def complexity(images: Iterable[NDArray[np.float32]]) -> Chunks[NDArray[np.float64]]:
+    """Size of each image as lossless WebP, 8 bits a pixel and channel: B times [C, H, W] in [0, 1] → [B], nats.
 
     The file's length in bits, times ln 2; its 20 bytes of header are in it, for every image the same. A number of
     channels that is neither 1 nor 3 is coded channel by channel.
     """
-    levels = np.rint(images * 255).astype(np.uint8)
-    nats = np.empty(len(levels))
-    step = max(1, _PIXELS_AT_ONCE // levels[0].size) if len(levels) else 1
-    for index, image in enumerate(levels):
-        if index % step == 0:
+    nats = []
+    for index, image in enumerate(images):
+        if index % max(1, _PIXELS_AT_ONCE // image.size) == 0:
             yield
-        nats[index] = _coded_bytes(image) * 8 * math.log(2)
-    return nats
+        nats.append(_coded_bytes(np.rint(image * 255).astype(np.uint8)) * 8 * math.log(2))
+    return np.array(nats, np.float64)
 
 
 def _coded_bytes(image: NDArray[np.uint8]) -> int:

@@ -12,6 +12,7 @@ from service.engine.chunks import Chunks
 from service.engine.estimate import LogLikelihood, estimate, evidence_lower_bound
 from service.engine.laplace import SHARES, Mixture, mixture
 from service.engine.matrices import Array
+from service.engine.preparation import PreparedImages
 from service.engine.proposal import DiagonalGaussian
 from service.engine.sampling import Floats, Sampler, balanced, part_of
 from service.engine.search import Search
@@ -19,7 +20,7 @@ from service.engine.search import Search
 Indices = NDArray[np.intp]
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
-_BLOCK_WEIGHTS = 2**25
+_BLOCK_WEIGHTS = 2**20
 """Log weights held at once; bounds memory where samples are many."""
 
 
@@ -62,9 +63,25 @@ class Estimator:
         self._search = Search(sampler, max_steps=max_steps, block_images=blocks.contested)
         self._block_images = blocks.images
 
+    def memory(self, num_images: int, num_samples: int, latent_dim: int) -> int:
+        """Bytes that `infer` may take beside its arguments and its result, at most.
+
+        Counted while a hundred noise images were estimated: 12 matrices [D, D] of float64 an image while modes are
+        found, 80 more where climbs compete for it, and 12 numbers a sample.
+        """
+        images = min(num_images, self._size(num_samples, latent_dim))
+        contested = min(images, self._search.block_size(latent_dim))
+        matrices = 8 * latent_dim**2 * (12 * images + 80 * contested)
+        rows = 4 * self._num_pixels * (2 * images + 26 * contested)
+        return matrices + rows + 96 * images * num_samples
+
+    def _size(self, num_samples: int, latent_dim: int) -> int:
+        """Images whose estimates are made together."""
+        return max(1, min(self._block_images, _BLOCK_NUMBERS // latent_dim**2, _BLOCK_WEIGHTS // num_samples))
+
     def infer(
         self,
-        x: Floats,
+        x: PreparedImages | Floats,
         posterior: DiagonalGaussian,
         *,
         proposal: str,
@@ -74,17 +91,21 @@ class Estimator:
         max_num_samples: int,
         num_draws: int = 0,
     ) -> Chunks[Inference]:
-        """Prepared images [B, P] and their q(z|x) → estimates [B], see `Model.log_likelihood`, and draws [B, R, D]."""
+        """Prepared images [B, C, H, W] or [B, P], and their q(z|x) → estimates [B] and draws [B, R, D].
+
+        The other arguments are those of `Model.log_likelihood`.
+        """
         latent_dim = posterior.mean.shape[1]
         limit = num_samples if max_std_error is None else max(num_samples, max_num_samples)
-        size = max(1, min(self._block_images, _BLOCK_NUMBERS // latent_dim**2, _BLOCK_WEIGHTS // limit))
+        size = self._size(limit, latent_dim)
         records, latents = [], []
         for first in range(0, max(1, len(x)), size):
             images = slice(first, first + size)
             block = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
-            plan = yield from self._plan(proposal, x[images], block, seed)
+            flat = x[images].reshape(-1, self._num_pixels)
+            plan = yield from self._plan(proposal, flat, block, seed)
             record, drawn = yield from self._sample(
-                plan, len(x[images]), num_samples, limit, max_std_error, num_draws=num_draws
+                plan, len(flat), num_samples, limit, max_std_error, num_draws=num_draws
             )
             records.append(record)
             latents.append(plan.latents(drawn))

@@ -4,7 +4,7 @@ Each is a computation in chunks, see chunks.py: `complete(model.encode(pixels))`
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
 from service.engine.anomaly import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
+from service.engine.blocks import BYTES_A_PIXEL
 from service.engine.chunks import Chunks, complete
 from service.engine.complexity import complexity
 from service.engine.contract import read_graph
@@ -19,7 +20,7 @@ from service.engine.estimate import LogLikelihood
 from service.engine.estimator import Estimator
 from service.engine.explanation import NUM_DRAWS, surprise
 from service.engine.likelihood import likelihood_of
-from service.engine.preparation import Preparation
+from service.engine.preparation import Preparation, PreparedImages
 from service.engine.proposal import (
     DEFAULT_NUM_SAMPLES,
     DEFAULT_PROPOSAL,
@@ -30,7 +31,7 @@ from service.engine.proposal import (
     standard_normal,
 )
 from service.engine.runtime import CPU, Runtime, blaming
-from service.engine.sampling import Sampler
+from service.engine.sampling import Sampler, Samples
 from service.engine.statistics import Statistics, divergence
 from service.engine.verification import try_out, verify_decoder, verify_encoder
 
@@ -38,14 +39,6 @@ DEFAULT_MAX_STEPS = 100
 
 Pixels = NDArray[np.float32]
 """Images [B, C, H, W], each pixel in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images drawn from the model: z ~ N(0, temperature²·I) [N, D], and E[x|z] as pixels [N, C, H, W]."""
-
-    latents: NDArray[np.float32]
-    images: Pixels
 
 
 class Model:
@@ -150,9 +143,18 @@ class Model:
         """Decoder rows that estimates and scores have run so far: samples, and what finding modes takes."""
         return self._sampler.rows_run
 
+    def estimates_bytes(self, num_images: int, num_samples: int) -> int:
+        """Bytes of memory that `log_likelihood` may take beside images and results; `anomaly_scores` takes no more."""
+        return self._estimator.memory(num_images, num_samples, self.description.latent_dim)
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of memory that its graphs keep once each has run as many rows as it may."""
+        return 6 * self._chunk_rows * BYTES_A_PIXEL * self.description.image.size
+
     def encode(self, pixels: Pixels) -> Chunks[DiagonalGaussian]:
         """q(z|x): images [B, C, H, W] → mean and log_var [B, D]."""
-        return self._encode(self._preparation.prepare(pixels))
+        return self._encode(PreparedImages(pixels, self._preparation))
 
     def decode(self, latents: NDArray[np.float32]) -> Chunks[Pixels]:
         """E[x|z] as pixels in [0, 1]: latents [N, D] → [N, C, H, W]."""
@@ -191,10 +193,10 @@ class Model:
         """
         num_samples = num_samples or DEFAULT_NUM_SAMPLES.get(proposal, 1)
         check_request(proposal, num_samples)
-        x = self._preparation.prepare(pixels)
+        x = PreparedImages(pixels, self._preparation)
         posterior = yield from self._encode(x)
         inference = yield from self._estimator.infer(
-            x.reshape(len(x), self.description.image.size),
+            x,
             posterior,
             proposal=proposal,
             num_samples=num_samples,
@@ -207,7 +209,7 @@ class Model:
     def statistics(self, pixels: Pixels, *, proposal: str, num_samples: int, seed: int) -> Chunks[Statistics]:
         """What anomaly scores are made of, by one pass: images [B, C, H, W] → one record of arrays [B]."""
         check_request(proposal, num_samples)
-        x = self._preparation.prepare(pixels)
+        x = PreparedImages(pixels, self._preparation)
         statistics, _ = yield from self._infer(x, proposal=proposal, num_samples=num_samples, seed=seed)
         return statistics
 
@@ -238,7 +240,7 @@ class Model:
         if self._detector is None:
             raise UncalibratedModelError("this model has no calibration scores")
         chosen = self._detector.choose(methods)
-        x = self._preparation.prepare(pixels)
+        x = PreparedImages(pixels, self._preparation)
         protocol = self.description.calibration
         statistics, latents = yield from self._infer(
             x,
@@ -250,7 +252,7 @@ class Model:
         scores = yield from self._detector.judge(statistics, chosen, alpha=alpha, fdr=fdr)
         return replace(scores, explanation=(yield from self._explain(x, latents))) if explain else scores
 
-    def _encode(self, x: NDArray[np.float32]) -> Chunks[DiagonalGaussian]:
+    def _encode(self, x: PreparedImages) -> Chunks[DiagonalGaussian]:
         mean = np.empty((len(x), self.description.latent_dim), np.float32)
         log_var = np.empty_like(mean)
         for start in range(0, len(x), self._chunk_rows):
@@ -261,12 +263,12 @@ class Model:
         return DiagonalGaussian(mean=mean, log_var=log_var)
 
     def _infer(
-        self, x: NDArray[np.float32], *, proposal: str, num_samples: int, seed: int, num_draws: int = 0
+        self, x: PreparedImages, *, proposal: str, num_samples: int, seed: int, num_draws: int = 0
     ) -> Chunks[tuple[Statistics, NDArray[np.float32]]]:
         """Prepared images [B, C, H, W] → their statistics, and R draws from each posterior [B, R, D]."""
         posterior = yield from self._encode(x)
         inference = yield from self._estimator.infer(
-            x.reshape(len(x), self.description.image.size),
+            x,
             posterior,
             proposal=proposal,
             num_samples=num_samples,
@@ -279,16 +281,16 @@ class Model:
             log_likelihood=inference.record.log_likelihood,
             elbo=inference.record.elbo,
             kl=divergence(posterior),
-            complexity=(yield from complexity(self._preparation.restore(x))),
+            complexity=(yield from complexity(x.restored())),
             mean=posterior.mean.astype(np.float64),
         )
         return statistics, inference.latents
 
-    def _explain(self, x: NDArray[np.float32], latents: NDArray[np.float32]) -> Chunks[NDArray[np.float64]]:
+    def _explain(self, x: PreparedImages, latents: NDArray[np.float32]) -> Chunks[NDArray[np.float64]]:
         """Prepared images [B, C, H, W] and draws from their posteriors [B, R, D] → surprise [B, C, H, W], nats."""
         maps = np.empty(x.shape)
-        for index, image in enumerate(x):
+        for index in range(len(x)):
             self._sampler.rows_run += len(latents[index])
-            maps[index] = surprise(image, self._decoder.run({"z": latents[index]}), self._likelihood)
+            maps[index] = surprise(x[index : index + 1][0], self._decoder.run({"z": latents[index]}), self._likelihood)
             yield
         return maps

@@ -1,9 +1,35 @@
 """Pixels in [0, 1] to the graphs' input x and back, as the manifest says."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store import ImageShape, PixelPreparation
+
+
+class PreparedImages:
+    """Images [B, C, H, W] as the graphs' input, prepared part by part: all at once would take as much again.
+
+    Args:
+        pixels: [B, C, H, W] in [0, 1].
+        preparation: how.
+    """
+
+    def __init__(self, pixels: NDArray[np.float32], preparation: "Preparation") -> None:
+        self._pixels = pixels
+        self._preparation = preparation
+        self.shape = pixels.shape
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, images: slice) -> NDArray[np.float32]:
+        return self._preparation.prepare(self._pixels[images])
+
+    def restored(self) -> Iterator[NDArray[np.float32]]:
+        """Each image's expected pixels [C, H, W]."""
+        return (self._preparation.restore(self[index : index + 1])[0] for index in range(len(self)))
 
 
 class Preparation:

@@ -1,6 +1,7 @@
 """Run the engine's graphs in chunks, over images and samples of any number, within a fixed memory."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,14 @@ from service.engine.verification import CURVATURE_TOLERANCE
 Floats = NDArray[np.float32]
 
 _IGNORED_INFORMATION = 0.01
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images drawn from the model: z ~ N(0, temperature²·I) [N, D], and E[x|z] as pixels [N, C, H, W]."""
+
+    latents: NDArray[np.float32]
+    images: Floats
 
 
 class Sampler:

@@ -43,6 +43,10 @@ class Search:
         self._block_images = block_images
         self._max_steps = max_steps
 
+    def block_size(self, latent_dim: int) -> int:
+        """Images for whose modes climbs compete at once."""
+        return max(1, min(self._block_images, _BLOCK_NUMBERS // (_RIVALS * latent_dim**2)))
+
     def fit(self, x: Floats, encoder: DiagonalGaussian) -> Chunks[tuple[Modes, Gaussians]]:
         """Images [B, P] and their q(z|x) → the mode and the Gaussian of each, in all D dimensions.
 
@@ -58,7 +62,7 @@ class Search:
         fitted = yield from approximate(reached.take(familiar), self._values(x[familiar]))
         found = [reached.take(familiar).spread(dimensions, latent_dim)]
         gaussians = [fitted.spread(dimensions, latent_dim)]
-        size = max(1, min(self._block_images, _BLOCK_NUMBERS // (_RIVALS * latent_dim**2)))
+        size = self.block_size(latent_dim)
         for first in range(0, len(strange), size):
             images = strange[first : first + size]
             modes = yield from self._compete(x[images], reached.take(images))

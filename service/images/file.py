@@ -15,12 +15,14 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from service.images.errors import PixelLimitError, UnreadableImageError
-from service.images.jpeg import JpegFile
+from service.images.jpeg import JpegFile, JpegHead
 from service.images.png import HEADER_BYTES, SIGNATURE, Levels, PngFile, PngHeader, over_black
+from service.images.webp import HEADER_BYTES as WEBP_HEADER_BYTES
+from service.images.webp import webp_size
 
 MAX_PIXELS = 2**27  # of one file, whatever a reader allows
 _JPEG_START = b"\xff\xd8\xff"
-_START_BYTES = 12
+_MAX_EXIF_BYTES = 2**16  # the standard's; of each entry Pillow copies what it points to
 _NO_IMAGE = "it is none of PNG, JPEG, WebP, or its header is broken"
 _WHITE = {1: np.float32(255), 2: np.float32(65535)}  # by the bytes of a level
 _SMALL_BYTES = 2**13
@@ -61,23 +63,29 @@ class ImageHeader:
         if start.startswith(SIGNATURE):
             return _png_header(start)
         stream.seek(0)
-        return _pillow_header(_open(stream, start))
+        return _pillow_header(_open(stream, start, MAX_PIXELS))
 
 
 class ImageFile:
     """A file in memory, of which the header has been read.
 
+    Args:
+        content: the whole of it.
+        max_pixels: of a WebP, for whose pixels libwebp takes memory at once.
+
     Raises:
         UnreadableImageError, PixelLimitError: as `ImageHeader.read`.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
         self._content = content
         self._opened: PillowFile | None = None
         if content.startswith(SIGNATURE):
             self.header = _png_header(content[:HEADER_BYTES])
         else:
-            self._opened = _open(io.BytesIO(content), content[:_START_BYTES])
+            if content.startswith(_JPEG_START):
+                JpegHead.of(content)  # within bounds
+            self._opened = _open(io.BytesIO(content), content[:WEBP_HEADER_BYTES], max_pixels)
             self.header = _pillow_header(self._opened)
 
     def levels(self) -> Levels:
@@ -130,15 +138,21 @@ def _pillow_header(image: PillowFile) -> ImageHeader:
 
 
 def _bounded(header: ImageHeader) -> ImageHeader:
-    if header.width * header.height > MAX_PIXELS:
-        raise PixelLimitError(f"it has {header.width}×{header.height} pixels; at most {MAX_PIXELS} are decoded")
+    _check_pixels(header.width, header.height, MAX_PIXELS)
     return header
 
 
-def _open(stream: BinaryIO, start: bytes) -> PillowFile:
+def _check_pixels(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise PixelLimitError(f"it has {width}×{height} pixels; at most {most} are decoded")
+
+
+def _open(stream: BinaryIO, start: bytes, max_pixels: int) -> PillowFile:
     """A JPEG or WebP, of which Pillow has read the header."""
     if not start:
         raise UnreadableImageError("it is empty")
+    if (size := webp_size(start)) is not None:
+        _check_pixels(*size, max_pixels)
     try:
         if start.startswith(_JPEG_START):
             return JpegImageFile(stream)  # `Image.open` would take a camera's several images for another format
@@ -172,6 +186,10 @@ def _decoded(image: PillowFile) -> Levels:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF's, from 1 to 8; what is none of these is 1. Only where there is `info` can one be told."""
+    if len(image.info.get("exif", b"")) > _MAX_EXIF_BYTES:
+        raise UnreadableImageError(f"it has more than {_MAX_EXIF_BYTES} bytes of EXIF data")
+    if len(image.info.get("Raw profile type exif", "")) > 3 * _MAX_EXIF_BYTES:  # in hexadecimal, in lines
+        raise UnreadableImageError(f"it has more than {_MAX_EXIF_BYTES} bytes of EXIF data")
     found = image.getexif().get(ExifTags.Base.Orientation, 1) if image.info else 1
     return found if isinstance(found, int) else 1
 

@@ -19,10 +19,83 @@ _EOI, _SOI, _SOS, _TEM = 0xD9, 0xD8, 0xDA, 0x01
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the SOF markers; from 0xC9 on arithmetic coding
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _RESTARTS = [bytes((0xFF, marker)) for marker in range(0xD0, 0xD8)]
+_APP1, _APP13 = 0xE1, 0xED
 _MAX_SCANS = 100  # each costs a pass over all pixels; encoders write 10 or so
+_MAX_SCANNED_PIXELS = 2**31  # scans × width × height
+_MAX_SEGMENTS = 2**12  # each costs Pillow a turn of Python; cameras write 20 or so
+_MAX_FILL_BYTES = 2**12  # between segments, likewise
+_MAX_EXIF_BYTES = 2**16  # the standard's, and one segment's; Pillow joins several
 _MAX_RESTARTS = 2**15
+_COUNTED_BYTES = 2**22
 # A first bit of 1, where libjpeg goes on with 0, so that another code or a larger number is read; and no 0xFF.
 _FILLING = bytes.fromhex("b5d36ae19c47f8253b8ed15274ac96e3c92d5b71a6ead84f17b3659cfad02e88")
+
+
+@dataclass(frozen=True)
+class JpegHead:
+    """What stands before the first scan.
+
+    Attributes:
+        width: in pixels; so is the height.
+        progressive: whether each scan brings some bits of all pixels.
+        length: to the first scan.
+        segments: how many there are.
+        slow_bytes: of segments whose bytes Pillow reads one by one, or nearly so.
+    """
+
+    width: int
+    height: int
+    progressive: bool
+    length: int
+    segments: int
+    slow_bytes: int
+
+    @staticmethod
+    def of(content: bytes) -> "JpegHead | None":
+        """Walk it as Pillow does, which has no bounds of its own; None where it has no size, or is cut off.
+
+        Raises:
+            UnreadableImageError: it has more segments, fill bytes or EXIF data than are read.
+        """
+        position, exif_bytes, fill_bytes, slow_bytes = 2, 0, 0, 0
+        size: tuple[int, int] | None = None
+        progressive = False
+        for segments in range(_MAX_SEGMENTS):
+            found = _MARKER.search(content, position, position + _MAX_FILL_BYTES + 2)
+            if found is None:
+                if len(content) - position > _MAX_FILL_BYTES + 2:
+                    break
+                return None
+            start, marker = found.start(), content[found.start() + 1]
+            fill_bytes += start - position
+            if fill_bytes > _MAX_FILL_BYTES:
+                break
+            position = start + 2
+            if marker == _EOI:
+                return None
+            if marker in (_SOI, _TEM):
+                continue
+            if marker == _SOS:
+                return size and JpegHead(*size, progressive, position, segments, slow_bytes)
+            length = int.from_bytes(content[position : position + 2], "big")
+            data = content[position + 2 : position + min(length, 10)]
+            if marker in _FRAMES and size is None and len(data) >= 5:
+                size = int.from_bytes(data[3:5], "big"), int.from_bytes(data[1:3], "big")
+                progressive = marker in _PROGRESSIVE
+            exif_bytes += length if marker == _APP1 and data.startswith(b"Exif") else 0
+            slow_bytes += length if marker == _APP13 else 0
+            if exif_bytes > _MAX_EXIF_BYTES:
+                raise UnreadableImageError(f"it has more than {_MAX_EXIF_BYTES} bytes of EXIF data")
+            position += length
+        else:
+            raise UnreadableImageError(f"it has more than {_MAX_SEGMENTS} segments")
+        raise UnreadableImageError(f"it is cut off, or has more than {_MAX_FILL_BYTES} bytes between segments")
+
+    def scans(self, content: bytes) -> int:
+        """No fewer than there are, but for a file so long that its bytes cost more than they."""
+        if not self.progressive:
+            return 1
+        return min(1 + content.count(bytes((0xFF, _SOS)), self.length, self.length + _COUNTED_BYTES), _MAX_SCANS)
 
 
 @dataclass
@@ -32,12 +105,14 @@ class JpegFile:
     Attributes:
         length: to the end marker; cameras append more.
         arithmetic: whether it is coded so; such an encoder may leave out trailing zeros.
+        pixels: width × height.
         scans: start and stop of the compressed data of each.
     """
 
     content: bytes
     length: int = 0
     arithmetic: bool = False
+    pixels: int = 0
     scans: list[tuple[int, int]] = field(default_factory=list)
 
     @staticmethod
@@ -45,17 +120,21 @@ class JpegFile:
         """Walk its segments.
 
         Raises:
-            UnreadableImageError: it is cut off, has no pixels, or has so many scans that it would take long.
+            UnreadableImageError: it is cut off, has no pixels, or so many scans or segments that it would take long.
         """
         file = JpegFile(content)
         position = 2
         missing: dict[int, set[int]] = {}  # by component: coefficients that have not come, to their last bit
         progressive = False
+        segments = 0
         while True:
             start, marker = _next_marker(content, position)
             position = start + 2
             if marker == _EOI:
                 break
+            segments += 1
+            if segments > _MAX_SEGMENTS:
+                raise UnreadableImageError(f"it has more than {_MAX_SEGMENTS} segments")
             if marker in (_SOI, _TEM):
                 continue
             end = position + int.from_bytes(content[position : position + 2], "big")
@@ -63,6 +142,8 @@ class JpegFile:
                 raise UnreadableImageError("it is cut off in its header")
             if marker in _FRAMES:
                 file.arithmetic, progressive = marker >= 0xC9, marker in _PROGRESSIVE
+                height, width = content[position + 3 : position + 5], content[position + 5 : position + 7]
+                file.pixels = int.from_bytes(width, "big") * int.from_bytes(height, "big")
                 missing = {component: set(range(64)) for component in content[position + 8 : end : 3]}
             elif marker == _SOS:
                 components = content[position + 3 : end - 3 : 2]
@@ -78,6 +159,9 @@ class JpegFile:
             raise UnreadableImageError("it is cut off: scans of it are missing")
         if len(file.scans) > _MAX_SCANS:
             raise UnreadableImageError(f"it has {len(file.scans)} scans; at most {_MAX_SCANS} are read")
+        if progressive and len(file.scans) * file.pixels > _MAX_SCANNED_PIXELS:
+            most = _MAX_SCANNED_PIXELS // file.pixels
+            raise UnreadableImageError(f"it has {len(file.scans)} scans; of so many pixels at most {most} are read")
         file.length = position
         return file
 

@@ -17,7 +17,9 @@ _NPY_ERRORS = (
     *(struct.error, tokenize.TokenError),
     UserWarning,  # NumPy's, of a header as Python 2 wrote it, where warnings are errors
 )
-_MAX_NPY_HEADER_BYTES = 20_000  # twice what NumPy accepts
+MAX_HEADER_BYTES = 1024
+"""An array's header has 118; Python parses it, in which longer numbers and deeper brackets can do harm."""
+_MAGIC = b"\x93NUMPY"
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Array = NDArray[Any]
@@ -34,8 +36,10 @@ def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
     Raises:
         InvalidArrayError: not an npy file, another dtype (objects among them), or a header that lies about the length.
     """
+    if (end := _npy_header_end(body)) > MAX_HEADER_BYTES:
+        raise InvalidArrayError(f"the npy header has {end} bytes; at most {MAX_HEADER_BYTES} are accepted")
     try:
-        shape, fortran_order, dtype, offset = _npy_header(body[: _npy_header_end(body)])
+        shape, fortran_order, dtype, offset = _npy_header(body[:end])
     except _NPY_ERRORS as error:
         problem = str(error)[:200]
         raise InvalidArrayError(f"the body is not an npy file of version 1.0 or 2.0: {problem}") from None
@@ -53,9 +57,11 @@ def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
 
 
 def _npy_header_end(body: bytes) -> int:
-    """Where the header says that it ends, if that is not further than NumPy would read."""
+    """Where the header says that it ends; 10 where it is not of version 1.0 or 2.0."""
+    if not body.startswith((_MAGIC + b"\x01\x00", _MAGIC + b"\x02\x00")):
+        return 10
     length, start = (body[8:10], 10) if body[6:7] == b"\x01" else (body[8:12], 12)
-    return start + min(int.from_bytes(length, "little"), _MAX_NPY_HEADER_BYTES)
+    return start + int.from_bytes(length, "little")
 
 
 @lru_cache(maxsize=64)

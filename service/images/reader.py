@@ -2,22 +2,47 @@
 
 import base64
 import binascii
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_store import ImageShape
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError, UnreadableImageError
 from service.images.file import ImageFile, in_unit_interval
+from service.images.numbers import NotNumbersError, array_of
+from service.images.png import Levels
+from service.images.resampling import resample
 
 _BRIEF_PIXELS = 2**16
+_PIXELS_AT_ONCE = 2**20
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
+_ACCEPTED_ITEMS = "accepted: a base64 image file, or nested numbers [H][W] or [C][H][W]"
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 Array = NDArray[Any]
+
+
+class Shape(Protocol):
+    """What a model takes: `model_store.ImageShape`, which a worker process does without (service/images/worker.py)."""
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+
+    @property
+    def chw(self) -> tuple[int, int, int]:
+        """All three."""
 
 
 class ImageReader:
@@ -29,7 +54,7 @@ class ImageReader:
         max_pixels: width × height, over all images of the request, counted from the headers, before any is decoded.
     """
 
-    def __init__(self, shape: ImageShape, *, resize: bool, max_pixels: int) -> None:
+    def __init__(self, shape: Shape, *, resize: bool, max_pixels: int) -> None:
         self._shape = shape
         self._resize = resize
         self._max_pixels = max_pixels
@@ -38,28 +63,46 @@ class ImageReader:
         """Whether `read_array` takes well under a millisecond: it has nothing to resize, and little to check."""
         return array.shape[-2:] == (self._shape.height, self._shape.width) and array.size <= _BRIEF_PIXELS
 
+    def resamples(self, array: Array) -> bool:
+        """Whether images of this height and width, the last two axes, have to be resampled."""
+        return array.ndim in (3, 4) and array.shape[-2:] != self._size
+
+    def is_dear(self, items: Sequence[bytes | Array] | Array) -> bool:
+        """Whether reading these takes more than their bytes: a file is to be decoded, or pixels are to be resampled."""
+        if isinstance(items, np.ndarray):
+            return self.resamples(items)
+        return any(isinstance(item, bytes) or self.resamples(item) for item in items)
+
     def read_items(self, items: Sequence[Any]) -> NDArray[np.float32]:
-        """Files as bytes or base64 text, or nested numbers in [0, 1], [H][W] or [C][H][W] → [B, C, H, W]."""
+        """Files as bytes or base64 text, or nested numbers in [0, 1], [H][W] or [C][H][W] → [B, C, H, W].
+
+        What `unpacked` has made of such an item is one, too.
+        """
         if not items:
             raise InvalidArrayError("the body holds no image")
         self._count_pixels(len(items) * self._shape.height * self._shape.width)
         pixels = np.empty((len(items), *self._shape.chw), np.float32)
         budget = self._max_pixels
         for index, item in enumerate(items):
-            if isinstance(item, str):
-                item = _from_base64(item, index)
+            item = unpacked(item, index)
             if isinstance(item, bytes):
-                file = _open(item, index)
-                height, width = file.header.height, file.header.width
-                budget -= width * height
-                self._count_pixels(self._max_pixels - budget)
-                if (width, height) != self._size:  # EXIF may turn it
-                    self._check_size((height, width), index)
-                array = _decode(file, index)
+                array, count = self._decoded(item, index, budget)
+                budget -= count
             else:
-                array = _from_numbers(item, index)
+                array = item
             pixels[index] = self._fit(array, index)
         return pixels
+
+    def _decoded(self, content: bytes, index: int, budget: int) -> tuple[Array, int]:
+        """A file's pixels [c, h, w], and how many of the budget they are."""
+        file = _open(content, index, budget)
+        height, width = file.header.height, file.header.width
+        self._count_pixels(self._max_pixels - budget + width * height)
+        if (width, height) != self._size:  # EXIF may turn it
+            self._check_size((height, width), index)
+        levels = _levels(file, index)
+        del file  # it has them, too
+        return in_unit_interval(levels), width * height
 
     def read_array(self, array: Array) -> NDArray[np.float32]:
         """Float32 in [0, 1] or uint8, [B, H, W] or [B, C, H, W] → [B, C, H, W]."""
@@ -68,13 +111,21 @@ class ImageReader:
         if array.ndim == 3:
             array = array[:, None]  # [B, 1, H, W]
         self._count_pixels(len(array) * max(array.shape[2] * array.shape[3], self._shape.height * self._shape.width))
-        if array.dtype == np.uint8:
-            array = array.astype(np.float32) / np.float32(255)
-        else:
+        if array.dtype != np.uint8:
             check_range(array)
         if array.shape[1:] == self._shape.chw:
-            return array
-        return np.stack([self._fit(image, index) for index, image in enumerate(array)])
+            return _as_floats(array)
+        fitted = np.empty((len(array), *self._shape.chw), np.float32)
+        step = max(1, _PIXELS_AT_ONCE // max(math.prod(array.shape[1:]), math.prod(self._shape.chw)))
+        for start in range(0, len(array), step):
+            images = _as_floats(array[start : start + step])
+            images = np.stack([_to_channels(image, self._shape.channels, index) for index, image in enumerate(images)])
+            self._check_size((images.shape[2], images.shape[3]), 0)
+            bands = images.reshape(-1, *images.shape[2:])
+            if images.shape[2:] != self._size:
+                images = resample(bands, *self._size).reshape(len(images), *self._shape.chw).clip(0, 1)
+            fitted[start : start + step] = images
+        return fitted
 
     def _count_pixels(self, pixels: int) -> None:
         if pixels > self._max_pixels:
@@ -100,6 +151,23 @@ class ImageReader:
             raise InvalidImageError(f"the image is {sizes}; add ?resize=true to have it resampled", index)
 
 
+def unpacked(item: Any, index: int) -> bytes | Array:
+    """A file as bytes, or pixels [c, h, w] as float32, of an item as JSON has it: base64 text, or nested numbers.
+
+    What is one of these already stays as it is.
+
+    Raises:
+        InvalidImageError: it is neither.
+    """
+    if isinstance(item, bytes | np.ndarray):
+        return item
+    return _from_base64(item, index) if isinstance(item, str) else _from_numbers(item, index)
+
+
+def _as_floats(array: Array) -> NDArray[np.float32]:
+    return in_unit_interval(array) if array.dtype == np.uint8 else array
+
+
 def check_range(pixels: Array) -> None:
     """Refuse pixels outside [0, 1], NaN among them: [B, ...].
 
@@ -108,9 +176,9 @@ def check_range(pixels: Array) -> None:
     """
     if pixels.min() >= 0 and pixels.max() <= 1:  # a NaN is the least and the greatest
         return
-    inside = (pixels >= 0) & (pixels <= 1)
-    index = int(np.argmin(inside.reshape(len(pixels), -1).all(axis=1)))
-    raise _out_of_range(pixels[index], index)
+    for index, image in enumerate(pixels):  # one at a time: comparing all would take as many bytes as there are pixels
+        if not (image.min() >= 0 and image.max() <= 1):
+            raise _out_of_range(image, index)
 
 
 def _out_of_range(image: Array, index: int) -> InvalidImageError:
@@ -139,31 +207,29 @@ def _from_base64(text: str, index: int) -> bytes:
 
 def _from_numbers(item: Any, index: int) -> Array:
     try:
-        array = np.asarray(item)
-    except ValueError:
-        raise InvalidImageError("the nested numbers are ragged; accepted: [H][W] or [C][H][W]", index) from None
-    if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or array.size == 0:
-        kind = f"{array.dtype} of shape {list(array.shape)}" if array.dtype.kind in "iuf" else type(item).__name__
-        accepted = "a base64 image file, or nested numbers [H][W] or [C][H][W]"
-        raise InvalidImageError(f"the item is {kind}; accepted: {accepted}", index)
-    if not ((array >= 0) & (array <= 1)).all():
+        array = array_of(item, max_dimensions=3)
+    except NotNumbersError as error:
+        raise InvalidImageError(f"the item is no image: {error}; {_ACCEPTED_ITEMS}", index) from None
+    if array.ndim < 2 or array.size == 0:
+        raise InvalidImageError(f"the item has shape {list(array.shape)}; {_ACCEPTED_ITEMS}", index)
+    if not (array.min() >= 0 and array.max() <= 1):
         raise _out_of_range(array, index)
     image = array.astype(np.float32)
     return image[None] if image.ndim == 2 else image
 
 
-def _open(content: bytes, index: int) -> ImageFile:
+def _open(content: bytes, index: int, max_pixels: int) -> ImageFile:
     try:
-        return ImageFile(content)
+        return ImageFile(content, max_pixels=max_pixels)
     except UnreadableImageError as error:
         raise InvalidImageError(f"the file cannot be read: {error}", index) from error
     except PixelLimitError as error:
         raise PixelLimitError(f"image {index}: {error}") from None
 
 
-def _decode(file: ImageFile, index: int) -> Array:
+def _levels(file: ImageFile, index: int) -> Levels:
     try:
-        return in_unit_interval(file.levels())
+        return file.levels()
     except UnreadableImageError as error:
         raise InvalidImageError(f"the file cannot be decoded: {error}", index) from error
 

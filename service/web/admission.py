@@ -4,6 +4,8 @@ For more requests than the event loop can even read. A refusal by the applicatio
 does; by the head alone, little. So under any load the time goes to those that are let in.
 """
 
+from collections.abc import Awaitable, Callable
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PLACE = "logpx.place"
@@ -50,23 +52,31 @@ class Place:
             self._door.inside -= 1
 
 
-def leaving(app: ASGIApp) -> ASGIApp:
-    """The app, which gives a request's place back when its answer begins."""
+def leaving(app: ASGIApp, wait_until_sent: Callable[[], Awaitable[None]]) -> ASGIApp:
+    """The app, which gives a request's place back when its answer begins, and is done when its answer is sent.
+
+    So whoever counts what a request holds, from its call to its return, counts an answer that its client does not read.
+
+    Args:
+        app: what answers.
+        wait_until_sent: returns once all that was written has left, or the connection is lost.
+    """
 
     async def left(scope: Scope, receive: Receive, send: Send) -> None:
         place: Place | None = scope.get(PLACE)
-        if place is None:
-            await app(scope, receive, send)
-            return
 
         async def send_and_leave(message: Message) -> None:
-            place.leave()
+            if place is not None:
+                place.leave()
             await send(message)
+            if message["type"] == "http.response.body":
+                await wait_until_sent()
 
         try:
             await app(scope, receive, send_and_leave)
         finally:
-            place.leave()
+            if place is not None:
+                place.leave()
 
     return left
 

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from model_store import ImageShape
@@ -52,8 +53,8 @@ def anomalies_bytes(count: int, shape: ImageShape, num_methods: int, form: Form,
     return _DOCUMENT_BYTES + count * result
 
 
-def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwise: str = "") -> None:
-    """Refuse a request whose answer could have too many bytes.
+def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwise: str = "") -> int:
+    """Refuse a request whose answer could have too many bytes; returns how many it could have.
 
     Args:
         bytes_of: the bytes of an answer about so many images.
@@ -65,12 +66,30 @@ def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwi
         LimitError: the answer could have more; the message says how many images are not too many.
     """
     if (num_bytes := bytes_of(count)) <= limit:
-        return
+        return num_bytes
     fewer = bisect_right(range(count), limit, key=bytes_of) - 1
     advice = " or ".join(
         ([f"at most {fewer} images at once"] if fewer > 0 else []) + ([otherwise] if otherwise else [])
     )
     raise LimitError(f"the answer could have {num_bytes} bytes; at most {limit} are given: ask for {advice or 'less'}")
+
+
+def check_images(
+    count: int, shape: ImageShape, latent_dim: int, media: str, form: Form, max_pixels: int, max_answer_bytes: int
+) -> int:
+    """Refuse to make more pixels, or to send more bytes, than the settings allow; their latents count too.
+
+    Returns the bytes of memory that images and answer may take.
+
+    Raises:
+        LimitError: so many images are too many.
+    """
+    if (pixels := count * shape.height * shape.width) > max_pixels:
+        raise LimitError(f"{count} images have {pixels} pixels; at most {max_pixels} are given in an answer")
+    size = partial(images_bytes, shape=shape, media=media, form=form, latent_dim=latent_dim)
+    answer_bytes = check_answer(size, count, max_answer_bytes, f"a shorter form, such as {NPY}, image/png or as=png")
+    made = count * (shape.size + 3 * latent_dim) * 4
+    return made + (0 if media == NPY else 2 * answer_bytes)  # npy is sent from where the images are
 
 
 def _json_bytes(shape: ImageShape, form: Form, number_bytes: int) -> int:

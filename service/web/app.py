@@ -14,10 +14,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.web import admin, errors, probes, routes
 from service.web.access import Access, require_admin, require_key
+from service.web.allocator import trim_after_peaks
 from service.web.backend import Backend
+from service.web.decoding import Decoding, InProcess
 from service.web.direct import direct_routes
 from service.web.documentation import describe_problems
 from service.web.limits import Limits
+from service.web.memory import Budget, computing_bytes
 from service.web.metrics import Metrics
 from service.web.middleware import Observe, RootPath
 from service.web.probes import QUIET_PATHS
@@ -32,19 +35,25 @@ def create_app(
     *,
     on_failure: Callable[[], None] = lambda: None,
     tracer_provider: TracerProvider | None = None,
+    decoding: Callable[[Metrics], Decoding] = lambda _: InProcess(),
 ) -> FastAPI:
     """The service as an ASGI app, traced where there is a provider.
+
+    Images are read by what `decoding` makes: `python -m service` has processes for it, `LOGPX_DECODERS` of them.
 
     Models load in the background once the app starts: `/livez` answers at once, `/readyz` when they are warm. When
     loading fails or the inference thread dies, the reason is logged and `on_failure` is called; the process should then
     exit.
     """
     metrics = Metrics()
+    budget = Budget(settings.max_memory_bytes - computing_bytes(settings.max_memory_bytes))
+    metrics.held_memory.set_function(lambda: budget.held)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        backend = Backend(settings, metrics, on_failure)
+        backend = Backend(settings, metrics, on_failure, decoding(metrics))
         app.state.backend = backend
+        budget.retry_seconds = backend.retry_seconds
 
         async def load() -> None:
             try:
@@ -58,10 +67,12 @@ def create_app(
             else:
                 await backend.registry.watch()
 
-        loading = asyncio.create_task(load())
+        tasks = [asyncio.create_task(load()), asyncio.create_task(trim_after_peaks(budget))]
         yield
-        loading.cancel()
-        await asyncio.wait([loading])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await backend.decoding.close()
         backend.stop()
         gc.unfreeze()
 
@@ -96,7 +107,7 @@ def create_app(
     errors.install(app)
     openapi = app.openapi
     app.openapi = lambda: describe_problems(openapi())  # type: ignore[method-assign]  # as FastAPI advises
-    app.add_middleware(Limits, settings=settings)
+    app.add_middleware(Limits, settings=settings, budget=budget)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

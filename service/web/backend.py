@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Generator
 from functools import cache
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import structlog
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from service.engine.blocks import CPU_BLOCKS
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError
+from service.web.ceiling import decoders_ceiling, resident_bytes, service_ceiling
+from service.web.decoding import Decoding, InProcess
 from service.web.errors import LimitError, NotReadyError
+from service.web.memory import computing_bytes
 from service.web.metrics import Metrics
 from service.web.outcome import Done
-from service.web.rate import Meter
 from service.web.registry import Registry
 from service.web.scheduler import Scheduler
 from service.web.settings import Settings
@@ -30,9 +32,12 @@ _log = structlog.get_logger()
 class Backend:
     """Starts, serves, drains. `load` goes on while the port already answers `/livez`."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None], decoding: Decoding | None = None
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
+        self.decoding = decoding or InProcess()
         self.state: State = "starting"
         self._on_failure = on_failure
         self._scheduler = Scheduler(
@@ -40,6 +45,7 @@ class Backend:
             max_rows_each=settings.max_rows,
             max_jobs=settings.max_queued_requests,
             batch_rows=settings.chunk_rows or CPU_BLOCKS.rows,
+            max_memory=computing_bytes(settings.max_memory_bytes),
             fatal=DeviceLostError,
             on_death=self._died,
         )
@@ -54,11 +60,15 @@ class Backend:
         metrics.ready.set_function(lambda: self.reason_against_serving() is None)
 
     async def load(self) -> None:
-        """Load the models, and be ready.
+        """Load the models, start what reads images, and be ready.
 
-        Raises: as `Registry.load`.
+        Raises: as `Registry.load` and `Decoding.start`.
         """
+        await self.decoding.start()
         await self.registry.load()
+        loaded, resident = self.registry.loaded, resident_bytes()
+        most = service_ceiling(self.settings, loaded, resident)
+        _log.info("memory", resident=resident, at_most=most, decoders_at_most=decoders_ceiling(self.settings))
         self._scheduler.batch_rows = self.registry.batch_rows or CPU_BLOCKS.rows
         if self.state == "starting":  # a signal may have come meanwhile
             self.state = "ready"
@@ -71,22 +81,24 @@ class Backend:
         """
         self._scheduler.check_room(1)
 
-    def submit(self, kind: Kind[P, R], payload: P, *, rows: int, timeout_seconds: float) -> "asyncio.Future[Done[R]]":
-        """Queue a computation of `rows` rows that may share its runs with others of its kind.
+    def retry_seconds(self) -> int:
+        """When a request that is refused for want of memory should try again: when what is queued should be done."""
+        return self._scheduler.retry_seconds()
+
+    def submit(self, kind: Kind[P, R], payload: P, *, rows: int, **named: Any) -> "asyncio.Future[Done[R]]":
+        """Queue a computation of `rows` rows that may share its runs with others of its kind; `named`: scheduler.py.
 
         Raises:
             LimitError: more rows than one request may have.
             QueueFullError, StoppedError: see scheduler.py; what the answer may raise, too.
         """
         self._check_rows(rows)
-        return self._scheduler.submit(kind, payload, rows=rows, timeout_seconds=timeout_seconds)
+        return self._scheduler.submit(kind, payload, rows=rows, **named)
 
-    def submit_alone(
-        self, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float, meter: Meter | None = None
-    ) -> "asyncio.Future[Done[R]]":
+    def submit_alone(self, chunks: Generator[None, None, R], *, rows: int, **named: Any) -> "asyncio.Future[Done[R]]":
         """Queue a computation by itself, asked for `rows` rows, which may take more; raises what `submit` does."""
         self._check_rows(rows)
-        return self._scheduler.submit_alone(chunks, rows=rows, timeout_seconds=timeout_seconds, meter=meter)
+        return self._scheduler.submit_alone(chunks, rows=rows, **named)
 
     def count_done(self, model: Model, rows: int, done: Done[R]) -> None:
         """Count the rows and the seconds of a request that was computed."""
@@ -128,7 +140,7 @@ class Backend:
         self.state = "draining"
         try:
             async with asyncio.timeout(self.settings.drain_seconds):
-                while self._scheduler.queued_jobs:
+                while self._scheduler.queued_jobs or self.decoding.jobs:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             _log.warning("drain ended with work left", requests=self._scheduler.queued_jobs)

@@ -10,6 +10,7 @@ RequestError
 ├── UnauthorizedError           no key, or a wrong one
 ├── ForbiddenError              a right key for something else
 ├── TooManyLoadsError           versions asked for by number drive one another out of memory
+├── MemoryFullError             other requests hold the memory that this one would take
 └── NotReadyError               models still loading, draining, or the inference thread is dead
 
 Images that cannot be read have errors of their own, see service/images/errors.py.
@@ -96,6 +97,14 @@ class TooManyLoadsError(RequestError):
         self.retry_after = retry_after
 
 
+class MemoryFullError(RequestError):
+    """Other requests hold the memory that this one would take; `retry_after` seconds may change that."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class NotReadyError(RequestError):
     """Models still loading, draining, or the inference thread is dead."""
 
@@ -118,7 +127,17 @@ BAD_REQUEST = Kind(HTTPStatus.BAD_REQUEST, "bad-request", "The request is not HT
 HEADER_TOO_LARGE = Kind(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The request's headers are too large"
 )
+METHOD_NOT_ALLOWED = Kind(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "Method Not Allowed")
+NOT_IMPLEMENTED = Kind(HTTPStatus.NOT_IMPLEMENTED, "not-implemented", "The service does not implement this")
+HTTP_VERSION = Kind(
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+    "http-version-not-supported",
+    "The service does not know this version of HTTP",
+)
 REQUEST_TIMEOUT = Kind(HTTPStatus.REQUEST_TIMEOUT, "request-timeout", "The request took too long to arrive")
+TOO_MANY_CONNECTIONS = Kind(
+    HTTPStatus.SERVICE_UNAVAILABLE, "too-many-connections", "As many connections are open as may be"
+)
 INTERNAL = Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "The service failed")
 
 KINDS: Mapping[type[Exception], Kind] = {
@@ -144,6 +163,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     UnauthorizedError: Kind(HTTPStatus.UNAUTHORIZED, "unauthorized", "The request needs a key"),
     ForbiddenError: Kind(HTTPStatus.FORBIDDEN, "forbidden", "The key does not open this route"),
     QueueFullError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "queue-full", "No room in the queue"),
+    MemoryFullError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "memory-full", "No memory for the request now"),
     TooManyLoadsError: Kind(HTTPStatus.TOO_MANY_REQUESTS, "too-many-loads", "Versions are loaded too often"),
     DeadlineError: Kind(HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"),
     OutOfDeviceMemoryError: Kind(
@@ -198,7 +218,7 @@ def _handler(kind: Kind) -> Any:
         headers = getattr(error, "headers", None)
         if kind is NOT_READY:
             headers = {"Connection": "close"}  # nobody should send into a service that is about to end
-        if isinstance(error, QueueFullError | TooManyLoadsError):
+        if isinstance(error, QueueFullError | MemoryFullError | TooManyLoadsError):
             headers = {"Retry-After": str(error.retry_after)}
         return problem(request, kind, str(error), index=getattr(error, "index", None), headers=headers)
 

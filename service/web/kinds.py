@@ -23,7 +23,8 @@ def encoding(model: Model, count: Callable[[int], None]) -> Kind[Pixels, Diagona
         images = _join(requests)
         count(len(images))
         latents = yield from model.encode(images)
-        return [DiagonalGaussian(latents.mean[part], latents.log_var[part]) for part in _parts(requests)]
+        mean, log_var = _parted(latents.mean, requests), _parted(latents.log_var, requests)
+        return [DiagonalGaussian(*parts) for parts in zip(mean, log_var, strict=True)]
 
     return Kind(("encode", model), compute)
 
@@ -35,7 +36,7 @@ def decoding(model: Model, count: Callable[[int], None]) -> Kind[Floats, Pixels]
         latents = _join(requests)
         count(len(latents))
         images = yield from model.decode(latents)
-        return [images[part] for part in _parts(requests)]
+        return list(_parted(images, requests))
 
     return Kind(("decode", model), compute)
 
@@ -44,6 +45,11 @@ def _join(requests: Sequence[Floats]) -> Floats:
     return requests[0] if len(requests) == 1 else np.concatenate(requests)
 
 
-def _parts(requests: Sequence[Floats]) -> Iterator[slice]:
+def _parted(result: Floats, requests: Sequence[Floats]) -> Iterator[Floats]:
+    """Each request's part; of several, a copy, for a view of it would keep the results of all the others."""
+    if len(requests) == 1:
+        yield result
+        return
     bounds = accumulate((len(request) for request in requests), initial=0)
-    return (slice(start, stop) for start, stop in pairwise(bounds))
+    for start, stop in pairwise(bounds):
+        yield result[start:stop].copy()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
 from fastapi import Response
@@ -13,21 +14,28 @@ from service.web.errors import (
     INVALID_PARAMETER,
     KINDS,
     LimitError,
+    MemoryFullError,
     SlowBodyError,
     UnsupportedMediaTypeError,
     problem,
 )
+from service.web.memory import MEMORY, SENT_AT_ONCE, Budget, Share
 from service.web.settings import Settings
 
 MAX_HEADERS = 100
 
 
 class Limits:
-    """Refuses by the head, before anything is read; then counts what really arrives, and the seconds it takes."""
+    """Refuses by the head, before anything is read; then counts what really arrives, and the seconds it takes.
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    Args:
+        budget: the memory of all requests, of which each has a share in `scope[MEMORY]` until its answer is sent.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, budget: Budget) -> None:
         self._app = app
         self._settings = settings
+        self._budget = budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the lifespan, which passes through."""
@@ -41,6 +49,7 @@ class Limits:
         deadline = asyncio.get_running_loop().time() + seconds
         arrived = 0
         complete = False
+        share = scope[MEMORY] = Share(self._budget)
 
         async def receive_bounded() -> Message:
             nonlocal arrived, complete
@@ -54,9 +63,28 @@ class Limits:
             arrived += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             self._check_length(arrived)
+            share.hold(arrived)
             return message
 
-        await self._app(scope, receive_bounded, send)
+        async def send_counted(message: Message) -> None:
+            """By now nothing is left of the request but its answer, which may have to wait for a slow reader."""
+            if message["type"] == "http.response.start":
+                share.has(_content_length(message["headers"]))
+                await send(message)
+                return
+            view, more = memoryview(message.get("body", b"")), message.get("more_body", False)
+            if len(view) <= SENT_AT_ONCE and share.held == 0:
+                await send(message)
+                return
+            for start in range(0, max(1, len(view)), SENT_AT_ONCE):  # each waits until the one before is nearly sent
+                piece = bytes(view[start : start + SENT_AT_ONCE])  # a view would keep the whole answer
+                last = start + SENT_AT_ONCE >= len(view)
+                await send({"type": "http.response.body", "body": piece, "more_body": more or not last})
+
+        try:
+            await self._app(scope, receive_bounded, send_counted)
+        finally:
+            share.end()
 
     def _refusal(self, scope: Scope) -> Response | None:
         size, coding, declared = len(scope["query_string"]), b"", b"0"
@@ -76,9 +104,14 @@ class Limits:
             kind = KINDS[UnsupportedMediaTypeError]
             return problem(Request(scope), kind, detail, headers={"Accept-Encoding": "identity"})
         try:
-            self._check_length(int(declared[:20]) if declared.isdigit() else 0)
+            length = int(declared[:20]) if declared.isdigit() else 0
+            self._check_length(length)
+            self._budget.check(length)
         except LimitError as error:
             return problem(Request(scope), KINDS[LimitError], str(error))
+        except MemoryFullError as error:
+            headers = {"Retry-After": str(error.retry_after)}
+            return problem(Request(scope), KINDS[MemoryFullError], str(error), headers=headers)
         if repeated := _repeated(scope["query_string"]):
             detail = f"{', '.join(repeated)}: given more than once"
             errors = [{"parameter": name, "problem": "given more than once"} for name in repeated]
@@ -89,6 +122,10 @@ class Limits:
         most = self._settings.max_body_bytes
         if length > most:
             raise LimitError(f"the body has {length} bytes or more; at most {most} are accepted")
+
+
+def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    return next((int(value) for name, value in headers if name.lower() == b"content-length"), 0)
 
 
 def _repeated(query: bytes) -> list[str]:

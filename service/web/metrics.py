@@ -44,6 +44,25 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.decoding_seconds = Histogram(
+            "logpx_decoding_seconds",
+            "a request's images' time in the process that read them",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queued_decodings = Gauge(
+            "logpx_queued_decodings",
+            "requests whose images wait for a process that reads them, or are being read",
+            registry=self.registry,
+        )
+        self.decoder_restarts = Counter(
+            "logpx_decoder_restarts",
+            "processes that read images and were replaced, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in ("dropped", "overran", "crashed", "lost"):
+            self.decoder_restarts.labels(reason)  # there from the start, as below
         self.rows = Counter(
             "logpx_rows", "images × samples of finished requests, at most", ["model", "version"], registry=self.registry
         )
@@ -69,6 +88,9 @@ class Metrics:
         )
         self.queued_rows = Gauge("logpx_queued_rows", "rows waiting or running", registry=self.registry)
         self.queued_requests = Gauge("logpx_queued_requests", "requests waiting or running", registry=self.registry)
+        self.held_memory = Gauge(
+            "logpx_held_memory_bytes", "memory that requests hold, by upper bounds", registry=self.registry
+        )
         self.ready = Gauge("logpx_ready", "1 when /readyz answers 200", registry=self.registry)
         self.execution_provider = Gauge(
             "logpx_execution_provider_info",
@@ -88,6 +110,14 @@ class Metrics:
         self.refused_versions = Gauge(
             "logpx_refused_versions", "versions in the store that did not pass their checks", registry=self.registry
         )
+        self.closed_connections = Counter(
+            "logpx_closed_connections",
+            "connections closed before their time, by why",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in ("stalled", "slow", "memory", "idle", "full"):
+            self.closed_connections.labels(reason)
         self.dropped_log_lines = Counter(
             "logpx_dropped_log_lines",
             "log lines dropped because standard output could not take them",

@@ -31,7 +31,9 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """A request's result, and the seconds that it waited, that its batch computed, and that its model took to load.
+    """A request's result, and the seconds that it waited, that its batch computed, and what came before.
+
+    `load_seconds`, `decode_seconds`: that its model took to load, and its images to be read by another process.
 
     `rows_run`: what it really took, where there is a meter.
     """
@@ -41,3 +43,4 @@ class Done(Generic[R]):
     compute_seconds: float
     rows_run: int = 0
     load_seconds: float = 0.0
+    decode_seconds: float = 0.0

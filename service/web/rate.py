@@ -21,10 +21,13 @@ class Rate:
     >>> rate.add(rows=60_000, seconds=60)
     >>> round(rate.rows_per_second, -1)
     1000.0
+
+    Args:
+        first_guess: rows a second, until something has been measured.
     """
 
-    def __init__(self) -> None:
-        self._rows = _FIRST_GUESS  # until something has been measured
+    def __init__(self, first_guess: float = _FIRST_GUESS) -> None:
+        self._rows = first_guess
         self._seconds = 1.0
 
     @property

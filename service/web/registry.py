@@ -178,6 +178,11 @@ class Registry:
         """Rows of one run on the device that is used; None before that is known."""
         return self._settings.chunk_rows or (self._runtime.blocks.rows if self._runtime else None)
 
+    @property
+    def loaded(self) -> list[Model]:
+        """Those in memory."""
+        return list(self._models.values())
+
     def close(self) -> None:
         """Open nothing more."""
         self._loads.cancel()

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.types import Receive, Scope, Send
@@ -20,7 +21,8 @@ from service.web.errors import NotAcceptableError
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
 IMAGE_FORMS = (JSON, PNG, NPY)
-_GRID_LINE = 1
+_GRID_LINE, _GRID_LEVEL = 1, 128
+_FEW_NUMBERS = 2**14
 _PIECE_NUMBERS = 2**15  # written in about a millisecond; no other thread runs meanwhile
 _PIECE_BYTES = 2**20
 
@@ -64,6 +66,11 @@ def negotiate(request: Request, offered: Sequence[str]) -> str:
     return best
 
 
+async def replied(reply: Callable[[], Response], *, numbers: int) -> Response:
+    """Write an answer here when it is small, in another thread when it is not."""
+    return reply() if numbers <= _FEW_NUMBERS else await run_in_threadpool(reply)
+
+
 def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     """Strict JSON: NumPy arrays as nested lists, a value that is not finite as null."""
     if all(_weight(value) <= _PIECE_NUMBERS for value in document.values()):
@@ -95,10 +102,12 @@ def images_reply(
     """Images [N, C, H, W] as JSON beside `document`, as one PNG (a grid when there are several), or as npy."""
     match negotiate(request, IMAGE_FORMS):
         case "image/png":
-            return Response(_png(_grid(images)), headers=headers, media_type=PNG)
+            return Response(_png_of_levels(_grid(images)), headers=headers, media_type=PNG)
         case "application/x-npy":
             return npy_reply(images, headers)
-    listed = images if form == "array" else [base64.b64encode(_png(image)).decode() for image in images]
+    listed = (
+        images if form == "array" else Written(len(images), lambda part: [_png_text(image) for image in images[part]])
+    )
     return json_reply({**document, "images": listed}, headers)
 
 
@@ -109,26 +118,55 @@ def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
     return stream.getvalue()
 
 
-def rows_of(record: Any) -> list[dict[str, Any]]:
+class Written:
+    """A long list of which a part is made when it is written, because all of it would be as large as the answer.
+
+    Args:
+        length: of the list.
+        make: a part of it.
+    """
+
+    def __init__(self, length: int, make: Callable[[slice], list[Any]]) -> None:
+        self._length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> list[Any]:
+        return self._make(part)
+
+
+def rows_of(record: Any) -> Written:
     """A record of arrays [B] as B objects; what is not per image is left out."""
     columns = {item.name: getattr(record, item.name) for item in fields(record)}
-    arrays = {name: column.tolist() for name, column in columns.items() if isinstance(column, np.ndarray)}
-    return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
+    arrays = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
+
+    def make(part: slice) -> list[dict[str, Any]]:
+        values = zip(*(array[part].tolist() for array in arrays.values()), strict=True)
+        return [dict(zip(arrays, row, strict=True)) for row in values]
+
+    return Written(len(next(iter(arrays.values()))), make)
 
 
-def anomaly_rows(scores: AnomalyScores, form: Literal["png", "array"]) -> list[dict[str, Any]]:
+def anomaly_rows(scores: AnomalyScores, form: Literal["png", "array"]) -> Written:
     """One object an image: the first method's judgement, each method's where there are several, and the map if any."""
     by_method = {method: rows_of(judgement) for method, judgement in scores.by_method.items()}
-    log_likelihood, posterior_gap = scores.log_likelihood.tolist(), scores.posterior_gap.tolist()
-    rows = []
-    for index, first in enumerate(next(iter(by_method.values()))):
-        row = {**first, "log_likelihood": log_likelihood[index], "posterior_gap": posterior_gap[index]}
-        if len(by_method) > 1:
-            row["scores"] = {method: judged[index] for method, judged in by_method.items()}
-        if scores.explanation is not None:
-            row["explanation"] = _shown(scores.explanation[index], form)
-        rows.append(row)
-    return rows
+
+    def make(part: slice) -> list[dict[str, Any]]:
+        judged = {method: rows[part] for method, rows in by_method.items()}
+        log_likelihood, posterior_gap = scores.log_likelihood[part].tolist(), scores.posterior_gap[part].tolist()
+        made = []
+        for index, first in enumerate(next(iter(judged.values()))):
+            row = {**first, "log_likelihood": log_likelihood[index], "posterior_gap": posterior_gap[index]}
+            if len(judged) > 1:
+                row["scores"] = {method: rows[index] for method, rows in judged.items()}
+            if scores.explanation is not None:
+                row["explanation"] = _shown(scores.explanation[part][index], form)
+            made.append(row)
+        return made
+
+    return Written(len(scores.log_likelihood), make)
 
 
 def _shown(surprise: NDArray[np.float64], form: Literal["png", "array"]) -> Any:
@@ -138,11 +176,18 @@ def _shown(surprise: NDArray[np.float64], form: Literal["png", "array"]) -> Any:
     if form == "array":
         return surprise
     nats = np.maximum(surprise.sum(axis=0, keepdims=True), 0)
-    return base64.b64encode(_png((nats / max(nats.max(), np.finfo(np.float64).tiny)).astype(np.float32))).decode()
+    return _png_text((nats / max(nats.max(), np.finfo(np.float64).tiny)).astype(np.float32))
 
 
 def _dumps(value: Any) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(value, _whole, orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _whole(value: Any) -> list[Any]:
+    """What orjson does not know: a short list that is made when it is written."""
+    if not isinstance(value, Written):
+        raise TypeError(f"{type(value).__name__} is not written as JSON")
+    return value[:]
 
 
 def _weight(value: Any) -> int:
@@ -151,9 +196,9 @@ def _weight(value: Any) -> int:
         return value.size
     if isinstance(value, str):
         return len(value)
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list | Written) or not len(value):
         return 1
-    first = value[0]
+    (first,) = value[:1]
     if isinstance(first, dict):
         return len(value) * sum(map(_weight, first.values()))
     return len(value) * (len(first) if isinstance(first, str | list) else 1)
@@ -162,7 +207,7 @@ def _weight(value: Any) -> int:
 def _json_pieces(value: Any) -> Iterator[bytes]:
     """JSON in pieces of about `_PIECE_NUMBERS`: the interpreter is given up to the event loop between two of them."""
     weight = _weight(value)
-    if weight <= _PIECE_NUMBERS or (isinstance(value, list) and len(value) == 1):
+    if weight <= _PIECE_NUMBERS or (isinstance(value, list | Written) and len(value) == 1):
         yield _dumps(value)
         return
     step = max(1, _PIECE_NUMBERS * len(value) // weight)
@@ -195,24 +240,35 @@ def _specificity(media_range: str) -> int:
 
 def _png(image: NDArray[np.float32]) -> bytes:
     """One image [C, H, W] in [0, 1] as 8-bit PNG."""
-    if len(image) not in (1, 3):
-        raise NotAcceptableError(f"a PNG has 1 or 3 channels, the images have {len(image)}; ask for npy or ?as=array")
-    levels = np.rint(image * 255).astype(np.uint8)
+    return _png_of_levels(_levels(image))
+
+
+def _png_text(image: NDArray[np.float32]) -> str:
+    return base64.b64encode(_png(image)).decode()
+
+
+def _levels(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint(image * 255).astype(np.uint8)
+
+
+def _png_of_levels(levels: NDArray[np.uint8]) -> bytes:
+    if len(levels) not in (1, 3):
+        raise NotAcceptableError(f"a PNG has 1 or 3 channels, the images have {len(levels)}; ask for npy or ?as=array")
     stream = io.BytesIO()
     Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(stream, "PNG")
     return stream.getvalue()
 
 
-def _grid(images: NDArray[np.float32]) -> NDArray[np.float32]:
+def _grid(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Images [N, C, H, W] side by side, row by row, in the squarest grid: [C, rows·(H+1)−1, columns·(W+1)−1]."""
     count, channels, height, width = images.shape
     if count == 1:
-        return np.asarray(images[0])
+        return _levels(images[0])
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     down, across = height + _GRID_LINE, width + _GRID_LINE
-    grid = np.full((channels, rows * down - _GRID_LINE, columns * across - _GRID_LINE), 0.5, np.float32)
+    grid = np.full((channels, rows * down - _GRID_LINE, columns * across - _GRID_LINE), _GRID_LEVEL, np.uint8)
     for index, image in enumerate(images):
         top, left = index // columns * down, index % columns * across
-        grid[:, top : top + height, left : left + width] = image
+        grid[:, top : top + height, left : left + width] = _levels(image)
     return grid

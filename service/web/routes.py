@@ -2,10 +2,10 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
@@ -15,24 +15,24 @@ from service.engine.anomaly import DEFAULT_ALPHA
 from service.engine.explanation import NUM_DRAWS
 from service.engine.model import Model, Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, check_request
-from service.web import schemas
-from service.web.answer_size import anomalies_bytes, check_answer, images_bytes, latents_bytes, log_likelihoods_bytes
+from service.web import answer_size, replies, schemas
+from service.web.answer_size import Form, check_answer, check_images
 from service.web.backend import Backend
 from service.web.bodies import JSON, NPY, read_latents, read_pixels
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
 from service.web.errors import LimitError
 from service.web.kinds import decoding, encoding
+from service.web.memory import hold, share_of
 from service.web.middleware import observe
 from service.web.outcome import Done
 from service.web.parameters import describe_parameters, read_query, read_timeout_seconds, refuse
 from service.web.rate import Meter
-from service.web.replies import IMAGE_FORMS, anomaly_rows, images_reply, json_reply, negotiate, npy_reply, rows_of
-from service.web.timing import load_seconds, note_load, seconds_left, server_timing
+from service.web.replies import IMAGE_FORMS, images_reply, json_reply, negotiate, npy_reply
+from service.web.timing import decode_seconds, load_seconds, note_load, seconds_left, server_timing
 from service.web.waiting import answer_unless_gone
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
 T = TypeVar("T")
-_FEW_NUMBERS = 2**14
 
 
 @router.post(
@@ -47,11 +47,14 @@ async def encode(request: Request) -> Response:
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model, pixels = await _pixels(request, query, timeout)
     backend = _backend(request)
-    size = partial(latents_bytes, latent_dim=model.description.latent_dim, media=form)
-    check_answer(size, len(pixels), backend.settings.max_answer_bytes, NPY)
+    size = partial(answer_size.latents_bytes, latent_dim=model.description.latent_dim, media=form)
+    answer_bytes = check_answer(size, len(pixels), backend.settings.max_answer_bytes, NPY)
+    share = hold(request, pixels.nbytes + 2 * answer_bytes)
     kind = encoding(model, backend.count_batch(model))
-    answer = backend.submit(kind, pixels, rows=len(pixels), timeout_seconds=seconds_left(request, timeout))
-    done = await _done(request, model, answer, rows=len(pixels))
+    rows, seconds = len(pixels), seconds_left(request, timeout)
+    done = await _done(
+        request, model, backend.submit(kind, pixels, rows=rows, timeout_seconds=seconds, share=share), rows
+    )
     latents = done.result
 
     def reply() -> Response:
@@ -59,7 +62,7 @@ async def encode(request: Request) -> Response:
             return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), server_timing(done))  # [B, 2, D]
         return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, server_timing(done))
 
-    return await _replied(reply, numbers=2 * latents.mean.size)
+    return await replies.replied(reply, numbers=2 * latents.mean.size)
 
 
 @router.post(
@@ -78,11 +81,12 @@ async def decode(request: Request) -> Response:
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model = await _model(request, query, timeout)
     latents = await read_latents(request, model.description.latent_dim, limits=_backend(request).settings)
-    _check_output(request, model, len(latents), media, query.as_)
+    share = hold(request, latents.nbytes + _check_output(request, model, len(latents), media, query.as_))
     backend = _backend(request)
     kind = decoding(model, backend.count_batch(model))
-    answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=seconds_left(request, timeout))
-    done = await _done(request, model, answer, rows=len(latents))
+    rows, seconds = len(latents), seconds_left(request, timeout)
+    answer = backend.submit(kind, latents, rows=rows, timeout_seconds=seconds, share=share)
+    done = await _done(request, model, answer, rows)
     return await run_in_threadpool(
         images_reply, request, _named(model), done.result, form=query.as_, headers=server_timing(done)
     )
@@ -99,7 +103,7 @@ async def samples(request: Request) -> Response:
     media = negotiate(request, IMAGE_FORMS)
     timeout = read_timeout_seconds(request, _backend(request).settings)
     model = await _model(request, query, timeout)
-    _check_output(request, model, query.n, media, query.as_)
+    hold(request, _check_output(request, model, query.n, media, query.as_))
     seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
     chunks = model.sample(query.n, seed=seed, temperature=query.temperature)
     done = await _run(request, model, chunks, rows=query.n, timeout=timeout)
@@ -125,7 +129,8 @@ async def log_likelihood(request: Request) -> Response:
     check_request(query.proposal, num_samples)
     if num_samples > backend.settings.max_num_samples:
         raise LimitError(f"num_samples is {num_samples}; at most {backend.settings.max_num_samples} are taken an image")
-    check_answer(log_likelihoods_bytes, len(pixels), backend.settings.max_answer_bytes)
+    answer_bytes = check_answer(answer_size.log_likelihoods_bytes, len(pixels), backend.settings.max_answer_bytes)
+    hold(request, pixels.nbytes + 2 * answer_bytes)
     limit = num_samples
     if query.max_std_error is not None:
         limit = max(num_samples, min(backend.settings.max_num_samples, backend.settings.max_rows // len(pixels)))
@@ -138,14 +143,20 @@ async def log_likelihood(request: Request) -> Response:
         max_num_samples=limit,
     )
     kind = "log-likelihood", query.proposal, query.max_std_error is not None
-    done = await _run(request, model, chunks, rows=len(pixels) * limit, timeout=timeout, kind=kind)
+    memory, rows = model.estimates_bytes(len(pixels), limit), len(pixels) * limit
+    done = await _run(request, model, chunks, rows=rows, timeout=timeout, kind=kind, memory=memory)
     backend.count_estimates(model, done.result.reliable)
 
     def reply() -> Response:
-        document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": rows_of(done.result)}
+        document = {
+            **_named(model),
+            "proposal": query.proposal,
+            "seed": query.seed,
+            "results": replies.rows_of(done.result),
+        }
         return json_reply(document, server_timing(done))
 
-    return await _replied(reply, numbers=10 * len(pixels))
+    return await replies.replied(reply, numbers=10 * len(pixels))
 
 
 @router.post(
@@ -169,15 +180,20 @@ async def anomaly_scores(request: Request) -> Response:
     timeout = read_timeout_seconds(request, backend.settings)
     model, pixels = await _pixels(request, query, timeout)
     shape, num_methods = model.description.image, len(query.method)
-    size = partial(anomalies_bytes, shape=shape, num_methods=num_methods, form=query.as_, explain=query.explain)
-    check_answer(size, len(pixels), backend.settings.max_answer_bytes)
+    size = partial(
+        answer_size.anomalies_bytes, shape=shape, num_methods=num_methods, form=query.as_, explain=query.explain
+    )
+    answer_bytes = check_answer(size, len(pixels), backend.settings.max_answer_bytes)
+    maps = (2 * pixels.nbytes + len(pixels) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
+    hold(request, pixels.nbytes + maps + 2 * answer_bytes)
     alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
     chunks = model.anomaly_scores(
         pixels, methods=query.method, alpha=alpha or DEFAULT_ALPHA, fdr=query.fdr, explain=query.explain
     )
     num_draws = NUM_DRAWS if query.explain else 0
-    rows = len(pixels) * (model.description.calibration.num_samples + num_draws)
-    done = await _run(request, model, chunks, rows=rows, timeout=timeout, kind=("anomaly-scores",))
+    num_samples = model.description.calibration.num_samples
+    memory, rows = model.estimates_bytes(len(pixels), num_samples), len(pixels) * (num_samples + num_draws)
+    done = await _run(request, model, chunks, rows=rows, timeout=timeout, kind=("anomaly-scores",), memory=memory)
 
     def reply() -> Response:
         for method, judgement in done.result.by_method.items():
@@ -188,12 +204,12 @@ async def anomaly_scores(request: Request) -> Response:
             "alpha": alpha,
             "fdr": query.fdr,
             "calibration_size": done.result.calibration_size,
-            "results": anomaly_rows(done.result, query.as_),
+            "results": replies.anomaly_rows(done.result, query.as_),
         }
         return json_reply(document, server_timing(done))
 
     numbers = 10 * len(pixels) + (pixels.size if query.explain else 0)
-    return await _replied(reply, numbers=numbers)
+    return await replies.replied(reply, numbers=numbers)
 
 
 @router.get("/models", response_model=schemas.Models)
@@ -236,19 +252,21 @@ async def _model(request: Request, query: schemas.ModelQuery, timeout: float) ->
 
 
 async def _pixels(request: Request, query: schemas.ImagesQuery, timeout: float) -> tuple[Model, Pixels]:
-    model, limits = await _model(request, query, timeout), _backend(request).settings
-    pixels = await read_pixels(request, model.description.image, resize=query.resize, limits=limits)
+    model, backend = await _model(request, query, timeout), _backend(request)
+    pixels = await read_pixels(
+        request,
+        model.description.image,
+        resize=query.resize,
+        limits=backend.settings,
+        decoding=backend.decoding,
+        timeout_seconds=seconds_left(request, timeout),
+    )
     return model, pixels
 
 
-def _check_output(request: Request, model: Model, count: int, media: str, form: Literal["png", "array"]) -> None:
-    """Refuse to make more pixels, or to send more bytes, than the settings allow; their latents count too."""
-    shape, settings = model.description.image, _backend(request).settings
-    if (pixels := count * shape.height * shape.width) > settings.max_pixels:
-        raise LimitError(f"{count} images have {pixels} pixels; at most {settings.max_pixels} are given in an answer")
-    size = partial(images_bytes, shape=shape, media=media, form=form, latent_dim=model.description.latent_dim)
-    shorter = f"a shorter form, such as {NPY}, image/png or as=png"
-    check_answer(size, count, settings.max_answer_bytes, shorter)
+def _check_output(request: Request, model: Model, count: int, media: str, form: Form) -> int:
+    shape, latent_dim, limits = model.description.image, model.description.latent_dim, _backend(request).settings
+    return check_images(count, shape, latent_dim, media, form, limits.max_pixels, limits.max_answer_bytes)
 
 
 async def _run(
@@ -259,28 +277,25 @@ async def _run(
     rows: int,
     timeout: float,
     kind: tuple[object, ...] = (),
+    memory: int = 0,
 ) -> Done[T]:
     """Compute by itself. Requests of one `kind` find modes, at a cost that the last ones tell best."""
     meter = Meter((model.manifest.name, model.manifest.version, *kind), lambda: model.decoder_rows) if kind else None
-    answer = _backend(request).submit_alone(
-        chunks, rows=rows, timeout_seconds=seconds_left(request, timeout), meter=meter
-    )
-    return await _done(request, model, answer, rows=rows)
+    seconds, share = seconds_left(request, timeout), share_of(request)
+    queue = _backend(request).submit_alone
+    answer = queue(chunks, rows=rows, timeout_seconds=seconds, meter=meter, memory=memory, share=share)
+    return await _done(request, model, answer, rows)
 
 
-async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]", *, rows: int) -> Done[T]:
+async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]", rows: int) -> Done[T]:
     """Wait for the answer, and tell the log and the metrics what it took."""
-    done = replace(await answer_unless_gone(request, answer), load_seconds=load_seconds(request))
+    done = await answer_unless_gone(request, answer)
+    done = replace(done, load_seconds=load_seconds(request), decode_seconds=decode_seconds(request))
     queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
     taken = {"rows_run": done.rows_run} if done.rows_run else {}
     observe(request, rows=rows, **taken, queue_seconds=queue, compute_seconds=compute)
     _backend(request).count_done(model, rows, done)
     return done
-
-
-async def _replied(reply: Callable[[], Response], *, numbers: int) -> Response:
-    """Write an answer here when it is small, in another thread when it is not."""
-    return reply() if numbers <= _FEW_NUMBERS else await run_in_threadpool(reply)
 
 
 def _named(model: Model) -> dict[str, Any]:

@@ -16,14 +16,13 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
+from service.web.memory import Share
 from service.web.outcome import DeadlineError, Done, QueueFullError, StoppedError
 from service.web.rate import Expectation, Meter, Rate
-from service.web.turns import Batch, Job, Kind, Turns
+from service.web.turns import Batch, Job, Kind, Turns, alone
 
 P = TypeVar("P")
 R = TypeVar("R")
-
-
 _Outcome = tuple[Job, Done[Any] | Exception | None]
 
 
@@ -35,6 +34,7 @@ class Scheduler:
         max_rows_each: what one request counts for at most, unless it asks for more: one shall not shut out all others.
         max_jobs: requests waiting or running.
         batch_rows: rows of requests computed together.
+        max_memory: bytes that computations that have begun may take together, see turns.py.
         fatal: an error after which nothing can be computed: it ends the thread.
         on_death: called in the event loop when the thread ends other than by `stop`.
     """
@@ -45,6 +45,7 @@ class Scheduler:
         max_rows: int,
         max_jobs: int,
         batch_rows: int,
+        max_memory: float = math.inf,
         max_rows_each: int | None = None,
         fatal: type[Exception] | tuple[type[Exception], ...] = (),
         on_death: Callable[[], None] = lambda: None,
@@ -57,7 +58,7 @@ class Scheduler:
         self.fatal_error: Exception | None = None
         """What ended the thread, where it was a fatal error."""
         self._loop = asyncio.get_running_loop()
-        self._turns = Turns(batch_rows)
+        self._turns = Turns(batch_rows, max_memory)
         self._running: Batch | None = None
         self._waking = False
         self._jobs: set[Job] = set()
@@ -92,8 +93,17 @@ class Scheduler:
         """Requests waiting or running."""
         return len(self._jobs)
 
-    def submit(self, kind: Kind[P, R], payload: P, *, rows: int, timeout_seconds: float) -> "asyncio.Future[Done[R]]":
-        """Queue a request that others of its kind may join. Whoever settles or cancels the answer drops the request.
+    def submit(
+        self,
+        kind: Kind[P, R],
+        payload: P,
+        *,
+        rows: int,
+        timeout_seconds: float,
+        memory: int = 0,
+        share: Share | None = None,
+    ) -> "asyncio.Future[Done[R]]":
+        """Queue a request (a `Job`) that others of its kind may join. Whoever settles or cancels the answer drops it.
 
         The answer may raise DeadlineError, StoppedError, or what the computation raised for this request alone.
 
@@ -103,9 +113,12 @@ class Scheduler:
         """
         expected = rows if kind.meter is None else self._expectation.rows(kind.meter.kind, rows)
         self.check_room(self._counted(rows, expected))
-        job = Job(payload, rows, expected, time.monotonic() + timeout_seconds, self._loop.create_future())
+        deadline = time.monotonic() + timeout_seconds
+        job = Job(payload, rows, expected, deadline, self._loop.create_future(), memory, share)
         if not self._turns.put(kind, job):
             raise StoppedError("the inference thread has ended")
+        if share is not None:
+            share.lend()
         self._jobs.add(job)
         self._queued_rows += self._counted(rows, expected)
         if not self._waking:  # once the loop has come to what else has arrived: that may join
@@ -116,11 +129,10 @@ class Scheduler:
         return job.answer
 
     def submit_alone(
-        self, chunks: Generator[None, None, R], *, rows: int, timeout_seconds: float, meter: Meter | None = None
+        self, chunks: Generator[None, None, R], *, rows: int, meter: Meter | None = None, **named: Any
     ) -> "asyncio.Future[Done[R]]":
-        """Queue a computation of its own; otherwise like `submit`."""
-        kind: Kind[None, R] = Kind(None, lambda _: _only(chunks), meter)
-        return self.submit(kind, None, rows=rows, timeout_seconds=timeout_seconds)
+        """Queue a computation of its own; otherwise like `submit`, with its other arguments."""
+        return self.submit(alone(chunks, meter), None, rows=rows, **named)
 
     def check_room(self, rows: int) -> None:
         """Refuse what `submit` would refuse: worth asking before a body is read.
@@ -129,9 +141,13 @@ class Scheduler:
             QueueFullError: there is no room for a request of so many rows.
         """
         if self._jobs and (self._queued_rows + rows > self._max_rows or len(self._jobs) >= self._max_jobs):
-            seconds = max(1, math.ceil(self._seconds_left()))
+            seconds = self.retry_seconds()
             waiting = f"{len(self._jobs)} requests with {self._queued_rows} rows are waiting or running"
             raise QueueFullError(f"{waiting}; try again in {seconds} s", seconds)
+
+    def retry_seconds(self) -> int:
+        """In how many seconds all that is queued should be done; at least one."""
+        return max(1, math.ceil(self._seconds_left()))
 
     def _counted(self, asked: int, expected: int) -> int:
         """The room that a request takes."""
@@ -139,8 +155,9 @@ class Scheduler:
 
     def _seconds_left(self) -> float:
         """When all that is queued should be done: by the rows still to be run, or because the last deadline passes."""
-        rows = sum(job.rows_left for job in self._jobs)
-        deadline = max(job.deadline for job in self._jobs) - time.monotonic()
+        jobs = list(self._jobs)  # in one step, for this may be asked on another thread
+        rows = sum(job.rows_left for job in jobs)
+        deadline = max((job.deadline for job in jobs), default=0) - time.monotonic()
         return min(rows / self._rate.rows_per_second, deadline)
 
     def stop(self) -> None:
@@ -173,6 +190,7 @@ class Scheduler:
             started, rows_before = time.monotonic(), batch.metered()
             try:
                 if not self._wanted(batch, started):
+                    self._turns.end(batch)
                     self._running = None
                     del batch
                     continue
@@ -181,11 +199,13 @@ class Scheduler:
                 next(batch.chunks)
             except StopIteration as stop:
                 self._count(batch, rows_before, started)
+                self._turns.end(batch)
                 self._answer(batch, stop.value)
             except self._fatal as error:
                 self.fatal_error = error
                 return
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for this
+                self._turns.end(batch)
                 self._fail(batch, error)
             else:
                 self._count(batch, rows_before, started)
@@ -220,7 +240,7 @@ class Scheduler:
         if batch.chunks is not None:
             batch.chunks.close()
             if batch.kind.meter is not None:
-                self._expectation.add_unfinished(batch.kind.meter.kind, **_taken(batch))
+                self._expectation.add_unfinished(batch.kind.meter.kind, **batch.taken())
         gone = [job for job, waits in zip(batch.jobs, waiting, strict=True) if not waits]
         batch.jobs = [job for job, waits in zip(batch.jobs, waiting, strict=True) if waits]
         self._settle([(job, None) for job in gone])
@@ -235,7 +255,7 @@ class Scheduler:
         if batch.kind.meter is None:
             self._rate.add(batch.rows, seconds)
         else:
-            self._expectation.add(batch.kind.meter.kind, **_taken(batch))
+            self._expectation.add(batch.kind.meter.kind, **batch.taken())
         self._running = None
         self._settle(outcomes)
 
@@ -264,6 +284,8 @@ class Scheduler:
         """In the event loop: room is given back only here, so that answers it has not come to yet count as work."""
         for job, outcome in outcomes:
             self._jobs.remove(job)
+            if job.share is not None:
+                job.share.end()
             self._queued_rows -= self._counted(job.rows, job.expected)
             if job.answer.done() or outcome is None:
                 continue
@@ -271,15 +293,6 @@ class Scheduler:
                 job.answer.set_exception(outcome)
             else:
                 job.answer.set_result(outcome)
-
-
-def _only(chunks: Generator[None, None, R]) -> Generator[None, None, Sequence[R]]:
-    return [(yield from chunks)]
-
-
-def _taken(batch: Batch) -> dict[str, Any]:
-    """What a batch asked for and what it took."""
-    return {"asked": batch.rows, "run": sum(job.rows_run for job in batch.jobs), "seconds": batch.compute_seconds}
 
 
 def _expire(answer: "asyncio.Future[Done[Any]]", timeout_seconds: float) -> None:

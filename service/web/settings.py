@@ -88,10 +88,19 @@ class Settings(BaseSettings):
         2 * 2**20, description="bytes of a JSON body (413); parsing holds up all other requests, npy does not"
     )
     max_pixels: PositiveInt = Field(
-        2**25, description="width × height × images of a request, in or out, counted before decoding (413)"
+        2**24, description="width × height × images of a request, in or out, counted before decoding (413)"
+    )
+    decoders: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="processes that read image files; from two on, one takes no large ones. 0: this process reads them",
     )
     max_answer_bytes: PositiveInt = Field(
         64 * 2**20, description="bytes that an answer could have, by what is asked for, before it is computed (413)"
+    )
+    max_memory_bytes: PositiveInt = Field(
+        2**30, description="bytes of memory that all requests together may take, see service/web/memory.py (429)"
     )
     max_rows: PositiveInt = Field(5_000_000, description="images × samples of a request (413)")
     max_queued_rows: PositiveInt = Field(10_000_000, description="rows waiting or running, over all requests (429)")
@@ -102,6 +111,15 @@ class Settings(BaseSettings):
     )
     body_seconds: PositiveFloat = Field(
         60, allow_inf_nan=False, description="from there to the end of its body (408), however steadily it trickles"
+    )
+    write_seconds: PositiveFloat = Field(
+        30, allow_inf_nan=False, description="in which a client must take something of its answer"
+    )
+    max_unsent_bytes: PositiveInt = Field(
+        256 * 2**20, description="of answers that clients have not taken; beyond, the slowest are cut off"
+    )
+    max_connections: PositiveInt = Field(
+        1024, description="open at once; beyond, idle ones are closed, and if there are none, new ones get 503"
     )
     api_keys: SecretStr | None = Field(None, description="keys, separated by commas; a request must carry one (401)")
     api_keys_file: Path | None = Field(None, description="a file with more of them, one a line")
@@ -176,6 +194,9 @@ class Settings(BaseSettings):
         if self.max_rows > self.max_queued_rows:
             queued = f"LOGPX_MAX_QUEUED_ROWS ({self.max_queued_rows})"
             yield f"LOGPX_MAX_ROWS: {self.max_rows} is more than {queued}; a request must fit into the queue"
+        if self.max_body_bytes > (most := self.max_memory_bytes // 2):
+            memory = f"{most}, half of LOGPX_MAX_MEMORY_BYTES"
+            yield f"LOGPX_MAX_BODY_BYTES: {self.max_body_bytes} is more than {memory}; a body must fit into it"
         if "max_json_bytes" in self.model_fields_set and self.max_json_bytes > self.max_body_bytes:
             body = f"LOGPX_MAX_BODY_BYTES ({self.max_body_bytes})"
             yield f"LOGPX_MAX_JSON_BYTES: {self.max_json_bytes} is more than {body}, which bounds JSON too"

@@ -1,7 +1,11 @@
 """How a connection's bytes leave, and how it is closed."""
 
+import array
 import asyncio
+import fcntl
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 _LARGE_BYTES = 2**14
@@ -32,6 +36,8 @@ class Corked:
         self._close = close
         self._closed = False
         self._kept: list[bytes] = []
+        self._written = 0
+        transport.set_write_buffer_limits(high=0)  # so that whoever writes knows as soon as the system takes no more
 
     def write(self, data: bytes) -> None:
         """Send this soon, in order; nothing, once it is closed."""
@@ -39,6 +45,7 @@ class Corked:
             return
         if len(data) > _LARGE_BYTES:
             self._send()
+            self._written += len(data)
             self._transport.write(data)
             return
         if not self._kept:
@@ -51,6 +58,24 @@ class Corked:
             self._send()
             self._closed = True
             self._close(self._transport)
+
+    def abort(self) -> None:
+        """Close at once, and send nothing more."""
+        self.forget()
+        self._transport.abort()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the system has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the client's system has received; where this one does not tell, those that this one has taken."""
+        in_system = array.array("i", [0])
+        with suppress(OSError):
+            fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_system)
+        return self._written - self.unsent - in_system[0]
 
     def forget(self) -> None:
         """The connection is lost, and with it what was kept."""
@@ -67,7 +92,9 @@ class Corked:
     def _send(self) -> None:
         if self._kept:
             kept, self._kept = self._kept, []
-            self._transport.write(b"".join(kept))
+            data = b"".join(kept)
+            self._written += len(data)
+            self._transport.write(data)
 
 
 class Lingering:

@@ -1,6 +1,7 @@
 """The queue before the inference thread: what is computed together, and whose turn it is."""
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -8,6 +9,7 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from service.web.memory import Share
 from service.web.rate import Meter
 
 P = TypeVar("P")
@@ -25,6 +27,15 @@ class Kind(Generic[P, R]):
     """Counts the rows that they really take; without it, those that they ask for."""
 
 
+def alone(chunks: Generator[None, None, R], meter: Meter | None) -> Kind[None, R]:
+    """The kind of one computation, which nothing joins."""
+
+    def compute(_: Sequence[None]) -> Generator[None, None, Sequence[R]]:
+        return [(yield from chunks)]
+
+    return Kind(None, compute, meter)
+
+
 @dataclass(eq=False)
 class Job:
     """One request: what it carries, and who waits for the answer."""
@@ -36,6 +47,10 @@ class Job:
     """Really to be run, as far as is known. Belongs to the event loop."""
     deadline: float
     answer: "asyncio.Future[Any]"
+    memory: int = 0
+    """Bytes that computing it may take from its first chunk to its last, beside what it carries and what it gives."""
+    share: Share | None = None
+    """Lent to it until it is settled: what it carries is held that long, whoever still waits."""
     queued: float = field(default_factory=time.monotonic)
     rows_run: float = 0.0
     """Really run by now. Belongs to the inference thread, as does the next."""
@@ -61,28 +76,81 @@ class Batch:
     jobs: list[Job]
     chunks: Generator[None, None, Sequence[Any]] | None = None
     compute_seconds: float = 0.0
+    room: int = 0
+    """Bytes that are kept for it while it goes on."""
 
     @property
     def rows(self) -> int:
         """Rows that all its jobs ask for."""
         return sum(job.rows for job in self.jobs)
 
+    @property
+    def memory(self) -> int:
+        """Bytes that it may take once it has begun."""
+        return sum(job.memory for job in self.jobs)
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return all(job.answer.done() for job in self.jobs)
+
+    def taken(self) -> dict[str, Any]:
+        """What it asked for and what it took, as `Expectation` wants it."""
+        return {"asked": self.rows, "run": sum(job.rows_run for job in self.jobs), "seconds": self.compute_seconds}
+
     def metered(self) -> int:
         """What its meter shows now; 0 where there is none."""
         return self.kind.meter.rows_run() if self.kind.meter else 0
 
 
+class Room:
+    """The memory of batches that have begun.
+
+    Small ones have an eighth as much again for themselves, so that they need not wait for large ones; a large one that
+    needs more than there is begins when it is the only one.
+
+    Args:
+        limit: bytes that large batches may take together.
+
+    >>> room = Room(800)
+    >>> room.add(700)
+    >>> room.fits(200), room.fits(10)
+    (False, True)
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limits = {False: limit, True: limit / 8}
+        self._taken = {False: 0, True: 0}
+        self._small = limit / 64
+
+    def is_small(self, num_bytes: int) -> bool:
+        """Whether a batch that takes so much is a small one."""
+        return num_bytes <= self._small
+
+    def fits(self, num_bytes: int) -> bool:
+        """Whether a batch that takes so much may begin now."""
+        small = self.is_small(num_bytes)
+        return not self._taken[small] or self._taken[small] + num_bytes <= self._limits[small]
+
+    def add(self, num_bytes: int) -> None:
+        """A batch begins, or, where it is less than nothing, ends."""
+        self._taken[self.is_small(abs(num_bytes))] += num_bytes
+
+
 class Turns:
     """Batches waiting for their turn. New ones and those that have begun take turns alternately, each first come first.
 
-    One thread takes; any may put.
+    A new one that has no room waits until those before it have ended, and only small ones pass it. One thread takes and
+    ends; any may put.
 
     Args:
         batch_rows: rows of jobs that become one batch.
+        max_memory: see `Room`.
     """
 
-    def __init__(self, batch_rows: int) -> None:
+    def __init__(self, batch_rows: int, max_memory: float = math.inf) -> None:
         self.batch_rows = batch_rows
+        self._room = Room(max_memory)
         self._changed = threading.Condition()
         self._new: deque[Batch] = deque()
         self._begun: deque[Batch] = deque()
@@ -117,12 +185,35 @@ class Turns:
                 self._changed.wait()
             if self.closed:
                 return None
-            from_begun = self._begun and (self._turn_of_begun or not self._new)
-            batch = (self._begun if from_begun else self._new).popleft()
-            self._turn_of_begun = not from_begun
+            new = None if self._begun and self._turn_of_begun else self._next_new()
+            self._turn_of_begun = new is not None
+            if new is None:
+                return self._begun.popleft()
+            batch = new
+            self._new.remove(batch)
+            batch.room = batch.memory
+            self._room.add(batch.room)
             if self._open.get(batch.kind.key, (None, 0))[0] is batch:
                 del self._open[batch.kind.key]
             return batch
+
+    def _next_new(self) -> Batch | None:
+        """The first for which there is room. Where no batch has begun there is one, if any is new."""
+        large_waits = False
+        for batch in self._new:
+            memory = batch.memory
+            if batch.is_dropped or not memory:
+                return batch
+            small = self._room.is_small(memory)
+            if (small or not large_waits) and self._room.fits(memory):
+                return batch
+            large_waits |= not small
+        return None
+
+    def end(self, batch: Batch) -> None:
+        """A batch that was taken will not go on."""
+        with self._changed:
+            self._room.add(-batch.room)
 
     def put_back(self, batch: Batch) -> None:
         """Queue a batch that has begun, for its next chunk."""

@@ -72,7 +72,7 @@ UNPROCESSABLE: dict[str, tuple[str, bytes, dict[str, str], str, int | None, str]
     "an item of words": (ENCODE, json_body([[["a"]]]), JSON, "invalid-image", 0, "nested numbers"),
     "booleans": (ENCODE, json_body([[[True]]]), JSON, "invalid-image", 0, "nested numbers"),
     "ragged": (ENCODE, json_body([[[0, 1], [0]]]), JSON, "invalid-image", 0, "ragged"),
-    "deep": (ENCODE, json_body([[[[[0.5]]]]]), JSON, "invalid-image", 0, "[1, 1, 1, 1]"),
+    "deep": (ENCODE, json_body([[[[[0.5]]]]]), JSON, "invalid-image", 0, "nested more than 3 deep"),
     "above one": (ENCODE, nested(255.0), JSON, "invalid-image", 1, "range from 0 to 255"),
     "below zero": (ENCODE, nested(-0.5), JSON, "invalid-image", 1, "range from -0.5 to 0"),
     "two channels": (ENCODE, json_body([np.zeros((2, 28, 28))]), JSON, "invalid-image", 0, "2 channels"),

@@ -1,0 +1,91 @@
+"""The process that reads images for the service: `python -m service.images.worker DESCRIPTOR PARENT MEMORY`.
+
+It takes messages from the socket that it has as DESCRIPTOR and answers each (reading.py), one after another, until the
+service closes the socket. It has no other descriptor of the service's, and none of its settings; it can write no file;
+its address space is bounded by MEMORY bytes more than it begins with; and it ends with the service, however that ends.
+
+An answer is `{"pixels": [B, C, H, W]}` and so many float32; `{"error": NAME, "detail": …, "index": …}` with an error of
+errors.py; `{"memory": true}` where the bound was met; or `{"fault": TRACEBACK}` where this code is wrong.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
+from service.images.reading import Reading, head, receive_reading
+
+_PR_SET_PDEATHSIG = 1
+_TOLD_CHARACTERS = 4000
+
+
+def main(descriptor: int, parent: int, memory: int) -> int:
+    """Serve one socket to its end."""
+    _end_with(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal or systemd sends to all: the service decides
+        signal.signal(number, signal.SIG_IGN)
+    _bound(memory)
+    with socket.socket(fileno=descriptor) as connection, connection.makefile("rb") as stream:
+        connection.sendall(head({"ready": True}))
+        while (reading := receive_reading(stream)) is not None:
+            answer, pixels = _answer(reading)
+            del reading
+            connection.sendall(head(answer))
+            if pixels is not None:
+                connection.sendall(pixels)
+            del pixels  # nor kept while it waits
+    return 0
+
+
+def _answer(reading: Reading) -> tuple[dict[str, Any], Any]:
+    try:
+        pixels = reading.read()
+    except ImageError as error:
+        index = error.index if isinstance(error, InvalidImageError) else None
+        return {"error": type(error).__name__, "detail": str(error), "index": index}, None
+    except MemoryError:
+        return {"memory": True}, None
+    except Exception:  # noqa: BLE001 - a fault of ours, which the service logs
+        return {"fault": traceback.format_exc()[-_TOLD_CHARACTERS:]}, None
+    return {"pixels": pixels.shape}, pixels.reshape(-1).view("u1").data
+
+
+def error_of(answer: dict[str, Any]) -> ImageError:
+    """The error that an answer tells of.
+
+    Raises:
+        LookupError, TypeError, ValueError: it tells of none that reading images raises.
+    """
+    if answer["error"] == InvalidImageError.__name__:
+        return InvalidImageError(str(answer["detail"]), int(answer["index"]))
+    kinds = {kind.__name__: kind for kind in (InvalidArrayError, PixelLimitError)}
+    return kinds[answer["error"]](str(answer["detail"]))
+
+
+def _end_with(parent: int) -> None:
+    """Be killed when the thread that has started this process ends, or end now if it has ended already."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
+def _bound(memory: int) -> None:
+    """No more memory than this beside what there is, no file of more than no bytes, and no core dump."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as file:  # noqa: PTH123 (a number, read once)
+            pages = int(file.read().split()[0])
+        bound = pages * resource.getpagesize() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:4])))

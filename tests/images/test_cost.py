@@ -1,0 +1,65 @@
+"""What files cost, by their headers alone: in the right order, and before anything is unpacked."""
+
+import numpy as np
+import pytest
+
+from service.images.cost import array_cost, file_cost, is_brief
+from service.images.webp import webp_size
+from tests.hostile.image_bombs import BOMBS, exif, jpeg_with, progressive_jpeg, segment, webp_canvas
+from tests.web.forms import image_file
+
+RNG = np.random.default_rng(2)
+PHOTOGRAPH = RNG.integers(0, 256, (300, 400, 3), np.uint8)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_a_file_costs_its_pixels_several_times(file_format: str) -> None:
+    large, small = image_file(PHOTOGRAPH, file_format), image_file(PHOTOGRAPH[:30, :40], file_format)
+    assert 4 * 120_000 < file_cost(large) < 20 * 120_000
+    assert file_cost(small) < file_cost(large) / 10
+
+
+def test_each_scan_costs() -> None:
+    costs = [file_cost(progressive_jpeg(1000, scans)) for scans in (2, 10, 50, 100)]
+    assert costs == sorted(costs)
+    assert costs[-1] > 3 * costs[0]
+
+
+def test_what_is_refused_by_its_header_costs_its_bytes() -> None:
+    for content in (b"", b"GIF89a", b"\xff\xd8\xff", b"RIFF", jpeg_with(segment(0xE1, exif(65_000)) * 2)):
+        assert file_cost(content) < 2**14 + 2 * len(content)
+
+
+def test_the_cost_of_any_bomb_is_told_without_an_error() -> None:
+    for name, (content_type, write, _) in BOMBS.items():
+        if content_type.startswith("image/"):
+            assert file_cost(write()) > 0, name
+    assert file_cost(BOMBS["a large jpeg of 60 scans"][1]()) > 2**28
+    assert file_cost(BOMBS["a jpeg of 50 photoshop segments"][1]()) > 2**26
+
+
+def test_arrays_cost_by_their_images_and_pixels() -> None:
+    assert array_cost(40_000, 40_000 * 784) > array_cost(1, 784) * 1000
+
+
+def test_brief_is_a_small_file_of_one_scan() -> None:
+    digit = RNG.integers(0, 256, (28, 28), np.uint8)
+    assert is_brief(image_file(digit))
+    assert is_brief(image_file(digit, "JPEG"))
+    assert is_brief(jpeg_with(b"\xff" * 5000))  # which is refused at once
+    assert not is_brief(jpeg_with(segment(0xFE, b"") * 100))
+    assert not is_brief(jpeg_with(segment(0xED, b"Photoshop 3.0\0")))
+    assert not is_brief(image_file(digit, "WEBP", lossless=True))
+    assert not is_brief(image_file(digit, "JPEG", progressive=True))
+    assert not is_brief(image_file(np.zeros((200, 200), np.uint8), "JPEG"))
+    assert not is_brief(image_file(PHOTOGRAPH, "JPEG"))
+    assert not is_brief(progressive_jpeg(28, 100))
+    assert not is_brief(b"\xff\xd8\xff")
+    assert not is_brief(b"")
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 50}, {"lossless": True, "exif": b"Exif\0\0"}])
+def test_the_size_of_a_webp_is_told_by_its_first_bytes(options: dict[str, object]) -> None:
+    assert webp_size(image_file(PHOTOGRAPH, "WEBP", **options)[:30]) == (400, 300)
+    assert webp_size(webp_canvas(16_384)[:30]) == (16_384, 16_384)
+    assert webp_size(b"RIFF") is None

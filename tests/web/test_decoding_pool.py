@@ -1,0 +1,322 @@
+"""The pool of worker processes: deadlines, clients that leave, crashes, the order of jobs, the end of them all."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
+from service.images.reading import PlainShape, Reading
+from service.web import decoding_pool
+from service.web.decoder import Decoder, DecoderLostError
+from service.web.decoding import InProcess, Read
+from service.web.decoding_pool import DecodingPool
+from service.web.metrics import Metrics
+from service.web.outcome import DeadlineError, QueueFullError, StoppedError
+from tests.hostile.image_bombs import GREY, progressive_jpeg
+from tests.web.forms import image_file
+
+SHAPE = PlainShape(1, 28, 28)
+MEMORY = 2**30
+LONG_SECONDS = 120.0
+MONSTER = progressive_jpeg(5700, 60)
+PHOTOGRAPH = image_file(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8), "JPEG")
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+def reading(*images: Any, shape: PlainShape = SHAPE, max_pixels: int = 2**25) -> Reading:
+    return Reading(shape, True, max_pixels, images[0] if isinstance(images[0], np.ndarray) else list(images))
+
+
+async def read(pool: DecodingPool, *images: Any, seconds: float = LONG_SECONDS) -> Any:
+    return (await pool.submit(pool.prepare(reading(*images)), seconds)).pixels
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def pool(runner: asyncio.Runner) -> Iterator[DecodingPool]:
+    """Two workers, for all tests."""
+
+    async def start() -> DecodingPool:
+        made = DecodingPool(2, memory_bytes=MEMORY, metrics=Metrics())
+        await made.start()
+        return made
+
+    made = runner.run(start())
+    yield made
+    runner.run(made.close())
+    assert made.pids == []
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def restarts(pool: DecodingPool, reason: str) -> float:
+    return float(pool._metrics.decoder_restarts.labels(reason)._value.get())
+
+
+async def busy(pool: DecodingPool) -> Decoder:
+    """The worker that reads the only job."""
+    await until(lambda: any(job.decoder for job in pool._jobs))
+    (found,) = [job.decoder for job in pool._jobs if job.decoder]
+    await asyncio.sleep(0.05)  # in the midst of it
+    return found
+
+
+def test_workers_read_to_the_bit_what_this_process_reads(runner: asyncio.Runner, pool: DecodingPool) -> None:
+    rng = np.random.default_rng(3)
+    jobs: list[Any] = [
+        [PHOTOGRAPH],
+        [image_file(GREY), image_file(GREY, "WEBP", lossless=True), rng.random((3, 40, 50), dtype=np.float32)],
+        [image_file(GREY)] * 2000,
+        [rng.integers(0, 256, (300, 3, 9, 11)).astype(np.uint8)],
+        [rng.random((30, 9, 11), dtype=np.float32)],
+        [np.asfortranarray(rng.random((30, 1, 9, 11), dtype=np.float32))],
+        [rng.random((20, 300, 300), dtype=np.float32)],  # larger than any buffer on the way
+    ]
+
+    async def scenario() -> None:
+        for found, job in zip(await asyncio.gather(*(read(pool, *job) for job in jobs)), jobs, strict=True):
+            assert_array_equal(found, reading(*job).read())
+            assert found.flags.writeable
+
+    runner.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("images", "kind", "words"),
+    [
+        ([image_file(GREY), b"?"], InvalidImageError, "cannot be read"),
+        ([progressive_jpeg(5800, 3)], PixelLimitError, "pixels"),
+        ([np.zeros((3, 2, 9, 9), np.uint8)], InvalidImageError, "2 channels"),
+        ([np.zeros((3, 3), np.uint8)], InvalidArrayError, "accepted"),
+    ],
+)
+def test_errors_are_those_of_this_process(
+    runner: asyncio.Runner, pool: DecodingPool, images: list[Any], kind: type[ImageError], words: str
+) -> None:
+    async def scenario() -> None:
+        with pytest.raises(kind, match=words) as found:
+            await read(pool, *images)
+        with pytest.raises(kind) as expected:
+            reading(*images).read()
+        assert str(found.value) == str(expected.value)
+        assert vars(found.value) == vars(expected.value)
+
+    runner.run(scenario())
+
+
+def test_a_job_past_its_deadline_is_dropped_and_its_worker_replaced(runner: asyncio.Runner, pool: DecodingPool) -> None:
+    async def scenario() -> None:
+        before = restarts(pool, "dropped")
+        with pytest.raises(DeadlineError, match=r"within 0\.2 s"):
+            await read(pool, MONSTER, seconds=0.2)
+        assert pool.jobs == 0
+        await until(lambda: restarts(pool, "dropped") == before + 1)
+        assert (await read(pool, PHOTOGRAPH)).shape == (1, 1, 28, 28)
+
+    runner.run(scenario())
+
+
+def test_a_short_job_past_its_deadline_costs_no_worker(runner: asyncio.Runner, pool: DecodingPool) -> None:
+    async def scenario() -> None:
+        await until(lambda: len(pool.pids) == 3)
+        before = set(pool.pids)
+        for _ in range(20):
+            with pytest.raises(DeadlineError):
+                await read(pool, PHOTOGRAPH, seconds=0)
+        await read(pool, PHOTOGRAPH)
+        assert set(pool.pids) == before
+
+    runner.run(scenario())
+
+
+def test_a_cancelled_job_is_dropped_whether_it_waits_or_is_being_read(
+    runner: asyncio.Runner, pool: DecodingPool
+) -> None:
+    async def scenario() -> None:
+        before = restarts(pool, "dropped")
+        first, second = (pool.submit(pool.prepare(reading(MONSTER)), LONG_SECONDS) for _ in range(2))
+        await busy(pool)
+        second.cancel()
+        await asyncio.sleep(0)
+        assert pool.jobs == 1
+        first.cancel()
+        await asyncio.sleep(0)
+        assert pool.jobs == 0
+        await until(lambda: restarts(pool, "dropped") == before + 1)
+
+    runner.run(scenario())
+
+
+def test_cheap_jobs_pass_dear_ones_and_cheaper_ones_come_first(runner: asyncio.Runner, pool: DecodingPool) -> None:
+    async def scenario() -> None:
+        done: list[str] = []
+
+        async def note(name: str, job: Awaitable[Any]) -> None:
+            await job
+            done.append(name)
+
+        async with asyncio.TaskGroup() as group:
+            names = {"first": MONSTER, "dear": progressive_jpeg(5700, 50), "less dear": progressive_jpeg(2000, 40)}
+            for name, image in names.items():
+                group.create_task(note(name, read(pool, image)))
+                await until(lambda: any(job.decoder for job in pool._jobs))
+            group.create_task(note("cheap", read(pool, PHOTOGRAPH)))
+        assert done == ["cheap", "first", "less dear", "dear"]
+
+    runner.run(scenario())
+
+
+def test_a_job_that_would_wait_too_long_is_refused_and_told_how_long(
+    runner: asyncio.Runner, pool: DecodingPool
+) -> None:
+    async def scenario() -> None:
+        prepared = pool.prepare(reading(MONSTER))
+        answers: list[asyncio.Future[Read]] = []
+        with pytest.raises(QueueFullError) as caught:
+            answers.extend(pool.submit(prepared, LONG_SECONDS) for _ in range(500))
+        assert len(answers) > 2
+        assert 30 <= caught.value.retry_after <= LONG_SECONDS
+        assert (await read(pool, PHOTOGRAPH)).shape == (1, 1, 28, 28)  # there is room for this
+        for answer in answers:
+            answer.cancel()
+        await asyncio.sleep(0)
+        assert pool.jobs == 0
+
+    runner.run(scenario())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_crash_is_the_fault_of_the_images(runner: asyncio.Runner, pool: DecodingPool, count: int) -> None:
+    async def scenario() -> None:
+        task = asyncio.create_task(read(pool, *[MONSTER] * count))
+        decoder = await busy(pool)
+        os.kill(decoder.pid, signal.SIGSEGV)
+        with pytest.raises(InvalidArrayError, match="crashes") as caught:
+            await task
+        assert isinstance(caught.value, InvalidImageError) == (count == 1)
+        assert decoder.pid not in pool.pids
+        assert not Path(f"/proc/{decoder.pid}").exists()  # nor is it a zombie
+
+    runner.run(scenario())
+
+
+def test_a_worker_that_was_killed_costs_one_more_try(runner: asyncio.Runner, pool: DecodingPool) -> None:
+    async def scenario() -> None:
+        task = asyncio.create_task(read(pool, MONSTER))
+        os.kill((await busy(pool)).pid, signal.SIGKILL)
+        assert (await task).shape == (1, 1, 28, 28)
+        task = asyncio.create_task(read(pool, MONSTER))
+        first = await busy(pool)
+        os.kill(first.pid, signal.SIGKILL)
+        await until(lambda: first.pid not in pool.pids)
+        os.kill((await busy(pool)).pid, signal.SIGKILL)
+        with pytest.raises(QueueFullError) as caught:
+            await task
+        assert caught.value.retry_after == 1
+
+    runner.run(scenario())
+
+
+def test_a_job_that_was_not_cheap_after_all_gives_way(
+    runner: asyncio.Runner, pool: DecodingPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding_pool, "_QUICK_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        before = restarts(pool, "overran")
+        prepared = pool.prepare(reading(MONSTER))._replace(cost=1)
+        found = await pool.submit(prepared, LONG_SECONDS)
+        assert found.pixels.shape == (1, 1, 28, 28)
+        assert restarts(pool, "overran") == before + 1
+
+    runner.run(scenario())
+
+
+def test_a_fault_of_the_reading_code_is_told_and_costs_no_worker(runner: asyncio.Runner, pool: DecodingPool) -> None:
+    async def scenario() -> None:
+        await until(lambda: len(pool.pids) == 3)
+        before = set(pool.pids)
+        wrong = reading(PHOTOGRAPH, shape=PlainShape(1, 28, -1))
+        with pytest.raises(Exception, match="Traceback"):
+            await pool.submit(pool.prepare(wrong), LONG_SECONDS)
+        assert set(pool.pids) == before
+
+    runner.run(scenario())
+
+
+def test_what_takes_more_memory_than_there_is_is_refused() -> None:
+    async def scenario() -> None:
+        small = DecodingPool(1, memory_bytes=2**26, metrics=Metrics())
+        await small.start()
+        with pytest.raises(PixelLimitError, match="memory"):
+            await read(small, np.zeros((1, 1, 3000, 3000), np.uint8))
+        assert (await read(small, PHOTOGRAPH)).shape == (1, 1, 28, 28)
+        await small.close()
+
+    asyncio.run(scenario())
+
+
+def test_one_worker_reads_everything_and_closing_leaves_nobody() -> None:
+    async def scenario() -> None:
+        alone = DecodingPool(1, memory_bytes=MEMORY, metrics=Metrics())
+        await alone.start()
+        pids = alone.pids
+        assert (await read(alone, PHOTOGRAPH)).shape == (1, 1, 28, 28)
+        answer = alone.submit(alone.prepare(reading(MONSTER)), LONG_SECONDS)
+        await busy(alone)
+        await alone.close()
+        with pytest.raises(StoppedError):
+            await answer
+        with pytest.raises(StoppedError):
+            alone.submit(alone.prepare(reading(PHOTOGRAPH)), LONG_SECONDS)
+        assert alone.pids == []
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+    asyncio.run(scenario())
+
+
+def test_workers_that_cannot_start_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+
+    async def scenario() -> None:
+        pool = DecodingPool(2, memory_bytes=MEMORY, metrics=Metrics())
+        with pytest.raises(DecoderLostError):
+            await pool.start()
+        assert pool.pids == []
+
+    asyncio.run(scenario())
+
+
+def test_in_process_the_deadline_holds_and_errors_are_the_same() -> None:
+    async def scenario() -> None:
+        here = InProcess()
+        found: Read = await here.submit(here.prepare(reading(PHOTOGRAPH)), LONG_SECONDS)
+        assert_array_equal(found.pixels, reading(PHOTOGRAPH).read())
+        with pytest.raises(InvalidImageError):
+            await here.submit(here.prepare(reading(b"?")), LONG_SECONDS)
+        started = time.monotonic()
+        with pytest.raises(DeadlineError):
+            await here.submit(here.prepare(reading(progressive_jpeg(2000, 100))), 0.01)
+        assert time.monotonic() - started < 10
+        await until(lambda: here.jobs == 0)
+        await here.close()
+
+    asyncio.run(scenario())
