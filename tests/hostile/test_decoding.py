@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.hostile.harness import GIBIBYTE, ChildService, watched
-from tests.hostile.image_bombs import BOMBS, FORM, GREY, JPEG, NPY, PNG, form, headers, npy, progressive_jpeg
+from tests.hostile.image_bombs import BOMBS, FORM, GREY, JPEG, NPY, PNG, form, headers, progressive_jpeg
 from tests.hostile.processes import open_files
 from tests.hostile.wire import Answer, request
-from tests.web.forms import image_file
+from tests.web.forms import image_file, npy
 
 ENCODE = "/v1/encode?resize=true"
 DEADLINE_MS = 3000
