@@ -22,6 +22,7 @@ from service.web.settings import MIN_KEY_LENGTH, Settings
 ROOT = Path(__file__).parents[1]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 README = (ROOT / "README.md").read_text()
+SECURITY = (ROOT / "docs" / "security.md").read_text()
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -32,9 +33,34 @@ def test_every_setting_is_documented_with_its_default(name: str) -> None:
 
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
-    told = set(re.findall(r"LOGPX_([A-Z_]+[A-Z])", OPERATIONS + README)) - {"MAX"}
+    told = set(re.findall(r"LOGPX_([A-Z_]+[A-Z])", OPERATIONS + README + SECURITY)) - {"MAX"}
     told -= {"API_KEY", "TOKEN"}  # named as what looks like a setting and is none
     assert told <= {name.upper() for name in Settings.model_fields}
+
+
+def test_every_limit_is_in_the_security_page_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| [^|]+ \| `LOGPX_([A-Z_]+)` \| ([0-9]+) \|", SECURITY, re.MULTILINE))
+    limits = {name for name in Settings.model_fields if name.startswith("max_") or name.endswith("_seconds")}
+    limits -= {"max_steps", "reload_seconds"}  # what an estimate is, and how often to look: no bounds on others
+    assert {name.upper() for name in limits} <= rows.keys()
+    defaults = {name: Settings.model_fields[name.lower()].default for name in rows}
+    assert {name: int(told) for name, told in rows.items()} == defaults
+
+
+def _anchors(text: str) -> set[str]:
+    """What links can name in a page: its headings as they are turned into anchors where repositories are shown."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_of_the_security_page_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", SECURITY)
+    assert len(links) > 10
+    for link in links:
+        path, _, anchor = link.partition("#")
+        page = (ROOT / "docs" / path) if path else ROOT / "docs" / "security.md"
+        assert page.is_file(), link
+        assert not anchor or anchor in _anchors(page.read_text()), link
 
 
 def test_the_length_that_keys_must_have_is_documented() -> None:

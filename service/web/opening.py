@@ -6,7 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from model_store import MANIFEST, InvalidArtifactError, ModelNotFoundError, StoreError, list_store, open_version
+from model_store import (
+    MANIFEST,
+    InvalidArtifactError,
+    ModelNotFoundError,
+    StoreError,
+    list_store,
+    open_version,
+    printable,
+)
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError, Runtime
 from service.web.loading import LoadTime
@@ -113,4 +121,6 @@ class Opener:
         except (StoreError, DeviceLostError, OutOfDeviceMemoryError):
             raise  # the version is not to blame
         except Exception as error:  # noqa: BLE001 - whatever a graph brings about is the end of this version only
-            return Refusal(stamp, settings.model_store / key[0] / str(key[1]), f"{type(error).__name__}: {error}")
+            return Refusal(
+                stamp, settings.model_store / key[0] / str(key[1]), printable(f"{type(error).__name__}: {error}")
+            )
