@@ -349,3 +349,13 @@ print(status, sorted(name for name, module in sys.modules.items() if name.starts
     process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)  # noqa: S603
     assert process.stdout.endswith("0 []\n"), process.stderr
     assert open_version(store, "toy").manifest.version == 2
+
+
+def test_more_images_than_a_calibration_may_have_are_refused_before_they_are_scored(
+    store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.calibrate.max_calibration_images", lambda latent_dim: latent_dim + 20)
+    assert calibrate(store, folder) == 2
+    assert capsys.readouterr().err == "error: 24 images are too many for this model: --max-images 23 or fewer\n"
+    assert calibrate(store, folder, "--max-images=23") == 0
+    assert list_versions(store) == {"toy": [1, 2]}

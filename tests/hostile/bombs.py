@@ -138,6 +138,11 @@ def set_at_end(content: bytearray, offset: int, value: bytes) -> None:
     content[len(content) - 22 + offset : len(content) - 22 + offset + len(value)] = value
 
 
+def commented(content: bytearray) -> None:
+    set_at_end(content, 20, b"\x04\x00")
+    content += b"note"
+
+
 def twice(folder: Path) -> None:
     content = archive(("elbO.npy", SCORES))
     put_calibration(folder, content.replace(b"elbO", b"elbo"))
@@ -389,7 +394,7 @@ BOMBS: dict[str, tuple[Bomb, str, str]] = {
         CALIBRATION,
         "64-bit sizes",
     ),
-    "a comment": (patched(lambda c: (set_at_end(c, 20, b"\x04\x00"), c.extend(b"note"))), CALIBRATION, "comment"),
+    "a comment": (patched(commented), CALIBRATION, "comment"),
     "a file of a terabyte": (sparse(CALIBRATION, 2**40), CALIBRATION, "has 1099511627776 bytes; at most 129734 are"),
     # ── graphs
     "an encoder of a terabyte": (sparse("encoder.onnx", 2**40), "encoder.onnx", "bytes; at most 2147483647 are read"),

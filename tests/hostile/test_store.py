@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_store import ImageShape, InvalidArtifactError, StoreError, list_store, open_version, store, version_stamp
+from model_store import (
+    ImageShape,
+    InvalidArtifactError,
+    StoreError,
+    files,
+    list_store,
+    open_version,
+    store,
+    version_stamp,
+)
 from model_store.calibration import MAX_OTHER_ARRAYS
 from model_store.manifest_file import MAX_DEPTH, MAX_MANIFEST_BYTES, parse_manifest
 from tests.hostile.bombs import (
@@ -134,6 +143,11 @@ def test_a_bomb_is_refused_by_name_for_little_memory(honest: Path, tmp_path: Pat
     assert taken < MEMORY, f"{taken / MEBIBYTE:.0f} MiB"
 
 
+def for_each_file(folder: Path, change: Callable[[Path], None]) -> None:
+    for file in list(folder.iterdir()):
+        change(file)
+
+
 ODD_BUT_HONEST: dict[str, Bomb] = {
     "as deep as it may be": configuration(json.dumps({"a": nested(MAX_DEPTH - 3)})),
     "numbers of 64 bits": configuration(f'{{"a": [{2**64 - 1}, {-(2**63)}, 1.7e308, 5e-324]}}'),
@@ -147,10 +161,8 @@ ODD_BUT_HONEST: dict[str, Bomb] = {
     "codes of each image": calibration(*((f"latent_{i}.npy", SCORES) for i in range(3))),
     "not packed": calibration(packing=zipfile.ZIP_STORED),
     "written by np.savez_compressed": lambda folder: put_calibration(folder, compressed()),
-    "files that others may write": lambda folder: [file.chmod(0o666) for file in folder.iterdir()],
-    "files with a second name": lambda folder: [
-        os.link(f, folder.parent / f"second-{f.name}") for f in folder.iterdir()
-    ],
+    "files that others may write": lambda folder: for_each_file(folder, lambda file: file.chmod(0o666)),
+    "files with a second name": lambda folder: for_each_file(folder, lambda one: os.link(one, f"{folder}-{one.name}")),
     "further files": lambda folder: [(folder / f"note-{i}").write_text("") for i in range(200)],
 }
 
@@ -260,7 +272,7 @@ def test_a_version_that_is_swapped_or_removed_while_it_is_read_is_never_mixed(
     first = open_version(tmp_path / "store", "toy")
     other = copy_of(honest, tmp_path / "other")
     (other / "encoder.onnx").write_bytes(b"another")
-    read = store.read_file
+    read = files.read_file
 
     def swap(file: Path, descriptor: int, *, most_bytes: int) -> bytes:
         content = read(file, descriptor, most_bytes=most_bytes)

@@ -141,3 +141,8 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     assert listing.path(0).read_bytes()
     assert describe_skipped(listing.skipped) == r"1 .gif file (r\xe9sum\xe9/1.gif)"
     assert printable(tmp_path / name).encode().endswith(rb"caf\xe9.png")
+
+
+def test_a_name_that_would_change_how_a_line_is_shown_is_escaped() -> None:
+    assert printable("a\x1b[2J\u202eb\u009bc\n") == r"a\x1b[2J\u202eb\x9bc\x0a"
+    assert printable("Größe 文字 שלום.png") == "Größe 文字 שלום.png"

@@ -655,6 +655,46 @@ def test_a_wrong_calibration_is_refused_though_its_hash_fits(tmp_path: Path, con
     assert problem in caught.value.problem
 
 
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth > 1 else []
+
+
+@pytest.mark.parametrize(
+    ("configuration", "problem"),
+    [
+        ({"a": "\ud800"}, "cannot be written"),
+        ({"a": "\x9b2J"}, "a text holds U\\+009B"),
+        ({"a": nested(500)}, "cannot be written"),
+        ({"a": nested(40)}, "lie more than 32 deep"),
+        ({"a": 2**64}, "a whole number is too large"),
+        ({"a": "x" * 2**20}, "at most 1048576 are read"),
+        ({"a": object()}, "cannot be written"),
+    ],
+)
+def test_what_no_reader_would_take_is_not_published(
+    tmp_path: Path, configuration: dict[str, Any], problem: str
+) -> None:
+    described = add(tmp_path / "other").manifest
+    provenance = described.provenance.model_copy(update={"configuration": configuration})
+    with pytest.raises(InvalidArtifactError, match=problem) as caught:
+        publish(
+            tmp_path / "store",
+            described.model_copy(update={"provenance": provenance}),
+            encoder=b"e",
+            decoder=b"d",
+            calibration={"log_likelihood": SCORES, "elbo": SCORES},
+        )
+    assert caught.value.file == Path("manifest.json")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_graph_larger_than_a_reader_takes_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publication, "MAX_GRAPH_BYTES", 1)
+    with pytest.raises(InvalidArtifactError, match=r"encoder\.onnx: has 2 bytes; at most 1 are read"):
+        add(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "scores", [SCORES[1:], SCORES * np.nan, SCORES.astype(object), SCORES.astype(np.float32), np.zeros(0)]
 )

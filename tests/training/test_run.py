@@ -5,9 +5,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training.conftest import TINY
 from training.configuration import Configuration
-from training.errors import RunError
-from training.run import CHECKPOINT, METRICS, RUN, SESSIONS, RunDescription, Session, create_run, open_run, resume_run
+from training.data import DataSplits
+from training.errors import ConfigurationError, RunError
+from training.run import (
+    CHECKPOINT,
+    METRICS,
+    RUN,
+    SESSIONS,
+    RunDescription,
+    Session,
+    create_run,
+    describe_run,
+    open_run,
+    resume_run,
+)
 from training.workers import Acceleration
 
 CPU = torch.device("cpu")
@@ -185,3 +198,19 @@ def test_epochs_without_a_checkpoint_are_dropped_from_the_figures(tmp_path: Path
     run.append_metrics({"epoch": 3, "train_bound": -3.5})
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "problem"),
+    [
+        ("MAX_IMAGE_SIZE", 8, "images of .* pixels and channels are too large: at most 8 are taken"),
+        ("MAX_LATENT_DIM", 1, "latent_dim must be at most 1, not"),
+        ("max_calibration_images", lambda latent_dim: latent_dim, "num_calibration must be at most"),
+    ],
+)
+def test_what_no_store_would_take_is_refused_before_training(
+    splits: DataSplits, monkeypatch: pytest.MonkeyPatch, limit: str, most: object, problem: str
+) -> None:
+    monkeypatch.setattr(f"training.run.{limit}", most)
+    with pytest.raises(ConfigurationError, match=problem):
+        describe_run(TINY, splits, source="here")
