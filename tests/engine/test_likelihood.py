@@ -118,7 +118,9 @@ def test_gaussian_graph_is_the_reference(shape: tuple[int, int, int], scale: flo
 def test_gaussian_is_scipys() -> None:
     x, loc = draw((3, 4, 5), scale=2.0)
     expected = stats.norm(loc.astype(np.float64), 0.3).logpdf(x[:, None]).sum(axis=(-3, -2, -1))
-    error = sum_error(x[0].size, np.abs(Gaussian(0.3).pixel_log_prob(x[:, None], {"loc": loc})).max() * x[0].size, FLOAT64)
+    error = sum_error(
+        x[0].size, np.abs(Gaussian(0.3).pixel_log_prob(x[:, None], {"loc": loc})).max() * x[0].size, FLOAT64
+    )
     assert (np.abs(Gaussian(0.3).log_prob(x[:, None], {"loc": loc}) - expected) <= error).all()
     assert Gaussian(0.3).mean({"loc": loc}) is loc
 

@@ -41,7 +41,9 @@ def assert_near(first: LogLikelihood, second: LogLikelihood, errors: Mapping[str
             np.testing.assert_array_equal(one, other, err_msg=field.name)
             continue
         exact = (one == other) | (np.isnan(one) & np.isnan(other))
-        assert (exact | (np.abs(np.where(exact, 0, one) - np.where(exact, 0, other)) <= errors[field.name])).all(), field
+        assert (exact | (np.abs(np.where(exact, 0, one) - np.where(exact, 0, other)) <= errors[field.name])).all(), (
+            field
+        )
 
 
 def assert_same(first: LogLikelihood, second: LogLikelihood) -> None:

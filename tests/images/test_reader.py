@@ -97,7 +97,7 @@ def test_of_an_animation_the_first_frame_counts() -> None:
 
 
 def triangles(size: int) -> NDArray[np.float64]:
-    """Weights [size, 4·size] that make one pixel of four: a triangle twice as wide as the new pixel, cut at the edge."""
+    """Weights [size, 4·size] that make one pixel of four: a triangle twice as wide, cut at the edge."""
     distance = (np.arange(4 * size) + 0.5) / 4 - (np.arange(size)[:, None] + 0.5)
     weight = np.maximum(1 - np.abs(distance), 0)
     return np.asarray(weight / weight.sum(axis=1, keepdims=True))
