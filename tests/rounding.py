@@ -46,7 +46,7 @@ def sum_error(
 
 
 def network_error(graph: bytes, *, moved: ArrayLike = 0.0, **inputs: ArrayLike) -> dict[str, NDArray[np.float64]]:
-    """How far each output of a float32 network may lie from what real numbers would give; two evaluations, twice as far.
+    """How far each output of a float32 network may lie from what real numbers would give; of two, twice that.
 
     Layer by layer, |error| ≤ γ(n)·|W_L|·…·|W_1|·|inputs|, as tanh and ReLU neither stretch a distance nor enlarge a
     number (Higham, section 3.5). The products are the network's own with every weight and input made positive and
@@ -98,7 +98,7 @@ def network_error(graph: bytes, *, moved: ArrayLike = 0.0, **inputs: ArrayLike) 
         return [np.asarray(value, np.float64) for value in session.run(None, feeds)]
 
     names = [output.name for output in session.get_outputs()]
-    return {  # the products are linear: `moved` is enlarged to 1, which float32 can show, and its effect made small again
+    return {  # the products are linear: `moved` is enlarged to 1, which float32 can show, its effect made small again
         name: gamma(roundings) * here + most * (there - here)
         for name, here, there in zip(names, run(0), run(np.asarray(moved) / most), strict=True)
     }

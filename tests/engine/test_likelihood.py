@@ -55,7 +55,7 @@ def draw(shape: tuple[int, int, int], *, scale: float, seed: int = 1) -> tuple[A
 
 
 def bernoulli_terms(x: Array, logits: Array) -> Array:
-    """What a graph adds up, made positive: x·l, max(l, 0) and, as a factor from 1 to 2, 1 + exp(−|l|): [..., 3·P] → [...].
+    """What a graph adds up, made positive: x·l, max(l, 0) and, as a factor from 1 to 2, 1 + exp(−|l|): → [...].
 
     An error relative to a factor is an absolute one of its logarithm.
     """

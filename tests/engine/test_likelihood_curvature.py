@@ -103,7 +103,7 @@ def size(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> Arra
 def rounding(likelihood: Likelihood, x: Array, parameters: dict[str, Array], unit: float) -> Array:
     """Error of log p, or of a score or an information in units of powers of 1/scale.
 
-    Roundings of the terms, and of u itself: x − loc loses what x and loc have in common, and the exponential is rounded.
+    Roundings of the terms, and of u itself: x − loc loses what x and loc share, and the exponential is rounded.
     A Gaussian's terms change with u by 4·|u| + 1 at most, a logistic's with a and b by less than 4.
     """
     terms = gamma(4 * FUNCTION, unit) * size(likelihood, x, parameters)
