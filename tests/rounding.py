@@ -91,7 +91,7 @@ def network_error(graph: bytes, *, moved: ArrayLike = 0.0, **inputs: ArrayLike) 
         if value.dtype == np.float32:
             tensor.CopyFrom(numpy_helper.from_array(np.abs(value), tensor.name))
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    most = max(float(np.max(moved)), np.finfo(np.float32).tiny)
+    most: float = max(float(np.max(moved)), 2.0**-126)
 
     def run(offset: ArrayLike) -> list[NDArray[np.float64]]:
         feeds = {name: np.asarray(np.abs(value) + offset, np.float32) for name, value in inputs.items()}

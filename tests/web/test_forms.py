@@ -50,9 +50,9 @@ def test_pngs_together_give_the_answers_of_single_pngs(client: TestClient, digit
     else:
         # Of binary images, no pixel of which is larger than 1.
         errors = network_error(bernoulli_toy(DIGIT_SHAPE, seed=6).encoder, x=np.ones((1, *DIGIT_SHAPE.chw)))
-        for key, error in errors.items():
+        for key, allowed in errors.items():
             difference = np.subtract(together.json()[key], [answer[key][0] for answer in alone])
-            assert (np.abs(difference) <= 2 * error).all()
+            assert (np.abs(difference) <= 2 * allowed).all()
 
 
 @pytest.mark.parametrize(("media_type", "file_format"), [("image/png", "PNG"), ("image/webp", "WEBP")])
