@@ -98,8 +98,11 @@ def test_the_elbo_is_the_analytic_one() -> None:
     with torch.no_grad():
         analytic_kl = -negative_elbo(model, X, draws)
         log_weights = log_weight(model, X, draws)
-    assert torch.allclose(analytic_kl, expected, atol=0.03)
-    assert torch.allclose(log_weights.mean(1), expected, atol=0.03)
+        fits = model.conditional_log_likelihood(X, DiagonalGaussian(*model.encode(X)).draw(draws))  # all that is random
+    for found, values in ((analytic_kl, fits), (log_weights.mean(1), log_weights)):
+        error = values.std(1) / math.sqrt(40_000)  # standard error of the mean
+        assert (error < 0.02).all()
+        assert ((found - expected).abs() < 5 * error).all()
     assert (expected < evidence(model, X) - 0.05).all()
 
 

@@ -179,6 +179,7 @@ def test_a_manifest_that_does_not_tell_the_split(publication: Publication) -> No
         held_out_images(source, other)
 
 
+@pytest.mark.usefixtures("exported_anew")
 def test_publishing_again_adds_a_version(
     publication: Publication, store: Path, finished_run: Run, splits: DataSplits, runtime: Runtime
 ) -> None:
