@@ -45,13 +45,13 @@ def sum_error(
     return gamma(num_terms + roundings_of_a_term, unit) * magnitude
 
 
-def network_error(graph: bytes, *, moved: ArrayLike = 0.0, **inputs: ArrayLike) -> dict[str, NDArray[np.float64]]:
+def network_error(graph: bytes, **inputs: ArrayLike) -> dict[str, NDArray[np.float64]]:
     """How far each output of a float32 network may lie from what real numbers would give; of two, twice that.
 
     Layer by layer, |error| ≤ γ(n)·|W_L|·…·|W_1|·|inputs|, as tanh and ReLU neither stretch a distance nor enlarge a
     number (Higham, section 3.5). The products are the network's own with every weight and input made positive and
     those functions left out; n counts the roundings on the way to an output: a sum's terms, one for a weight that was
-    stored in float32, and FUNCTION for tanh. Where the only input was off by `moved` already, |W_L|·…·|W_1|·moved more.
+    stored in float32, and FUNCTION for tanh.
 
     >>> weight = numpy_helper.from_array(np.array([[3.0], [-2.0]], np.float32), "w")
     >>> tensors = [onnx.helper.make_tensor_value_info(name, 1, None) for name in "xy"]
@@ -91,17 +91,9 @@ def network_error(graph: bytes, *, moved: ArrayLike = 0.0, **inputs: ArrayLike) 
         if value.dtype == np.float32:
             tensor.CopyFrom(numpy_helper.from_array(np.abs(value), tensor.name))
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    most: float = max(float(np.max(moved)), 2.0**-126)
-
-    def run(offset: ArrayLike) -> list[NDArray[np.float64]]:
-        feeds = {name: np.asarray(np.abs(value) + offset, np.float32) for name, value in inputs.items()}
-        return [np.asarray(value, np.float64) for value in session.run(None, feeds)]
-
+    found = session.run(None, {name: np.abs(np.asarray(value, np.float32)) for name, value in inputs.items()})
     names = [output.name for output in session.get_outputs()]
-    return {  # the products are linear: `moved` is enlarged to 1, which float32 can show, its effect made small again
-        name: gamma(roundings) * here + most * (there - here)
-        for name, here, there in zip(names, run(0), run(np.asarray(moved) / most), strict=True)
-    }
+    return {name: gamma(roundings) * np.asarray(value, np.float64) for name, value in zip(names, found, strict=True)}
 
 
 def sampling_error(deviation: ArrayLike, num_samples: int, *, num_means: int, chance: float = 1e-4) -> NDArray[Any]:
