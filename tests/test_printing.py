@@ -38,9 +38,9 @@ def test_a_name_that_is_printed_cannot_move_the_cursor_and_progress_can(monkeypa
         monkeypatch.setattr(sys, name, terminal)
     for _ in range(2):
         print_any_name()
-    name = Path("evil\x1b]0;title\x07\r\u202egpj.exe\nok")
-    print(f"error: {name}")  # noqa: T201
-    print(f"error: {name}", file=sys.stderr, flush=True)  # noqa: T201
+    file = Path("evil\x1b]0;title\x07\r\u202egpj.exe\nok")
+    print(f"error: {file}")  # noqa: T201
+    print(f"error: {file}", file=sys.stderr, flush=True)  # noqa: T201
     line = "error: evil\\x1b]0;title\\x07\\r\\u202egpj.exe\nok\n"
     assert [terminal.getvalue() for terminal in terminals.values()] == [line, line]
     now = 0.0

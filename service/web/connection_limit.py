@@ -1,8 +1,8 @@
 """How many connections are open at once; each holds a file descriptor, and what it has sent so far.
 
 Where there are as many as may be, idle ones make room for new ones: first those that never asked for anything, and of
-these and then of the others those that have been idle for longest. Where none is idle, a new one can ask for probes only:
-an orchestrator that cannot reach `/livez` would restart a service that is merely busy.
+these and then of the others those that have been idle for longest. Where none is idle, a new one can ask for probes
+only: an orchestrator that cannot reach `/livez` would restart a service that is merely busy.
 """
 
 import resource

@@ -8,7 +8,6 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from service.web import connection_limit
 from service.web.connection_limit import ConnectionLimit, Room, connections_that_fit
 from service.web.slow_readers import MIN_BYTES_PER_SECOND, SlowReaders
 
@@ -64,7 +63,7 @@ class Scene:
         self.loop, self.clients = Loop(), clients
         registry = CollectorRegistry()
         counter = Counter("closed", "connections", ["reason"], registry=registry)
-        self.count = lambda reason: registry.get_sample_value("closed_total", {"reason": reason})
+        self._registry = registry
         self.readers = SlowReaders(SECONDS, max_bytes, counter)
         for client in clients:
             self.add(client)
@@ -78,6 +77,9 @@ class Scene:
             for client in self.clients:
                 client.take(step)
             self.loop.wait(step)
+
+    def count(self, reason: str) -> float | None:
+        return self._registry.get_sample_value("closed_total", {"reason": reason})
 
     @property
     def closed(self) -> list[bool]:
@@ -270,8 +272,8 @@ def test_as_many_connections_as_files_may_be_open(
     monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], fitting: int, raised: tuple[int, int] | None
 ) -> None:
     found: list[tuple[int, int]] = []
-    monkeypatch.setattr(connection_limit.resource, "getrlimit", lambda _: limits)
-    monkeypatch.setattr(connection_limit.resource, "setrlimit", lambda _, new: found.append(new))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: found.append(new))
     assert resource.RLIM_INFINITY == -1
     assert connections_that_fit(1000) == fitting
     assert found == ([] if raised is None else [raised])
