@@ -9,6 +9,7 @@ from fastapi import Response
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.web.arrivals import Arrival, Arrivals
 from service.web.errors import (
     HEADER_TOO_LARGE,
     INVALID_PARAMETER,
@@ -19,7 +20,7 @@ from service.web.errors import (
     UnsupportedMediaTypeError,
     problem,
 )
-from service.web.memory import MEMORY, SENT_AT_ONCE, Budget, Share
+from service.web.memory import FREE_BYTES, MEMORY, SENT_AT_ONCE, Budget, Share
 from service.web.settings import Settings
 
 MAX_HEADERS = 100
@@ -36,6 +37,7 @@ class Limits:
         self._app = app
         self._settings = settings
         self._budget = budget
+        self._arrivals = Arrivals(budget)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the lifespan, which passes through."""
@@ -50,19 +52,32 @@ class Limits:
         arrived = 0
         complete = False
         share = scope[MEMORY] = Share(self._budget)
+        arrival: Arrival | None = None
 
         async def receive_bounded() -> Message:
-            nonlocal arrived, complete
+            nonlocal arrived, complete, arrival
             if complete:
                 return await receive()  # what is left is the client's going away, which may take as long as it likes
+            if arrival is not None and arrival.gave_way:
+                self._arrivals.refuse()
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(deadline) as timer:
+                    if arrival is not None:
+                        arrival.timer = timer
                     message = await receive()
             except TimeoutError:
+                if arrival is not None and arrival.gave_way:
+                    self._arrivals.refuse()
                 raise SlowBodyError(f"the body was not complete after {seconds:g} s") from None
             arrived += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             self._check_length(arrived)
+            if arrival is not None or arrived > FREE_BYTES:
+                arrival = arrival or self._arrivals.add()
+                arrival.timer = None
+                self._arrivals.grow(arrival, arrived)
+                if complete:
+                    self._arrivals.end(arrival)
             share.hold(arrived)
             return message
 
@@ -84,6 +99,8 @@ class Limits:
         try:
             await self._app(scope, receive_bounded, send_counted)
         finally:
+            if arrival is not None:
+                self._arrivals.end(arrival)
             share.end()
 
     def _refusal(self, scope: Scope) -> Response | None:

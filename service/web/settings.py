@@ -194,8 +194,8 @@ class Settings(BaseSettings):
         if self.max_rows > self.max_queued_rows:
             queued = f"LOGPX_MAX_QUEUED_ROWS ({self.max_queued_rows})"
             yield f"LOGPX_MAX_ROWS: {self.max_rows} is more than {queued}; a request must fit into the queue"
-        if self.max_body_bytes > (most := self.max_memory_bytes // 2):
-            memory = f"{most}, half of LOGPX_MAX_MEMORY_BYTES"
+        if self.max_body_bytes > (most := 3 * self.max_memory_bytes // 8):
+            memory = f"{most}, three eighths of LOGPX_MAX_MEMORY_BYTES"
             yield f"LOGPX_MAX_BODY_BYTES: {self.max_body_bytes} is more than {memory}; a body must fit into it"
         if "max_json_bytes" in self.model_fields_set and self.max_json_bytes > self.max_body_bytes:
             body = f"LOGPX_MAX_BODY_BYTES ({self.max_body_bytes})"
