@@ -19,8 +19,9 @@ from model_store import (
     publish,
 )
 from service.arguments import natural, positive
+from service.engine.acceptance import DEFAULT_MAX_NUM_SAMPLES, accept
 from service.engine.calibration import calibrate, promises
-from service.engine.model import Model, Pixels
+from service.engine.model import Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS, TooFewSamplesError, check_request
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.engine.statistics import Array
@@ -94,7 +95,7 @@ def _run(parsed: argparse.Namespace) -> None:
     before = protocol.num_samples if proposal == protocol.proposal else DEFAULT_NUM_SAMPLES[proposal]
     num_samples, seed = getattr(parsed, "num_samples", before), getattr(parsed, "seed", protocol.seed)
     check_request(proposal, num_samples)
-    model = Model.open(stored, runtime=Runtime(parsed.device))
+    model = accept(stored, runtime=Runtime(parsed.device), max_num_samples=sys.maxsize)  # a new one may have fewer
     images = _Images(parsed.images, ImageReader(stored.manifest.image, resize=parsed.resize, max_pixels=_MAX_PIXELS))
     chosen = np.random.default_rng(seed).permutation(len(images))[: getattr(parsed, "max_images", None)]
     readable = images.check(chosen.tolist(), skip_corrupt=parsed.skip_corrupt)  # in no order, of which every third fits
@@ -104,6 +105,8 @@ def _run(parsed: argparse.Namespace) -> None:
     print(f"{parsed.images}: {len(readable)} images; {proposal}, {num_samples} samples, seed {seed}")
     for line in promises(len(readable)):
         print(line)
+    if num_samples > DEFAULT_MAX_NUM_SAMPLES:
+        print(f"warning: a service takes it only where LOGPX_MAX_NUM_SAMPLES is {num_samples} or more", file=sys.stderr)
     with Progress("calibrating", len(readable)) as progress:
         arrays = calibrate(
             model,

@@ -151,7 +151,10 @@ class Registry:
             DeadlineError, TooManyLoadsError: it is not in memory, see loading.py.
         """
         name = name or self._only_name()
-        key = name, version or self._defaults.get(name) or await asyncio.to_thread(latest_version, self._root, name)
+        key: Key = (
+            name,
+            version or self._defaults.get(name) or await asyncio.to_thread(latest_version, self._root, name),
+        )
         if key in self._models:
             return self._used(key), 0.0
         started = time.monotonic()

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         2, description="versions in memory beside the defaults; the one asked for least recently goes first"
     )
     trial_seconds: PositiveFloat = Field(
-        60, allow_inf_nan=False, description="how long a version may take to be tried out before it is loaded"
+        120, allow_inf_nan=False, description="how long a version may take to be tried out before it is loaded"
     )
     trial_memory_bytes: PositiveInt = Field(
         4 * 2**30, description="memory that trying a version out may take, beside 16 times the size of its files"

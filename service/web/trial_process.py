@@ -20,6 +20,7 @@ _END_SECONDS = 1.0
 _REPORT_BYTES = 2**20
 _LAST_WORDS = 1000
 _PASSED_ON = ("HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "TEMP", "TMP", "TMPDIR", "TZ", "VIRTUAL_ENV")
+_OF_ITS_OWN = {"CUDA_VISIBLE_DEVICES": "", "MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
 _PASSED_ON_BEGINNINGS = ("LC_", "PYTHON", "ORT_")
 
 
@@ -160,9 +161,9 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 def _environment(variables: Mapping[str, str], root: Path) -> dict[str, str]:
-    """What the child needs: no key of the service is among it. Its memory is not cut up among threads."""
+    """What the child needs: no key of the service is among it. Few threads share its memory, which is bounded."""
     kept = {
         name: value for name, value in variables.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_BEGINNINGS)
     }
     path = os.pathsep.join(filter(None, [str(root), variables.get("PYTHONPATH")]))
-    return {**kept, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "MALLOC_ARENA_MAX": "2"}
+    return {**kept, "PYTHONPATH": path, **_OF_ITS_OWN}

@@ -26,6 +26,7 @@ from model_store import (
     publish,
 )
 from service.engine.acceptance import accept
+from service.engine.chunks import complete
 from service.engine.runtime import Runtime
 from service.engine.statistics import storable
 from tests import reference
@@ -93,8 +94,8 @@ def only_at_the_origin(model: onnx.ModelProto) -> None:
     make = onnx.helper.make_node
     model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 1, 1]), "apart"))
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(1), "unit"))
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(1e6), "steep"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "unit"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e6, np.float32), "steep"))
     model.graph.node.extend(
         [
             make("Mul", ["z", "z"], ["squares"]),
@@ -181,14 +182,9 @@ def test_a_calibration_by_an_unknown_proposal_is_refused() -> None:
 def familiar(toy: Toy, num_images: int = 40, seed: int = 1) -> Array:
     """Images that the model draws."""
     rng = np.random.default_rng(seed)
-    model = reference.load(toy)
     latents = rng.standard_normal((num_images, toy.description.latent_dim)).astype(np.float32)
-    chunks = model.decode(latents)
-    while True:
-        try:
-            next(chunks)
-        except StopIteration as stop:
-            return (rng.random(stop.value.shape) < stop.value).astype(np.float32)
+    mean = complete(reference.load(toy).decode(latents))
+    return (rng.random(mean.shape) < mean).astype(np.float32)
 
 
 @pytest.fixture(scope="module")

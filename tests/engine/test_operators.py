@@ -94,7 +94,7 @@ def scan() -> NodeProto:
     return make("Scan", ["start", "z"], ["last", "y"], body=inner, num_scan_inputs=1)
 
 
-YES = {"yes": np.array(True), "nought": np.float32(0), "start": np.zeros(3, np.float32)}
+YES: dict[str, Array] = {"yes": np.array(True), "nought": np.array(0, np.float32), "start": np.zeros(3, np.float32)}
 TRIPS = YES | {"trips": np.array(2**60)}
 
 
@@ -165,9 +165,9 @@ def test_what_gives_other_numbers_every_time_is_refused(operator: str, nodes: No
     ("inputs", "constants", "refused"),
     [
         (["z"], {}, False),
-        (["z", "half"], {"half": np.float32(0.5)}, False),
-        (["z", "half", "mode"], {"half": np.float32(0.5), "mode": np.array(False)}, False),
-        (["z", "half", "mode"], {"half": np.float32(0.5), "mode": np.array(True)}, True),
+        (["z", "half"], {"half": np.array(0.5, np.float32)}, False),
+        (["z", "half", "mode"], {"half": np.array(0.5, np.float32), "mode": np.array(False)}, False),
+        (["z", "half", "mode"], {"half": np.array(0.5, np.float32), "mode": np.array(True)}, True),
     ],
 )
 def test_dropout_is_for_training(inputs: list[str], constants: dict[str, Array], refused: bool) -> None:
@@ -181,7 +181,7 @@ def test_dropout_whose_mode_is_computed_is_refused() -> None:
         make("Greater", ["total", "half"], ["mode"]),
         make("Dropout", ["z", "half", "mode"], ["y"]),
     ]
-    assert "'Dropout' is refused" in problem(model_of(nodes, constants={"half": np.float32(0.5)}))
+    assert "'Dropout' is refused" in problem(model_of(nodes, constants={"half": np.array(0.5, np.float32)}))
 
 
 @pytest.mark.parametrize("mode", [0, 1])
@@ -258,7 +258,7 @@ def test_what_gives_as_much_as_the_numbers_say_is_refused(operator: str) -> None
             make("Cast", ["q"], ["y"], to=FLOAT),
         ],
     }[operator]
-    found = problem(model_of(nodes, constants={"nought": np.float32(0), "boxes": np.array([1, -1, 4])}))
+    found = problem(model_of(nodes, constants={"nought": np.array(0, np.float32), "boxes": np.array([1, -1, 4])}))
     assert found.startswith(f"operator {operator!r} is refused: the size of what it gives")
 
 

@@ -89,7 +89,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 def test_a_version_that_hangs_is_refused_and_holds_up_nothing_else(tmp_path: Path) -> None:
     for name in ("digits", "others", "others"):
         add(tmp_path, name)
-    settings = {"model": "digits", "reload_seconds": 0.1, "trial_seconds": 15, "timeout_seconds": 100}
+    settings: dict[str, Any] = {"model": "digits", "reload_seconds": 0.1, "trial_seconds": 15, "timeout_seconds": 100}
     unchanged = ("POST", "/v1/encode?model=others", IMAGE, {"Content-Type": "application/x-npy"})
     with ChildService(tmp_path, **settings) as service, watched(service, reference=unchanged):
         add(tmp_path, "digits", slow)
