@@ -52,9 +52,12 @@ class Loads(Generic[T]):
 
 
 async def repeat(reload: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Reload again and again, with a pause before each; an error is logged, once as long as it stays the same."""
+    """Reload again and again, with a pause of so long before each; never where it is 0.
+
+    An error is logged, once as long as it stays the same.
+    """
     told = None
-    while True:
+    while seconds:
         await asyncio.sleep(seconds)
         try:
             await reload()

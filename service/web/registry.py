@@ -135,8 +135,7 @@ class Registry:
 
     async def watch(self) -> None:
         """Reload every `reload_seconds`; return at once where that is 0."""
-        if seconds := self._settings.reload_seconds:
-            await repeat(self.reload, seconds)
+        await repeat(self.reload, self._settings.reload_seconds)
 
     async def model(
         self, name: str | None = None, version: int | None = None, *, timeout_seconds: float
@@ -151,10 +150,8 @@ class Registry:
             DeadlineError, TooManyLoadsError: it is not in memory, see loading.py.
         """
         name = name or self._only_name()
-        key: Key = (
-            name,
-            version or self._defaults.get(name) or await asyncio.to_thread(latest_version, self._root, name),
-        )
+        version = version or self._defaults.get(name) or await asyncio.to_thread(latest_version, self._root, name)
+        key = name, version
         if key in self._models:
             return self._used(key), 0.0
         started = time.monotonic()
