@@ -15,11 +15,13 @@ from numpy.testing import assert_array_equal
 from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
 from service.images.reading import PlainShape, Reading
 from service.web import decoding_pool
+from service.web.backend import Backend
 from service.web.decoder import Decoder, DecoderLostError
 from service.web.decoding import InProcess, Read
 from service.web.decoding_pool import DecodingPool
 from service.web.metrics import Metrics
 from service.web.outcome import DeadlineError, QueueFullError, StoppedError
+from service.web.settings import Settings
 from tests.hostile.image_bombs import GREY, progressive_jpeg
 from tests.web.forms import image_file
 
@@ -324,5 +326,28 @@ def test_in_process_the_deadline_holds_and_errors_are_the_same() -> None:
         assert time.monotonic() - started < 10
         await until(lambda: here.jobs == 0)
         await here.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_drain_waits_for_images_and_then_gives_them_up() -> None:
+    class Stuck(InProcess):
+        closed = False
+
+        @property
+        def jobs(self) -> int:
+            return 0 if self.closed else 1
+
+        async def close(self) -> None:
+            self.closed = True
+
+    async def scenario() -> None:
+        decoding = Stuck()
+        backend = Backend(Settings(drain_seconds=0.1), Metrics(), lambda: None, decoding)
+        started = time.monotonic()
+        await backend.drain()
+        assert time.monotonic() - started >= 0.1
+        assert decoding.closed
+        backend.stop()
 
     asyncio.run(scenario())
