@@ -64,8 +64,11 @@ class Backend:
 
         Raises: as `Registry.load` and `Decoding.start`.
         """
-        await self.decoding.start()
-        await self.registry.load()
+        starting = asyncio.create_task(self.decoding.start())
+        try:
+            await self.registry.load()
+        finally:
+            await starting
         loaded, resident = self.registry.loaded, resident_bytes()
         most = service_ceiling(self.settings, loaded, resident)
         _log.info("memory", resident=resident, at_most=most, decoders_at_most=decoders_ceiling(self.settings))
@@ -143,7 +146,9 @@ class Backend:
                 while self._scheduler.queued_jobs or self.decoding.jobs:
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            _log.warning("drain ended with work left", requests=self._scheduler.queued_jobs)
+            left = self._scheduler.queued_jobs + self.decoding.jobs
+            _log.warning("drain ended with work left", requests=left)
+            await self.decoding.close()
             await asyncio.to_thread(self._scheduler.stop)
 
     def stop(self) -> None:
