@@ -17,11 +17,12 @@ from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS, TooFewSample
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.engine.statistics import Array
 from service.images.errors import ImageError
-from service.images.folder import Listing, describe_skipped, list_files, print_any_name, printable
+from service.images.folder import Listing, describe_skipped, list_files, printable
 from service.images.npy import parse_pixels
 from service.images.parts import divide
 from service.images.reader import ImageReader
 from service.images.sketch import Sketch, image_hashes
+from service.printing import print_any_name
 from service.progress import Progress
 
 _BATCH_IMAGES = 64

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
+from service.printing import unescaped
+
 _SECONDS_AT_LEAST = 10.0  # between two lines of a log, and before the first
 _SECONDS_AT_MOST = 30.0
 _SHARE = 0.1  # of the whole, after which a line is worth while
@@ -45,7 +47,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._what, self._total, self._unit, self._shown, self._clock = what, total, unit, shown, clock
-        self._stream = stream or sys.stderr
+        self._stream = stream or unescaped(sys.stderr)
         self._is_terminal = self._stream.isatty()
         self._done = self._written_done = 0
         self._started = self._written_at = clock()

@@ -1,5 +1,5 @@
-"""Imports run one way: web → engine, images → model_store, and training → all three, service.arguments and
-service.progress.
+"""Imports run one way: web → engine, images → model_store, and training → all three, service.arguments,
+service.printing and service.progress.
 
 Nothing of these but training needs torch.
 """
@@ -22,7 +22,15 @@ ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
     "service/images": ({"model_store", "service.images"}, {"numpy", "PIL", "pyspng"}),
     "service": ({"model_store", "service"}, None),
     "training": (
-        {"model_store", "service.engine", "service.images", "service.arguments", "service.progress", "training"},
+        {
+            "model_store",
+            "service.engine",
+            "service.images",
+            "service.arguments",
+            "service.printing",
+            "service.progress",
+            "training",
+        },
         None,
     ),
 }

@@ -13,7 +13,8 @@ from service.engine.calibration import promises
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
 from service.engine.runtime import DEVICE_ERRORS, Runtime
-from service.images.folder import print_any_name, printable
+from service.images.folder import printable
+from service.printing import print_any_name
 from training.configuration import Configuration
 from training.data import evenly_spaced, split
 from training.download import locate

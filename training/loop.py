@@ -2,12 +2,14 @@
 
 import functools
 import math
+import sys
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from service.printing import unescaped
 from training.augmentation import augment
 from training.configuration import Configuration
 from training.data import TrainingImages, binarise, derive_seed, to_levels, unit_pixels
@@ -85,6 +87,7 @@ class Loop:
             desc=f"epoch {epoch}/{self.configuration.epochs}",
             unit="image",
             disable=not self.progress,
+            file=unescaped(sys.stderr),
         ) as bar:
             for index, batch in enumerate(self.images.epoch(self.configuration.batch_size, generator=generator)):
                 losses[index], sound[index] = self._step(first_step + index, batch, generator)

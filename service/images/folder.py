@@ -4,10 +4,8 @@ As in torchvision's `ImageFolder`, symbolic links are followed; as in Hugging Fa
 skipped.
 """
 
-import io
 import os
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +82,6 @@ def printable(name: str | Path) -> str:
     'caf\\xe9.png'
     """
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def print_any_name() -> None:
-    """Let standard output take every name and sign: what its encoding lacks is written as a backslash and a number."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def add_skipped(skipped: dict[str, tuple[int, str]], kind: str, name: str, count: int = 1) -> None:

@@ -159,6 +159,11 @@ class Connection(AnsweringProtocol):
         busy = not self._idle or not self._in_head or self.flow.write_paused or self.transport.is_closing()
         return None if busy else self._idle_since
 
+    @property
+    def served(self) -> bool:
+        """Whether a request of it has ever been answered."""
+        return self.cycle is not None
+
     def on_close(self) -> None:
         """The connection is about to be closed."""
         self._stop_timer()

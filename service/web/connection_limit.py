@@ -1,7 +1,8 @@
 """How many connections are open at once; each holds a file descriptor, and what it has sent so far.
 
-Where there are as many as may be, those that have been idle for longest make room for new ones. Where none is idle, a
-new one can ask for probes only: an orchestrator that cannot reach `/livez` would restart a service that is merely busy.
+Where there are as many as may be, idle ones make room for new ones: first those that never asked for anything, and of
+these and then of the others those that have been idle for longest. Where none is idle, a new one can ask for probes
+only: an orchestrator that cannot reach `/livez` would restart a service that is merely busy.
 """
 
 import resource
@@ -27,6 +28,10 @@ class Idler(Protocol):
     @property
     def idle_since(self) -> float | None:
         """When its last answer was sent, or it was opened; None while a request is being sent or answered."""
+
+    @property
+    def served(self) -> bool:
+        """Whether a request of it has ever been answered."""
 
     def drop(self) -> None:
         """Close it; its client is owed nothing."""
@@ -71,7 +76,8 @@ class ConnectionLimit:
         if now >= self._log_again_at:
             self._log_again_at = now + _SECONDS_BETWEEN_LINES
             _log.warning("as many connections as may be open", most=self.most)
-        if now >= self._look_again_at and not self._close_idle(connections):
+        crammed = len(connections) >= self.most + self.reserve  # then some of the reserve are idle: looking is worth it
+        if (crammed or now >= self._look_again_at) and not self._close_idle(connections):
             self._look_again_at = now + _SECONDS_BETWEEN_LOOKS
         if len(connections) < self.most:
             return Room.ANY_REQUEST
@@ -103,5 +109,5 @@ def connections_that_fit(most: int) -> int:
 
 
 def _longest_idle(connections: Collection[C], number: int) -> list[C]:
-    idle = [(since, connection) for connection in connections if (since := connection.idle_since) is not None]
+    idle = [((one.served, since), one) for one in connections if (since := one.idle_since) is not None]
     return [connection for _, connection in nsmallest(number, idle, key=lambda item: item[0])]

@@ -64,7 +64,7 @@ def check_head(method: bytes, target: bytes, version: str, framing: Iterable[tup
     for name, value in framing:
         if name == b"host":
             hosts += 1
-            if not _is_host(value):
+            if not _is_host(value.strip(b" \t")):  # httptools leaves tabs
                 raise RefusedHeadError(BAD_REQUEST, "the Host header is not a host with or without a port")
         else:
             codings.append(value)

@@ -6,6 +6,7 @@ Nothing else ever waits for whoever reads the log: what cannot be written is dro
 import atexit
 import logging
 import os
+import re
 import select
 import sys
 import threading
@@ -22,11 +23,15 @@ import orjson
 import structlog
 from prometheus_client import Counter
 
+from service.printing import escaped
 from service.web.settings import Settings
 
 _MAX_WAITING = 2**20
 _REST_SECONDS = 0.01
 _EXIT_SECONDS = 2.0
+_OF_MANY_LINES = ("exception", "stack")
+_UNSEEN = re.compile(r"[^ -~]")
+_CONSOLE = structlog.dev.ConsoleRenderer()
 _log = structlog.get_logger()
 
 
@@ -151,9 +156,8 @@ def _write(descriptor: int, data: bytes) -> int:
 
 def configure_logging(settings: Settings) -> Output:
     """One line an event on standard output, from our own code, from the libraries and from Python alike."""
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer(_dumps) if settings.log_format == "json" else structlog.dev.ConsoleRenderer()
-    )
+    as_json = settings.log_format == "json"
+    renderer = structlog.processors.JSONRenderer(_dumps) if as_json else _render_for_people
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -236,4 +240,22 @@ def _log_unraisable(found: "sys.UnraisableHookArgs") -> None:
 
 
 def _dumps(event: Any, **named: Any) -> str:
-    return orjson.dumps(event, default=named["default"]).decode()
+    """JSON in which every character can be seen; what cannot is escaped, which JSON's readers undo."""
+    text = orjson.dumps(event, default=named["default"]).decode()
+    return text if text.isprintable() else _UNSEEN.sub(_json_escape, text)
+
+
+def _json_escape(found: "re.Match[str]") -> str:
+    character = found[0]
+    if character.isprintable():
+        return character
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def _render_for_people(logger: Any, method: str, event: structlog.typing.EventDict) -> Any:
+    """A line with colours of ours, and no other control characters: clients choose paths."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = escaped(value.rstrip("\n"), keep="\n\t" if key in _OF_MANY_LINES else "")
+    return _CONSOLE(logger, method, event)

@@ -128,11 +128,11 @@ class SlowReaders:
         before, wait.taken = wait.taken, sink.taken
         waiting = sink.unsent
         wait.size = max(wait.size, waiting + wait.to_come())
+        wait.taken_here += wait.taken - before
         if not waiting:
             wait.idle_seconds = 0
             return None
         wait.seconds += elapsed
-        wait.taken_here += wait.taken - before
         wait.idle_seconds = 0 if wait.taken > before else wait.idle_seconds + elapsed
         if wait.idle_seconds >= self._seconds:
             return "stalled"

@@ -1,0 +1,90 @@
+"""More connections than may be open, against the real process: idle ones make room, and probes always come in."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.hostile import wire
+from tests.hostile.harness import ChildService, watched
+
+MOST = 20
+TRICKLE = b"POST /v1/encode HTTP/1.1\r\nHost: here\r\nContent-Type: application/x-npy\r\nContent-Length: 912\r\n\r\n"
+FEW_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))
+from service.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def service(store: Path) -> Iterator[ChildService]:
+    with ChildService(store, model="digits", max_connections=MOST, header_seconds=60) as started:
+        yield started
+
+
+def open_connections(service: ChildService, stack: ExitStack, number: int, sent: bytes = b"") -> list[socket.socket]:
+    connections = [stack.enter_context(service.connect()) for _ in range(number)]
+    for connection in connections:
+        if sent:
+            connection.sendall(sent)
+    return connections
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /v1/mod", b"\r\n", b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n"], ids=ascii
+)
+def test_idle_connections_make_room(service: ChildService, sent: bytes) -> None:
+    before = service.metric("logpx_closed_connections_total", reason="idle")
+    with ExitStack() as stack:
+        for _ in range(5):
+            connections = open_connections(service, stack, MOST, sent)
+            if sent.endswith(b"\r\n\r\n"):
+                assert connections[-1].recv(12)  # an answer, or the end: then it is idle
+        for _ in range(3):
+            assert service.ask("GET", "/v1/models").status == 200
+            assert service.ask("GET", "/livez").status == 200
+    assert service.metric("logpx_closed_connections_total", reason="idle") > before + MOST
+
+
+def test_where_none_is_idle_only_probes_are_answered(service: ChildService) -> None:
+    with ExitStack() as stack:
+        busy = open_connections(service, stack, MOST, TRICKLE)
+        while (answer := service.ask("GET", "/v1/models")).status == 200:
+            pass  # what was sent is not read yet
+        assert (answer.status, answer.problem) == (503, "too-many-connections")
+        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["connection"] == "close"
+        for _ in range(MOST * 3):
+            assert service.ask("GET", "/livez").status == 200
+        assert service.ask("GET", "/readyz").status == 200
+        with service.connect() as connection:  # without `Connection: close`
+            found = wire.answers(wire.send_and_read(connection, [b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n"]))
+            assert [(answer.status, answer.headers["connection"]) for answer in found] == [(200, "close")]
+        open_connections(service, stack, MOST * 3)  # of which some are idle, and some find no room at all
+        assert service.ask("GET", "/livez").status == 200
+        for connection in busy:
+            connection.close()
+        while service.ask("GET", "/v1/models").status == 503:
+            pass
+
+
+def test_a_flood_of_connections_disturbs_nobody(service: ChildService) -> None:
+    with watched(service):
+        for _ in range(5):
+            with ExitStack() as stack:
+                open_connections(service, stack, MOST * 10)
+
+
+def test_a_process_that_may_open_few_files_takes_fewer_connections_and_says_so(store: Path) -> None:
+    with ChildService(store, model="digits", arguments=("-c", FEW_FILES)) as service, ExitStack() as stack:
+        (line,) = [line for line in service.log_lines() if line["level"] == "warning"]
+        assert line["event"].startswith("fewer connections than set")
+        assert line["connections"] == 22
+        open_connections(service, stack, 300)
+        for _ in range(3):
+            assert service.ask("GET", "/v1/models").status == 200
+        assert len(service.open_files()) < 90
