@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.engine.anomaly import AnomalyScores
 from service.web.errors import NotAcceptableError
+from service.web.writing import check_wanted
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
 IMAGE_FORMS = (JSON, PNG, NPY)
@@ -162,12 +163,14 @@ def _weight(value: Any) -> int:
 def _json_pieces(value: Any) -> Iterator[bytes]:
     """JSON in pieces of about `_PIECE_NUMBERS`: the interpreter is given up to the event loop between two of them."""
     weight = _weight(value)
+    check_wanted()
     if weight <= _PIECE_NUMBERS or (isinstance(value, list) and len(value) == 1):
         yield _dumps(value)
         return
     step = max(1, _PIECE_NUMBERS * len(value) // weight)
     yield b"["
     for start in range(0, len(value), step):
+        check_wanted()
         if start:
             yield b","
         if step == 1 and isinstance(value, np.ndarray):
@@ -198,6 +201,7 @@ def _png(image: NDArray[np.float32]) -> bytes:
     if len(image) not in (1, 3):
         raise NotAcceptableError(f"a PNG has 1 or 3 channels, the images have {len(image)}; ask for npy or ?as=array")
     levels = np.rint(image * 255).astype(np.uint8)
+    check_wanted()
     stream = io.BytesIO()
     Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(stream, "PNG")
     return stream.getvalue()

@@ -29,6 +29,7 @@ from service.web.rate import Meter
 from service.web.replies import IMAGE_FORMS, anomaly_rows, images_reply, json_reply, negotiate, npy_reply, rows_of
 from service.web.timing import load_seconds, note_load, seconds_left, server_timing
 from service.web.waiting import answer_unless_gone
+from service.web.writing import LARGE_NUMBERS, write_answer
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
 T = TypeVar("T")
@@ -59,7 +60,7 @@ async def encode(request: Request) -> Response:
             return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), server_timing(done))  # [B, 2, D]
         return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, server_timing(done))
 
-    return await _replied(reply, numbers=2 * latents.mean.size)
+    return await _replied(request, reply, done, numbers=2 * latents.mean.size, timeout=timeout)
 
 
 @router.post(
@@ -83,9 +84,12 @@ async def decode(request: Request) -> Response:
     kind = decoding(model, backend.count_batch(model))
     answer = backend.submit(kind, latents, rows=len(latents), timeout_seconds=seconds_left(request, timeout))
     done = await _done(request, model, answer, rows=len(latents))
-    return await run_in_threadpool(
-        images_reply, request, _named(model), done.result, form=query.as_, headers=server_timing(done)
-    )
+    headers = server_timing(done)
+
+    def reply() -> Response:
+        return images_reply(request, _named(model), done.result, form=query.as_, headers=headers)
+
+    return await _written(request, reply, done, numbers=done.result.size, timeout=timeout)
 
 
 @router.get(
@@ -106,7 +110,11 @@ async def samples(request: Request) -> Response:
     drawn = done.result
     document = {**_named(model), "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
     headers = {**server_timing(done), "X-Seed": str(seed)}
-    return await run_in_threadpool(images_reply, request, document, drawn.images, form=query.as_, headers=headers)
+
+    def reply() -> Response:
+        return images_reply(request, document, drawn.images, form=query.as_, headers=headers)
+
+    return await _written(request, reply, done, numbers=drawn.images.size, timeout=timeout)
 
 
 @router.post(
@@ -145,7 +153,7 @@ async def log_likelihood(request: Request) -> Response:
         document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": rows_of(done.result)}
         return json_reply(document, server_timing(done))
 
-    return await _replied(reply, numbers=10 * len(pixels))
+    return await _replied(request, reply, done, numbers=10 * len(pixels), timeout=timeout)
 
 
 @router.post(
@@ -193,7 +201,7 @@ async def anomaly_scores(request: Request) -> Response:
         return json_reply(document, server_timing(done))
 
     numbers = 10 * len(pixels) + (pixels.size if query.explain else 0)
-    return await _replied(reply, numbers=numbers)
+    return await _replied(request, reply, done, numbers=numbers, timeout=timeout)
 
 
 @router.get("/models", response_model=schemas.Models)
@@ -278,9 +286,24 @@ async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]
     return done
 
 
-async def _replied(reply: Callable[[], Response], *, numbers: int) -> Response:
+async def _replied(
+    request: Request, reply: Callable[[], Response], done: Done[Any], *, numbers: int, timeout: float
+) -> Response:
     """Write an answer here when it is small, in another thread when it is not."""
-    return reply() if numbers <= _FEW_NUMBERS else await run_in_threadpool(reply)
+    if numbers <= _FEW_NUMBERS:
+        return reply()
+    return await _written(request, reply, done, numbers=numbers, timeout=timeout)
+
+
+async def _written(
+    request: Request, reply: Callable[[], Response], done: Done[Any], *, numbers: int, timeout: float
+) -> Response:
+    """Write an answer in another thread; one that is not small, within what is left of its deadline."""
+    if numbers <= _FEW_NUMBERS:
+        return await run_in_threadpool(reply)
+    seconds = max(0.0, timeout - done.load_seconds - done.queue_seconds - done.compute_seconds)
+    turns = _backend(request).large_answers if numbers > LARGE_NUMBERS else None
+    return await write_answer(request, reply, seconds=seconds, turns=turns)
 
 
 def _named(model: Model) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""Answers that take long to write: in other threads, until their deadline passes or nobody waits for them any more.
+
+A request of a few bytes can ask for 40 000 PNGs, which take ten times as long to write as to compute. So the deadline
+holds for writing too, a client that goes away ends it, and the largest answers take turns: they would otherwise have
+every thread in which the bodies of others are read.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from contextvars import ContextVar
+
+from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from service.web.outcome import DeadlineError
+from service.web.waiting import answer_unless_gone
+
+LARGE_NUMBERS = 2**20
+"""Numbers, or pixels, of an answer that takes its turn among the largest."""
+LARGE_AT_ONCE = 2
+_check: ContextVar[Callable[[], None]] = ContextVar("check", default=lambda: None)
+
+
+class _AbandonedError(Exception):
+    """Nobody waits for the answer; nobody sees this either."""
+
+
+def check_wanted() -> None:
+    """Called between the pieces of an answer, so that writing it can end before its end.
+
+    Raises:
+        DeadlineError: its time is over. What nobody waits for raises an error that nobody sees.
+    """
+    _check.get()()
+
+
+async def write_answer(
+    request: Request, make: Callable[[], Response], *, seconds: float, turns: asyncio.Semaphore | None
+) -> Response:
+    """What `make` makes, in another thread.
+
+    Args:
+        request: whose client may go away.
+        make: calls `check_wanted` every few milliseconds.
+        seconds: what is left of the request's deadline.
+        turns: of the largest answers; None for another, which waits for any thread.
+
+    Raises:
+        DeadlineError: it is not written in time.
+        ClientDisconnect: the client has gone. Whatever `make` raises, too.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Response] = loop.create_future()
+    deadline = time.monotonic() + seconds
+
+    def check() -> None:
+        if answer.done():
+            raise _AbandonedError
+        if time.monotonic() > deadline:
+            raise _too_late()
+
+    def expire() -> None:
+        if not answer.done():
+            answer.set_exception(_too_late())
+
+    async def work() -> None:
+        try:
+            async with turns or nullcontext():
+                made = await run_in_threadpool(_checked, make, check)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            if not answer.done():
+                answer.set_result(made)
+
+    working = loop.create_task(work())
+    expiry = loop.call_later(seconds, expire)
+    try:
+        return await answer_unless_gone(request, answer)
+    finally:
+        expiry.cancel()
+        answer.cancel()  # tells the thread, where it is still writing
+        working.cancel()
+
+
+def _checked(make: Callable[[], Response], check: Callable[[], None]) -> Response:
+    _check.set(check)  # in this call's own context
+    return make()
+
+
+def _too_late() -> DeadlineError:
+    return DeadlineError("the answer was computed, but not written in time; ask for less at once, or for npy")
