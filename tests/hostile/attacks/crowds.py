@@ -5,6 +5,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -43,7 +44,10 @@ def each(service: ChildService, requests: Sequence[bytes], *, read_seconds: floa
     found: list[Answer] = []
 
     def one(data: bytes) -> None:
-        found.extend(wire.answers(service.raw(data, read_seconds=read_seconds)))
+        started = time.monotonic()
+        received = service.raw(data, read_seconds=read_seconds)
+        seconds = time.monotonic() - started
+        found.extend(replace(answer, seconds=seconds) for answer in wire.answers(received))
 
     threads = [threading.Thread(target=one, args=(data,)) for data in requests]
     for thread in threads:
