@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from service.engine.anomaly import DEFAULT_ALPHA
 from service.engine.explanation import NUM_DRAWS
@@ -29,11 +28,9 @@ from service.web.rate import Meter
 from service.web.replies import IMAGE_FORMS, anomaly_rows, images_reply, json_reply, negotiate, npy_reply, rows_of
 from service.web.timing import load_seconds, note_load, seconds_left, server_timing
 from service.web.waiting import answer_unless_gone
-from service.web.writing import LARGE_NUMBERS, write_answer
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
 T = TypeVar("T")
-_FEW_NUMBERS = 2**14
 
 
 @router.post(
@@ -60,7 +57,7 @@ async def encode(request: Request) -> Response:
             return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), server_timing(done))  # [B, 2, D]
         return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, server_timing(done))
 
-    return await _replied(request, reply, done, numbers=2 * latents.mean.size, timeout=timeout)
+    return await _written(request, reply, done, numbers=2 * latents.mean.size, timeout=timeout)
 
 
 @router.post(
@@ -153,7 +150,7 @@ async def log_likelihood(request: Request) -> Response:
         document = {**_named(model), "proposal": query.proposal, "seed": query.seed, "results": rows_of(done.result)}
         return json_reply(document, server_timing(done))
 
-    return await _replied(request, reply, done, numbers=10 * len(pixels), timeout=timeout)
+    return await _written(request, reply, done, numbers=10 * len(pixels), timeout=timeout)
 
 
 @router.post(
@@ -201,7 +198,7 @@ async def anomaly_scores(request: Request) -> Response:
         return json_reply(document, server_timing(done))
 
     numbers = 10 * len(pixels) + (pixels.size if query.explain else 0)
-    return await _replied(request, reply, done, numbers=numbers, timeout=timeout)
+    return await _written(request, reply, done, numbers=numbers, timeout=timeout)
 
 
 @router.get("/models", response_model=schemas.Models)
@@ -286,24 +283,12 @@ async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]
     return done
 
 
-async def _replied(
-    request: Request, reply: Callable[[], Response], done: Done[Any], *, numbers: int, timeout: float
-) -> Response:
-    """Write an answer here when it is small, in another thread when it is not."""
-    if numbers <= _FEW_NUMBERS:
-        return reply()
-    return await _written(request, reply, done, numbers=numbers, timeout=timeout)
-
-
 async def _written(
-    request: Request, reply: Callable[[], Response], done: Done[Any], *, numbers: int, timeout: float
+    request: Request, make: Callable[[], Response], done: Done[Any], *, numbers: int, timeout: float
 ) -> Response:
-    """Write an answer in another thread; one that is not small, within what is left of its deadline."""
-    if numbers <= _FEW_NUMBERS:
-        return await run_in_threadpool(reply)
+    """An answer of so many numbers, within what is left of the request's deadline."""
     seconds = max(0.0, timeout - done.load_seconds - done.queue_seconds - done.compute_seconds)
-    turns = _backend(request).large_answers if numbers > LARGE_NUMBERS else None
-    return await write_answer(request, reply, seconds=seconds, turns=turns)
+    return await _backend(request).writer.write(request, make, numbers=numbers, seconds=seconds)
 
 
 def _named(model: Model) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from fastapi.concurrency import run_in_threadpool
 from service.web.outcome import DeadlineError
 from service.web.waiting import answer_unless_gone
 
-LARGE_NUMBERS = 2**20
-"""Numbers, or pixels, of an answer that takes its turn among the largest."""
-LARGE_AT_ONCE = 2
+_FEW_NUMBERS = 2**14
+"""Numbers, or pixels, of an answer that is written sooner than another thread begins."""
+_LARGE_NUMBERS = 2**20
+_LARGE_AT_ONCE = 2
 _check: ContextVar[Callable[[], None]] = ContextVar("check", default=lambda: None)
 
 
@@ -36,59 +37,66 @@ def check_wanted() -> None:
     _check.get()()
 
 
-async def write_answer(
-    request: Request, make: Callable[[], Response], *, seconds: float, turns: asyncio.Semaphore | None
-) -> Response:
-    """What `make` makes, in another thread.
+class Writer:
+    """Writes answers: small ones at once, others in other threads, the largest of them two at a time."""
 
-    Args:
-        request: whose client may go away.
-        make: calls `check_wanted` every few milliseconds.
-        seconds: what is left of the request's deadline.
-        turns: of the largest answers; None for another, which waits for any thread.
+    def __init__(self) -> None:
+        self._turns = asyncio.Semaphore(_LARGE_AT_ONCE)
 
-    Raises:
-        DeadlineError: it is not written in time.
-        ClientDisconnect: the client has gone. Whatever `make` raises, too.
-    """
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Response] = loop.create_future()
-    deadline = time.monotonic() + seconds
+    async def write(self, request: Request, make: Callable[[], Response], *, numbers: int, seconds: float) -> Response:
+        """What `make` makes.
 
-    def check() -> None:
-        if answer.done():
-            raise _AbandonedError
-        if time.monotonic() > deadline:
-            raise _too_late()
+        Args:
+            request: whose client may go away.
+            make: where it takes long, it calls `check_wanted` every few milliseconds.
+            numbers: or pixels, of the answer.
+            seconds: what is left of the request's deadline.
 
-    def expire() -> None:
-        if not answer.done():
-            answer.set_exception(_too_late())
+        Raises:
+            DeadlineError: it is not written in time.
+            ClientDisconnect: the client has gone. Whatever `make` raises, too.
+        """
+        if numbers <= _FEW_NUMBERS:
+            return make()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Response] = loop.create_future()
+        deadline = time.monotonic() + seconds
 
-    async def work() -> None:
+        def check() -> None:
+            if answer.done():
+                raise _AbandonedError
+            if time.monotonic() > deadline:
+                raise _too_late()
+
+        async def work() -> None:
+            try:
+                async with self._turns if numbers > _LARGE_NUMBERS else nullcontext():
+                    made = await run_in_threadpool(_checked, make, check)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
+                if not answer.done():
+                    answer.set_exception(error)
+            else:
+                if not answer.done():
+                    answer.set_result(made)
+
+        working = loop.create_task(work())
+        expiry = loop.call_later(seconds, _expire, answer)
         try:
-            async with turns or nullcontext():
-                made = await run_in_threadpool(_checked, make, check)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
-            if not answer.done():
-                answer.set_exception(error)
-        else:
-            if not answer.done():
-                answer.set_result(made)
-
-    working = loop.create_task(work())
-    expiry = loop.call_later(seconds, expire)
-    try:
-        return await answer_unless_gone(request, answer)
-    finally:
-        expiry.cancel()
-        answer.cancel()  # tells the thread, where it is still writing
-        working.cancel()
+            return await answer_unless_gone(request, answer)
+        finally:
+            expiry.cancel()
+            answer.cancel()  # tells the thread, where it is still writing
+            working.cancel()
 
 
 def _checked(make: Callable[[], Response], check: Callable[[], None]) -> Response:
     _check.set(check)  # in this call's own context
     return make()
+
+
+def _expire(answer: "asyncio.Future[Response]") -> None:
+    if not answer.done():
+        answer.set_exception(_too_late())
 
 
 def _too_late() -> DeadlineError:

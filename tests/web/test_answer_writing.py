@@ -14,9 +14,10 @@ from starlette.requests import ClientDisconnect
 from service.engine.anomaly import AnomalyScores, Judgement
 from service.web.outcome import DeadlineError
 from service.web.replies import anomaly_rows, images_reply, json_reply
-from service.web.writing import check_wanted, write_answer
+from service.web.writing import Writer, check_wanted
 
 LONG = 3600.0
+LARGE, MEDIUM = 2**21, 2**15
 
 
 class Endless:
@@ -45,54 +46,67 @@ async def stays() -> dict[str, Any]:
     raise AssertionError
 
 
-async def goes() -> dict[str, Any]:
-    return {"type": "http.disconnect"}
-
-
-def test_an_answer_is_handed_over_and_so_is_an_error() -> None:
+@pytest.mark.parametrize("numbers", [1, MEDIUM, LARGE])
+def test_an_answer_is_handed_over_and_so_is_an_error(numbers: int) -> None:
     def fails() -> Response:
         raise ValueError("no such form")
 
     async def ask() -> None:
-        answer = await write_answer(request_of(stays), lambda: Response(b"yes"), seconds=LONG, turns=None)
-        assert answer.body == b"yes"
+        writer, request = Writer(), request_of(stays)
+        assert (await writer.write(request, lambda: Response(b"yes"), numbers=numbers, seconds=LONG)).body == b"yes"
         with pytest.raises(ValueError, match="no such form"):
-            await write_answer(request_of(stays), fails, seconds=LONG, turns=asyncio.Semaphore(1))
+            await writer.write(request, fails, numbers=numbers, seconds=LONG)
 
     asyncio.run(ask())
 
 
-@pytest.mark.parametrize(
-    ("receive", "seconds", "error"), [(stays, 0.05, DeadlineError), (goes, LONG, ClientDisconnect)]
-)
-def test_writing_ends_when_nobody_waits(receive: Callable[[], Any], seconds: float, error: type[Exception]) -> None:
+@pytest.mark.parametrize("numbers", [MEDIUM, LARGE])
+def test_writing_ends_when_its_client_goes_away(numbers: int) -> None:
     endless = Endless()
-    with pytest.raises(error):
-        asyncio.run(write_answer(request_of(receive), endless, seconds=seconds, turns=None))
+
+    async def goes() -> dict[str, Any]:
+        while not endless.began.is_set():
+            await asyncio.sleep(0.001)
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(Writer().write(request_of(goes), endless, numbers=numbers, seconds=LONG))
     assert endless.ended.wait(60)
 
 
-def test_the_largest_wait_for_their_turn_and_their_deadline_holds_meanwhile() -> None:
-    first, second = Endless(), Endless()
+@pytest.mark.parametrize("numbers", [MEDIUM, LARGE])
+def test_writing_ends_at_its_deadline(numbers: int) -> None:
+    endless = Endless()
+    with pytest.raises(DeadlineError, match="not written in time"):
+        asyncio.run(Writer().write(request_of(stays), endless, numbers=numbers, seconds=0.05))
+    assert not endless.began.is_set() or endless.ended.wait(60)  # where every processor was busy with something else
+
+
+def test_the_largest_are_written_two_at_a_time_and_their_deadline_holds_meanwhile() -> None:
+    first, second, third = Endless(), Endless(), Endless()
 
     async def ask() -> None:
-        turns = asyncio.Semaphore(1)
-        request = request_of(stays)
-        holding = asyncio.create_task(write_answer(request, first, seconds=LONG, turns=turns))
-        while not first.began.is_set():
+        writer, request = Writer(), request_of(stays)
+        holding = [
+            asyncio.create_task(writer.write(request, one, numbers=LARGE, seconds=LONG)) for one in (first, second)
+        ]
+        while not (first.began.is_set() and second.began.is_set()):
             await asyncio.sleep(0.001)
         with pytest.raises(DeadlineError, match="not written in time"):
-            await write_answer(request, second, seconds=0.05, turns=turns)
-        small = await write_answer(request, lambda: Response(b"small"), seconds=LONG, turns=None)
-        assert small.body == b"small"
-        holding.cancel()
-        await asyncio.wait([holding])
-        third = await write_answer(request, lambda: Response(b"third"), seconds=LONG, turns=turns)
-        assert third.body == b"third"
+            await writer.write(request, third, numbers=LARGE, seconds=0.05)
+        other = await writer.write(request, lambda: Response(b"other"), numbers=MEDIUM, seconds=LONG)
+        assert other.body == b"other"
+        holding[0].cancel()
+        await asyncio.wait(holding[:1])
+        next_one = await writer.write(request, lambda: Response(b"next"), numbers=LARGE, seconds=LONG)
+        assert next_one.body == b"next"
+        holding[1].cancel()
+        await asyncio.wait(holding)
 
     asyncio.run(ask())
     assert first.ended.wait(60)
-    assert not second.began.is_set()
+    assert second.ended.wait(60)
+    assert not third.began.is_set()
 
 
 def long_answers() -> Iterator[tuple[str, Callable[[], Response]]]:
@@ -113,4 +127,4 @@ def long_answers() -> Iterator[tuple[str, Callable[[], Response]]]:
 def test_every_long_answer_looks_at_its_deadline(name: str, make: Callable[[], Response]) -> None:
     make()  # without a deadline nothing ends it
     with pytest.raises(DeadlineError):
-        asyncio.run(write_answer(request_of(stays), make, seconds=-1, turns=None))
+        asyncio.run(Writer().write(request_of(stays), make, numbers=MEDIUM, seconds=-1))
