@@ -22,6 +22,7 @@ from service.web.registry import Registry
 from service.web.scheduler import Scheduler
 from service.web.settings import Settings
 from service.web.turns import Kind
+from service.web.writing import Writer
 
 State = Literal["starting", "ready", "draining", "failed"]
 P = TypeVar("P")
@@ -49,6 +50,7 @@ class Backend:
             fatal=DeviceLostError,
             on_death=self._died,
         )
+        self.writer = Writer()
         self.registry = Registry(settings, metrics, on_device_lost=self._scheduler.fail)
         # Finding a counter by its labels takes as long as counting.
         self._rows = cache(metrics.rows.labels)
