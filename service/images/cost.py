@@ -13,11 +13,13 @@ from service.images.jpeg import JpegHead
 from service.images.png import HEADER_BYTES, SIGNATURE, PngHeader
 from service.images.webp import webp_size
 
-IMAGE_COST = 2**13
+IMAGE_COST = 2**12
 _BRIEF_BYTES = 2**13
 _BRIEF_PIXELS = 2**14
 _BRIEF_SEGMENTS = 2**5
 _NOTHING = 0  # what is refused by its header
+_MANY_CHUNKS = 2**11
+_MANY_CHUNKS_COST = 2**25  # of as many as there may be
 _SEGMENT_COST = 2**9
 _SLOW_BYTE_COST = 2**5
 _JPEG_PASSES, _WEBP_PASSES = 6, 8
@@ -49,14 +51,15 @@ def is_brief(content: bytes) -> bool:
 
 def array_cost(images: int, pixels: int) -> int:
     """Of an array of so many images, which have so many pixels together, before or after resampling."""
-    return IMAGE_COST + images * 2**7 + 2 * pixels
+    return 2 * IMAGE_COST + images * 2**7 + 2 * pixels
 
 
 def _pixel_passes(content: bytes) -> int:
     try:
         if content.startswith(SIGNATURE):
             png = PngHeader.of(content[:HEADER_BYTES])
-            return 2 * png.width * png.height + png.unpacked_bytes
+            chunks_cost = _MANY_CHUNKS_COST if _has_many_chunks(content) else 0
+            return 2 * png.width * png.height + png.unpacked_bytes + chunks_cost
         if content.startswith(b"\xff\xd8\xff"):
             head = JpegHead.of(content)
             if head is None:
@@ -67,3 +70,13 @@ def _pixel_passes(content: bytes) -> int:
         return _NOTHING if size is None else _WEBP_PASSES * size[0] * size[1]
     except UnreadableImageError:
         return _NOTHING
+
+
+def _has_many_chunks(png: bytes) -> bool:
+    """Whether it has more chunks than an encoder writes that is not out for it."""
+    position = len(SIGNATURE)
+    for _ in range(_MANY_CHUNKS):
+        if position >= len(png):
+            return False
+        position += 12 + int.from_bytes(png[position : position + 4], "big")
+    return True

@@ -18,6 +18,7 @@ _WINDOW_BYTES = 2**17  # searched at once: no other thread runs meanwhile
 _EOI, _SOI, _SOS, _TEM = 0xD9, 0xD8, 0xDA, 0x01
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the SOF markers; from 0xC9 on arithmetic coding
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _RESTARTS = [bytes((0xFF, marker)) for marker in range(0xD0, 0xD8)]
 _APP1, _APP13 = 0xE1, 0xED
 _MAX_SCANS = 100  # each costs a pass over all pixels; encoders write 10 or so
@@ -173,8 +174,8 @@ class JpegFile:
         position = 0
         for start, stop in self.scans:
             data = self.content[start:stop]
-            restarts = sum(map(data.count, _RESTARTS))
-            if restarts <= _MAX_RESTARTS and b"\xff\xff" not in data:
+            restarts = sum(map(data.count, _RESTARTS)) if _RESTART.search(data) else 0
+            if 0 < restarts <= _MAX_RESTARTS and b"\xff\xff" not in data:
                 for restart in _RESTARTS:
                     data = data.replace(restart, _FILLING + restart)
             more = _FILLING + _RESTARTS[restarts % 8] + _FILLING  # an interval that may be wanted

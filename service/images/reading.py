@@ -12,11 +12,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.images.cost import array_cost, file_cost
+from service.images.cost import array_cost, file_cost, is_brief
 from service.images.reader import ImageReader, Shape
 
 MAX_HEADER_BYTES = 2**24  # a form of a million files has that many lengths
 _LENGTH_BYTES = 4
+_BRIEF_IMAGES, _BRIEF_NUMBERS, _BRIEF_COST = 128, 2**14, 2**20
 
 Array = NDArray[Any]
 
@@ -70,6 +71,14 @@ class Reading:
             return array_cost(len(self.images), pixels)
         files = sum(file_cost(item) if isinstance(item, bytes) else array_cost(1, item.size) for item in self.images)
         return files + len(self.images) * each
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether it takes ten milliseconds at most, of which no single image takes more than two."""
+        if isinstance(self.images, np.ndarray):
+            return False
+        brief = (is_brief(item) if isinstance(item, bytes) else item.size <= _BRIEF_NUMBERS for item in self.images)
+        return len(self.images) <= _BRIEF_IMAGES and all(brief) and self.cost() <= _BRIEF_COST
 
     def message(self) -> list[bytes | memoryview]:
         """The pieces of a message that `receive_reading` reads, of which the images are not copied."""

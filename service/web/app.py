@@ -18,7 +18,7 @@ from service.web.allocator import trim_after_peaks
 from service.web.backend import Backend
 from service.web.decoding import Decoding, InProcess
 from service.web.direct import direct_routes
-from service.web.documentation import describe_problems
+from service.web.documentation import describe_problems, openapi_route
 from service.web.limits import Limits
 from service.web.memory import Budget, computing_bytes
 from service.web.metrics import Metrics
@@ -88,6 +88,7 @@ def create_app(
             "logs": False,
             "auto_configure": False,
         },
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         title="logpx",
         version=version("logpx"),
         summary="Latent codes, imagined images, log P(x) with an error bar, and anomaly scores, for any image.",
@@ -99,7 +100,10 @@ def create_app(
     app.state.access = access
     app.state.metrics = metrics
     closed = [Depends(require_key)] if access.closed else []
-    app.router.routes[:0] = direct_routes(routes.router, closed=access.closed)  # routes are tried in this order
+    app.router.routes[:0] = [  # routes are tried in this order
+        *direct_routes(routes.router, closed=access.closed),
+        openapi_route(app),
+    ]
     app.include_router(routes.router, dependencies=closed)
     app.include_router(admin.router, dependencies=[Depends(require_admin)])
     app.include_router(probes.router)

@@ -21,10 +21,12 @@ class Arrival:
     Attributes:
         num_bytes: that are there.
         since, bytes_then: from when its rate is measured.
+        last: when some of it came.
         timer: of the wait for more, which ends at once where it gives way.
     """
 
     since: float
+    last: float
     num_bytes: int = 0
     bytes_then: int = 0
     gave_way: bool = False
@@ -33,6 +35,11 @@ class Arrival:
     def rate(self, now: float) -> float:
         """Bytes a second of late."""
         return (self.num_bytes - self.bytes_then) / max(now - self.since, 1e-9)
+
+    def speed(self, now: float) -> tuple[float, float]:
+        """For comparing bodies: none where nothing came for `_GRACE_SECONDS`, and then, the longer the less."""
+        idle = now - self.last
+        return (0.0 if idle >= _GRACE_SECONDS else self.rate(now)), -idle
 
 
 class Arrivals:
@@ -50,7 +57,8 @@ class Arrivals:
 
     def add(self) -> Arrival:
         """A body that is no small one."""
-        arrival = Arrival(since=asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        arrival = Arrival(since=now, last=now)
         self._bodies.add(arrival)
         return arrival
 
@@ -65,10 +73,10 @@ class Arrivals:
             arrival.bytes_then = int(arrival.num_bytes - arrival.rate(now) * _GRACE_SECONDS)
             arrival.since = now - _GRACE_SECONDS
         self._num_bytes += num_bytes - arrival.num_bytes
-        arrival.num_bytes = num_bytes
+        arrival.num_bytes, arrival.last = num_bytes, now
         while self._num_bytes > self._limit:
             slow = [body for body in self._bodies if now - body.since >= _GRACE_SECONDS]
-            slowest = min(slow, key=lambda body: body.rate(now), default=arrival)
+            slowest = min(slow, key=lambda body: body.speed(now), default=arrival)
             self.end(slowest)
             slowest.gave_way = True
             if slowest is arrival:

@@ -22,6 +22,7 @@ from service.web.registry import Registry
 from service.web.scheduler import Scheduler
 from service.web.settings import Settings
 from service.web.turns import Kind
+from service.web.writing import Writer
 
 State = Literal["starting", "ready", "draining", "failed"]
 P = TypeVar("P")
@@ -49,6 +50,7 @@ class Backend:
             fatal=DeviceLostError,
             on_death=self._died,
         )
+        self.writer = Writer()
         self.registry = Registry(settings, metrics, on_device_lost=self._scheduler.fail)
         # Finding a counter by its labels takes as long as counting.
         self._rows = cache(metrics.rows.labels)
@@ -64,8 +66,11 @@ class Backend:
 
         Raises: as `Registry.load` and `Decoding.start`.
         """
-        await self.decoding.start()
-        await self.registry.load()
+        starting = asyncio.create_task(self.decoding.start())
+        try:
+            await self.registry.load()
+        finally:
+            await starting
         loaded, resident = self.registry.loaded, resident_bytes()
         most = service_ceiling(self.settings, loaded, resident)
         _log.info("memory", resident=resident, at_most=most, decoders_at_most=decoders_ceiling(self.settings))
@@ -143,7 +148,9 @@ class Backend:
                 while self._scheduler.queued_jobs or self.decoding.jobs:
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            _log.warning("drain ended with work left", requests=self._scheduler.queued_jobs)
+            left = self._scheduler.queued_jobs + self.decoding.jobs
+            _log.warning("drain ended with work left", requests=left)
+            await self.decoding.close()
             await asyncio.to_thread(self._scheduler.stop)
 
     def stop(self) -> None:

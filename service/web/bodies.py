@@ -77,7 +77,7 @@ async def read_pixels(
         return reader.read_items([body])
 
     def prepare() -> Prepared | NDArray[np.float32]:
-        """A job for `decoding`; or the pixels, of numbers that are as they should be."""
+        """A job for `decoding`; or the pixels, where that takes no longer, or no more than their bytes take."""
         images: Sequence[bytes | Array] | Array
         if found == NPY:
             images = array
@@ -89,9 +89,8 @@ async def read_pixels(
         else:
             images = [body]
         share.hold(kept + _pixel_bytes(len(images), shape, limits))
-        if not (isinstance(images, np.ndarray) or reader.is_dear(images)):
-            return reader.read_items(images)
-        return decoding.prepare(Reading(shape, resize, limits.max_pixels, images))
+        reading = Reading(shape, resize, limits.max_pixels, images)
+        return reading.read() if reading.is_brief or not reader.is_dear(images) else decoding.prepare(reading)
 
     short = found in IMAGE_TYPES and len(body) <= _SHORT_BYTES
     prepared = prepare() if short else await run_in_threadpool(prepare)

@@ -23,8 +23,14 @@ _CHUNK_BYTES = 2**18  # sent at once: small pieces are put together to be about 
 _SOCKET_BYTES = 2**20
 _POLL_SECONDS = 0.005
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
-_PASSED_VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "COVERAGE_PROCESS_START")
-_SET_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+_PASSED_VARIABLES = ("LD_LIBRARY_PATH", "PATH")
+_LARGE_BYTES = 2**18  # a block that goes back to the system when it is freed, as in allocator.py
+_SET_VARIABLES = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(_LARGE_BYTES),
+}
 
 
 class DecoderLostError(Exception):

@@ -82,9 +82,7 @@ class DecodingPool:
         Raises:
             DecoderLostError, OSError: one cannot be started.
         """
-        starts = (Decoder.start(self._memory_bytes) for _ in range(self._workers))
-        started = await asyncio.gather(*starts, return_exceptions=True)
-        self._decoders.update(decoder for decoder in started if isinstance(decoder, Decoder))
+        started = await asyncio.gather(*(self._begin() for _ in range(self._workers)), return_exceptions=True)
         for number, decoder in enumerate(started):
             if isinstance(decoder, BaseException):
                 await self.close()
@@ -272,14 +270,16 @@ class DecodingPool:
         pause = 0.0
         while True:
             try:
-                decoder = await Decoder.start(self._memory_bytes)
+                return await self._begin()
             except (DecoderLostError, OSError) as error:
                 pause = min(_MAX_RESTART_SECONDS, 2 * pause + 0.1)
                 _log.error("a decoder cannot be started", reason=str(error), again_seconds=pause)
                 await asyncio.sleep(pause)
-            else:
-                self._decoders.add(decoder)
-                return decoder
+
+    async def _begin(self) -> Decoder:
+        decoder = await Decoder.start(self._memory_bytes)
+        self._decoders.add(decoder)
+        return decoder
 
     def _count_restart(self, reason: str) -> None:
         self._metrics.decoder_restarts.labels(reason).inc()

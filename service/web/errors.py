@@ -27,6 +27,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from model_store import InvalidArtifactError, ModelNotFoundError, StoreError
 from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
@@ -36,6 +37,10 @@ from service.images.errors import InvalidArrayError, InvalidImageError, PixelLim
 from service.web.outcome import DeadlineError, QueueFullError, StoppedError
 
 PROBLEM_JSON = "application/problem+json"
+MAX_DETAIL = 1000
+"""Characters of a problem's detail: what it quotes of the request may be as long as the request."""
+_MAX_ERRORS = 10
+_MAX_QUOTED = 200
 _log = structlog.get_logger()
 
 
@@ -134,6 +139,9 @@ HTTP_VERSION = Kind(
     "http-version-not-supported",
     "The service does not know this version of HTTP",
 )
+RANGE_NOT_SATISFIABLE = Kind(
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "range-not-satisfiable", "The file has no such range"
+)
 REQUEST_TIMEOUT = Kind(HTTPStatus.REQUEST_TIMEOUT, "request-timeout", "The request took too long to arrive")
 TOO_MANY_CONNECTIONS = Kind(
     HTTPStatus.SERVICE_UNAVAILABLE, "too-many-connections", "As many connections are open as may be"
@@ -184,8 +192,9 @@ def install(app: FastAPI) -> None:
 
 
 def problem(request: Request, kind: Kind, detail: str, **members: Any) -> Response:
-    """The answer of one refusal; `members` that are None are left out."""
+    """The answer of one refusal; `members` that are None are left out, and a detail that is too long is cut."""
     headers = members.pop("headers", None)
+    detail = shortened(detail, MAX_DETAIL)
     document = problem_document(kind, detail, request.scope.get("state", {}).get("request_id"), **members)
     request.scope["problem"] = {"problem": kind.slug, "detail": detail}
     return Response(document, int(kind.status), headers, PROBLEM_JSON)
@@ -203,6 +212,22 @@ def problem_document(kind: Kind, detail: str, request_id: str | None, **members:
             **{key: value for key, value in members.items() if value is not None},
         }
     )
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters; of a text that is longer, the beginning and a mark.
+
+    >>> shortened("unknown", 7), shortened("unknown", 4)
+    ('unknown', 'unk…')
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def foreign_problem(scope: Scope, status: int, text: str) -> bytes:
+    """The problem document in place of a library's own refusal, which is this text."""
+    found = HTTPStatus(status)
+    kind = RANGE_NOT_SATISFIABLE if found == RANGE_NOT_SATISFIABLE.status else _kind_of(found)
+    return bytes(problem(Request(scope), kind, text or kind.title).body)
 
 
 def _handler(kind: Kind) -> Any:
@@ -230,13 +255,19 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     status = HTTPStatus(error.status_code)
-    kind = Kind(status, status.phrase.lower().replace(" ", "-"), status.phrase)
-    detail = f"{request.method} {request.url.path}: {error.detail}; the routes are listed at /docs"
+    kind = _kind_of(status)
+    path = shortened(request.url.path, _MAX_QUOTED)
+    detail = f"{request.method} {path}: {error.detail}; the routes are listed at /docs"
     headers = dict(error.headers or {})
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = set(headers.get("Allow", "GET").split(", "))  # the pages' files, which are read, name none
         headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
     return problem(request, kind, detail, headers=headers)
+
+
+def _kind_of(status: HTTPStatus) -> Kind:
+    """What has no name of ours goes by its status's."""
+    return Kind(status, status.phrase.lower().replace(" ", "-"), status.phrase)
 
 
 async def _gone(request: Request, _: Exception) -> Response:
@@ -246,8 +277,14 @@ async def _gone(request: Request, _: Exception) -> Response:
 
 
 def _located(error: RequestValidationError) -> list[dict[str, str]]:
-    return [{"parameter": str(item["loc"][-1]), "problem": str(item["msg"])} for item in error.errors()]
+    """The first few of what is wrong, without more of the request than helps to find it."""
+    return [
+        {"parameter": shortened(str(item["loc"][-1]), _MAX_QUOTED), "problem": shortened(str(item["msg"]), MAX_DETAIL)}
+        for item in error.errors()[:_MAX_ERRORS]
+    ]
 
 
 def _sentence(error: RequestValidationError) -> str:
-    return "; ".join(f"{item['parameter']}: {item['problem']}" for item in _located(error))
+    told = [f"{item['parameter']}: {item['problem']}" for item in _located(error)]
+    more = len(error.errors()) - len(told)
+    return "; ".join([*told, *([f"and {more} more"] if more else [])])

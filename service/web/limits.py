@@ -24,6 +24,8 @@ from service.web.memory import FREE_BYTES, MEMORY, SENT_AT_ONCE, Budget, Share
 from service.web.settings import Settings
 
 MAX_HEADERS = 100
+MAX_PARAMETERS = 100
+_MAX_TOLD = 10
 
 
 class Limits:
@@ -104,7 +106,7 @@ class Limits:
             share.end()
 
     def _refusal(self, scope: Scope) -> Response | None:
-        size, coding, declared = len(scope["query_string"]), b"", b"0"
+        size, coding, declared = len(scope["path"]) + len(scope["query_string"]), b"", b"0"
         for name, value in scope["headers"]:  # every request comes by here: one pass
             size += len(name) + len(value)
             if name == b"content-encoding":
@@ -113,7 +115,7 @@ class Limits:
                 declared = value
         count = len(scope["headers"])
         if count > MAX_HEADERS or size > self._settings.max_header_bytes:
-            limits = f"{MAX_HEADERS} headers, {self._settings.max_header_bytes} bytes with the query"
+            limits = f"{MAX_HEADERS} headers, {self._settings.max_header_bytes} bytes with path and query"
             detail = f"at most {limits} are accepted; found {count}, {size} bytes"
             return problem(Request(scope), HEADER_TOO_LARGE, detail)
         if coding and coding.strip().lower() != b"identity":
@@ -129,9 +131,12 @@ class Limits:
         except MemoryFullError as error:
             headers = {"Retry-After": str(error.retry_after)}
             return problem(Request(scope), KINDS[MemoryFullError], str(error), headers=headers)
+        if scope["query_string"].count(b"&") >= MAX_PARAMETERS:  # to look at each takes longer than a request
+            detail = f"the query has more than {MAX_PARAMETERS} parameters"
+            return problem(Request(scope), INVALID_PARAMETER, detail)
         if repeated := _repeated(scope["query_string"]):
             detail = f"{', '.join(repeated)}: given more than once"
-            errors = [{"parameter": name, "problem": "given more than once"} for name in repeated]
+            errors = [{"parameter": name, "problem": "given more than once"} for name in repeated[:_MAX_TOLD]]
             return problem(Request(scope), INVALID_PARAMETER, detail, errors=errors)
         return None
 

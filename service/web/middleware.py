@@ -1,6 +1,8 @@
 """The layers round the app: each request is named, logged and counted; HEAD is answered as GET; a prefix is known."""
 
 import time
+from collections.abc import Iterable, Iterator
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -8,7 +10,7 @@ from opentelemetry import trace
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.errors import INTERNAL, problem
+from service.web.errors import INTERNAL, MAX_DETAIL, PROBLEM_JSON, foreign_problem, problem
 from service.web.request_log import RequestLog, request_id_of
 
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
@@ -18,7 +20,8 @@ _log = structlog.get_logger()
 class Observe:
     """Gives each request an id (the client's `X-Request-ID` where it is well formed), logs and counts its answer.
 
-    HEAD is answered as GET is, on every route, without the body.
+    HEAD is answered as GET is, on every route, without the body. What a library refuses by itself, in its own form (a
+    preflight from a foreign origin, a range of a page's file), leaves as a problem document too.
 
     Args:
         app: what answers. It may tell more of a request in `scope["observed"]`: see `observe`.
@@ -39,13 +42,26 @@ class Observe:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started = time.perf_counter()
         status = 0
+        foreign: Message | None = None  # the head of a library's own refusal, and then its text
+        text = b""
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, foreign, text
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _annotate_span(scope, request_id)
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), _NO_SNIFFING]
+                if status >= HTTPStatus.BAD_REQUEST and "problem" not in scope:
+                    foreign = message
+                    return
+                _annotate_span(scope, request_id)
+            elif foreign is not None:
+                text += message["body"][: MAX_DETAIL - len(text)]
+                if message.get("more_body", False):
+                    return
+                document = foreign_problem(scope, status, text.decode(errors="replace"))
+                _annotate_span(scope, request_id)
+                await send({**foreign, "headers": [*_without_body(foreign["headers"]), *_head_of(document)]})
+                message = {**message, "body": b"" if scope["method"] == "HEAD" else document}
             await send(message)
 
         try:
@@ -94,6 +110,14 @@ class RootPath:
                 scope["path"] = self._root_path + scope["path"]
                 scope["raw_path"] = self._root_path.encode() + scope.get("raw_path", b"")
         await self._app(scope, receive, send)
+
+
+def _without_body(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    return ((name, value) for name, value in headers if name.lower() not in (b"content-type", b"content-length"))
+
+
+def _head_of(document: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    return (b"content-type", PROBLEM_JSON.encode()), (b"content-length", b"%d" % len(document))
 
 
 def _annotate_span(scope: Scope, request_id: str) -> None:

@@ -11,18 +11,17 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 from fastapi import Request, Response
-from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.types import Receive, Scope, Send
 
 from service.engine.anomaly import AnomalyScores
 from service.web.errors import NotAcceptableError
+from service.web.writing import check_wanted
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
 IMAGE_FORMS = (JSON, PNG, NPY)
 _GRID_LINE, _GRID_LEVEL = 1, 128
-_FEW_NUMBERS = 2**14
 _PIECE_NUMBERS = 2**15  # written in about a millisecond; no other thread runs meanwhile
 _PIECE_BYTES = 2**20
 
@@ -64,11 +63,6 @@ def negotiate(request: Request, offered: Sequence[str]) -> str:
     if best_quality == 0:
         raise NotAcceptableError(f"Accept is {accept!r}; this route answers in: {', '.join(offered)}")
     return best
-
-
-async def replied(reply: Callable[[], Response], *, numbers: int) -> Response:
-    """Write an answer here when it is small, in another thread when it is not."""
-    return reply() if numbers <= _FEW_NUMBERS else await run_in_threadpool(reply)
 
 
 def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
@@ -207,12 +201,14 @@ def _weight(value: Any) -> int:
 def _json_pieces(value: Any) -> Iterator[bytes]:
     """JSON in pieces of about `_PIECE_NUMBERS`: the interpreter is given up to the event loop between two of them."""
     weight = _weight(value)
+    check_wanted()
     if weight <= _PIECE_NUMBERS or (isinstance(value, list | Written) and len(value) == 1):
         yield _dumps(value)
         return
     step = max(1, _PIECE_NUMBERS * len(value) // weight)
     yield b"["
     for start in range(0, len(value), step):
+        check_wanted()
         if start:
             yield b","
         if step == 1 and isinstance(value, np.ndarray):
@@ -254,6 +250,7 @@ def _levels(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 def _png_of_levels(levels: NDArray[np.uint8]) -> bytes:
     if len(levels) not in (1, 3):
         raise NotAcceptableError(f"a PNG has 1 or 3 channels, the images have {len(levels)}; ask for npy or ?as=array")
+    check_wanted()
     stream = io.BytesIO()
     Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(stream, "PNG")
     return stream.getvalue()

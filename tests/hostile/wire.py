@@ -120,7 +120,7 @@ def send_and_read(
         left = memoryview(piece)
         quiet_at = time.monotonic() + read_seconds
         while left:
-            readable, writable, _ = select.select([connection], [connection], [], quiet_at - time.monotonic())
+            readable, writable = _ready(connection, quiet_at, writing=True)
             if not (readable or writable):
                 return bytes(received)
             try:
@@ -138,10 +138,22 @@ def send_and_read(
     return bytes(received)
 
 
+def _ready(connection: socket.socket, until: float, *, writing: bool = False) -> tuple[bool, bool]:
+    """Whether there is something to read, or an end, and whether there is room to write; waits until one, or till then.
+
+    Not by `select.select`, which takes no descriptor over 1023.
+    """
+    poll = select.poll()
+    poll.register(connection, select.POLLIN | (select.POLLOUT if writing else 0))
+    events = dict(poll.poll(max(0.0, 1000 * (until - time.monotonic())))).get(connection.fileno(), 0)
+    gone = bool(events & (select.POLLHUP | select.POLLERR))
+    return bool(events & select.POLLIN) or gone, bool(events & select.POLLOUT) and not gone
+
+
 def _read(connection: socket.socket, received: bytearray, until: float, *, once: bool = False) -> bool:
     """Read till then, or one piece; whether it is over: the peer closed, or, of one piece, none came."""
-    while (left := until - time.monotonic()) > 0:
-        if select.select([connection], [], [], left)[0]:
+    while time.monotonic() < until:
+        if _ready(connection, until)[0]:
             try:
                 more = connection.recv(1 << 20)
             except ConnectionError:

@@ -1,9 +1,12 @@
 """What files cost, by their headers alone: in the right order, and before anything is unpacked."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from service.images.cost import array_cost, file_cost, is_brief
+from service.images.reading import PlainShape, Reading
 from service.images.webp import webp_size
 from tests.hostile.image_bombs import BOMBS, exif, jpeg_with, progressive_jpeg, segment, webp_canvas
 from tests.web.forms import image_file
@@ -34,6 +37,7 @@ def test_the_cost_of_any_bomb_is_told_without_an_error() -> None:
     for name, (content_type, write, _) in BOMBS.items():
         if content_type.startswith("image/"):
             assert file_cost(write()) > 0, name
+    assert file_cost(BOMBS["a png of 58 000 pieces"][1]()) > 2**25
     assert file_cost(BOMBS["a large jpeg of 60 scans"][1]()) > 2**28
     assert file_cost(BOMBS["a jpeg of 50 photoshop segments"][1]()) > 2**26
 
@@ -56,6 +60,22 @@ def test_brief_is_a_small_file_of_one_scan() -> None:
     assert not is_brief(progressive_jpeg(28, 100))
     assert not is_brief(b"\xff\xd8\xff")
     assert not is_brief(b"")
+
+
+def test_images_are_brief_together_where_there_are_few_and_each_is() -> None:
+    digit = image_file(RNG.integers(0, 256, (28, 28), np.uint8))
+
+    def brief(*images: Any) -> bool:
+        return Reading(PlainShape(1, 28, 28), True, 2**25, images).is_brief
+
+    assert brief(digit)
+    assert brief(*[digit] * 100)
+    assert not brief(*[digit] * 1000)
+    assert not brief(digit, progressive_jpeg(28, 100))
+    assert brief(digit, np.zeros((1, 9, 9), np.float32))
+    assert not brief(*[np.zeros((1, 9, 9), np.float32)] * 1000)
+    assert not brief(digit, np.zeros((1, 300, 300), np.float32))
+    assert not brief(*[image_file(np.zeros((128, 128), np.uint8), "JPEG")] * 20)
 
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 50}, {"lossless": True, "exif": b"Exif\0\0"}])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.images.errors import UnreadableImageError
+from service.images.errors import PixelLimitError, UnreadableImageError
 from service.images.file import ImageFile
 from service.images.jpeg import JpegFile
-from tests.images.written import Array, jpeg, jpeg_exif
+from tests.hostile.image_bombs import exif, gigapixel_jpeg, jpeg_with, png_with, progressive_jpeg, segment, webp_canvas
+from tests.images.written import Array, jpeg, jpeg_exif, png_chunk
 from training.errors import CorruptImageError
 from training.sources import read_source
 
@@ -167,3 +168,41 @@ def test_training_names_a_file_that_is_cut_off_and_counts_it(tmp_path: Path, fil
     with pytest.raises(CorruptImageError, match=rf"1\{suffix}: .*; 1 of 3 images cannot be read"):
         read_source(tmp_path)
     assert len(read_source(tmp_path, skip_corrupt=True).train) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (progressive_jpeg(5700, 67), "it has 67 scans; of so many pixels at most 66 are read"),
+        (progressive_jpeg(28, 101), "it has 101 scans; at most 100 are read"),
+        (jpeg_with(segment(0xFE, b"") * 4096), "it has more than 4096 segments"),
+        (jpeg_with(segment(0xFE, b"") * 3000), ""),
+        (jpeg_with(b"\xff" * 4097), "more than 4096 bytes between segments"),
+        (jpeg_with(b"\xff" * 2000), ""),
+        (jpeg_with(segment(0xE1, b"Exif\0\0" + bytes(40_000)) * 2), "more than 65536 bytes of EXIF data"),
+        (jpeg_with(segment(0xE1, b"Exif\0\0" + bytes(65_000))), ""),
+        (png_with(png_chunk(b"eXIf", exif(70_000)[6:])), "more than 65536 bytes of EXIF data"),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_files_that_would_take_long_are_refused_in_training_too(content: bytes, problem: str, tmp_path: Path) -> None:
+    """An empty problem: it is read."""
+    suffix = ".png" if content.startswith(b"\x89") else ".jpg"
+    (tmp_path / f"image{suffix}").write_bytes(content)
+    if not problem:
+        assert read(content).shape == (28, 28, 1)
+        assert len(read_source(tmp_path).train) == 1
+        return
+    with pytest.raises(UnreadableImageError, match=problem):
+        read(content)
+    with pytest.raises(CorruptImageError, match=problem):
+        _ = read_source(tmp_path).train[0]
+
+
+def test_a_webp_or_jpeg_of_too_many_pixels_is_refused_before_memory_is_taken_for_them() -> None:
+    with pytest.raises(PixelLimitError, match="16384×16384 pixels; at most 1000 are decoded"):
+        ImageFile(webp_canvas(16_384), max_pixels=1000)
+    with pytest.raises(PixelLimitError, match="16384×16384"):
+        ImageFile(webp_canvas(16_384))
+    with pytest.raises(PixelLimitError, match="65520×65520"):
+        ImageFile(gigapixel_jpeg())

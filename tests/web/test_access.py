@@ -1,5 +1,6 @@
 """Keys: which routes they close, how they travel, and that they are told to nobody."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,49 @@ def test_the_documentation_needs_no_other_host(client: TestClient) -> None:
     for file in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"):
         assert client.get(f"/static-offline-docs/{file}").status_code == 200
         assert f"/static-offline-docs/{file}" in page
+
+
+def test_what_cors_refuses_is_a_problem_document_too(serve: Serve) -> None:
+    client = serve(cors_origins="https://a.example")
+    asked = {"origin": "https://b.example", "access-control-request-method": "DELETE"}
+    answer = client.options("/v1/encode", headers=asked)
+    assert answer.status_code == 400
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["content-length"] == str(len(answer.content))
+    assert "Origin" in answer.headers["vary"]
+    assert answer.json()["type"] == "urn:logpx:problem:bad-request"
+    assert answer.json()["detail"] == "Disallowed CORS origin, method"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert 'logpx_refusals_total{problem="bad-request"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_so_is_a_range_that_a_file_does_not_have(client: TestClient, method: str) -> None:
+    path = "/static-offline-docs/swagger-ui.css"
+    assert client.request(method, path, headers={"range": "bytes=0-9"}).status_code == 206
+    answer = client.request(method, path, headers={"range": "bytes=9999999999-"})
+    assert answer.status_code == 416
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["content-range"].startswith("bytes */")
+    if method == "GET":
+        assert answer.json()["type"] == "urn:logpx:problem:range-not-satisfiable"
+    else:
+        assert answer.content == b""
+
+
+def test_the_openapi_document_is_made_once_beside_other_requests(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve()
+    assert client.portal is not None
+    made_in: list[int] = []
+    app: Any = client.app
+    openapi = app.openapi
+
+    def make() -> Any:
+        made_in.append(threading.get_ident())
+        return openapi()
+
+    monkeypatch.setattr(app, "openapi", make)
+    documents = [client.get("/openapi.json").json() for _ in range(3)]
+    assert documents == [openapi()] * 3
+    assert len(made_in) == 1
+    assert made_in != [client.portal.call(threading.get_ident)]

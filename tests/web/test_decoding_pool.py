@@ -15,11 +15,13 @@ from numpy.testing import assert_array_equal
 from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
 from service.images.reading import PlainShape, Reading
 from service.web import decoding_pool
+from service.web.backend import Backend
 from service.web.decoder import Decoder, DecoderLostError
 from service.web.decoding import InProcess, Read
 from service.web.decoding_pool import DecodingPool
 from service.web.metrics import Metrics
 from service.web.outcome import DeadlineError, QueueFullError, StoppedError
+from service.web.settings import Settings
 from tests.hostile.image_bombs import GREY, progressive_jpeg
 from tests.web.forms import image_file
 
@@ -73,7 +75,7 @@ def restarts(pool: DecodingPool, reason: str) -> float:
 
 async def busy(pool: DecodingPool) -> Decoder:
     """The worker that reads the only job."""
-    await until(lambda: any(job.decoder for job in pool._jobs))
+    await until(lambda: any(job.decoder and job.decoder.pid in pool.pids for job in pool._jobs))
     (found,) = [job.decoder for job in pool._jobs if job.decoder]
     await asyncio.sleep(0.05)  # in the midst of it
     return found
@@ -122,7 +124,11 @@ def test_errors_are_those_of_this_process(
     runner.run(scenario())
 
 
-def test_a_job_past_its_deadline_is_dropped_and_its_worker_replaced(runner: asyncio.Runner, pool: DecodingPool) -> None:
+def test_a_job_past_its_deadline_is_dropped_and_its_worker_replaced(
+    runner: asyncio.Runner, pool: DecodingPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding_pool, "GRACE_SECONDS", 0.0)
+
     async def scenario() -> None:
         before = restarts(pool, "dropped")
         with pytest.raises(DeadlineError, match=r"within 0\.2 s"):
@@ -148,8 +154,10 @@ def test_a_short_job_past_its_deadline_costs_no_worker(runner: asyncio.Runner, p
 
 
 def test_a_cancelled_job_is_dropped_whether_it_waits_or_is_being_read(
-    runner: asyncio.Runner, pool: DecodingPool
+    runner: asyncio.Runner, pool: DecodingPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decoding_pool, "GRACE_SECONDS", 0.0)
+
     async def scenario() -> None:
         before = restarts(pool, "dropped")
         first, second = (pool.submit(pool.prepare(reading(MONSTER)), LONG_SECONDS) for _ in range(2))
@@ -226,7 +234,7 @@ def test_a_worker_that_was_killed_costs_one_more_try(runner: asyncio.Runner, poo
         task = asyncio.create_task(read(pool, MONSTER))
         first = await busy(pool)
         os.kill(first.pid, signal.SIGKILL)
-        await until(lambda: first.pid not in pool.pids)
+        await until(lambda: first.pid not in pool.pids)  # so the next to be busy is another
         os.kill((await busy(pool)).pid, signal.SIGKILL)
         with pytest.raises(QueueFullError) as caught:
             await task
@@ -318,5 +326,28 @@ def test_in_process_the_deadline_holds_and_errors_are_the_same() -> None:
         assert time.monotonic() - started < 10
         await until(lambda: here.jobs == 0)
         await here.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_drain_waits_for_images_and_then_gives_them_up() -> None:
+    class Stuck(InProcess):
+        closed = False
+
+        @property
+        def jobs(self) -> int:
+            return 0 if self.closed else 1
+
+        async def close(self) -> None:
+            self.closed = True
+
+    async def scenario() -> None:
+        decoding = Stuck()
+        backend = Backend(Settings(drain_seconds=0.1), Metrics(), lambda: None, decoding)
+        started = time.monotonic()
+        await backend.drain()
+        assert time.monotonic() - started >= 0.1
+        assert decoding.closed
+        backend.stop()
 
     asyncio.run(scenario())

@@ -1,13 +1,15 @@
 """Ten thousand malformed bodies: each is refused as a problem, none is our bug, and the service answers as before.
 
-Right bodies in every form are cut, spliced, repeated and sprinkled with what parsers dislike, by a seeded generator.
-Some survive that as right bodies; they are answered, and do not count.
+Right bodies in every form are cut, spliced, repeated and sprinkled with what parsers dislike, by a seeded generator;
+numbers become texts, objects or numbers without end, arrays get types and shapes that they have not, and requests
+carry headers that must change nothing. Some survive that as right bodies; they are answered, and do not count.
 """
 
 import asyncio
 import random
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,69 @@ DISLIKED = [
         b"Content-Length: 1\r\n\r\n",
     ),
 ]
+
+
+OTHER_TYPES = [
+    *(b'"' + b"1" * length + b'"' for length in (0, 1, 17, 3000)),
+    *(b'"\\u0000"', b'"\\ud83d\\ude00"', b'"NaN"', b"null", b"true", b"false", b"{}", b"[]", b"[[[0]]]", b'{"0":0}'),
+    *(b"18446744073709551616", b"-9223372036854775809", b"9" * 400, b"1e400", b"-1e-400", b"0." + b"9" * 400),
+    *(b"1E5", b"-0", b"1_0", b"0x1", b"1.", b".1", b"+1", b"00", b"Infinity", b"-NaN", b"\xd9\xa1"),
+]
+"""What a number in JSON is replaced by."""
+KINDS = [
+    *(
+        "|u1",
+        "<f4",
+        ">f4",
+        "|O",
+        "<f2",
+        "<c8",
+        "|V9",
+        "<U2",
+        "<M8[s]",
+        "|b1",
+        "?",
+        "x",
+        "",
+        "<f16",
+        "<i8",
+        ">u8",
+        "|S1",
+    ),
+    *(
+        "<U65535",
+        "|S2147483647",
+        "<U1000000000000",
+        "|V0",
+        "<m8[25s]",
+        "f4, i4",
+        "(2,)<f4",
+        "object",
+        "<f4\\x00",
+        "\u0661",
+    ),
+]
+"""Of an npy array's numbers; most there are, and few are taken."""
+DIMENSIONS = [0, -1, 1, 3, 27, 28, 2**31, 2**32, 2**62, 2**63, 2**64, 10**30]
+NOT_DIMENSIONS = ["True", "1.0", "1e3", "'3'", "None", "(3,)", "[3]", "-0", "0x3", "3L", "3 if 1 else 2", "1j", "..."]
+HEADERS = [
+    (b"upgrade", b"h2c"),
+    (b"upgrade", b"websocket"),
+    (b"connection", b"Upgrade, HTTP2-Settings"),
+    (b"http2-settings", b"AAMAAABkAAQAoAAAAAIAAAAA"),
+    (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="),
+    (b"expect", b"200-maybe"),
+    (b"range", b"bytes=0-0,5-9"),
+    (b"if-none-match", b"*"),
+    (b"x-http-method-override", b"DELETE"),
+    (b"forwarded", b"for=\xff;host=elsewhere"),
+    (b"x-forwarded-prefix", b"//elsewhere"),
+    (b"traceparent", b"00-zz"),
+    (b"x-request-id", b"\x1b[2J\x00"),
+    (b"cookie", b"a" * 3000),
+    (b"content-language", b"\xc2\x9b"),
+]
+"""None of them may change an answer."""
 
 
 def right_bodies() -> list[tuple[str, str, bytes]]:
@@ -104,17 +169,32 @@ def noise(body: bytes, chance: random.Random, _: bytes) -> bytes:
     return body[: chance.choice((0, 4, 8, 12))] + chance.randbytes(chance.randrange(200))
 
 
+def retype(body: bytes, chance: random.Random, _: bytes) -> bytes:
+    """Some of a JSON body's numbers become something else; of a body without any, some bytes do."""
+    numbers = list(re.finditer(rb"(?<=[\[,])-?[0-9.e-]+(?=[,\]])", body)) or list(re.finditer(rb"[0-9]", body))
+    for found in sorted(chance.sample(numbers, min(len(numbers), chance.choice((1, 1, 2, 20)))), key=_start)[::-1]:
+        body = body[: found.start()] + chance.choice(OTHER_TYPES) + body[found.end() :]
+    return body
+
+
+def _start(found: re.Match[bytes]) -> int:
+    return found.start()
+
+
 def lie(_: bytes, chance: random.Random, __: bytes) -> bytes:
     """An npy header about other data than follow."""
-    kind = chance.choice(["|u1", "<f4", ">f4", "|O", "<f2", "<c8", "|V9", "<U2", "<M8[s]", "|b1", "?", "x"])
-    sizes = [chance.choice([0, -1, 1, 3, 27, 28, 2**31, 2**63, 2**64]) for _ in range(chance.randrange(6))]
+    kind = repr(chance.choice(KINDS)) if chance.random() < 0.9 else "[('a', '<f4'), ('b', '|O', (2,))]"
+    sizes = [
+        str(chance.choice(DIMENSIONS)) if chance.random() < 0.9 else chance.choice(NOT_DIMENSIONS)
+        for _ in range(chance.choice((0, 1, 2, 3, 4, 5, 40)))
+    ]
     order = chance.choice(["True", "False", "None", "2"])
-    text = f"{{'descr': '{kind}', 'fortran_order': {order}, 'shape': ({', '.join(map(str, sizes))})}}"
+    text = f"{{'descr': {kind}, 'fortran_order': {order}, 'shape': ({', '.join(sizes)})}}"
     return npy_header(text) + bytes(chance.choice([0, 1, 783, 785, 3136]))
 
 
 MUTATIONS: list[Callable[[bytes, random.Random, bytes], bytes]] = [
-    *(cut, sprinkle, flip, repeat, splice, swap, noise, lie),
+    *(cut, sprinkle, flip, repeat, splice, swap, noise, lie, retype),
 ]
 
 
@@ -128,7 +208,9 @@ def malformed(seed: int) -> Iterator[tuple[str, str, bytes]]:
             yield route, content_type, wrong
 
 
-async def post(app: Any, path: str, content_type: str, body: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
+async def post(
+    app: Any, path: str, content_type: str, body: bytes, more: Sequence[tuple[bytes, bytes]] = ()
+) -> tuple[int, dict[bytes, bytes], bytes]:
     """One request, straight to the app: a client library would take most of the time."""
     messages: list[dict[str, Any]] = []
     parts = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -143,7 +225,7 @@ async def post(app: Any, path: str, content_type: str, body: bytes) -> tuple[int
         messages.append(message)
 
     head = {"type": "http", "http_version": "1.1", "method": "POST", "path": path, "raw_path": path.encode()}
-    headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
+    headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body)), *more]
     scope = {**head, "query_string": b"", "headers": headers, "scheme": "http", "server": ("here", 80), "client": None}
     await app({**scope, "root_path": "", "asgi": {"version": "3.0"}}, receive, send)
     start, *answer = messages
@@ -152,13 +234,15 @@ async def post(app: Any, path: str, content_type: str, body: bytes) -> tuple[int
 
 def test_ten_thousand_malformed_bodies_are_refused_and_harm_nothing(client: TestClient) -> None:
     app, bodies = client.app, malformed(seed=1)
+    chance = random.Random(2)  # noqa: S311 (no secret)
     statuses: Counter[int] = Counter()
     wrong: list[Any] = []
 
     async def work() -> None:
         while sum(count for status, count in statuses.items() if status != 200) < NUM_REFUSED:
             route, content_type, body = next(bodies)
-            status, headers, answer = await post(app, route, content_type, body)
+            more = chance.sample(HEADERS, chance.choice((0, 0, 1, 3)))
+            status, headers, answer = await post(app, route, content_type, body, more)
             statuses[status] += 1
             if status == 200:
                 continue
@@ -171,8 +255,8 @@ def test_ten_thousand_malformed_bodies_are_refused_and_harm_nothing(client: Test
         for task in [asyncio.create_task(work()) for _ in range(AT_ONCE)]:
             await task
 
-    async def ask() -> list[Any]:
-        return [(await post(app, *right))[::2] for right in right_bodies()]
+    async def ask(more: Sequence[tuple[bytes, bytes]] = ()) -> list[Any]:
+        return [(await post(app, *right, more))[::2] for right in right_bodies()]
 
     assert client.portal is not None
     before = client.portal.call(ask)
@@ -182,4 +266,5 @@ def test_ten_thousand_malformed_bodies_are_refused_and_harm_nothing(client: Test
     assert wrong == []
     assert statuses[200] < NUM_REFUSED / 4, "the generator hardly harms what it touches"
     assert client.portal.call(ask) == before
+    assert client.portal.call(ask, HEADERS) == before
     assert "logpx_queued_requests 0.0" in client.get("/metrics").text
