@@ -139,6 +139,10 @@ class Connection(AnsweringProtocol):
             if self._expects_100 and not (self.cycle.response_started or self._shutting_down):
                 self.cycle.keep_alive = True
             super().on_message_complete()
+            if not self.parser.should_keep_alive():  # a trailer may say so; the parser reads nothing more
+                self.cycle.keep_alive = False
+                if self.cycle.response_complete:
+                    self.transport.close()
         self.url = b""
 
     def on_response_complete(self) -> None:

@@ -413,6 +413,19 @@ def test_a_body_of_extensions_is_cut_off(service: ChildService, frames: bytes) -
     assert (answer.status, answer.problem) == (431, "header-too-large")
 
 
+@pytest.mark.parametrize("path", [b"/v1/encode", b"/nowhere"])
+def test_a_trailer_that_closes_the_connection_closes_it(service: ChildService, path: bytes) -> None:
+    """What comes after it is not read; nor is it waited for."""
+    request = chunks(CHUNKS[:-2] + b"Connection: close\r\n\r\n").replace(b"/v1/encode", path)
+    for pieces in (
+        (request + SMUGGLED,),
+        (request[:-40], request[-40:] + SMUGGLED),
+        (request[:-2], request[-2:], SMUGGLED),
+    ):
+        (answer,) = sent(service, *pieces, pause=0.3)
+        assert answer.status in (200, 404)
+
+
 def test_a_target_is_logged_as_it_is_asked_for(service: ChildService) -> None:
     service.raw(
         b"GET http://there/v1/nowhere?x=1 HTTP/1.1\r\nHost: here\r\nX-Request-ID: of-a-url\r\nConnection: close\r\n\r\n"

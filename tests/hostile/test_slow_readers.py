@@ -60,8 +60,8 @@ ASK: dict[str, bytes] = {
     "HTTP/1.0": LARGE.replace(b"1.1", b"1.0") + b"\r\n",
     "offer": LARGE + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
     "large ones in a row": (LARGE + b"\r\n") * 3,
-    "small ones in a row": b"GET /v1/models HTTP/1.1\r\nHost: here\r\n\r\n" * 20_000,
-    "refusals in a row": b"GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\n" * 20_000,
+    "small ones in a row": b"GET /v1/models HTTP/1.1\r\nHost: here\r\n\r\n" * 9_000,
+    "refusals in a row": b"GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\n" * 9_000,
 }
 
 

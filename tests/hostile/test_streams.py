@@ -49,6 +49,8 @@ def read_strictly(stream: bytes) -> Reading:
         if not (head := HEAD.match(stream)):
             return reading
         _, target, minor, lines = head.groups()
+        if b"#" in target or not re.match(rb"/|(?i:https?)://[^/?:@]+(:\d*)?(?=[/?]|$)", target):
+            return reading
         pairs = [line.split(b":", 1) for line in lines.split(b"\r\n") if line]
         headers = [(name.lower(), value.strip(b" \t")) for name, value in pairs]
         length = _end_of_body(stream[head.end() :], dict(headers), [name for name, _ in headers], minor)
@@ -60,7 +62,7 @@ def read_strictly(stream: bytes) -> Reading:
         if length < 0:
             return reading
         stream = stream[head.end() + length :]
-        if minor == b"0" or b"close" in dict(headers).get(b"connection", b"").lower():
+        if minor == b"0" or re.search(rb"(?i)\nconnection:[^\r]*close", b"\n" + lines):
             return reading
     reading.right = not asks and not ODD_EXTENSION.search(whole)
     return reading
@@ -90,8 +92,8 @@ def _end_of_chunks(rest: bytes) -> int:
         at = chunk.end()
         if not size:
             trailers = TRAILERS.match(rest, at)
-            framed = trailers and re.search(rb"(?im)^(content-length|transfer-encoding):", trailers[1])
-            return trailers.end() if trailers and not framed else -1
+            framing = trailers and re.search(rb"(?im)^(content-length|transfer-encoding|connection):", trailers[1])
+            return trailers.end() if trailers and not framing else -1
         at += size
         if rest[at : at + 2] != b"\r\n":
             return -1
