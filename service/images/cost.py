@@ -35,8 +35,8 @@ def file_cost(content: bytes) -> int:
 def is_brief(content: bytes) -> bool:
     """Whether reading this file takes at most a millisecond or two, going by its length and its header.
 
-    A PNG, or a JPEG of one scan, without EXIF data, a few packed bytes of which may be much work. libwebp has had faults
-    enough to be kept in another process.
+    A PNG, or a JPEG of one scan, without EXIF data, a few packed bytes of which may be much work. WebP is always left
+    to another process, for the faults that libwebp has had.
     """
     if len(content) > _BRIEF_BYTES or any(mark in content for mark in _EXIF_MARKS):
         return False
