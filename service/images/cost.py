@@ -15,6 +15,7 @@ from service.images.webp import webp_size
 
 IMAGE_COST = 2**12
 _BRIEF_BYTES = 2**13
+_EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 _BRIEF_PIXELS = 2**14
 _BRIEF_SEGMENTS = 2**5
 _NOTHING = 0  # what is refused by its header
@@ -34,11 +35,14 @@ def file_cost(content: bytes) -> int:
 def is_brief(content: bytes) -> bool:
     """Whether reading this file takes at most a millisecond or two, going by its length and its header.
 
-    A PNG, or a JPEG of one scan; libwebp has had faults enough to be kept in a process of its own.
+    A PNG, or a JPEG of one scan, without EXIF data, a few packed bytes of which may be much work. WebP is always left
+    to another process, for the faults that libwebp has had.
     """
+    if len(content) > _BRIEF_BYTES or any(mark in content for mark in _EXIF_MARKS):
+        return False
     if is_small_png(content):
         return True
-    if len(content) > _BRIEF_BYTES or not content.startswith(b"\xff\xd8\xff"):
+    if not content.startswith(b"\xff\xd8\xff"):
         return False
     try:
         head = JpegHead.of(content)

@@ -22,7 +22,7 @@ from service.images.webp import webp_size
 
 MAX_PIXELS = 2**27  # of one file, whatever a reader allows
 _JPEG_START = b"\xff\xd8\xff"
-_MAX_EXIF_BYTES = 2**16  # the standard's; of each entry Pillow copies what it points to
+_MAX_EXIF_BYTES = 2**16  # the standard's; some versions of Pillow copy, for each entry, whatever it points to
 _NO_IMAGE = "it is none of PNG, JPEG, WebP, or its header is broken"
 _WHITE = {1: np.float32(255), 2: np.float32(65535)}  # by the bytes of a level
 _SMALL_BYTES = 2**13
@@ -188,7 +188,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF's, from 1 to 8; what is none of these is 1. Only where there is `info` can one be told."""
     if len(image.info.get("exif", b"")) > _MAX_EXIF_BYTES:
         raise UnreadableImageError(f"it has more than {_MAX_EXIF_BYTES} bytes of EXIF data")
-    if len(image.info.get("Raw profile type exif", "")) > 3 * _MAX_EXIF_BYTES:  # in hexadecimal, in lines
+    if len(image.info.get("Raw profile type exif", "")) > 2.2 * _MAX_EXIF_BYTES:  # in hexadecimal, in lines
         raise UnreadableImageError(f"it has more than {_MAX_EXIF_BYTES} bytes of EXIF data")
     found = image.getexif().get(ExifTags.Base.Orientation, 1) if image.info else 1
     return found if isinstance(found, int) else 1

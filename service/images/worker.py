@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from typing import Any
 
 from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
@@ -29,6 +30,7 @@ def main(descriptor: int, parent: int, memory: int) -> int:
     _end_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal or systemd sends to all: the service decides
         signal.signal(number, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # nobody reads them, and a broken file may cause one for each of its tags
     _bound(memory)
     with socket.socket(fileno=descriptor) as connection, connection.makefile("rb") as stream:
         connection.sendall(head({"ready": True}))

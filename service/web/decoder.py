@@ -198,9 +198,9 @@ def _wake(waiter: "asyncio.Future[None]") -> None:
 def _environment() -> dict[str, str]:
     """What the process needs to find its code, and nothing of the service's, which has keys in it."""
     found = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
-    package = str(Path(service.__path__[0]).parent)
-    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**found, **_SET_VARIABLES, "PYTHONPATH": os.pathsep.join(paths)}
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    paths = [Path(service.__path__[0]).parent, *map(Path, given)]
+    return {**found, **_SET_VARIABLES, "PYTHONPATH": os.pathsep.join(str(path.resolve()) for path in paths)}
 
 
 def _chunks(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:

@@ -149,7 +149,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], set[int]]] = {
         lambda: image_file(GREY, "JPEG")[:-2] + segment(0xFE, b"") * 100_000 + b"\xff\xd9",
         REFUSED,
     ),
-    "a jpeg of exif that is copied 5000 times": (JPEG, lambda: jpeg_with(EXIF_SEGMENT), READ | REFUSED),
+    "a jpeg of exif whose 5000 entries are all of it": (JPEG, lambda: jpeg_with(EXIF_SEGMENT), READ | REFUSED),
     "a jpeg of exif in 100 segments": (JPEG, lambda: jpeg_with(EXIF_SEGMENT * 100), REFUSED),
     "a jpeg of 100 profiles": (JPEG, lambda: jpeg_with(segment(0xE2, ICC + bytes(65_000)) * 100), READ),
     "a jpeg of 50 photoshop segments": (
@@ -163,6 +163,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], set[int]]] = {
     "a png of more pixels than pieces": (PNG, lambda: png_in_pieces(240, 1000, claims=5000), REFUSED),
     "a png of a megabyte of exif": (PNG, lambda: png_with(png_chunk(b"eXIf", exif(10**6)[6:])), REFUSED),
     "a png of exif in a packed text": (PNG, lambda: png_with(packed_exif_text(400_000)), REFUSED),
+    "a small png of exif in a packed text": (PNG, lambda: png_with(packed_exif_text(20_000)), READ),
     "a png of packed texts that say which way is up": (
         PNG,
         lambda: png_with(png_chunk(b"zTXt", b"Raw profile type exif\0\0" + ZEROS) * 100),

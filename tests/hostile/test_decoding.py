@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -54,21 +55,40 @@ def post(service: ChildService, body: bytes, content_type: str, timeout_ms: int 
     return service.ask("POST", ENCODE, body, headers(content_type, timeout_ms))
 
 
-def busy_worker(service: ChildService) -> int:
-    """The worker that computes."""
+def ticks(service: ChildService) -> dict[int, int]:
+    """Each worker's processor time, in hundredths of a second."""
+    found = {}
+    for pid in service.children():
+        with suppress(FileNotFoundError):  # it has just ended
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found[pid] = int(fields[11]) + int(fields[12])
+    return found
 
-    def ticks(pid: int) -> int:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
 
-    before = {pid: ticks(pid) for pid in service.children()}
-    end = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < end:
-        time.sleep(0.05)
-        for pid, count in before.items():
-            if ticks(pid) > count + 2:
-                return pid
-    raise AssertionError("no worker computes")
+def wait_for_idle_workers(service: ChildService) -> set[int]:
+    """Two workers and a spare one, all of which have started long since."""
+
+    def idle() -> bool:
+        before = ticks(service)
+        time.sleep(0.3)
+        return len(before) == 3 and ticks(service) == before
+
+    wait_until(idle)
+    return set(service.children())
+
+
+def busy_worker(service: ChildService, among: set[int]) -> int:
+    """Which of these computes."""
+    before = ticks(service)
+    found: list[int] = []
+
+    def busy() -> bool:
+        now = ticks(service)
+        found[:] = [pid for pid in among if now.get(pid, 0) > before.get(pid, 0) + 2]
+        return bool(found)
+
+    wait_until(busy)
+    return found[0]
 
 
 def photograph() -> bytes:
@@ -90,7 +110,7 @@ def test_a_bomb_does_not_go_off(service: ChildService, name: str) -> None:
 def test_what_is_not_read_by_its_deadline_is_a_504_and_is_read_no_further(
     service: ChildService, monsters: bytes
 ) -> None:
-    wait_until(lambda: len(service.children()) == 3)
+    wait_for_idle_workers(service)
     dropped = service.metric("logpx_decoder_restarts_total", reason="dropped")
     with watched(service, memory=MEMORY):
         answer = post(service, monsters, FORM, 250)
@@ -101,12 +121,12 @@ def test_what_is_not_read_by_its_deadline_is_a_504_and_is_read_no_further(
 
 
 def test_what_a_client_that_left_wanted_is_read_no_further(service: ChildService, monsters: bytes) -> None:
-    wait_until(lambda: len(service.children()) == 3)
+    workers = wait_for_idle_workers(service)
     dropped = service.metric("logpx_decoder_restarts_total", reason="dropped")
     with watched(service, memory=MEMORY):
         with service.connect() as connection:
             connection.sendall(request("POST", ENCODE, monsters, headers(FORM)))
-            worker = busy_worker(service)
+            worker = busy_worker(service, workers)
         wait_until(lambda: worker not in service.children())
         assert service.metric("logpx_queued_decodings") == 0
         wait_until(lambda: service.metric("logpx_decoder_restarts_total", reason="dropped") > dropped)
@@ -140,7 +160,7 @@ def test_server_timing_and_the_log_tell_what_reading_took(service: ChildService)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_idle_workers_that_are_ended_are_replaced(service: ChildService, number: int) -> None:
     with watched(service, memory=MEMORY):
-        before = set(service.children())
+        before = wait_for_idle_workers(service)
         for pid in before:
             os.kill(pid, number)
         wait_until(lambda: not before & set(service.children()))
@@ -150,10 +170,10 @@ def test_idle_workers_that_are_ended_are_replaced(service: ChildService, number:
 
 
 def test_an_image_that_crashes_the_decoder_is_refused(service: ChildService, monster: bytes) -> None:
-    wait_until(lambda: len(service.children()) == 3)
+    workers = wait_for_idle_workers(service)
     with watched(service, memory=MEMORY), ThreadPoolExecutor(1) as client:
         answer = client.submit(post, service, monster, JPEG)
-        os.kill(busy_worker(service), signal.SIGSEGV)
+        os.kill(busy_worker(service, workers), signal.SIGSEGV)
         refused = answer.result()
     assert (refused.status, refused.problem) == (422, "invalid-image")
     assert "crashes" in refused.json()["detail"]
@@ -164,20 +184,19 @@ def test_a_request_whose_worker_was_ended_from_outside_is_read_by_another(
     service: ChildService, monster: bytes
 ) -> None:
     """As by the kernel when memory runs out."""
-    wait_until(lambda: len(service.children()) == 3)
+    workers = wait_for_idle_workers(service)
     with watched(service, memory=MEMORY), ThreadPoolExecutor(1) as client:
         answer = client.submit(post, service, monster, JPEG)
-        os.kill(busy_worker(service), signal.SIGKILL)
+        os.kill(busy_worker(service, workers), signal.SIGKILL)
         assert answer.result().status == 200
 
 
 def test_workers_end_with_a_service_that_is_killed(store: Path, monster: bytes) -> None:
     with ChildService(store, model="digits") as service:
-        wait_until(lambda: len(service.children()) == 3)
-        workers = service.children()
+        workers = wait_for_idle_workers(service)
         sent = threading.Thread(target=lambda: service.raw(request("POST", ENCODE, monster, headers(JPEG))))
         sent.start()
-        busy_worker(service)
+        busy_worker(service, workers)
         os.kill(service.pid, signal.SIGKILL)
         wait_until(lambda: not any(is_running(pid) for pid in workers))
         sent.join()
@@ -200,15 +219,15 @@ def test_workers_know_no_key_have_no_connection_and_finish_what_was_accepted(sto
     ):
         connection.sendall(request("GET", "/livez"))
         connection.recv(1)
-        wait_until(lambda: len(service.children()) == 3)
-        for pid in service.children():
+        workers = wait_for_idle_workers(service)
+        for pid in workers:
             assert KEY.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
             files = [file for file in open_files(pid) if file != "/dev/null"]
             assert len(files) == 1, files
             assert files[0].startswith("socket:")
         answer = client.submit(service.ask, "POST", ENCODE, monster, keyed)
-        busy_worker(service)
-        for pid in (*service.children(), service.pid):
+        busy_worker(service, workers)
+        for pid in (*workers, service.pid):
             os.kill(pid, signal.SIGTERM)
         assert answer.result().status == 200
         assert service.process.wait(PATIENCE_SECONDS) == 0

@@ -8,7 +8,17 @@ import pytest
 from service.images.cost import array_cost, file_cost, is_brief
 from service.images.reading import PlainShape, Reading
 from service.images.webp import webp_size
-from tests.hostile.image_bombs import BOMBS, exif, jpeg_with, progressive_jpeg, segment, webp_canvas
+from tests.hostile.image_bombs import (
+    BOMBS,
+    exif,
+    jpeg_with,
+    packed_exif_text,
+    png_with,
+    progressive_jpeg,
+    segment,
+    webp_canvas,
+)
+from tests.images.written import png_chunk
 from tests.web.forms import image_file
 
 RNG = np.random.default_rng(2)
@@ -60,6 +70,10 @@ def test_brief_is_a_small_file_of_one_scan() -> None:
     assert not is_brief(progressive_jpeg(28, 100))
     assert not is_brief(b"\xff\xd8\xff")
     assert not is_brief(b"")
+    for oriented in (png_with(packed_exif_text(10_000)), png_with(png_chunk(b"eXIf", exif(5000)[6:]))):
+        assert len(oriented) < 2**13
+        assert not is_brief(oriented)
+    assert not is_brief(jpeg_with(segment(0xE1, exif(5000))))
 
 
 def test_images_are_brief_together_where_there_are_few_and_each_is() -> None:
