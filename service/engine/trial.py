@@ -59,6 +59,7 @@ class Request:
     memory_bytes: int
     """For all but the files themselves."""
     num_threads: int
+    """Of one operator: a few, for each session has as many, and each of them takes of the memory."""
     chunk_rows: int | None
     max_steps: int
     max_num_samples: int
@@ -170,13 +171,13 @@ def _limit(request: Request) -> None:
             size += min((folder / file).stat().st_size, _LARGEST_FILE)
     _lower(resource.RLIMIT_AS, _address_space() + request.memory_bytes + _BYTES_A_BYTE * size)
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    cores = os.cpu_count() or 1
-    _lower(resource.RLIMIT_CPU, math.ceil(used + cores * request.seconds) + 1)
+    _lower(resource.RLIMIT_CPU, math.ceil(used + (request.num_threads + 1) * request.seconds) + 1)
 
 
 def _lower(limit: int, soft: int) -> None:
     _, hard = resource.getrlimit(limit)
-    resource.setrlimit(limit, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    with suppress(ValueError, OSError):  # elsewhere than on Linux there may be no such limit
+        resource.setrlimit(limit, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def _address_space() -> int:

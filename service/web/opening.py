@@ -37,14 +37,14 @@ def runtime_of(settings: Settings) -> Runtime:
     )
 
 
-def latest_version(root: Path, name: str) -> int:
+async def latest_version(root: Path, name: str) -> int:
     """Of a model without a default: published since, or nothing of it passes.
 
     Raises:
         ModelNotFoundError: the store has no such model.
         InvalidArtifactError: its folder cannot be listed.
     """
-    listing = list_store(root)
+    listing = await asyncio.to_thread(list_store, root)
     if name in listing.unreadable:
         raise listing.unreadable[name]
     if name not in listing.versions:

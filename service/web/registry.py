@@ -150,7 +150,7 @@ class Registry:
             DeadlineError, TooManyLoadsError: it is not in memory, see loading.py.
         """
         name = name or self._only_name()
-        version = version or self._defaults.get(name) or await asyncio.to_thread(latest_version, self._root, name)
+        version = version or self._defaults.get(name) or await latest_version(self._root, name)
         key = name, version
         if key in self._models:
             return self._used(key), 0.0

@@ -62,7 +62,7 @@ class TrialProcess:
             EndedError: it has ended, or takes too long to start.
         """
         if self.was_ready:
-            if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if self._has_ended():
                 raise EndedError("", self._epitaph())
             return
         self._read_until({"ready"}, time.monotonic() + _START_SECONDS, f"is not ready within {_START_SECONDS:g} s")
@@ -86,7 +86,7 @@ class TrialProcess:
         """SIGKILL to it and all it has started; whoever waits for its report learns that it ended."""
         with self._killing:
             if self._process.returncode is None:
-                with suppress(ProcessLookupError):
+                with suppress(ProcessLookupError, PermissionError):  # the latter says of some systems that it has ended
                     os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
@@ -135,11 +135,16 @@ class TrialProcess:
                 return os.read(out, 65536)
         return None
 
+    def _has_ended(self) -> bool:
+        """Whether it is over; its status is left for later: until then nothing else can have its number."""
+        if not hasattr(os, "waitid"):  # as on some systems
+            return self._process.poll() is not None
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def _epitaph(self) -> str:
         """How it ended, or was ended now, if it only said that it would say nothing more."""
         end = time.monotonic() + _END_SECONDS
-        unreaped = os.WEXITED | os.WNOHANG | os.WNOWAIT  # until it is, nothing else can have its number
-        while not os.waitid(os.P_PID, self._process.pid, unreaped) and time.monotonic() < end:
+        while not self._has_ended() and time.monotonic() < end:
             time.sleep(0.005)
         self.kill()
         with self._killing:

@@ -1,6 +1,7 @@
 """Trying versions out, each in a child process that is killed where it takes too long: see service/engine/trial.py."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from service.web.trial_process import PROGRAM, EndedError, TrialProcess
 
 _IDLE_SECONDS = 1.0
 """A child waits so long for another version before it is let go."""
+_MOST_THREADS = 4
 _RENEWALS, _ASKED = 2, 3
 """Trials at once: of what the store has new, and of what requests ask for by number."""
 
@@ -103,7 +105,7 @@ class Trials:
             version=key[1],
             seconds=settings.trial_seconds,
             memory_bytes=settings.trial_memory_bytes,
-            num_threads=settings.num_threads,
+            num_threads=min(settings.num_threads or os.cpu_count() or 1, _MOST_THREADS),
             chunk_rows=settings.chunk_rows,
             max_steps=settings.max_steps,
             max_num_samples=settings.max_num_samples,
