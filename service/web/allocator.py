@@ -9,11 +9,12 @@ import ctypes
 
 from service.web.memory import Budget
 
-_ARENA_MAX, _MMAP_THRESHOLD = -8, -3  # of mallopt(3)
+_ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1  # of mallopt(3)
 _ARENAS = 2
-_LARGE_BYTES = (
-    2**18
-)  # what is larger goes back to the system when it is freed; by default, from 32 MiB on at the latest
+_LARGE_BYTES = 2**20
+"""What is larger goes back to the system when it is freed; by default that bound grows to 32 MiB."""
+_KEPT_BYTES = 2**24
+"""Free at the heap's end, so that it does not shrink and grow all the time."""
 _LOOK_SECONDS = 2.0
 _PEAK_BYTES = 2**24
 
@@ -23,7 +24,8 @@ def tune_allocator() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
         return False
-    return bool(library.mallopt(_ARENA_MAX, _ARENAS) and library.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES))
+    wanted = {_ARENA_MAX: _ARENAS, _MMAP_THRESHOLD: _LARGE_BYTES, _TRIM_THRESHOLD: _KEPT_BYTES}
+    return all(library.mallopt(option, value) for option, value in wanted.items())
 
 
 def trim() -> None:

@@ -24,7 +24,7 @@ _SOCKET_BYTES = 2**20
 _POLL_SECONDS = 0.005
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 _PASSED_VARIABLES = ("LD_LIBRARY_PATH", "PATH")
-_LARGE_BYTES = 2**18  # a block that goes back to the system when it is freed, as in allocator.py
+_LARGE_BYTES = 2**20  # a block that goes back to the system when it is freed, as in allocator.py
 _SET_VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
