@@ -96,7 +96,7 @@ def network_error(graph: bytes, **inputs: ArrayLike) -> dict[str, NDArray[np.flo
     return {name: gamma(roundings) * np.asarray(value, np.float64) for name, value in zip(names, found, strict=True)}
 
 
-def sampling_error(deviation: ArrayLike, num_samples: int, *, num_means: int, chance: float = 1e-4) -> NDArray[Any]:
+def sampling_error(deviation: ArrayLike, num_samples: float, *, num_means: int, chance: float = 1e-4) -> NDArray[Any]:
     """z·σ/√n: with this chance at most, any of so many means of n independent draws is further from what it estimates.
 
     >>> float(sampling_error(1.0, 10_000, num_means=1).round(3))  # z = 3.9

@@ -23,4 +23,4 @@ def network_rounding(vae: Vae, x: Tensor) -> float:
         exact_mean, exact_log_var = double.encode(x.double())
         exact = [exact_mean, exact_log_var, *double.decoder(mean.double())]
     lost = max((one - other).abs().max().item() for one, other in zip(found, exact, strict=True))
-    return 16 * lost + gamma(FUNCTION) * max(one.abs().max().item() for one in found)
+    return float(16 * lost + gamma(FUNCTION) * max(one.abs().max().item() for one in found))
