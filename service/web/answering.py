@@ -40,6 +40,7 @@ class AnsweringProtocol(StrictProtocol):
         super().__init__(*args, **named)
         self.app = leaving(self.app, self._wait_until_sent)
         self._slow_readers = slow_readers
+        self._is_watched = False  # by them
         self._request_log = request_log
         self._deaf = False  # nothing more is parsed
         self._may_linger = True
@@ -77,8 +78,8 @@ class AnsweringProtocol(StrictProtocol):
     def on_response_complete(self) -> None:
         """An answer is handed over; the next is begun."""
         super().on_response_complete()
-        if not self.flow.write_paused:
-            self._slow_readers.remove(self._corked)
+        if self._is_watched and not self.flow.write_paused:
+            self._stop_watching()
 
     def pause_writing(self) -> None:
         """The system takes no more of an answer for now."""
@@ -89,13 +90,18 @@ class AnsweringProtocol(StrictProtocol):
             "path": scope["path"],
             "request_id": scope["state"].get("request_id"),
         }
+        self._is_watched = True
         self._slow_readers.add(self._corked, self.loop, to_come=self._to_come, about=about)
 
     def resume_writing(self) -> None:
         """The system has taken all that there was."""
         super().resume_writing()
         if self._idle:
-            self._slow_readers.remove(self._corked)
+            self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        self._is_watched = False
+        self._slow_readers.remove(self._corked)
 
     async def _wait_until_sent(self) -> None:
         """Return once the system has taken all that was written, or the connection is lost."""

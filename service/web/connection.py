@@ -164,6 +164,11 @@ class Connection(AnsweringProtocol):
         return None if busy else self._idle_since
 
     @property
+    def has_unread(self) -> bool:
+        """Whether something has come that nobody has looked at: then it is not idle."""
+        return self._corked.unread > 0
+
+    @property
     def served(self) -> bool:
         """Whether a request of it has ever been answered."""
         return self.cycle is not None

@@ -30,6 +30,10 @@ class Idler(Protocol):
         """When its last answer was sent, or it was opened; None while a request is being sent or answered."""
 
     @property
+    def has_unread(self) -> bool:
+        """Whether something has come that nobody has looked at: then it is not idle."""
+
+    @property
     def served(self) -> bool:
         """Whether a request of it has ever been answered."""
 
@@ -88,6 +92,7 @@ class ConnectionLimit:
 
     def _close_idle(self, connections: MutableSet[C]) -> int:
         found = _longest_idle(connections, 1 + self.most // _SHARE_CLOSED)
+        found = [connection for connection in found if not connection.has_unread]
         for connection in found:
             connection.drop()
             connections.discard(connection)

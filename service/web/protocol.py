@@ -81,9 +81,12 @@ class StrictProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, kept; or a trailer, of which we know none."""
         if self._in_head:
-            super().on_header(name, value)
-            if (name := self.headers[-1][0]) in FRAMING_HEADERS:
+            name = name.lower()
+            self.headers.append((name, value))
+            if name in FRAMING_HEADERS:
                 self._framing.append((name, value))
+            elif name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
         """The head is read, and checked."""

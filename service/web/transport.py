@@ -72,10 +72,19 @@ class Corked:
     @property
     def taken(self) -> int:
         """Bytes that the client's system has received; where this one does not tell, those that this one has taken."""
-        in_system = array.array("i", [0])
+        return self._written - self.unsent - self._ask(termios.TIOCOUTQ)
+
+    @property
+    def unread(self) -> int:
+        """Bytes that have come and are not read yet; 0 where this system does not tell."""
+        return self._ask(termios.FIONREAD)
+
+    def _ask(self, request: int) -> int:
+        """A number that the system knows of the socket, or 0."""
+        answer = array.array("i", [0])
         with suppress(OSError):
-            fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_system)
-        return self._written - self.unsent - in_system[0]
+            fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), request, answer)
+        return answer[0]
 
     def forget(self) -> None:
         """The connection is lost, and with it what was kept."""

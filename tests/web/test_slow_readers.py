@@ -187,7 +187,7 @@ def test_who_is_done_or_gone_is_forgotten_and_the_clock_stops() -> None:
 
 class Connection:
     def __init__(self, idle_since: float | None, served: bool = False) -> None:
-        self.idle_since, self.served = idle_since, served
+        self.idle_since, self.served, self.has_unread = idle_since, served, False
         self.dropped = False
 
     def drop(self) -> None:
@@ -226,6 +226,16 @@ def test_those_that_never_asked_for_anything_go_first() -> None:
     known = list(connections)
     assert bound.room(connections, 100.0) is Room.ANY_REQUEST
     assert sorted(one.idle_since for one in known if one.dropped and one.idle_since is not None) == [0, 62, 63]
+
+
+def test_one_whose_request_is_on_its_way_stays() -> None:
+    bound, count = limit(40)
+    connections = {Connection(float(since)) for since in range(40)}
+    known = sorted(connections, key=lambda one: one.idle_since or 0)
+    known[0].has_unread = True
+    assert bound.room(connections, 100.0) is Room.ANY_REQUEST
+    assert [one.dropped for one in known[:3]] == [False, True, False]
+    assert count("idle") == 1
 
 
 def test_where_all_are_at_work_probes_come_in_and_then_nothing() -> None:
