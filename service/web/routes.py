@@ -12,12 +12,12 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.engine.anomaly import DEFAULT_ALPHA
 from service.engine.explanation import NUM_DRAWS
-from service.engine.model import Model, Pixels
+from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, check_request
 from service.web import answer_size, replies, schemas
 from service.web.answer_size import Form, check_answer, check_images
-from service.web.backend import Backend
-from service.web.bodies import JSON, NPY, read_latents, read_pixels
+from service.web.asking import admitted, backend_of, model_of, named, pixels_of
+from service.web.bodies import JSON, NPY, read_latents
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
 from service.web.errors import LimitError
 from service.web.kinds import decoding, encoding
@@ -27,7 +27,7 @@ from service.web.outcome import Done
 from service.web.parameters import describe_parameters, read_query, read_timeout_seconds, refuse
 from service.web.rate import Meter
 from service.web.replies import IMAGE_FORMS, images_reply, json_reply, negotiate, npy_reply
-from service.web.timing import decode_seconds, load_seconds, note_load, seconds_left, server_timing
+from service.web.timing import decode_seconds, load_seconds, seconds_left, server_timing
 from service.web.waiting import answer_unless_gone
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
@@ -43,9 +43,9 @@ async def encode(request: Request) -> Response:
     """The latent code of each image: q(z|x) = N(mean, diag exp(log_var)). As npy: float32 [B, 2, D]."""
     query = read_query(request, schemas.ImagesQuery)
     form = negotiate(request, (JSON, NPY))
-    timeout = read_timeout_seconds(request, _backend(request).settings)
-    model, pixels = await _pixels(request, query, timeout)
-    backend = _backend(request)
+    timeout = read_timeout_seconds(request, backend_of(request).settings)
+    model, pixels = await pixels_of(request, query, timeout)
+    backend = backend_of(request)
     size = partial(answer_size.latents_bytes, latent_dim=model.description.latent_dim, media=form)
     answer_bytes = check_answer(size, len(pixels), backend.settings.max_answer_bytes, NPY)
     share = hold(request, pixels.nbytes + 2 * answer_bytes)
@@ -59,7 +59,7 @@ async def encode(request: Request) -> Response:
     def reply() -> Response:
         if form == NPY:
             return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), server_timing(done))  # [B, 2, D]
-        return json_reply({**_named(model), "mean": latents.mean, "log_var": latents.log_var}, server_timing(done))
+        return json_reply({**named(model), "mean": latents.mean, "log_var": latents.log_var}, server_timing(done))
 
     return await _written(request, reply, done, numbers=2 * latents.mean.size, timeout=timeout)
 
@@ -77,11 +77,11 @@ async def decode(request: Request) -> Response:
     """What the model imagines at each latent: E[x|z], as pixels."""
     query = read_query(request, schemas.ImagesOutQuery)
     media = negotiate(request, IMAGE_FORMS)
-    timeout = read_timeout_seconds(request, _backend(request).settings)
-    model = await _model(request, query, timeout)
-    latents = await read_latents(request, model.description.latent_dim, limits=_backend(request).settings)
+    timeout = read_timeout_seconds(request, backend_of(request).settings)
+    model = await model_of(request, query, timeout)
+    latents = await read_latents(request, model.description.latent_dim, limits=backend_of(request).settings)
     share = hold(request, latents.nbytes + _check_output(request, model, len(latents), media, query.as_))
-    backend = _backend(request)
+    backend = backend_of(request)
     kind = decoding(model, backend.count_batch(model))
     rows, seconds = len(latents), seconds_left(request, timeout)
     answer = backend.submit(kind, latents, rows=rows, timeout_seconds=seconds, share=share)
@@ -89,7 +89,7 @@ async def decode(request: Request) -> Response:
     headers = server_timing(done)
 
     def reply() -> Response:
-        return images_reply(request, _named(model), done.result, form=query.as_, headers=headers)
+        return images_reply(request, named(model), done.result, form=query.as_, headers=headers)
 
     return await _written(request, reply, done, numbers=done.result.size, timeout=timeout)
 
@@ -103,14 +103,14 @@ async def samples(request: Request) -> Response:
     """Images drawn from the prior: z ~ N(0, temperature²·I), then E[x|z]. The header `X-Seed` tells the seed."""
     query = read_query(request, schemas.SamplesQuery)
     media = negotiate(request, IMAGE_FORMS)
-    timeout = read_timeout_seconds(request, _backend(request).settings)
-    model = await _model(request, query, timeout)
+    timeout = read_timeout_seconds(request, backend_of(request).settings)
+    model = await model_of(request, query, timeout)
     hold(request, _check_output(request, model, query.n, media, query.as_))
     seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
     chunks = model.sample(query.n, seed=seed, temperature=query.temperature)
     done = await _run(request, model, chunks, rows=query.n, timeout=timeout)
     drawn = done.result
-    document = {**_named(model), "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
+    document = {**named(model), "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
     headers = {**server_timing(done), "X-Seed": str(seed)}
 
     def reply() -> Response:
@@ -128,9 +128,9 @@ async def log_likelihood(request: Request) -> Response:
     """log P(x) of each image in nats, by importance sampling, with its standard error and diagnostics."""
     query = read_query(request, schemas.LogLikelihoodQuery)
     negotiate(request, (JSON,))
-    backend = _backend(request)
+    backend = backend_of(request)
     timeout = read_timeout_seconds(request, backend.settings)
-    model, pixels = await _pixels(request, query, timeout)
+    model, pixels = await pixels_of(request, query, timeout)
     num_samples = query.num_samples or backend.settings.num_samples or DEFAULT_NUM_SAMPLES[query.proposal]
     check_request(query.proposal, num_samples)
     if num_samples > backend.settings.max_num_samples:
@@ -155,7 +155,7 @@ async def log_likelihood(request: Request) -> Response:
 
     def reply() -> Response:
         document = {
-            **_named(model),
+            **named(model),
             "proposal": query.proposal,
             "seed": query.seed,
             "results": replies.rows_of(done.result),
@@ -182,9 +182,9 @@ async def anomaly_scores(request: Request) -> Response:
     if query.alpha is not None and query.fdr is not None:
         refuse(request, ("alpha", "fdr"), "alpha and fdr decide in different ways: give one of them")
     negotiate(request, (JSON,))
-    backend = _backend(request)
+    backend = backend_of(request)
     timeout = read_timeout_seconds(request, backend.settings)
-    model, pixels = await _pixels(request, query, timeout)
+    model, pixels = await pixels_of(request, query, timeout)
     shape, num_methods = model.description.image, len(query.method)
     size = partial(
         answer_size.anomalies_bytes, shape=shape, num_methods=num_methods, form=query.as_, explain=query.explain
@@ -205,7 +205,7 @@ async def anomaly_scores(request: Request) -> Response:
         for method, judgement in done.result.by_method.items():
             backend.count_p_values(model, method, judgement.p_value)
         document = {
-            **_named(model),
+            **named(model),
             "method": next(iter(done.result.by_method)),
             "alpha": alpha,
             "fdr": query.fdr,
@@ -232,46 +232,8 @@ async def model(request: Request, name: str, query: Annotated[schemas.VersionQue
     return Response(found.model_dump_json(), media_type=JSON)
 
 
-def admitted(request: Request) -> Backend:
-    """What stands behind the routes, if this request may come in; once in, it is answered even while draining.
-
-    Raises:
-        NotReadyError: not yet, or no longer.
-    """
-    backend = _backend(request)
-    backend.require_ready()
-    return backend
-
-
-def _backend(request: Request) -> Backend:
-    backend: Backend = request.app.state.backend
-    return backend
-
-
-async def _model(request: Request, query: schemas.ModelQuery, timeout: float) -> Model:
-    backend = admitted(request)
-    backend.check_room()
-    found, seconds = await backend.registry.model(query.model, query.version, timeout_seconds=timeout)
-    observe(request, **_named(found))
-    note_load(request, seconds)
-    return found
-
-
-async def _pixels(request: Request, query: schemas.ImagesQuery, timeout: float) -> tuple[Model, Pixels]:
-    model, backend = await _model(request, query, timeout), _backend(request)
-    pixels = await read_pixels(
-        request,
-        model.description.image,
-        resize=query.resize,
-        limits=backend.settings,
-        decoding=backend.decoding,
-        timeout_seconds=seconds_left(request, timeout),
-    )
-    return model, pixels
-
-
 def _check_output(request: Request, model: Model, count: int, media: str, form: Form) -> int:
-    shape, latent_dim, limits = model.description.image, model.description.latent_dim, _backend(request).settings
+    shape, latent_dim, limits = model.description.image, model.description.latent_dim, backend_of(request).settings
     return check_images(count, shape, latent_dim, media, form, limits.max_pixels, limits.max_answer_bytes)
 
 
@@ -288,7 +250,7 @@ async def _run(
     """Compute by itself. Requests of one `kind` find modes, at a cost that the last ones tell best."""
     meter = Meter((model.manifest.name, model.manifest.version, *kind), lambda: model.decoder_rows) if kind else None
     seconds, share = seconds_left(request, timeout), share_of(request)
-    queue = _backend(request).submit_alone
+    queue = backend_of(request).submit_alone
     answer = queue(chunks, rows=rows, timeout_seconds=seconds, meter=meter, memory=memory, share=share)
     return await _done(request, model, answer, rows)
 
@@ -300,7 +262,7 @@ async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]
     queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
     taken = {"rows_run": done.rows_run} if done.rows_run else {}
     observe(request, rows=rows, **taken, queue_seconds=queue, compute_seconds=compute)
-    _backend(request).count_done(model, rows, done)
+    backend_of(request).count_done(model, rows, done)
     return done
 
 
@@ -309,8 +271,4 @@ async def _written(
 ) -> Response:
     """An answer of so many numbers, within what is left of the request's deadline."""
     seconds = max(0.0, timeout - done.load_seconds - done.queue_seconds - done.compute_seconds)
-    return await _backend(request).writer.write(request, make, numbers=numbers, seconds=seconds)
-
-
-def _named(model: Model) -> dict[str, Any]:
-    return {"model": model.manifest.name, "version": model.manifest.version}
+    return await backend_of(request).writer.write(request, make, numbers=numbers, seconds=seconds)
