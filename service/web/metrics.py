@@ -1,5 +1,7 @@
 """What Prometheus reads at `/metrics`; docs/operations.md names each."""
 
+import asyncio
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -94,6 +96,23 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._next: asyncio.Future[bytes] | None = None
+
     def text(self) -> bytes:
         """The exposition format, version 0.0.4."""
         return generate_latest(self.registry)
+
+    async def shared_text(self) -> bytes:
+        """The same, made once for all who ask in one turn of the event loop: it takes as long as ten encodes."""
+        if self._next is None:
+            loop = asyncio.get_running_loop()
+            self._next = loop.create_future()
+            loop.call_soon(self._make, self._next)
+        return await asyncio.shield(self._next)
+
+    def _make(self, answer: "asyncio.Future[bytes]") -> None:
+        self._next = None
+        try:
+            answer.set_result(self.text())
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+            answer.set_exception(error)
