@@ -12,7 +12,7 @@ import structlog
 from fastapi.testclient import TestClient
 
 from service.web.app import create_app
-from service.web.metrics import Metrics
+from service.web.metrics import Metrics, SharedText
 from service.web.settings import Settings
 from tests.toys import bernoulli_toy
 from tests.web.conftest import DIGIT_SHAPE, Serve, put
@@ -204,32 +204,26 @@ def test_openapi_lists_every_route_and_content_type(client: TestClient) -> None:
     assert json.dumps(document["components"]["schemas"]["Problem"])
 
 
-def test_metrics_are_made_once_for_all_who_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_made_once_for_all_who_ask_at_once() -> None:
     metrics = Metrics()
     made: list[bytes] = []
-    make = metrics.text
 
-    def text() -> bytes:
-        made.append(make())
+    def make() -> bytes:
+        made.append(metrics.text())
         return made[-1]
-
-    monkeypatch.setattr(metrics, "text", text)
-
-    async def ask() -> None:
-        metrics.ready.set(0)
-        answers = await asyncio.gather(*(metrics.shared_text() for _ in range(100)))
-        assert answers == made * 100
-        metrics.ready.set(1)
-        assert b"logpx_ready 1.0" in await metrics.shared_text()  # never older than the request
-        assert len(made) == 2
 
     def fail() -> bytes:
         raise ValueError("no text")
 
-    async def ask_in_vain() -> None:
+    async def ask() -> None:
+        shared = SharedText(make)
+        metrics.ready.set(0)
+        answers = await asyncio.gather(*(shared.get() for _ in range(100)))
+        assert answers == made * 100
+        metrics.ready.set(1)
+        assert b"logpx_ready 1.0" in await shared.get()  # never older than the request
+        assert len(made) == 2
         with pytest.raises(ValueError, match="no text"):
-            await metrics.shared_text()
+            await SharedText(fail).get()
 
     asyncio.run(ask())
-    monkeypatch.setattr(metrics, "text", fail)
-    asyncio.run(ask_in_vain())
