@@ -28,7 +28,7 @@ _LARGEST = 1e6
 """Of a decoder's output, or a code: neither logits nor codes under a standard normal prior come near it."""
 _LARGEST_LOG_VAR = 87.0
 """float32 holds exp(±87), and not much beyond."""
-_SCALES = (1e-12, 1e12)
+_SCALES = (1e-9, 1e9)
 """Between these a scale, its inverse and their squares are numbers of float32."""
 _SCORED_IMAGES = 4
 _SCORED_SAMPLES = 400

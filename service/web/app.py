@@ -21,7 +21,7 @@ from service.web.direct import direct_routes
 from service.web.documentation import describe_problems, openapi_route
 from service.web.limits import Limits
 from service.web.memory import Budget, computing_bytes
-from service.web.metrics import Metrics
+from service.web.metrics import Metrics, SharedText
 from service.web.middleware import Observe, RootPath
 from service.web.probes import QUIET_PATHS
 from service.web.request_log import RequestLog
@@ -99,6 +99,7 @@ def create_app(
     access = Access(keys=api_keys, admin_keys=admin_keys)
     app.state.access = access
     app.state.metrics = metrics
+    app.state.metrics_text = SharedText(metrics.text)
     closed = [Depends(require_key)] if access.closed else []
     app.router.routes[:0] = [  # routes are tried in this order
         *direct_routes(routes.router, closed=access.closed),

@@ -1,5 +1,8 @@
 """What Prometheus reads at `/metrics`; docs/operations.md names each."""
 
+import asyncio
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -127,3 +130,30 @@ class Metrics:
     def text(self) -> bytes:
         """The exposition format, version 0.0.4."""
         return generate_latest(self.registry)
+
+
+class SharedText:
+    """A text made once for all who ask in one turn of the event loop: that of the metrics takes as long as ten encodes.
+
+    Args:
+        make: makes it.
+    """
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        self._make = make
+        self._next: asyncio.Future[bytes] | None = None
+
+    async def get(self) -> bytes:
+        """The text, made after it was asked for; raises what `make` does."""
+        if self._next is None:
+            loop = asyncio.get_running_loop()
+            self._next = loop.create_future()
+            loop.call_soon(self._answer, self._next)
+        return await asyncio.shield(self._next)
+
+    def _answer(self, answer: "asyncio.Future[bytes]") -> None:
+        self._next = None
+        try:
+            answer.set_result(self._make())
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+            answer.set_exception(error)

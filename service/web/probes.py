@@ -28,4 +28,4 @@ async def readyz(request: Request) -> Response:
 @metrics_router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
-    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await request.app.state.metrics_text.get(), media_type=CONTENT_TYPE_LATEST)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.attacks.attack import Attack
-from tests.hostile.attacks.crowds import ADMIN_KEY, crowds
+from tests.hostile.attacks.attack import ENCODE, IMAGE, NPY, SAMPLES, SCORE, Attack, whole
+from tests.hostile.attacks.crowds import ADMIN_KEY, close, crowds, noise, sockets
 from tests.hostile.harness import ChildService, watched
 
 MOST_MEMORY = 400 * 2**20
@@ -31,3 +31,21 @@ def test_a_crowd_is_answered_as_documented_and_leaves_nothing(service: ChildServ
         time.sleep(0.02)
     assert service.metric("logpx_queued_rows") == 0
     assert service.metric("logpx_requests_total", status="500") == 0
+
+
+def test_sigterm_ends_it_in_the_middle_of_all_of_them(store: Path) -> None:
+    with ChildService(store, model="digits", drain_seconds=1) as service:
+        strange = whole("POST", SCORE, noise(200), NPY)
+        held = [
+            *sockets(service, 50),
+            *sockets(service, 50, b"POST /v1/encode HTTP/1.1\r\nHost: a\r\nX-A: "),
+            *sockets(service, 50, whole("POST", ENCODE, IMAGE, NPY)[:-100]),
+            *sockets(service, 20, strange),
+            *sockets(service, 5, whole("GET", f"{SAMPLES}?n=20000", headers={"Accept": "application/x-npy"})),
+        ]
+        while not service.metric("logpx_queued_requests"):
+            pass
+        started = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - started < 30  # the drain, and what a busy machine takes to end a process
+        close(held)

@@ -30,8 +30,8 @@ class Answer:
 
     @property
     def problem(self) -> str:
-        """The last part of a problem document's type, like `invalid-body`; empty where the body is none."""
-        if self.headers.get("content-type") != "application/problem+json":
+        """The last part of a problem document's type, like `invalid-body`; empty without one, as for HEAD."""
+        if self.headers.get("content-type") != "application/problem+json" or not self.body:
             return ""
         return str(self.json()["type"]).rpartition(":")[2]
 

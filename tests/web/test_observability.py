@@ -1,5 +1,6 @@
 """Request ids, logs, metrics and readiness."""
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import structlog
 from fastapi.testclient import TestClient
 
 from service.web.app import create_app
+from service.web.metrics import Metrics, SharedText
 from service.web.settings import Settings
 from tests.rounding import FLOAT64, gamma
 from tests.toys import bernoulli_toy
@@ -201,3 +203,28 @@ def test_openapi_lists_every_route_and_content_type(client: TestClient) -> None:
     given = document["paths"]["/v1/samples"]["get"]["responses"]["200"]["content"]
     assert set(given) == {"application/json", "image/png", "application/x-npy"}
     assert json.dumps(document["components"]["schemas"]["Problem"])
+
+
+def test_metrics_are_made_once_for_all_who_ask_at_once() -> None:
+    metrics = Metrics()
+    made: list[bytes] = []
+
+    def make() -> bytes:
+        made.append(metrics.text())
+        return made[-1]
+
+    def fail() -> bytes:
+        raise ValueError("no text")
+
+    async def ask() -> None:
+        shared = SharedText(make)
+        metrics.ready.set(0)
+        answers = await asyncio.gather(*(shared.get() for _ in range(100)))
+        assert answers == made * 100
+        metrics.ready.set(1)
+        assert b"logpx_ready 1.0" in await shared.get()  # never older than the request
+        assert len(made) == 2
+        with pytest.raises(ValueError, match="no text"):
+            await SharedText(fail).get()
+
+    asyncio.run(ask())

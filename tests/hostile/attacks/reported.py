@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.hostile import wire
 from tests.hostile.attacks.attack import DECODE, ENCODE, IMAGE, JSON, MODELS, NPY, SAMPLES, Attack, asks, whole
-from tests.hostile.attacks.crowds import BUSY, close, crowds, each, sockets
+from tests.hostile.attacks.crowds import BUSY, close, crowds, each, held, sockets
 from tests.hostile.attacks.heads import head_attacks
 from tests.hostile.attacks.pixels import pixel_attacks
 from tests.hostile.attacks.queries import query_attacks
@@ -89,7 +89,7 @@ def reported() -> Iterator[Attack]:
         data = request("POST", f"{ENCODE}?resize=true", many_scans, {**JPEG, **hurried})
         yield Attack(f"{count} JPEGs of 1500 scans", together(data, count), LARGEST, SECONDS, count)
     dots = request("POST", f"{ENCODE}?resize=true", npy(np.zeros((42_000, 1, 1), np.uint8)), {**NPY, **hurried})
-    yield Attack("42 000 images of one pixel", together(dots, 1), BUSY, SECONDS)
+    yield Attack("42 000 images of one pixel", together(dots, 1), LARGEST, SECONDS)
     inflated = base64.b64encode(many_scans)
     quoted = request("POST", f"{ENCODE}?resize=true", b'{"images":["' + inflated + b'"]}', {**JSON, **hurried})
     yield Attack("a JPEG of 1500 scans in JSON", together(quoted, 1), LARGEST, SECONDS)
@@ -97,6 +97,7 @@ def reported() -> Iterator[Attack]:
     for count in (1, 8):
         yield Attack(f"{count} times 33 million pixels", together(largest, count), LARGEST, 120, count)
     yield Attack("30 longest answers that nobody reads", unread(30), BUSY, 120)
+    yield Attack("3000 connections that say nothing", held(b"", 3000), (*BUSY, 503), 5)
 
 
 def together(data: bytes, count: int) -> Callable[[ChildService], list[Answer]]:
