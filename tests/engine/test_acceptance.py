@@ -156,9 +156,9 @@ def preparation(scale: float) -> Toy:
 @pytest.mark.parametrize("scale", [np.inf, np.nan, 0.0, -1.0, 1e-30, 1e30, 5e-324])
 def test_a_scale_that_float32_cannot_compute_with_is_refused(scale: float) -> None:
     file, problem = refused(preparation(scale))
-    assert (file, problem) == ("manifest.json", f"preparation.scale is {scale:g}; it must be between 1e-12 and 1e+12")
+    assert (file, problem) == ("manifest.json", f"preparation.scale is {scale:g}; it must be between 1e-09 and 1e+09")
     file, problem = refused(described(likelihood=GaussianSpec.model_construct(kind="gaussian", scale=scale)))
-    assert (file, problem) == ("manifest.json", f"likelihood.scale is {scale:g}; it must be between 1e-12 and 1e+12")
+    assert (file, problem) == ("manifest.json", f"likelihood.scale is {scale:g}; it must be between 1e-09 and 1e+09")
 
 
 def test_more_samples_than_any_image_may_take_are_refused() -> None:
@@ -296,5 +296,5 @@ def test_a_manifest_may_say_infinity_in_a_way_that_json_has_not(tmp_path: Path) 
     fields = json.loads(file.read_text())
     for scale in ("Infinity", "1e999", "NaN", "-Infinity", "-1", "0"):
         file.write_text(json.dumps(fields).replace('"scale": 1.0', f'"scale": {scale}', 1))
-        with pytest.raises(InvalidArtifactError, match=r"manifest\.json: preparation.scale"):
+        with pytest.raises(InvalidArtifactError, match=r"manifest\.json: (preparation.scale|not JSON)"):
             accept(open_version(tmp_path, "bernoulli"), runtime=RUNTIME)
