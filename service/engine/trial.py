@@ -93,7 +93,9 @@ def try_out(request: Request, tell: Tell) -> dict[str, Any]:
 
 
 def _refusal(file: str, problem: str) -> dict[str, Any]:
-    return {"refused": problem[:_PROBLEM_CHARACTERS], "file": file}
+    """What is wrong, on one line: names in a version may hold anything, and go into logs and answers."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in problem[:_PROBLEM_CHARACTERS])
+    return {"refused": "".join(shown), "file": file}
 
 
 class _TellingRuntime(Runtime):
