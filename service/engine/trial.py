@@ -43,7 +43,6 @@ _LARGEST_FILE = 2**31
 """No graph is larger: protobuf cannot say more."""
 _PROBLEM_CHARACTERS = 2000
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_NICENESS = 10
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -133,7 +132,6 @@ def main() -> int:
     reports = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no report
     _end_with_parent()
-    os.nice(_NICENESS)  # requests come first
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this one goes first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
