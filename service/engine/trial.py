@@ -43,7 +43,6 @@ _LARGEST_FILE = 2**31
 """No graph is larger: protobuf cannot say more."""
 _PROBLEM_CHARACTERS = 2000
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_NICENESS = 10
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -93,7 +92,9 @@ def try_out(request: Request, tell: Tell) -> dict[str, Any]:
 
 
 def _refusal(file: str, problem: str) -> dict[str, Any]:
-    return {"refused": problem[:_PROBLEM_CHARACTERS], "file": file}
+    """What is wrong, on one line: names in a version may hold anything, and go into logs and answers."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in problem[:_PROBLEM_CHARACTERS])
+    return {"refused": "".join(shown), "file": file}
 
 
 class _TellingRuntime(Runtime):
@@ -131,7 +132,6 @@ def main() -> int:
     reports = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no report
     _end_with_parent()
-    os.nice(_NICENESS)  # requests come first
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this one goes first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

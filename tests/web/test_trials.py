@@ -1,6 +1,7 @@
 """Children that try versions out, and what becomes of those that do not do as they should."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from model_store import InvalidArtifactError, ModelNotFoundError, open_version
+from service.engine.trial import Request, try_out
 from service.web.errors import NotReadyError
 from service.web.settings import Settings
 from service.web.trial_process import EndedError, TrialProcess, _environment
@@ -114,6 +116,18 @@ def test_a_child_gets_no_key_and_no_gpu() -> None:
         "MALLOC_ARENA_MAX": "2",
         "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+def test_what_a_version_says_of_itself_cannot_break_a_line_or_an_answer(tmp_path: Path) -> None:
+    put(tmp_path, bernoulli_toy(COLOUR_SHAPE, name="odd"))
+    file = tmp_path / "odd" / "1" / "manifest.json"
+    fields = json.loads(file.read_text()) | {"a\nb\u202e\x9b\x00\ud800": 1} | {f"{index}": 1 for index in range(1000)}
+    file.write_text(json.dumps(fields))
+    request = Request(str(tmp_path), "odd", 1, 60, 2**30, 1, None, 100, 100_000)
+    report = try_out(request, lambda _: None)
+    assert report["file"] == "manifest.json"
+    assert report["refused"].isprintable()
+    assert len(report["refused"]) < 3000
 
 
 def settings(store: Path, **changed: Any) -> Settings:
