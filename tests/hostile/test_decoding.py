@@ -22,12 +22,13 @@ DEADLINE_MS = 3000
 PATIENCE_SECONDS = 60
 """Beside busy processes; what hangs takes longer."""
 MEMORY = 2 * GIBIBYTE
+MAX_PIXELS = 2**25  # twice the default: as much work as a file may ask for, and more
 KEY = "0123456789abcdef-hostile"
 
 
 @pytest.fixture(scope="module")
 def service(store: Path) -> Iterator[ChildService]:
-    with ChildService(store, model="digits") as started:
+    with ChildService(store, model="digits", max_pixels=MAX_PIXELS) as started:
         yield started
 
 
@@ -172,7 +173,7 @@ def test_a_request_whose_worker_was_ended_from_outside_is_read_by_another(
 
 
 def test_workers_end_with_a_service_that_is_killed(store: Path, monster: bytes) -> None:
-    with ChildService(store, model="digits") as service:
+    with ChildService(store, model="digits", max_pixels=MAX_PIXELS) as service:
         wait_until(lambda: len(service.children()) == 3)
         workers = service.children()
         sent = threading.Thread(target=lambda: service.raw(request("POST", ENCODE, monster, headers(JPEG))))
@@ -194,7 +195,7 @@ def test_workers_know_no_key_have_no_connection_and_finish_what_was_accepted(sto
     """Though SIGTERM reaches them, too, as systemd sends it."""
     keyed = {**headers(JPEG), "X-API-Key": KEY}
     with (
-        ChildService(store, model="digits", api_keys=KEY, drain_seconds=100) as service,
+        ChildService(store, model="digits", max_pixels=MAX_PIXELS, api_keys=KEY, drain_seconds=100) as service,
         service.connect() as connection,
         ThreadPoolExecutor(1) as client,
     ):
