@@ -23,12 +23,13 @@ DEADLINE_MS = 3000
 PATIENCE_SECONDS = 60
 """Beside busy processes; what hangs takes longer."""
 MEMORY = 2 * GIBIBYTE
+MAX_PIXELS = 2**25  # twice the default: as much work as a file may ask for, and more
 KEY = "0123456789abcdef-hostile"
 
 
 @pytest.fixture(scope="module")
 def service(store: Path) -> Iterator[ChildService]:
-    with ChildService(store, model="digits") as started:
+    with ChildService(store, model="digits", max_pixels=MAX_PIXELS) as started:
         yield started
 
 
@@ -192,7 +193,7 @@ def test_a_request_whose_worker_was_ended_from_outside_is_read_by_another(
 
 
 def test_workers_end_with_a_service_that_is_killed(store: Path, monster: bytes) -> None:
-    with ChildService(store, model="digits") as service:
+    with ChildService(store, model="digits", max_pixels=MAX_PIXELS) as service:
         workers = wait_for_idle_workers(service)
         sent = threading.Thread(target=lambda: service.raw(request("POST", ENCODE, monster, headers(JPEG))))
         sent.start()
@@ -213,7 +214,7 @@ def test_workers_know_no_key_have_no_connection_and_finish_what_was_accepted(sto
     """Though SIGTERM reaches them, too, as systemd sends it."""
     keyed = {**headers(JPEG), "X-API-Key": KEY}
     with (
-        ChildService(store, model="digits", api_keys=KEY, drain_seconds=100) as service,
+        ChildService(store, model="digits", max_pixels=MAX_PIXELS, api_keys=KEY, drain_seconds=100) as service,
         service.connect() as connection,
         ThreadPoolExecutor(1) as client,
     ):

@@ -65,7 +65,7 @@ sys.exit(main())
 
 def plant(store: Path, *, memory_limit: int = MEMORY_LIMIT) -> ChildService:
     """A service with weaknesses."""
-    return ChildService(store, model="digits", arguments=("-c", PLANT), memory_limit=memory_limit)
+    return ChildService(store, model="digits", decoders=0, arguments=("-c", PLANT), memory_limit=memory_limit)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ BYTES = 8000 * 28 * 28 * 4
 @pytest.fixture(scope="module")
 def service(store: Path) -> Iterator[ChildService]:
     """A service that waits for no client longer than two seconds, and not for four large answers at once."""
-    with ChildService(store, model="digits", write_seconds=2, max_unsent_bytes=90 * MIB) as started:
+    with ChildService(store, model="digits", decoders=0, write_seconds=2, max_unsent_bytes=90 * MIB) as started:
         yield started
 
 
