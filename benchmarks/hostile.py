@@ -1,6 +1,6 @@
 """The bars against hostile clients: every attack by itself, minutes of mixed traffic, and what honest clients pay.
 
-    PYTHONPATH=. python benchmarks/hostile.py --before COMMIT --ceiling-mib 2048
+    PYTHONPATH=. python benchmarks/hostile.py --before COMMIT
     PYTHONPATH=. python benchmarks/hostile.py attacks --quick
 
 Bar 1 (`attacks`): each attack of tests/hostile/attacks has a documented status within its deadline and a second,
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a part of the attacks, a minute, two rounds of a second")
     parser.add_argument("--only", default="", help="attacks, and cases of honest traffic, whose name has this in it")
     parser.add_argument("--clients", type=int, default=256, help="that send a single hostile request at once")
-    parser.add_argument("--ceiling-mib", type=float, help="of resident memory, as documented")
+    parser.add_argument("--ceiling-mib", type=float, help="of resident memory; default: what the log tells")
     parser.add_argument("--minutes", type=float, default=30, help="of mixed traffic")
     parser.add_argument("--before", help="the commit to compare honest traffic with; without it, bar 3 is left out")
     parser.add_argument("--rounds", type=int, default=7)

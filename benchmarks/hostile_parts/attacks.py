@@ -72,10 +72,20 @@ def attack_with(service: ChildService, attack: Attack, clients: int) -> Result:
     return Result(attack.name, clients, statuses, slowest, watch, failings)
 
 
+def told_ceiling(service: ChildService) -> float | None:
+    """The most bytes that service and decoders may have, as its log line `memory` tells; None where there is none."""
+    for line in service.log_lines():
+        if line["event"] == "memory":
+            return float(line["at_most"] + line["decoders_at_most"])
+    return None
+
+
 def measure(service: ChildService, attacks: Sequence[Attack], clients: int, ceiling: float | None) -> list[Result]:
     """Each attack in turn: by one client, and what is one request by many; prints a line of each that stands out."""
     results = []
     idle = service.resident()
+    if ceiling is None:
+        ceiling = told_ceiling(service)
     print(f"\nbar 1: {len(attacks)} attacks; the service has {idle / 2**20:.0f} MiB at rest\n{HEAD}", flush=True)
     for attack in attacks:
         single = attack.num_answers == 1 and attack.seconds <= 5
