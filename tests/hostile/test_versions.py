@@ -91,7 +91,7 @@ def test_a_version_that_hangs_is_refused_and_holds_up_nothing_else(tmp_path: Pat
         add(tmp_path, name)
     settings: dict[str, Any] = {"model": "digits", "reload_seconds": 0.1, "trial_seconds": 15, "timeout_seconds": 100}
     unchanged = ("POST", "/v1/encode?model=others", IMAGE, {"Content-Type": "application/x-npy"})
-    with ChildService(tmp_path, **settings) as service, watched(service, reference=unchanged):
+    with ChildService(tmp_path, decoders=0, **settings) as service, watched(service, reference=unchanged):
         add(tmp_path, "digits", slow)
         wait_until(lambda: bool(service.children()))  # the poll has come to it
         late = encode(service, "version=2", 300)
@@ -117,7 +117,7 @@ def test_a_version_that_hangs_is_refused_and_holds_up_nothing_else(tmp_path: Pat
 def test_sigterm_ends_a_service_that_tries_versions_out(tmp_path: Path) -> None:
     add(tmp_path, "digits", slow)
     add(tmp_path, "digits")
-    with ChildService(tmp_path, trial_seconds=3600, reload_seconds=0.1) as service:
+    with ChildService(tmp_path, decoders=0, trial_seconds=3600, reload_seconds=0.1) as service:
         assert encode(service, "version=1", 300).status == 504  # the one that hangs is the older one
         add(tmp_path, "digits", slow)
         wait_until(lambda: len(service.children()) == 2)  # one for the request, and one for the poll
@@ -136,7 +136,7 @@ def test_sigterm_ends_a_service_that_is_not_ready_for_a_version_that_hangs(tmp_p
             """It will not be."""
             wait_until(lambda: bool(self.children()))
 
-    with Starting(tmp_path, trial_seconds=3600) as service:
+    with Starting(tmp_path, decoders=0, trial_seconds=3600) as service:
         assert service.ask("GET", "/readyz").status == 503
         children = service.children()
         assert service.stop() == 0
