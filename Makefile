@@ -4,6 +4,7 @@ VENV = .venv
 PY = $(VENV)/bin/python
 EXTRA = cpu
 DATA = mnist
+JOBS = 2
 
 quoted = '$(subst ','\'',$(1))'
 ifneq ($(filter train,$(MAKECMDGOALS)),)
@@ -28,7 +29,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 help:
 	@echo 'make serve    the service on http://127.0.0.1:8000    (PORT=9000 another port, EXTRA=gpu with CUDA)'
-	@echo 'make test     every check: format, lint, types, tests with coverage    (EXTRA=gpu with CUDA)'
+	@echo 'make test     every check: format, lint, types, tests with coverage    (JOBS=4 as many at a time; EXTRA=gpu with CUDA)'
 	@echo 'make format   formats the code and mends what the linter can'
 	@echo 'make train    a model of MNIST, into the store    (DATA=folder or file, NAME=of the model; cut short, it goes on)'
 	@echo 'make audit    looks up what is known against the versions in constraints.txt'
@@ -41,7 +42,7 @@ test: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest --cov
+	$(PY) -m pytest --cov --numprocesses=$(JOBS) --dist=worksteal
 
 format: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m ruff format .

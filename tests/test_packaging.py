@@ -129,7 +129,7 @@ def test_make_train_refuses_a_name_before_it_trains(arguments: list[str]) -> Non
 
 def test_make_test_runs_every_check() -> None:
     commands = _make("test").splitlines()
-    for check in ("ruff format --check .", "ruff check .", "mypy", "pytest --cov"):
+    for check in ("ruff format --check .", "ruff check .", "mypy", "pytest --cov --numprocesses=2 --dist=worksteal"):
         assert f".venv/bin/python -m {check}" in commands
 
 

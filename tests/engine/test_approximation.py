@@ -10,9 +10,19 @@ from scipy.stats import ortho_group
 from service.engine.chunks import Chunks, complete
 from service.engine.climb import Modes, Values
 from service.engine.laplace import Gaussians, approximate, hadamard
+from tests.rounding import FLOAT64, gamma
 from tests.toys import Array
 
 DIMENSIONS = 12
+STEEPEST = 40.0
+"""The largest eigenvalue of a precision here."""
+ROUNDED = gamma(4 * DIMENSIONS, FLOAT64) * STEEPEST * DIMENSIONS * np.sqrt(DIMENSIONS)
+"""Of a value within √A deviations, each at most 1: awayᵀ·P·away, where |P|'s entries are larger than P's by up to √A.
+
+The centre moves by less: ridge regression halves a slope's error, over √m = 4, and 0.4 of a deviation is its unit.
+"""
+EIGEN = gamma(10 * DIMENSIONS**2, FLOAT64) * STEEPEST
+"""Of a matrix put together again from its eigenvectors: LAPACK's error is a modest polynomial of A times u·‖P‖."""
 
 
 def values_of(log_density: Callable[[Array, Array], Array]) -> tuple[Values, list[int]]:
@@ -36,7 +46,7 @@ def gaussian(count: int = 3, *, seed: int = 0) -> tuple[Array, Array]:
     """Means [n, A] and precisions [n, A, A] with eigenvalues from 1.5 to 40, in random directions."""
     rng = np.random.default_rng(seed)
     turns = ortho_group(DIMENSIONS).rvs(count, random_state=seed).reshape(count, DIMENSIONS, DIMENSIONS)
-    precision = (turns * rng.uniform(1.5, 40, (count, 1, DIMENSIONS))) @ turns.transpose(0, 2, 1)
+    precision = (turns * rng.uniform(1.5, STEEPEST, (count, 1, DIMENSIONS))) @ turns.transpose(0, 2, 1)
     return rng.standard_normal((count, DIMENSIONS)), precision
 
 
@@ -56,8 +66,8 @@ def test_a_gaussian_posterior_is_left_as_it_is() -> None:
     mean, precision = gaussian()
     values, rows = values_of(quadratic(mean, precision))
     found = complete(approximate(modes(mean, precision), values))
-    np.testing.assert_allclose(found.centre, mean, atol=1e-8)
-    np.testing.assert_allclose(precision_of(found), precision, rtol=1e-8)
+    np.testing.assert_allclose(found.centre, mean, rtol=0, atol=ROUNDED)
+    np.testing.assert_allclose(precision_of(found), precision, rtol=0, atol=EIGEN)
     assert rows == [32]  # twice the power of two above 12
 
 
@@ -65,8 +75,9 @@ def test_a_wrong_curvature_is_measured() -> None:
     mean, precision = gaussian(1)
     values, _ = values_of(quadratic(mean, precision))
     found = complete(approximate(modes(mean, np.diag(np.linspace(2, 90, DIMENSIONS))[None]), values))
-    np.testing.assert_allclose(found.centre, mean, atol=1e-6)
-    np.testing.assert_allclose(precision_of(found), precision, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.centre, mean, rtol=0, atol=ROUNDED)
+    # Of a quadratic, second differences are exact but for rounding: of four values, scaled by deviations √90 twice.
+    np.testing.assert_allclose(precision_of(found), precision, rtol=0, atol=4 * 90 * ROUNDED + EIGEN)
 
 
 def test_the_centre_moves_from_the_mode_towards_the_mean() -> None:
@@ -97,8 +108,8 @@ def test_where_the_decoder_gives_no_number_nothing_moves(nothing: float) -> None
 
     with np.errstate(invalid="ignore"):
         found = complete(approximate(modes(mean, precision), values_of(log_density)[0]))
-    np.testing.assert_allclose(found.centre, mean, atol=1e-8)
-    np.testing.assert_allclose(precision_of(found), precision, rtol=1e-8)
+    np.testing.assert_allclose(found.centre, mean, rtol=0, atol=ROUNDED)
+    np.testing.assert_allclose(precision_of(found), precision, rtol=0, atol=EIGEN)
 
 
 @pytest.mark.parametrize("num_columns", [1, 7, 31])
@@ -116,7 +127,7 @@ def test_left_out_dimensions_are_the_priors() -> None:
     dimensions = np.array([0, 2, 3, 4, 6, 7, 8, 9, 10, 12, 13, 15])
     wide = Gaussians.around(mean, precision).spread(dimensions, 16)
     full = precision_of(wide)
-    np.testing.assert_allclose(full[:, dimensions[:, None], dimensions], precision, rtol=1e-9)
+    np.testing.assert_allclose(full[:, dimensions[:, None], dimensions], precision, rtol=0, atol=EIGEN)
     left_out = np.setdiff1d(np.arange(16), dimensions)
     np.testing.assert_allclose(full[:, left_out[:, None], left_out], np.broadcast_to(np.eye(4), (2, 4, 4)))
     assert (wide.centre[:, left_out] == 0).all()

@@ -7,6 +7,8 @@ from scipy.special import logsumexp
 
 from service.engine.estimate import MAX_RELIABLE_STD_ERROR, LogLikelihood, estimate, evidence_lower_bound, is_reliable
 from service.engine.pareto import fit_tail
+from tests.engine.weights import figure_errors
+from tests.rounding import FLOAT32, FLOAT64, FUNCTION, gamma
 from tests.toys import Array
 
 INF = np.inf
@@ -27,14 +29,20 @@ def test_every_figure_by_its_formula() -> None:
     log_weight = skewed(6, 400)
     record = reduce(log_weight)
     weight = np.exp(log_weight + 90)
-    np.testing.assert_allclose(record.log_likelihood, logsumexp(log_weight, axis=1) - np.log(400), rtol=1e-14)
+    summed = gamma(400 + FUNCTION, FLOAT64)  # relative error of a sum of weights: absolute, of its logarithm
+    shifted = gamma(4, FLOAT64) * np.abs(log_weight).max()
+    np.testing.assert_allclose(
+        record.log_likelihood, logsumexp(log_weight, axis=1) - np.log(400), rtol=0, atol=2 * summed + shifted
+    )
     tail = np.sort(weight, axis=1)[:, -60:] / weight.max(axis=1, keepdims=True)  # 3·√400 of them
     beyond = np.maximum(fit_tail(log_weight).mean_square() - (tail**2).mean(axis=1), 0) * weight.max(axis=1) ** 2
     variance = weight.var(axis=1, ddof=1) + beyond * 60 / 400
     assert (beyond > 0).any()
-    np.testing.assert_allclose(record.std_error, np.sqrt(variance / 400) / weight.mean(axis=1), rtol=1e-12)
-    np.testing.assert_allclose(record.effective_sample_size, weight.sum(1) ** 2 / (weight**2).sum(1), rtol=1e-12)
-    np.testing.assert_allclose(record.elbo, log_weight.mean(axis=1), rtol=1e-14)
+    expected = np.sqrt(variance / 400) / weight.mean(axis=1)
+    lost = (weight**2).mean(axis=1) / variance  # digits that a variance loses where it is small beside the square
+    assert (np.abs(record.std_error - expected) <= 2 * summed * (1 + lost) * expected).all()
+    np.testing.assert_allclose(record.effective_sample_size, weight.sum(1) ** 2 / (weight**2).sum(1), rtol=6 * summed)
+    np.testing.assert_allclose(record.elbo, log_weight.mean(axis=1), rtol=2 * summed)
     np.testing.assert_allclose(record.posterior_gap, record.log_likelihood - record.elbo)
     np.testing.assert_allclose(record.bits_per_dim, -record.log_likelihood / 7 / math.log(2))
     assert (record.posterior_gap > 0).all()  # Jensen
@@ -116,12 +124,14 @@ def test_opposite_infinities_are_no_number_and_no_warning() -> None:
 
 @pytest.mark.parametrize("shift", [-1e4, 1e4])
 def test_a_common_factor_shifts_the_estimate_and_nothing_else(shift: float) -> None:
-    log_weight = skewed(5, 1000)
+    log_weight = skewed(5, 300)
     record, shifted = reduce(log_weight), reduce(log_weight + shift)
+    rounded = gamma(1 + FUNCTION, FLOAT64) * np.abs(log_weight + shift).max()  # the shifted weights, and what they give
+    errors = figure_errors(log_weight, rounded, 7)
     for name in ("std_error", "posterior_gap", "effective_sample_size", "pareto_k"):
-        np.testing.assert_allclose(getattr(shifted, name), getattr(record, name), rtol=1e-6, atol=1e-8)
+        assert (np.abs(getattr(shifted, name) - getattr(record, name)) <= errors[name]).all(), name
     for name in ("log_likelihood", "elbo"):
-        np.testing.assert_allclose(getattr(shifted, name), getattr(record, name) + shift, rtol=1e-12)
+        assert (np.abs(getattr(shifted, name) - getattr(record, name) - shift) <= errors[name]).all(), name
 
 
 def test_the_sums_are_float64_whatever_comes() -> None:
@@ -130,8 +140,10 @@ def test_the_sums_are_float64_whatever_comes() -> None:
     exact = math.log((1 + math.exp(-1)) / 2) - float(np.float32(87.3))
     record = estimate(log_weight, evidence_lower_bound(log_weight), 1)
     assert record.log_likelihood.dtype == record.elbo.dtype == np.float64
-    np.testing.assert_allclose(record.log_likelihood, exact, atol=1e-6)
-    np.testing.assert_allclose(record.elbo, -87.8, atol=1e-5)
+    # A number of float32 less 1 is one of float32 again, or rounded once; the sums add nothing that float32 could show.
+    rounded = FLOAT32 * 88.3 + gamma(log_weight.size + FUNCTION, FLOAT64) * 88.3
+    np.testing.assert_allclose(record.log_likelihood, exact, rtol=0, atol=rounded)
+    np.testing.assert_allclose(record.elbo, -float(np.float32(87.3)) - 0.5, rtol=0, atol=rounded)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from numpy.testing import assert_allclose
 from onnx import TensorProto, helper
 from scipy.stats import norm
 
@@ -21,6 +20,7 @@ from service.engine.likelihood import (
     likelihood_of,
 )
 from service.engine.preparation import Preparation
+from tests.rounding import FLOAT32, FLOAT64, FUNCTION, gamma, sampling_error
 from tests.toys import Array
 
 RNG = np.random.default_rng(8)
@@ -75,16 +75,74 @@ def log_prob(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> 
     return likelihood.log_prob(x.reshape(-1, 1, 1, 1), shaped)
 
 
+def inverse_scale(likelihood: Likelihood, parameters: dict[str, Array]) -> Array:
+    """1/scale, by which each derivative in `loc` is larger."""
+    match likelihood:
+        case Bernoulli():
+            return np.ones_like(parameters["logits"])
+        case Gaussian():
+            return np.full_like(parameters["loc"], 1 / likelihood.scale)
+        case _:
+            return np.asarray(np.exp(-parameters["log_scale"]))
+
+
+def size(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> Array:
+    """What terms of log p, of its score and of its information add up to without their signs, beside powers of 1/scale.
+
+    With u = (x − loc)/scale, of a Gaussian 2·u² and less; of logistic sigmoids |a| + |b| and numbers below 4.
+    """
+    if isinstance(likelihood, Bernoulli):
+        return 1 + np.abs(parameters["logits"])
+    inverse = inverse_scale(likelihood, parameters)
+    away = np.abs(x - parameters["loc"]) * inverse
+    if likelihood.levels is not None:
+        return np.asarray(4 + 2 * away + inverse / (likelihood.levels - 1))
+    return np.asarray(1 + 2 * away**2 + np.abs(np.log(inverse)))
+
+
+def rounding(likelihood: Likelihood, x: Array, parameters: dict[str, Array], unit: float) -> Array:
+    """Error of log p, or of a score or an information in units of powers of 1/scale.
+
+    Roundings of the terms, and of u itself: x − loc loses what x and loc share, and the exponential is rounded.
+    A Gaussian's terms change with u by 4·|u| + 1 at most, a logistic's with a and b by less than 4.
+    """
+    terms = gamma(4 * FUNCTION, unit) * size(likelihood, x, parameters)
+    if isinstance(likelihood, Bernoulli):
+        return np.asarray(terms)
+    inverse = inverse_scale(likelihood, parameters)
+    away = np.abs(x - parameters["loc"]) * inverse
+    moved = gamma(4, unit) * (1 + np.abs(x) + np.abs(parameters["loc"])) * inverse + gamma(FUNCTION + 2, unit) * away
+    return np.asarray(terms + (4 if likelihood.levels is not None else 4 * away + 1) * moved)
+
+
+def difference_error(
+    likelihood: Likelihood, x: Array, parameters: dict[str, Array], names: tuple[str, ...], step: float
+) -> Array:
+    """Of a central difference of first or second order, in units of powers of 1/scale.
+
+    Its truncation is step²/6 of a derivative two orders higher, 8 times the terms at most; its rounding is that of two
+    or four values, in float64, over the step or its square.
+    """
+    inverse = inverse_scale(likelihood, parameters)
+    steps = np.array([step * inverse ** (name == "loc") for name in names])  # [order, SIZE]
+    truncation = 8 * size(likelihood, x, parameters) * (steps**2).max(axis=0) / 6
+    values = 2 ** len(names) * rounding(likelihood, x, parameters, FLOAT64)
+    return np.asarray(truncation + values / steps.prod(axis=0))
+
+
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
 def test_graph_and_reference_agree_and_scores_are_derivatives(likelihood: Likelihood) -> None:
     x, parameters = example(likelihood)
     found = run(likelihood, x, parameters)
-    assert_allclose(found["log_prob"], log_prob(likelihood, x, parameters), rtol=2e-4, atol=2e-4)
+    error = rounding(likelihood, x, parameters, FLOAT32)
+    assert (np.abs(found["log_prob"] - log_prob(likelihood, x, parameters)) <= error).all()
     for name in likelihood.outputs:
         step = 1e-5
         up, down = ({**parameters, name: parameters[name] + sign * step} for sign in (1, -1))
         derivative = (log_prob(likelihood, x, up) - log_prob(likelihood, x, down)) / (2 * step)
-        assert_allclose(found[f"{name} score"], derivative, rtol=1e-3, atol=1e-3)
+        scale = inverse_scale(likelihood, parameters) ** (name == "loc")
+        allowed = scale * (error + difference_error(likelihood, x, parameters, (name,), step))
+        assert (np.abs(found[f"{name} score"] - derivative) <= allowed).all(), name
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
@@ -92,6 +150,7 @@ def test_information_is_minus_the_second_derivative(likelihood: Likelihood) -> N
     x, parameters = example(likelihood)
     found = run(likelihood, x, parameters)
     step = 2e-5
+    error = rounding(likelihood, x, parameters, FLOAT32)
 
     def moved(**steps: int) -> Array:
         return log_prob(likelihood, x, {n: value + steps.get(n, 0) * step for n, value in parameters.items()})
@@ -102,7 +161,9 @@ def test_information_is_minus_the_second_derivative(likelihood: Likelihood) -> N
         else:
             corners = [moved(**{name: up, other: across}) for up in (1, -1) for across in (1, -1)]
             difference = (corners[0] - corners[1] - corners[2] + corners[3]) / 4
-        assert_allclose(found[f"{name} {other} information"], -difference / step**2, rtol=2e-3, atol=2e-3)
+        scale = inverse_scale(likelihood, parameters) ** (name, other).count("loc")
+        allowed = scale * (error + difference_error(likelihood, x, parameters, (name, other), step))
+        assert (np.abs(found[f"{name} {other} information"] + difference / step**2) <= allowed).all(), (name, other)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
@@ -124,8 +185,10 @@ def test_its_mean_is_the_mean_square_of_the_score(likelihood: Likelihood) -> Non
 def test_the_discretised_logistic_sums_to_one(levels: int, loc: float, log_scale: float) -> None:
     x = np.arange(levels) / (levels - 1)
     parameters = {"loc": np.full(levels, loc), "log_scale": np.full(levels, log_scale)}
-    total = np.exp(log_prob(DiscretisedLogistic(levels), x, parameters)).sum()
-    assert_allclose(total, 1, rtol=1e-9)
+    likelihood = DiscretisedLogistic(levels)
+    probability = np.exp(log_prob(likelihood, x, parameters))
+    error = (probability * rounding(likelihood, x, parameters, FLOAT64)).sum() + gamma(levels + FUNCTION, FLOAT64)
+    assert abs(probability.sum() - 1) <= error < 1e-6
 
 
 def test_the_discretised_logistic_graph_holds_far_out() -> None:
@@ -135,13 +198,15 @@ def test_the_discretised_logistic_graph_holds_far_out() -> None:
     found = run(DiscretisedLogistic(), x, parameters)
     expected = log_prob(DiscretisedLogistic(), x.astype(np.float64), parameters)
     assert all(np.isfinite(values).all() for values in found.values())
-    assert_allclose(found["log_prob"][:3], expected[:3], rtol=1e-4)
+    error = rounding(DiscretisedLogistic(), x.astype(np.float64), parameters, FLOAT32)
+    assert (np.abs(found["log_prob"] - expected) <= error)[:3].all()
 
 
 def test_the_gaussian_with_scale_is_scipys() -> None:
     x, parameters = example(GaussianWithScale())
     expected = norm.logpdf(x, parameters["loc"], np.exp(parameters["log_scale"]))
-    assert_allclose(log_prob(GaussianWithScale(), x, parameters), expected, rtol=1e-9)
+    error = 2 * rounding(GaussianWithScale(), x, parameters, FLOAT64)
+    assert (np.abs(log_prob(GaussianWithScale(), x, parameters) - expected) <= error).all()
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
@@ -150,7 +215,8 @@ def test_draws_have_the_mean(likelihood: Likelihood) -> None:
     parameters: dict[str, Any] = {name: np.full((100_000, 1, 1), middle[name]) for name in likelihood.outputs}
     drawn = likelihood.sample(parameters, RNG)
     assert drawn.dtype == np.float32
-    assert_allclose(drawn.mean(), likelihood.mean(parameters).mean(), atol=0.01)
+    error = sampling_error(drawn.std(dtype=np.float64), len(drawn), num_means=len(LIKELIHOODS))
+    assert abs(drawn.mean(dtype=np.float64) - likelihood.mean(parameters).mean()) < error
 
 
 def test_a_manifest_names_its_class_and_levels_are_prepared() -> None:

@@ -5,6 +5,8 @@ from scipy.integrate import quad
 from scipy.stats import genpareto
 
 from service.engine.pareto import fit_tail, pareto_k
+from tests.engine.weights import figure_errors
+from tests.rounding import FLOAT64, FUNCTION, gamma
 from tests.toys import Array
 
 INF = np.inf
@@ -26,7 +28,12 @@ def arviz_k(log_weight: Array) -> Array:
 @pytest.mark.parametrize("shape", [-0.5, 0.0, 0.3, 0.7, 1.0])
 def test_the_fit_is_arviz_stats(num_samples: int, shape: float) -> None:
     log_weight = log_weights(shape, 3, num_samples)
-    np.testing.assert_allclose(pareto_k(log_weight), arviz_k(log_weight), rtol=1e-6, atol=1e-6)
+    # Shapes on a grid are weighed by exp(M·profile): what rounding does to the profile counts as often as there are
+    # weights in the tail, and with it what the difference from the cutoff loses of a weight.
+    tail = fit_tail(log_weight)
+    lost = 1 + tail.cutoff / tail.scale
+    error = gamma(tail.size * 4 * FUNCTION, FLOAT64) * lost * (1 + np.abs(tail.shape))
+    assert (np.abs(pareto_k(log_weight) - arviz_k(log_weight)) <= error).all()
     assert np.abs(pareto_k(log_weight) - arviz_k(-log_weight)).max() > 0.05  # the sign matters
 
 
@@ -54,8 +61,9 @@ def test_the_tails_mean_square_is_the_integral_to_what_one_in_twenty_would_meet(
     end = 1 / (20 * tail.size)
     for image, found in enumerate(tail.mean_square()):
         beyond = genpareto(heavier[image], loc=tail.cutoff[image], scale=tail.scale[image])
-        exact = quad(lambda u, beyond=beyond: beyond.isf(u) ** 2, end, 1, limit=500)[0] / (1 - end)
-        np.testing.assert_allclose(found, exact, rtol=1e-4)
+        exact, error = np.array(quad(lambda u, beyond=beyond: beyond.isf(u) ** 2, end, 1, limit=500)) / (1 - end)
+        # Of 48 nodes, the quadrature of an exponential has no error that float64 could show; SciPy tells its own.
+        assert abs(found - exact) <= error + gamma(48 + 4 * FUNCTION, FLOAT64) * exact
 
 
 def test_no_tail_has_no_mean_square() -> None:
@@ -64,9 +72,11 @@ def test_no_tail_has_no_mean_square() -> None:
 
 @pytest.mark.parametrize("shift", [-1e4, 1e4])
 def test_neither_a_common_factor_nor_the_order_matters(shift: float) -> None:
-    log_weight = log_weights(0.4, 5, 2000)
+    log_weight = log_weights(0.4, 5, 300)
     shuffled = np.random.default_rng(0).permutation(log_weight, axis=1)
-    np.testing.assert_allclose(pareto_k(shuffled + shift), pareto_k(log_weight), atol=1e-8)
+    rounded = gamma(1 + FUNCTION, FLOAT64) * np.abs(log_weight + shift).max()
+    error = figure_errors(log_weight, rounded, 1)["pareto_k"]
+    assert (np.abs(pareto_k(shuffled + shift) - pareto_k(log_weight)) <= error).all()
 
 
 def test_an_images_shape_does_not_depend_on_its_batch() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from model_store import ImageShape, InvalidArtifactError
 from service.engine.runtime import CPU, CUDA, ExecutionProviderError, Runtime
+from tests.rounding import network_error
 from tests.toys import bernoulli_toy
 
 DECODER = bernoulli_toy(ImageShape(channels=1, height=2, width=3), 3).decoder
@@ -95,4 +96,4 @@ def test_the_number_of_threads_changes_no_number(num_threads: int) -> None:
     z = np.random.default_rng(0).standard_normal((500, 3)).astype(np.float32)
     expected = Runtime("cpu").open(DECODER, FILE).run({"z": z})["logits"]
     found = Runtime("cpu", num_threads=num_threads).open(DECODER, FILE).run({"z": z})["logits"]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert (np.abs(found - expected) <= 2 * network_error(DECODER, z=z)["logits"]).all()

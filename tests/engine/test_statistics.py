@@ -14,7 +14,7 @@ from service.engine.complexity import complexity
 from service.engine.methods import METHODS
 from service.engine.statistics import Statistics, derived, divergence
 from tests import reference
-from tests.rounding import density_error
+from tests.rounding import FLOAT64, density_error, gamma, network_error, sampling_error
 from tests.toys import Array, LinearGaussian, bernoulli_toy
 
 GREY = ImageShape(channels=1, height=9, width=7)
@@ -49,11 +49,20 @@ def test_statistics_of_a_linear_gaussian_model_are_the_closed_forms(statistics: 
     gap = 0.5 * (np.diag(precision) @ variance - 3 + np.log(np.linalg.det(covariance) / variance.prod()))
 
     values = derived(statistics.measured())
-    np.testing.assert_allclose(values["kl"], kl, rtol=1e-5)
-    np.testing.assert_allclose(values["log_likelihood"], ORACLE.log_likelihood(x), atol=0.02)
-    np.testing.assert_allclose(values["reconstruction"], reconstruction, atol=0.1)
-    np.testing.assert_allclose(values["posterior_gap"], gap, atol=0.1)
-    np.testing.assert_allclose(values["elbo"], ORACLE.log_likelihood(x) - gap, atol=0.1)
+    # Of the encoder's outputs by rounding; of means over samples by chance, as the log weights spread.
+    toy = ORACLE.toy(GREY, widen=WIDEN)
+    encoder = network_error(toy.encoder, x=x)
+    kl_error = (np.abs(mean) * encoder["mean"] + np.abs(variance - 1) / 2 * encoder["log_var"]).sum(axis=1)
+    log_weight = reference.log_weights(toy, x, proposal="encoder", num_samples=NUM_SAMPLES, seed=1)
+    weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
+    rounding = density_error(GREY.size, np.abs(log_weight).max())
+    elbo_error = rounding + sampling_error(log_weight.std(axis=1), NUM_SAMPLES, num_means=2 * len(x))
+    error = rounding + sampling_error(weight.std(axis=1) / weight.mean(axis=1), NUM_SAMPLES, num_means=2 * len(x))
+    assert (np.abs(values["kl"] - kl) <= 1.01 * kl_error).all()  # a hundredth for what is beyond the first order
+    assert (np.abs(values["log_likelihood"] - ORACLE.log_likelihood(x)) < error).all()
+    assert (np.abs(values["elbo"] - (ORACLE.log_likelihood(x) - gap)) < elbo_error).all()
+    assert (np.abs(values["reconstruction"] - reconstruction) < elbo_error + kl_error).all()
+    assert (np.abs(values["posterior_gap"] - gap) < elbo_error + error).all()
 
 
 def test_one_pass_measures_what_log_likelihood_and_encode_do(x: Array) -> None:
@@ -80,7 +89,7 @@ def test_complexity_is_the_size_of_a_lossless_file() -> None:
     for nats, image in zip(found, levels.astype(np.uint8), strict=True):
         stream = io.BytesIO()
         Image.fromarray(image[0]).save(stream, "WEBP", lossless=True, quality=75, method=4)
-        assert nats == pytest.approx(len(stream.getvalue()) * 8 * math.log(2))
+        assert nats == pytest.approx(len(stream.getvalue()) * 8 * math.log(2), rel=gamma(2, FLOAT64))
         stream.seek(0)
         with Image.open(stream) as decoded:
             np.testing.assert_array_equal(np.asarray(decoded.convert("L")), image[0])  # nothing is lost

@@ -1,12 +1,17 @@
 """A tiny model trained on real digits, once for all tests that need a finished run."""
 
+import hashlib
+import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from service.engine.runtime import Runtime
+from training import export
 from training.configuration import Configuration
 from training.data import DataSplits, split
 from training.publication import load_model
@@ -23,6 +28,33 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """No line of progress, however slow the machine is: tests compare what is printed."""
     monkeypatch.setattr("service.progress._SECONDS_AT_LEAST", math.inf)
     monkeypatch.setattr("service.progress._SECONDS_AT_MOST", math.inf)
+
+
+_export_graph = export._export_graph
+
+
+@pytest.fixture(scope="package", autouse=True)
+def each_network_is_exported_once() -> Iterator[None]:
+    """PyTorch's exporter takes seconds, and what it makes depends on nothing but the network with its weights."""
+    exported: dict[str, bytes] = {}
+
+    def remembered(module: torch.nn.Module, example: torch.Tensor, *names: Any, **options: Any) -> bytes:
+        whole = io.BytesIO()
+        torch.save((module, example, names, options), whole)
+        key = hashlib.sha256(whole.getbuffer()).hexdigest()
+        if key not in exported:
+            exported[key] = _export_graph(module, example, *names, **options)
+        return exported[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_export_graph", remembered)
+        yield
+
+
+@pytest.fixture
+def exported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of the exporter itself."""
+    monkeypatch.setattr(export, "_export_graph", _export_graph)
 
 
 @pytest.fixture(scope="session")

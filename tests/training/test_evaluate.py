@@ -7,7 +7,7 @@ from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.proposal import UnknownProposalError
 from service.engine.runtime import Runtime
-from tests.rounding import density_error
+from tests.rounding import FUNCTION, density_error, gamma, sampling_error
 from training.data import DataSplits
 from training.errors import DataError
 from training.evaluate import Protocol, calibration_arrays, evaluate, fresh_binarisation, in_unit_interval
@@ -89,7 +89,9 @@ def test_an_unknown_proposal_is_refused(model: Model, splits: DataSplits) -> Non
 def test_a_fresh_binarisation_has_the_grey_values_as_its_mean() -> None:
     grey = np.tile(np.array([0, 51, 204, 255], dtype=np.uint8), (5000, 1, 1, 1))
     drawn = fresh_binarisation(grey, "dynamic", seed=1)
-    assert np.abs(drawn.mean((0, 1, 2)) - [0, 0.2, 0.8, 1]).max() < 0.02
+    p = np.array([0, 0.2, 0.8, 1])
+    error = sampling_error(np.sqrt(p * (1 - p)), 5000, num_means=4) + gamma(FUNCTION)  # of 51/255 and 204/255
+    assert (np.abs(drawn.mean((0, 1, 2), dtype=np.float64) - p) <= error).all()
     assert (drawn == fresh_binarisation(grey, "dynamic", seed=1)).all()
     assert (drawn != fresh_binarisation(grey, "dynamic", seed=2)).any()
     assert fresh_binarisation(grey, "threshold", seed=1) is grey

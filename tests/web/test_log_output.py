@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -223,10 +222,15 @@ def test_warnings_and_tracebacks_of_every_origin_are_lines_of_the_log() -> None:
         assert word in line
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def listening_port(process_id: int) -> int | None:
+    """Where a process takes connections; none yet, or none any more."""
+    with suppress(OSError):  # it has ended
+        files = {str(file.readlink()) for file in Path(f"/proc/{process_id}/fd").iterdir()}
+        for line in Path(f"/proc/{process_id}/net/tcp").read_text().splitlines()[1:]:
+            _, address, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in files:
+                return int(address.partition(":")[2], 16)
+    return None
 
 
 class Silent:
@@ -234,30 +238,26 @@ class Silent:
 
     def __init__(self, store: Path, redirections: str, **streams: IO[bytes] | int | None) -> None:
         command = ["sh", "-c", f'exec "$0" -m service {redirections}', sys.executable]
-        settings = {"LOGPX_MODEL_STORE": str(store), "LOGPX_MODEL": "digits"}
-        while True:
-            port = free_port()
-            environment = {**os.environ, **settings, "LOGPX_PORT": str(port)}
-            self.process = subprocess.Popen(command, env=environment, **streams)  # type: ignore[call-overload]  # noqa: S603
-            self.url = f"http://127.0.0.1:{port}"
-            while self.process.poll() is None and not self.ready():
-                time.sleep(0.05)
-            if self.process.returncode != 3:  # else somebody else has taken the port
-                break
+        settings = {"LOGPX_MODEL_STORE": str(store), "LOGPX_MODEL": "digits", "LOGPX_PORT": "0"}
+        self.process = subprocess.Popen(command, env={**os.environ, **settings}, **streams)  # type: ignore[call-overload]  # noqa: S603
+        self.url = ""
+        while self.process.poll() is None and not self.ready():
+            time.sleep(0.05)
 
     def ready(self) -> bool:
-        with suppress(httpx2.TransportError):
-            return httpx2.get(f"{self.url}/readyz", timeout=10).status_code == 200
-        return False
+        if (port := listening_port(self.process.pid)) is None:
+            return False
+        self.url = f"http://127.0.0.1:{port}"
+        return httpx2.get(f"{self.url}/readyz", timeout=60).status_code == 200
 
     def metric(self, name: str) -> float:
-        text = httpx2.get(f"{self.url}/metrics", timeout=10).text
+        text = httpx2.get(f"{self.url}/metrics", timeout=60).text
         (value,) = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")]
         return float(value)
 
     def ask(self, number: int) -> None:
         """Requests whose log lines are long: the path is in them twice."""
-        with httpx2.Client(base_url=self.url, timeout=10) as client:
+        with httpx2.Client(base_url=self.url, timeout=60) as client:
             for one in range(number):
                 answer = client.get(f"/{'x' * 30_000}", headers={"X-Request-ID": f"asked-{one}"})
                 assert answer.status_code == 404
