@@ -104,10 +104,12 @@ class ChildService:
         raise AssertionError(f"the service did not start\n{self.log_tail()}")
 
     def _wait_until_ready(self) -> None:
+        """It answers, and what has tried its versions out is gone: its memory is not the service's."""
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self.process.poll() is None:
             with suppress(ConnectionError):  # it may be about to end
-                if self.raw(wire.request("GET", "/readyz")).startswith(b"HTTP/1.1 200 "):
+                ready = self.raw(wire.request("GET", "/readyz")).startswith(b"HTTP/1.1 200 ")
+                if ready and not any(processes.runs(pid, "service.engine.trial") for pid in self.children()):
                     return
             time.sleep(0.02)
         raise AssertionError(f"the service never became ready\n{self.log_tail()}")

@@ -25,6 +25,14 @@ def family(pid: int) -> list[int]:
     return sorted(found & parents.keys())
 
 
+def runs(pid: int, module: str) -> bool:
+    """Whether it is `python -m module`; not, once it has ended."""
+    try:
+        return module.encode() in (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def memory(pid: int, field: str) -> int:
     """Bytes: `VmRSS` resident now, `VmHWM` the most so far; 0 once the process has ended."""
     try:
