@@ -205,7 +205,8 @@ class Registry:
 
     def _only_name(self) -> str:
         if self._unnamed is None:
-            raise ModelNotFoundError(f"there are several models; name one with ?model=: {', '.join(self._defaults)}")
+            names = ", ".join(sorted(self._defaults))
+            raise ModelNotFoundError(f"there are several models; name one with ?model=: {names}")
         return self._unnamed
 
     async def _load(self, key: Key) -> Model:

@@ -1,6 +1,7 @@
 """What Linux tells of a process and of those it started: memory, open files, children. Only the standard library."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -46,7 +47,8 @@ def memory(pid: int, field: str) -> int:
 
 def reset_peak(pid: int) -> None:
     """Let `VmHWM` begin anew at what is resident now."""
-    (PROC / str(pid) / "clear_refs").write_text("5")
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        (PROC / str(pid) / "clear_refs").write_text("5")
 
 
 def open_files(pid: int) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +61,17 @@ def fit_in_two(digits: Path, folder: Path, *more: str) -> "subprocess.CompletedP
     )
 
 
-def fit_in_one(source: Source | StreamedSource, folder: Path, *, stop_after: int | None = None) -> None:
-    splits = split(source, RECIPE)
+def fit_in_one(
+    source: Source | StreamedSource, folder: Path, *, epochs: int = RECIPE.epochs, stop_after: int | None = None
+) -> None:
+    recipe = replace(RECIPE, epochs=epochs)
+    splits = split(source, recipe)
 
     def on_epoch(figures: EpochFigures, _: Vae) -> None:
         if figures.epoch == stop_after:
             raise KeyboardInterrupt
 
-    run = create_run(folder, describe_run(RECIPE, splits, source="here"))
+    run = create_run(folder, describe_run(recipe, splits, source="here"))
     with in_float64(), pytest.raises(KeyboardInterrupt) if stop_after else contextlib.nullcontext():
         fit(run, splits, device=torch.device("cpu"), on_epoch=on_epoch)
 
@@ -77,11 +81,11 @@ def bounds(folder: Path) -> list[list[float]]:
     return [[line["epoch"], line["train_bound"], line["validation_bound"], line["validation_elbo"]] for line in lines]
 
 
-def assert_same(found: Path, expected: Path) -> None:
+def assert_same(found: Path, expected: Path, epochs: int = RECIPE.epochs) -> None:
     """The same weights and bounds, within rounding of 3 epochs of 4 steps at most."""
     tolerance = drift(12, RECIPE.learning_rate, num_images=160, num_pixels=784)
     states = [torch.load(folder / CHECKPOINT, weights_only=True) for folder in (found, expected)]
-    assert [state["epoch"] for state in states] == [3, 3]
+    assert [state["epoch"] for state in states] == [epochs, epochs]
     for part in ("model", "averaged"):
         for name, value in states[1][part].items():
             assert value.dtype == torch.float64
@@ -112,12 +116,12 @@ def test_two_processes_train_on_a_stream_what_one_does(digits: Path, tmp_path: P
     alone, together = tmp_path / "alone", tmp_path / "together"
     source = open_source(tmp_path / "digits", Reading(max_memory=0, skip_corrupt=True))
     assert isinstance(source, StreamedSource)
-    fit_in_one(source, alone)
-    process = fit_in_two(tmp_path / "digits", together, "--max-memory=0", "--skip-corrupt", "--workers=1")
+    fit_in_one(source, alone, epochs=2)
+    process = fit_in_two(tmp_path / "digits", together, "--max-memory=0", "--skip-corrupt", "--workers=1", "--epochs=2")
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("training images stream") == 1
     assert process.stderr.count("warning: 1 images cannot be read") == 1
-    assert_same(together, alone)
+    assert_same(together, alone, epochs=2)
 
 
 def test_what_is_wrong_is_told_once(digits: Path, tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def test_a_bomb_does_not_go_off(client: TestClient, name: str) -> None:
 
 
 def test_an_image_of_another_size_is_refused_before_it_is_decoded(client: TestClient) -> None:
-    answer = client.post(ENCODE, content=png_claiming(5000, 4000), headers=PNG)  # it has no such pixels
-    check(answer, 422, "invalid-image", "4000×5000", 0)
+    answer = client.post(ENCODE, content=png_claiming(4000, 4000), headers=PNG)  # it has no such pixels
+    check(answer, 422, "invalid-image", "4000×4000", 0)
     check(client.post(f"{ENCODE}?resize=true", content=png_claiming(50, 40), headers=PNG), 422, "invalid-image", "", 0)
 
 
