@@ -224,8 +224,11 @@ def test_warnings_and_tracebacks_of_every_origin_are_lines_of_the_log() -> None:
 
 def listening_port(process_id: int) -> int | None:
     """Where a process takes connections; none yet, or none any more."""
+    files = set()
     with suppress(OSError):  # it has ended
-        files = {str(file.readlink()) for file in Path(f"/proc/{process_id}/fd").iterdir()}
+        for file in Path(f"/proc/{process_id}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                files.add(str(file.readlink()))
         for line in Path(f"/proc/{process_id}/net/tcp").read_text().splitlines()[1:]:
             _, address, _, state, *_, inode = line.split()[:10]
             if state == "0A" and f"socket:[{inode}]" in files:
