@@ -77,7 +77,7 @@ def check_parity(vae: Vae, graphs: ExportedGraphs, x: Tensor, *, runtime: Runtim
 
 
 def _export_graph(module: nn.Module, example: Tensor, input_name: str, outputs: list[str], *, batch: str) -> bytes:
-    with _exporter_quietened():
+    with exporter_quietened():
         program = torch.onnx.export(
             module,
             (example,),
@@ -92,13 +92,13 @@ def _export_graph(module: nn.Module, example: Tensor, input_name: str, outputs: 
     if program is None:
         raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
     model = program.model_proto
-    _strip_notes(model)
+    strip_notes(model)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
 
-def _strip_notes(model: onnx.ModelProto) -> None:
+def strip_notes(model: onnx.ModelProto) -> None:
     """Remove doc strings and metadata: the exporter writes stack traces into them, with this machine's paths."""
     graph = model.graph
     noted = [model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
@@ -108,7 +108,7 @@ def _strip_notes(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _exporter_quietened() -> Iterator[None]:
+def exporter_quietened() -> Iterator[None]:
     """Keep back what the exporter of torch 2.13 says about itself; every other warning comes through."""
     # At each export it logs that torchvision, which no model here uses, is not installed.
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")

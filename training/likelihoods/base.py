@@ -1,0 +1,156 @@
+"""What every likelihood p(x|z) states about itself: one class says it to training, and through export to the service."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from training.likelihoods.reductions import sum_pixels, sums_for_serving
+
+ImageShape = tuple[int, int, int]
+NUM_DRAWS = 32
+"""Of an expected cost that has no closed form."""
+_FEWEST_AT_ONCE, _NUMBERS_AT_ONCE = 4, 2**20
+_GOLDEN_RATIO = 0.6180339887498949
+
+
+class Likelihood(ABC):
+    """A density over images x, given the decoder's outputs. All logarithms are natural: nats.
+
+    Images and outputs are flat, so that shapes read the same for all: x [B, 1, P], P = C·H·W in this order, and each
+    of the decoder's outputs [B, K, Q], where Q is the product of its shape. Methods are traced by
+    `torch.onnx.export`: they take no Python decision on numbers, and sum by training/likelihoods/reductions.py.
+
+    A new likelihood is a subclass with `name`, `outputs` and the abstract methods, and its name in
+    training/likelihoods/__init__.py. `log_prob`, `entropy` and `curvature` may be written more quickly than here.
+
+    Args:
+        image_shape: C, H, W.
+
+    Attributes:
+        name: what configuration and manifest call it.
+        outputs: the decoder's outputs in order, each with its shape [*, H, W] without the batch.
+        levels: how many values a pixel can take, k/(levels - 1); None where it is not bound to levels.
+        num_uniforms: uniform numbers that one image of `sample` takes.
+    """
+
+    name: ClassVar[str]
+    levels: int | None = None
+
+    def __init__(self, image_shape: ImageShape) -> None:
+        self.image_shape = image_shape
+        self.num_pixels = image_shape[0] * image_shape[1] * image_shape[2]
+
+    @property
+    @abstractmethod
+    def outputs(self) -> Mapping[str, tuple[int, ...]]:
+        """The decoder's outputs by name, in order, with their shapes."""
+
+    @property
+    def num_uniforms(self) -> int:
+        """Uniform numbers that one image of `sample` takes: one a pixel and channel."""
+        return self.num_pixels
+
+    @abstractmethod
+    def initial_bias(self, pixel_mean: Tensor) -> Tensor:
+        """What a network's raw outputs are for an average image: [C, H, W] → [M, C, H, W], or [M, 1, H, W]."""
+
+    @abstractmethod
+    def parameters(self, raw: Tensor) -> tuple[Tensor, ...]:
+        """A network's raw outputs, [N, *shape of initial_bias], as the decoder's outputs [N, *shape], in order."""
+
+    @abstractmethod
+    def pixel_log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        """log p(x_i|z), or log p(x_i|x_1 … x_{i-1}, z), of each pixel and channel, nats: [B, K, P].
+
+        x [B, 1, P] or [B, K, P], parameters [B, K, Q].
+        """
+
+    @abstractmethod
+    def mean(self, *parameters: Tensor) -> Tensor:
+        """E[x|z] in x's unit: [B, K, P]."""
+
+    @abstractmethod
+    def sample(self, uniform: Tensor, *parameters: Tensor) -> Tensor:
+        """x ~ p(x|z) made of uniform numbers in [0, 1), [B, K, num_uniforms] → [B, K, P]."""
+
+    def log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        """log p(x|z) in nats: x [B, 1, P], parameters [B, K, Q] → [B, K]."""
+        return sum_pixels(self.pixel_log_prob(x, *parameters))
+
+    def entropy(self, *parameters: Tensor) -> Tensor:
+        """-E[log p(x_i|z)] over x ~ p(x|z) of each pixel and channel, nats: parameters [B, 1, Q] → [B, 1, P].
+
+        Here the mean over draws from evenly spaced uniform numbers, in another order for each that an image takes.
+        """
+        numbers = torch.arange(self.num_uniforms, dtype=torch.float64)
+        order = torch.floor(numbers * _GOLDEN_RATIO % 1 * NUM_DRAWS)
+        total = torch.zeros((), dtype=parameters[0].dtype)
+        at_once = min(NUM_DRAWS, max(_FEWEST_AT_ONCE, _NUMBERS_AT_ONCE // sum(map(math.prod, self.outputs.values()))))
+        for first in range(0, NUM_DRAWS, at_once):
+            draws = torch.arange(first, min(first + at_once, NUM_DRAWS), dtype=torch.float64)
+            uniform = (draws[:, None] + order + 0.5) / NUM_DRAWS % 1  # [draws, U]
+            x = self.sample(uniform.to(total.dtype)[None] + 0 * parameters[0][..., :1], *parameters)
+            total = total - self.pixel_log_prob(x, *parameters).sum(1, keepdim=True)  # [B, 1, P]
+        return total / NUM_DRAWS
+
+    def curvature(
+        self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """How log p(x|z) changes along A directions of the parameters: slopes [B, A] and information [B, A, A].
+
+        slope_a = ∂ log p · t_a, and information_ab = -t_a · ∂² log p · t_b, the observed information, which is minus the
+        Hessian. Observed, and not Fisher's, which is its mean over x: a pixel that the model was sure of tells nothing
+        more, and Fisher's would say that it does.
+
+        Here both come from `log_prob` by automatic differentiation, twice in reverse.
+
+        Args:
+            x: [B, 1, P].
+            parameters: [B, 1, Q] each.
+            tangents: the directions t, [B, A, Q] each, in the parameters' order.
+        """
+        with torch.enable_grad(), sums_for_serving(False):
+            moved = [(p + 0 * t).detach().requires_grad_() for p, t in zip(parameters, tangents, strict=True)]
+            score = torch.autograd.grad(self.log_prob(x, *moved).sum(), moved, create_graph=True)
+            slopes = torch.stack([(s * t).sum(-1) for s, t in zip(score, tangents, strict=True)]).sum(0)  # [B, A]
+            along = torch.autograd.grad(slopes.sum(), moved, allow_unused=True)
+        information = [-torch.matmul(h, t.mT) for h, t in zip(along, tangents, strict=True) if h is not None]
+        return slopes.detach(), torch.stack(information).sum(0)
+
+
+class IndependentPixels(Likelihood):
+    """A likelihood whose pixels are independent given z, with one number of each output a pixel: Q = P.
+
+    It may state its score and information in closed form, from which the curvature comes by two products.
+    """
+
+    @abstractmethod
+    def derivatives(
+        self, x: Tensor, *parameters: Tensor
+    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+        """∂ log p(x_i|z) / ∂ output, and -∂² log p / ∂ output ∂ output′ of each pair of outputs, once: [B, 1, P]."""
+
+    def curvature(
+        self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Slopes Σ t·score [B, A] and information Σ t·W·tᵀ [B, A, A], over pixels and pairs of outputs."""
+        scores, informations = self.derivatives(x, *parameters)
+        slopes = [sum_pixels(tangent * score) for tangent, score in zip(tangents, scores, strict=True)]
+        products = []
+        for (first, second), information in informations.items():
+            product = torch.matmul(tangents[first] * information, tangents[second].mT)  # [B, A, A]
+            products.append(product)
+            if first != second:
+                products.append(product.mT)
+        return _add(slopes), _add(products)
+
+
+def _add(tensors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total
