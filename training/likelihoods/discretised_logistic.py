@@ -14,6 +14,7 @@ FLOOR = -7.0
 """Of log_scale: a fifth of a grey level, of 256, which then has 90 % of the probability."""
 FAR = 1e38
 _LEVELS_AT_ONCE = 16
+_SMALLEST = 1e-37  # of float32, which export writes constants in
 _MOST_LEVELS = 256
 """Up to which an entropy is summed level by level."""
 
@@ -79,7 +80,7 @@ class DiscretisedLogistic(LocationScale):
             edges = torch.where(after > self.levels - 1, FAR, edges)  # the last reaches to infinity
             above = 0.5 + 0.5 * torch.tanh((edges - loc) * half_inverse)  # [B, K, P, levels]
             probability = above - torch.cat([below, above[..., :-1]], dim=-1)
-            cost = probability * torch.log(torch.clamp(probability, min=torch.finfo(loc.dtype).tiny))
+            cost = probability * torch.log(torch.clamp(probability, min=_SMALLEST))
             entropy = entropy - cost.sum(-1)
             below = above[..., -1:]
         return entropy
