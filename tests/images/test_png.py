@@ -160,6 +160,24 @@ def test_pixels_that_are_not_all_packed_are_refused_though_every_checksum_is_rig
     assert np.array_equal(ImageFile(split + content[-12:]).levels(), more)
 
 
+@pytest.mark.parametrize("size", [(11, 13), (300, 310)], ids=["small", "large"])
+def test_a_filter_that_png_does_not_know_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    samples = np.full((*size, 3), 7)
+    content = png(samples, RGB, 8)
+    data = content.index(b"IDAT") - 4
+    rows = bytearray(zlib.decompress(content[data + 8 : -16]))
+    rows[-(1 + 3 * size[1])] = 5  # before the last row
+    wrong = content[:data] + png_chunk(b"IDAT", zlib.compress(rows)) + content[-12:]
+    assert "its pixels are broken" in broken(wrong, tmp_path)
+
+
+@pytest.mark.parametrize("colour_type", [GREY, RGB, GREY_ALPHA, RGBA])
+def test_large_pixels_of_16_bits_are_read_to_the_last_bit(colour_type: int) -> None:
+    """Large ones come to the decoder as they are packed, small ones packed anew."""
+    content, levels = written(colour_type, 16, colour_type in (GREY_ALPHA, RGBA), (370, 360), True)
+    assert np.array_equal(ImageFile(content).levels().transpose(1, 2, 0), levels)
+
+
 def test_large_pixels_over_black_are_those_of_small(tmp_path: Path) -> None:
     """Large images are put over black in parts, and unpacked in pieces."""
     random = np.random.default_rng(0)
