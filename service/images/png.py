@@ -28,9 +28,9 @@ _DEPTHS: Mapping[int, Sequence[int]] = {
     _PALETTE: (1, 2, 4, 8),
     **dict.fromkeys((_RGB, _GREY_ALPHA, _RGBA), (8, 16)),
 }
-# The mode of the image that Pillow makes of the rows, and how it is told that they lie. A filter needs to know how many
-# bytes a pixel has and not what they mean, so each layout is one of that many bits which keeps them as they are. Of
-# colours of 16 bits Pillow keeps one byte of each sample: it makes an image of the high bytes, then one of the low ones.
+# The mode of the image that Pillow makes of the rows, and the layout (its raw mode) that it takes them for. Filters
+# depend on how many bits a pixel has, not on their meaning, so each layout is one of that many bits which keeps them.
+# Of colours of 16 bits Pillow keeps a byte of each sample: it makes an image of the high bytes, then one of the low.
 _LAYOUTS: Mapping[tuple[int, int], tuple[str, Sequence[str]]] = {
     **{(colour_type, depth): ("P", [f"P;{depth}"]) for colour_type in (_GREY, _PALETTE) for depth in (1, 2, 4)},
     (_GREY, 8): ("L", ["L"]),
@@ -258,9 +258,9 @@ def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 def _checked(data: Sequence[bytes], length: int) -> bytes:
     """The compressed pixels as one piece, refused where they unpack to less than this; what is too much is ignored.
 
-    Pillow takes a stream that ends early for whole and may not get to the stream's own checksum; zlib compares that here
-    when it comes to the stream's end. Few pixels are unpacked here for good: what they are packed in again is a copy of
-    them, which takes no time to unpack, and in which nothing is a stranger's but the pixels. Many are not kept.
+    Pillow takes a stream that ends early for whole, and may not get to the stream's own checksum, which zlib compares
+    here. Few pixels are packed again without compression, so that Pillow unpacks them in no time and gets nothing of a
+    stranger's but the pixels. Many would take memory twice, and are unpacked twice.
     """
     try:
         if length < _PIECE_BYTES and len(data) == 1:

@@ -35,7 +35,7 @@ def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirrors]:
     monkeypatch.setattr(download, "_RETRIES", 0)  # between two tries there is a second
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 (the base class's name)
+        def do_GET(self) -> None:
             found.asked.append(self.path)
             found.headers.append(dict(self.headers))
             content = found.served.get(self.path)
