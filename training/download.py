@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pooch
+from tqdm import tqdm
 
+from service.printing import unescaped
 from training.errors import DownloadError
 
 _TIMEOUT = 60.0  # seconds without a byte
@@ -82,7 +84,7 @@ def fetch(known: KnownDataSet, cache: Path) -> Path:
     Raises:
         DownloadError: no mirror gives the right file; names file and mirrors, and says where to put the files by hand.
     """
-    pooch.get_logger().setLevel("WARNING")  # a bar on a terminal tells as much as its lines on every attempt
+    pooch.get_logger().setLevel("WARNING")  # the bar tells as much as its lines on every attempt
     folder = cache / known.name
     for name in known.sha256:
         problems = []
@@ -99,15 +101,24 @@ def fetch(known: KnownDataSet, cache: Path) -> Path:
 
 def _fetch_file(known: KnownDataSet, mirror: str, name: str, folder: Path) -> str | None:
     """Have one file in the folder, from this mirror if it is not there; what is wrong with the mirror, or None."""
-    downloader = pooch.HTTPDownloader(
-        progressbar=sys.stderr.isatty(),
-        chunk_size=_CHUNK_BYTES,
-        timeout=_TIMEOUT,
-        headers={"Accept-Encoding": "identity"},  # the file itself is what has the hash
-    )
     files = pooch.create(folder, base_url=mirror, registry=dict(known.sha256), retry_if_failed=_RETRIES)
     try:
-        files.fetch(name, downloader=downloader)
+        with tqdm(
+            total=1,  # until pooch knows it
+            desc=name,
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            file=unescaped(sys.stderr),
+            disable=not sys.stderr.isatty(),
+        ) as progress:
+            downloader = pooch.HTTPDownloader(
+                progressbar=progress,
+                chunk_size=_CHUNK_BYTES,
+                timeout=_TIMEOUT,
+                headers={"Accept-Encoding": "identity"},  # the file itself is what has the hash
+            )
+            files.fetch(name, downloader=downloader)
     except (OSError, ValueError) as error:  # of a wrong hash a ValueError, of a request an OSError without a number
         if isinstance(error, OSError) and error.errno is not None:
             raise DownloadError(folder / name, f"cannot be written ({error.strerror})") from error

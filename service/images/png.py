@@ -46,6 +46,7 @@ _LAYOUTS: Mapping[tuple[int, int], tuple[str, Sequence[str]]] = {
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 _MAX_CHUNKS = 2**16
 _PIECE_BYTES = 2**18
+_MOST_PACKED_AGAIN = 2**24  # bytes, which are then twice in memory
 _KEPT = {b"IDAT", b"PLTE", b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _ORIENTING_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
@@ -259,15 +260,16 @@ def _checked(data: Sequence[bytes], length: int) -> bytes:
     """The compressed pixels as one piece, refused where they unpack to less than this; what is too much is ignored.
 
     Pillow takes a stream that ends early for whole, and may not get to the stream's own checksum, which zlib compares
-    here. Few pixels are packed again without compression, so that Pillow unpacks them in no time and gets nothing of a
-    stranger's but the pixels. Many would take memory twice, and are unpacked twice.
+    here. What was unpacked for that is packed again without compression: Pillow then unpacks it in no time, and gets
+    nothing of a stranger's but the pixels. Very many are not kept, but unpacked twice.
     """
+    packed = data[0] if len(data) == 1 else b"".join(data)
     try:
-        if length < _PIECE_BYTES and len(data) == 1:
-            unpacked = zlib.decompressobj().decompress(data[0], length + 1)
+        if length <= _MOST_PACKED_AGAIN:
+            unpacked = zlib.decompressobj().decompress(packed, length + 1)
             left, checked = length - len(unpacked), zlib.compress(unpacked, 0)
         else:
-            left, checked = _count_missing(data, length), b"".join(data)
+            left, checked = _count_missing(packed, length), packed
     except zlib.error as error:
         raise UnreadableImageError(f"its pixels are broken ({error})") from None
     if left > 0:
@@ -275,11 +277,11 @@ def _checked(data: Sequence[bytes], length: int) -> bytes:
     return checked
 
 
-def _count_missing(data: Sequence[bytes], length: int) -> int:
-    """The bytes that unpacked data lack of this length."""
+def _count_missing(packed: bytes, length: int) -> int:
+    """The bytes that unpacked data lack of this length; none of them are kept."""
     stream = zlib.decompressobj()
-    views = [memoryview(part) for part in data]
-    pieces = (view[start : start + _PIECE_BYTES] for view in views for start in range(0, len(view), _PIECE_BYTES))
+    view = memoryview(packed)
+    pieces = (view[start : start + _PIECE_BYTES] for start in range(0, len(view), _PIECE_BYTES))
     left = length
     tail: bytes | memoryview = b""
     while left >= 0:

@@ -1,6 +1,8 @@
 import hashlib
 import http.server
+import io
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from service.printing import Escaping
 from training import download
 from training.download import KNOWN_DATA_SETS, KnownDataSet, fetch, locate
 from training.errors import DownloadError
@@ -134,6 +137,23 @@ def test_nothing_is_half_written(tmp_path: Path, mirrors: Mirrors) -> None:
     with pytest.raises(DownloadError, match=r"b\.gz"):
         fetch(mirrors.known, tmp_path)
     assert [file.name for file in (tmp_path / "letters").iterdir()] == ["a.gz"]
+
+
+def test_a_terminal_sees_a_bar_and_a_log_nothing(
+    tmp_path: Path, mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where what is printed is escaped, which the return to the beginning of the line must not be."""
+    mirrors.serve("two")  # the first fails, and its bar goes too
+    fetch(mirrors.known, tmp_path / "log")
+    assert capsys.readouterr() == ("", "")
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", Escaping(terminal))
+    fetch(mirrors.known, tmp_path / "terminal")
+    shown = terminal.getvalue()
+    assert "\ra.gz: " in shown
+    assert "\\r" not in shown
+    assert shown.rpartition("\r")[0].rpartition("\r")[2].isspace()  # nothing is left
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, mirrors: Mirrors) -> None:
