@@ -4,21 +4,24 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from threadpoolctl import threadpool_limits
 
 from model_store import (
     CalibrationProtocol,
     Description,
+    Manifest,
     StoredModel,
     StoreError,
     max_calibration_images,
     open_version,
     publish,
 )
-from service.arguments import natural, positive
+from service.arguments import add_number
 from service.engine.acceptance import DEFAULT_MAX_NUM_SAMPLES, accept
 from service.engine.calibration import calibrate, promises
 from service.engine.model import Pixels
@@ -48,8 +51,10 @@ class CalibrationError(Exception):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
     none = argparse.SUPPRESS
+    of_scores = get_type_hints(CalibrationProtocol, include_extras=True)
+    version = get_type_hints(Manifest, include_extras=True)["version"]
     parser.add_argument("--model", required=True, default=none, help="the model's name in the store")
-    parser.add_argument("--version", type=positive, default=none, help="whose graphs to take (default: the latest)")
+    add_number(parser, "--version", version, help="whose graphs to take", unset="the latest")
     parser.add_argument("--store", type=Path, required=True, default=none, help="the store's folder")
     parser.add_argument(
         "--images",
@@ -62,9 +67,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--proposal", choices=PROPOSALS, default=none, help="where samples come from (default: as before)"
     )
-    parser.add_argument("--num-samples", type=positive, default=none, help="an image (default: as before)")
-    parser.add_argument("--seed", type=natural, default=none, help="of the noise (default: as before)")
-    parser.add_argument("--max-images", type=positive, default=none, help="take so many at random (default: all)")
+    add_number(parser, "--num-samples", of_scores["num_samples"], help="an image", unset="as before")
+    add_number(parser, "--seed", of_scores["seed"], help="of the noise", unset="as before")
+    add_number(parser, "--max-images", PositiveInt, help="take so many at random", unset="all")
     parser.add_argument("--resize", action="store_true", help="resample images of another size, as ?resize=true does")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
     parser.add_argument(

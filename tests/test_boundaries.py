@@ -19,7 +19,7 @@ OURS = {"model_store", "service", "training", "tests", "benchmarks"}
 ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
     "model_store": ({"model_store"}, {"numpy", "pydantic"}),
     "service/engine": ({"model_store", "service.engine"}, {"numpy", "onnx", "onnxruntime", "google", "PIL"}),
-    "service/images": ({"model_store", "service.images"}, {"numpy", "PIL", "pyspng"}),
+    "service/images": ({"model_store", "service.images"}, {"numpy", "PIL"}),
     "service": ({"model_store", "service"}, None),
     "training": (
         {

@@ -291,11 +291,28 @@ def test_what_cannot_be_done_is_said_and_nothing_is_published(
     assert list_versions(store) == {"toy": [1]}
 
 
-@pytest.mark.parametrize("wrong", ["--max-images=0", "--seed=-1", "--num-samples=x", "--proposal=magic", "--alpha=1"])
-def test_a_wrong_option_is_refused(store: Path, folder: Path, capsys: pytest.CaptureFixture[str], wrong: str) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ("--max-images=0", "must be at least 1, not 0"),
+        ("--seed=-1", "must be at least 0 and at most 2**64 - 1, not -1"),
+        ("--seed=18446744073709551616", "must be at least 0 and at most 2**64 - 1, not 18446744073709551616"),
+        ("--num-samples=x", "must be a whole number, at least 1 and at most 2**20, not 'x'"),
+        ("--num-samples=1048577", "must be at least 1 and at most 2**20, not 1048577"),
+        ("--version=0", "must be at least 1 and at most 999999999, not 0"),
+        ("--proposal=magic", "invalid choice: 'magic'"),
+        ("--alpha=1", ""),
+    ],
+)
+def test_a_wrong_option_is_refused(
+    store: Path, folder: Path, capsys: pytest.CaptureFixture[str], wrong: str, problem: str
+) -> None:
     with pytest.raises(SystemExit, match="2"):
         calibrate(store, folder, wrong)
-    assert wrong.split("=")[0] in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert wrong.split("=")[0] in line
+    assert problem in line
 
 
 @pytest.mark.parametrize("error", DEVICE_ERRORS)

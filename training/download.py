@@ -1,19 +1,20 @@
 """Well-known data sets, fetched once from their usual mirrors into a cache and checked against their SHA-256."""
 
-import gzip
-import hashlib
-import http.client
 import os
-import urllib.request
-import zlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pooch
+from tqdm import tqdm
+
+from service.printing import unescaped
 from training.errors import DownloadError
-from training.files import write_atomically
 
 _TIMEOUT = 60.0  # seconds without a byte
+_RETRIES = 1  # of each mirror, a second after it failed
+_CHUNK_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class KnownDataSet:
     Attributes:
         name: also the name of its folder in the cache.
         mirrors: addresses that a file's name is appended to, in the order they are tried.
-        sha256: by file name, of the bytes inside the gzip: mirrors compress differently, the content is one.
+        sha256: by file name, of the file as the mirrors have it: nothing is unpacked before it is known.
     """
 
     name: str
@@ -39,34 +40,23 @@ KNOWN_DATA_SETS = {
             "https://storage.googleapis.com/cvdf-datasets/mnist/",
         ),
         {
-            "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
         },
     ),
     "fashion-mnist": KnownDataSet(
         "fashion-mnist",
         (
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
             "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
         ),
         {
-            "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-            "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
         },
     ),
 }
-
-
-def read_url(url: str) -> bytes:
-    """All bytes at an address.
-
-    Raises:
-        OSError: it cannot be reached (urllib's errors are OSErrors).
-        http.client.HTTPException: the connection broke.
-    """
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 (addresses are constants of ours)
-        content: bytes = response.read()
-        return content
 
 
 def cache_folder() -> Path:
@@ -86,46 +76,58 @@ def locate(data: str) -> Path:
     return fetch(known, cache_folder())
 
 
-def fetch(known: KnownDataSet, cache: Path, *, read: Callable[[str], bytes] = read_url) -> Path:
+def fetch(known: KnownDataSet, cache: Path) -> Path:
     """The folder of a known data set; files that are missing or altered are downloaded, each mirror being tried.
+
+    A file takes its name when it is whole and right, so that two who fetch at once do not disturb one another.
 
     Raises:
         DownloadError: no mirror gives the right file; names file and mirrors, and says where to put the files by hand.
     """
+    pooch.get_logger().setLevel("WARNING")  # the bar tells as much as its lines on every attempt
     folder = cache / known.name
-    for name, expected in known.sha256.items():
-        file = folder / name
-        if file.is_file() and _problem(file.read_bytes(), expected) is None:
-            continue
-        content = _download(known, name, folder, read)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
-        except OSError as error:
-            raise DownloadError(file, f"cannot be written ({error.strerror})") from error
+    for name in known.sha256:
+        problems = []
+        for mirror in known.mirrors:
+            problem = _fetch_file(known, mirror, name, folder)
+            if problem is None:
+                break
+            problems.append(f"{mirror}: {problem}")
+        else:
+            remedy = f"put the data set's files into {folder}, or pass --data the folder that has them"
+            raise DownloadError(name, f"could not be downloaded ({'; '.join(problems)}); {remedy}")
     return folder
 
 
-def _download(known: KnownDataSet, name: str, folder: Path, read: Callable[[str], bytes]) -> bytes:
-    problems = []
-    for mirror in known.mirrors:
-        try:
-            content = read(mirror + name)
-        except (OSError, http.client.HTTPException) as error:
-            problem: str | None = str(error) or type(error).__name__
-        else:
-            problem = _problem(content, known.sha256[name])
-            if problem is None:
-                return content
-        problems.append(f"{mirror}: {problem}")
-    remedy = f"put the data set's files into {folder}, or pass --data the folder that has them"
-    raise DownloadError(name, f"could not be downloaded ({'; '.join(problems)}); {remedy}")
-
-
-def _problem(content: bytes, expected: str) -> str | None:
-    """What is wrong with a gzipped file, or None."""
+def _fetch_file(known: KnownDataSet, mirror: str, name: str, folder: Path) -> str | None:
+    """Have one file in the folder, from this mirror if it is not there; what is wrong with the mirror, or None."""
+    files = pooch.create(folder, base_url=mirror, registry=dict(known.sha256), retry_if_failed=_RETRIES)
     try:
-        actual = hashlib.sha256(gzip.decompress(content)).hexdigest()
-    except (OSError, EOFError, zlib.error) as error:
-        return f"truncated or broken gzip ({error})"
-    return None if actual == expected else f"the content's SHA-256 is {actual}, not {expected}"
+        with tqdm(
+            total=1,  # until pooch knows it
+            desc=name,
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            file=unescaped(sys.stderr),
+            disable=not sys.stderr.isatty(),
+        ) as progress:
+            downloader = pooch.HTTPDownloader(
+                progressbar=progress,
+                chunk_size=_CHUNK_BYTES,
+                timeout=_TIMEOUT,
+                headers={"Accept-Encoding": "identity"},  # the file itself is what has the hash
+            )
+            files.fetch(name, downloader=downloader)
+    except (OSError, ValueError) as error:  # of a wrong hash a ValueError, of a request an OSError without a number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DownloadError(folder / name, f"cannot be written ({error.strerror})") from error
+        return str(_first_cause(error)) or type(error).__name__
+    return None
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Where an error began: what a request raises wraps that in the names of its connection pool."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error

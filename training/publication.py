@@ -25,7 +25,7 @@ from service.images.sketch import Sketch
 from service.progress import Progress
 from training.configuration import Configuration
 from training.data import DataSplits, Images, binarise, derive_seed, split, unit_pixels
-from training.errors import RunError
+from training.errors import ConfigurationError, RunError
 from training.evaluate import Evaluation, Protocol, calibration_arrays, evaluate, image_batches
 from training.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
 from training.image_files import Pixels
@@ -142,7 +142,7 @@ def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> 
     choices = {name: value for name, value in provenance.configuration.items() if name not in _BESIDE}
     try:
         configuration = Configuration(**choices)
-    except TypeError as error:
+    except ConfigurationError as error:
         raise RunError(f"{source.name}: the model was trained on these images, and on which is not known") from error
     return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
 

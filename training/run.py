@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from model_store import MAX_IMAGE_SIZE, MAX_LATENT_DIM, max_calibration_images
+from model_store import MAX_IMAGE_SIZE, max_calibration_images
 from training.configuration import Configuration
 from training.data import PARTS, DataSplits
 from training.errors import ConfigurationError, RunError
@@ -224,8 +224,6 @@ def _check_can_be_published(configuration: Configuration, splits: DataSplits) ->
         raise ConfigurationError(
             f"images of {size} pixels and channels are too large: at most {MAX_IMAGE_SIZE} are taken"
         )
-    if configuration.latent_dim > MAX_LATENT_DIM:
-        raise ConfigurationError(f"latent_dim must be at most {MAX_LATENT_DIM}, not {configuration.latent_dim}")
     most = max_calibration_images(configuration.latent_dim)
     if len(splits.calibration) > most:
         raise ConfigurationError(
@@ -262,7 +260,7 @@ def open_run(folder: Path) -> Run:
     """Open the run in `folder`.
 
     Raises:
-        RunError: there is none, or it is of another format version.
+        RunError: there is none, or it is of another format version, or what it is cannot be; the message names it.
     """
     file = folder / RUN
     try:
@@ -276,7 +274,7 @@ def open_run(folder: Path) -> Run:
         return Run(folder, RunDescription(**fields))
     except OSError as error:
         raise RunError(f"{folder}: no training run there ({RUN}: {error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ConfigurationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file}: not a run's description ({error})") from error
 
 

@@ -76,7 +76,8 @@ def create_app(
         backend.stop()
         gc.unfreeze()
 
-    # /docs without a content delivery network: the page's files come with the package.
+    # /docs without a content delivery network, from which FastAPI's own routes would load Swagger UI. Why this package:
+    # docs/security.md, What is installed.
     app = FastAPIOffline(
         redoc_url=None,
         telemetry={

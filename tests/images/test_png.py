@@ -104,6 +104,12 @@ def test_an_image_is_turned_as_its_exif_says(orientation: int, after: bool) -> N
     assert "/".join("".join(map(chr, row)) for row in levels.tolist()) == TURNED[orientation]
 
 
+@pytest.fixture(params=[2**24, 0], ids=["packed again", "unpacked twice"])
+def most_packed_again(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files as they are mostly read, and as very large ones are."""
+    monkeypatch.setattr("service.images.png._MOST_PACKED_AGAIN", request.param)
+
+
 def broken(content: bytes, tmp_path: Path) -> str:
     """What the service says of a file, after a look that training says the same."""
     with pytest.raises(UnreadableImageError) as refusal:
@@ -140,6 +146,7 @@ def test_missing_and_wrong_chunks_are_named(tmp_path: Path) -> None:
     assert "palette has 0 bytes" in broken(without, tmp_path)
 
 
+@pytest.mark.usefixtures("most_packed_again")
 @pytest.mark.parametrize("interlaced", [False, True], ids=["", "interlaced"])
 def test_pixels_that_are_not_all_packed_are_refused_though_every_checksum_is_right(
     tmp_path: Path, interlaced: bool
@@ -158,6 +165,23 @@ def test_pixels_that_are_not_all_packed_are_refused_though_every_checksum_is_rig
     halves = zlib.compress(unpacked)
     split = content[:data] + png_chunk(b"IDAT", halves[:9]) + png_chunk(b"IDAT", b"") + png_chunk(b"IDAT", halves[9:])
     assert np.array_equal(ImageFile(split + content[-12:]).levels(), more)
+
+
+@pytest.mark.usefixtures("most_packed_again")
+def test_a_filter_that_png_does_not_know_is_refused(tmp_path: Path) -> None:
+    content = png(np.full((11, 13, 3), 7), RGB, 8)
+    data = content.index(b"IDAT") - 4
+    rows = bytearray(zlib.decompress(content[data + 8 : -16]))
+    rows[-(1 + 3 * 13)] = 5  # before the last row
+    wrong = content[:data] + png_chunk(b"IDAT", zlib.compress(rows)) + content[-12:]
+    assert "its pixels are broken" in broken(wrong, tmp_path)
+
+
+@pytest.mark.usefixtures("most_packed_again")
+@pytest.mark.parametrize("colour_type", [GREY, RGB, GREY_ALPHA, RGBA])
+def test_large_pixels_of_16_bits_are_read_to_the_last_bit(colour_type: int) -> None:
+    content, levels = written(colour_type, 16, colour_type in (GREY_ALPHA, RGBA), (370, 360), True)
+    assert np.array_equal(ImageFile(content).levels().transpose(1, 2, 0), levels)
 
 
 def test_large_pixels_over_black_are_those_of_small(tmp_path: Path) -> None:
