@@ -211,6 +211,27 @@ def test_a_job_that_would_wait_too_long_is_refused_and_told_how_long(
     runner.run(scenario())
 
 
+def test_small_images_do_not_change_what_large_ones_are_thought_to_take(
+    runner: asyncio.Runner, pool: DecodingPool
+) -> None:
+    """Most of the time of a small one goes into the way to a worker and back, which is not what its header tells."""
+
+    async def scenario() -> None:
+        await read(pool, MONSTER)
+        small, rate = image_file(GREY, "WEBP"), pool._rate.rows_per_second
+        for _ in range(100):
+            await read(pool, small)
+        assert pool._rate.rows_per_second == rate
+        for _ in range(500):
+            pool.submit(pool.prepare(reading(small)), LONG_SECONDS).cancel()  # there is room for all of them
+        ahead = [pool.submit(pool.prepare(reading(small)), LONG_SECONDS) for _ in range(500)]
+        waiting = [job.seconds for job in pool._jobs]
+        assert sum(waiting) > 500 * 2**17 / rate  # and none of them is thought to take nothing
+        await asyncio.gather(*ahead)
+
+    runner.run(scenario())
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_crash_is_the_fault_of_the_images(runner: asyncio.Runner, pool: DecodingPool, count: int) -> None:
     async def scenario() -> None:
