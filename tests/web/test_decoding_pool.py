@@ -322,6 +322,21 @@ def test_one_worker_reads_everything_and_closing_leaves_nobody() -> None:
     asyncio.run(scenario())
 
 
+def test_a_worker_that_ended_is_watched_no_more() -> None:
+    """Its descriptor's number soon is another connection's, which the loop would take for the worker's."""
+
+    async def scenario() -> None:
+        alone = DecodingPool(1, memory_bytes=MEMORY, metrics=Metrics())
+        await alone.start()
+        await until(lambda: bool(alone._idle))
+        (decoder,) = [decoder for decoder in alone._decoders if decoder.pid == alone.pids[0]][:1]
+        number = decoder._socket.fileno()
+        await alone.close()
+        assert not asyncio.get_running_loop().remove_reader(number)
+
+    asyncio.run(scenario())
+
+
 def test_workers_that_cannot_start_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
 
