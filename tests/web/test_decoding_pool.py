@@ -19,6 +19,7 @@ from service.web.backend import Backend
 from service.web.decoder import Decoder, DecoderLostError
 from service.web.decoding import InProcess, Read
 from service.web.decoding_pool import DecodingPool
+from service.web.memory import Budget, Share
 from service.web.metrics import Metrics
 from service.web.outcome import DeadlineError, QueueFullError, StoppedError
 from service.web.settings import Settings
@@ -351,16 +352,21 @@ def test_workers_that_cannot_start_stop_the_start(monkeypatch: pytest.MonkeyPatc
 
 def test_in_process_the_deadline_holds_and_errors_are_the_same() -> None:
     async def scenario() -> None:
-        here = InProcess()
+        here, budget = InProcess(), Budget(2**24)
+        share = Share(budget)
+        share.hold(2**20)
         found: Read = await here.submit(here.prepare(reading(PHOTOGRAPH)), LONG_SECONDS)
         assert_array_equal(found.pixels, reading(PHOTOGRAPH).read())
         with pytest.raises(InvalidImageError):
             await here.submit(here.prepare(reading(b"?")), LONG_SECONDS)
         started = time.monotonic()
         with pytest.raises(DeadlineError):
-            await here.submit(here.prepare(reading(progressive_jpeg(2000, 100))), 0.01)
+            await here.submit(here.prepare(reading(progressive_jpeg(2000, 100)))._replace(share=share), 0.01)
         assert time.monotonic() - started < 10
+        share.end()  # the request is answered, and what it has is still there
+        assert budget.held == 2**20
         await until(lambda: here.jobs == 0)
+        assert budget.held == 0
         await here.close()
 
     asyncio.run(scenario())
