@@ -128,8 +128,22 @@ def version_stamp(root: Path, name: str, version: int) -> tuple[tuple[str, int, 
     return tuple(stamp)
 
 
-def open_version(root: Path, name: str, version: int | None = None) -> StoredModel:
+def open_version(
+    root: Path,
+    name: str,
+    version: int | None = None,
+    *,
+    digest: str | None = None,
+    graph_bytes: Mapping[str, int] | None = None,
+) -> StoredModel:
     """Read one version (the latest when `version` is None), checking hashes, format version and calibration.
+
+    Args:
+        root: the store's folder.
+        name: of the model.
+        version: by number.
+        digest: that the manifest must have; of another nothing else is read.
+        graph_bytes: the most that is read of each graph, by its file's name; by default `MAX_GRAPH_BYTES`.
 
     Raises:
         ModelNotFoundError: the store has no such model or version.
@@ -138,15 +152,22 @@ def open_version(root: Path, name: str, version: int | None = None) -> StoredMod
     path = _locate(root, name, version)
     with open_folder(path) as folder:
         content = read_file(path / MANIFEST, folder, most_bytes=MAX_MANIFEST_BYTES)
+        found = hashlib.sha256(content).hexdigest()
+        if digest not in (None, found):
+            raise InvalidArtifactError(path / MANIFEST, f"SHA-256 is {found}, not {digest}: it has changed")
         manifest = parse_manifest(path / MANIFEST, content)
         if (manifest.name, str(manifest.version)) != (name, path.name):
             problem = f"says it is {manifest.name} version {manifest.version}, but lies in {name}/{path.name}"
             raise InvalidArtifactError(path / MANIFEST, problem)
-        files = {file: _read_verified(path / file, folder, manifest) for file in HASHED_FILES}
+        most = {
+            CALIBRATION: max_file_bytes(manifest.calibration.num_images, manifest.latent_dim),
+            **(graph_bytes or dict.fromkeys((ENCODER, DECODER), MAX_GRAPH_BYTES)),
+        }
+        files = {file: _read_verified(path / file, folder, manifest, most[file]) for file in HASHED_FILES}
     return StoredModel(
         path=path,
         manifest=manifest,
-        digest=hashlib.sha256(content).hexdigest(),
+        digest=found,
         encoder=files[ENCODER],
         decoder=files[DECODER],
         calibration=parse_calibration(
@@ -193,9 +214,8 @@ def _told(name: str, found: os.stat_result) -> tuple[str, int, int, int]:
     return name, found.st_ino, found.st_size, found.st_ctime_ns
 
 
-def _read_verified(file: Path, folder: int, manifest: Manifest) -> bytes:
-    most = max_file_bytes(manifest.calibration.num_images, manifest.latent_dim)
-    content = read_file(file, folder, most_bytes=most if file.name == CALIBRATION else MAX_GRAPH_BYTES)
+def _read_verified(file: Path, folder: int, manifest: Manifest, most_bytes: int) -> bytes:
+    content = read_file(file, folder, most_bytes=most_bytes)
     expected = manifest.sha256.get(file.name)
     actual = hashlib.sha256(content).hexdigest()
     if expected is None:

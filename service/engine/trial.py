@@ -4,7 +4,7 @@ Whoever starts it writes requests to its standard input and reads reports from i
 line. It begins with `{"ready": true}`. A request holds the fields of `Request`; while it is worked on,
 `{"file": "decoder.onnx"}` tells which file is looked at, and one of these ends it:
 
-    {"passed": "<SHA-256 of manifest.json>"}
+    {"passed": "<SHA-256 of manifest.json>", "graph_bytes": {"encoder.onnx": …, "decoder.onnx": …}}
     {"refused": "what is wrong", "file": "decoder.onnx"}
     {"missing": "what is not there"}
 
@@ -41,7 +41,6 @@ _BYTES_A_BYTE = 16
 """Of memory, for one of the files: seven sessions may hold a decoder's weights, and be built from copies of them."""
 _LARGEST_FILE = 2**31
 """No graph is larger: protobuf cannot say more."""
-_PROBLEM_CHARACTERS = 2000
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 Tell = Callable[[dict[str, Any]], None]
 
@@ -81,20 +80,17 @@ def try_out(request: Request, tell: Tell) -> dict[str, Any]:
             max_num_samples=request.max_num_samples,
         )
     except InvalidArtifactError as error:
-        return _refusal(error.file.name, error.problem)
+        refusal = error
     except MemoryError:
-        return _refusal(runtime.file, "needs more memory than it may have (LOGPX_TRIAL_MEMORY_BYTES)")
+        refusal = InvalidArtifactError(runtime.file, "needs more memory than it may have (LOGPX_TRIAL_MEMORY_BYTES)")
     except StoreError as error:
         return {"missing": str(error)}
     except Exception as error:  # noqa: BLE001 - whatever a version brings about is the end of this version only
-        return _refusal(runtime.file, f"{type(error).__name__}: {error}")
-    return {"passed": stored.digest}
-
-
-def _refusal(file: str, problem: str) -> dict[str, Any]:
-    """What is wrong, on one line: names in a version may hold anything, and go into logs and answers."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in problem[:_PROBLEM_CHARACTERS])
-    return {"refused": "".join(shown), "file": file}
+        refusal = InvalidArtifactError(runtime.file, f"{type(error).__name__}: {error}")
+    else:
+        graph_bytes = {ENCODER: len(stored.encoder), DECODER: len(stored.decoder)}
+        return {"passed": stored.digest, "graph_bytes": graph_bytes}
+    return {"refused": refusal.problem, "file": refusal.file.name}
 
 
 class _TellingRuntime(Runtime):

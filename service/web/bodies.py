@@ -96,7 +96,7 @@ async def read_pixels(
     prepared = prepare() if short else await run_in_threadpool(prepare)
     if not isinstance(prepared, Prepared):
         return prepared
-    read = await answer_unless_gone(request, decoding.submit(prepared, timeout_seconds))
+    read = await answer_unless_gone(request, decoding.submit(prepared._replace(share=share), timeout_seconds))
     note_decode(request, read.seconds)
     return read.pixels
 

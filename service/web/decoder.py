@@ -155,7 +155,9 @@ class Decoder:
     async def end(self) -> None:
         """End the process, and leave nothing of it behind."""
         self._process.kill()
-        self._socket.close()
+        if self._socket.fileno() >= 0:  # it may have ended before
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
         while self._process.poll() is None:  # what memory it had must be given back first
             await asyncio.sleep(_POLL_SECONDS)
 

@@ -9,6 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 
 from service.images.reading import Reading
+from service.web.memory import Share
 from service.web.outcome import DeadlineError
 
 
@@ -20,11 +21,15 @@ class Read(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A job as far as it can be made in any thread: its cost, and the message that a worker gets."""
+    """A job as far as it can be made in any thread: its cost, and the message that a worker gets.
+
+    `share` is what its request holds, for whoever reads on when that is over.
+    """
 
     reading: Reading
     cost: int
     pieces: Sequence[bytes | memoryview]
+    share: Share | None = None
 
 
 class Decoding(Protocol):
@@ -56,7 +61,7 @@ class Decoding(Protocol):
 class InProcess:
     """Reads in threads of this process: for tests, and for whoever has the app within a program of their own.
 
-    An answer comes by its deadline here, too, but what is read by then is read on.
+    An answer comes by its deadline here, too, but what is read by then is read on, and its memory counts until then.
     """
 
     def __init__(self) -> None:
@@ -92,6 +97,9 @@ class InProcess:
         task = loop.create_task(read())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if (share := prepared.share) is not None:
+            share.lend()
+            task.add_done_callback(lambda _: share.end())
         return answer
 
     async def close(self) -> None:

@@ -28,6 +28,7 @@ GRACE_SECONDS = 0.5
 _QUICK_SECONDS = 2.0  # after which a job was not cheap, whatever its headers said
 _MAX_SECONDS_AHEAD = 30.0
 _FIRST_RATE = 1e8
+_JOB_COST = 2**17  # of the way to a worker and back, whatever is read there: about a millisecond
 _MAX_RESTART_SECONDS = 5.0
 _log = structlog.get_logger()
 
@@ -92,7 +93,7 @@ class DecodingPool:
 
     def prepare(self, reading: Reading) -> Prepared:
         """See `Decoding`."""
-        return Prepared(reading, reading.cost(), reading.message())
+        return Prepared(reading, _JOB_COST + reading.cost(), reading.message())
 
     def submit(self, prepared: Prepared, timeout_seconds: float) -> "asyncio.Future[Read]":
         """See `Decoding`."""
@@ -207,7 +208,8 @@ class DecodingPool:
             seconds = loop.time() - job.started
             job.decoder = None
             job.stop_timers()
-        self._rate.add(prepared.cost, seconds)
+        if prepared.cost > QUICK_COST:  # the time of a cheap one tells how busy the service is, and not what costs are
+            self._rate.add(prepared.cost, seconds)
         self._metrics.decoding_seconds.observe(seconds)
         settle(job.answer, outcome)
 

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from model_store import (
-    MANIFEST,
     InvalidArtifactError,
     ModelNotFoundError,
     StoreError,
@@ -20,7 +19,7 @@ from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError, Runt
 from service.web.loading import LoadTime
 from service.web.refusals import Key, Refusal, Stamp
 from service.web.settings import Settings
-from service.web.trials import Trials
+from service.web.trials import Passed, Trials
 
 
 def runtime_of(settings: Settings) -> Runtime:
@@ -86,11 +85,11 @@ class Opener:
             self._load_time.check()
         started = time.monotonic()
         try:
-            digest = await self._trials.digest(key, stamp, asked=asked)
+            passed = await self._trials.passed(key, stamp, asked=asked)
         except InvalidArtifactError as error:
             return Refusal(stamp, error.file, error.problem), round(time.monotonic() - started, 3)
         try:
-            opened = await asyncio.get_running_loop().run_in_executor(self._thread, self._open, key, stamp, digest)
+            opened = await asyncio.get_running_loop().run_in_executor(self._thread, self._open, key, stamp, passed)
         except DeviceLostError as error:
             self._on_device_lost(error)
             raise
@@ -103,12 +102,11 @@ class Opener:
         """Let the thread go."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _open(self, key: Key, stamp: Stamp, digest: str) -> Model | Refusal:
+    def _open(self, key: Key, stamp: Stamp, passed: Passed) -> Model | Refusal:
         settings = self._settings
         try:
-            stored = open_version(settings.model_store, *key)
-            if stored.digest != digest:
-                return Refusal(stamp, stored.path / MANIFEST, "changed while it was tried out")
+            # Of what has changed since, no more is read than what was tried out has bytes.
+            stored = open_version(settings.model_store, *key, digest=passed.digest, graph_bytes=passed.graph_bytes)
             return Model.open(
                 stored,
                 runtime=self._runtime,

@@ -25,12 +25,18 @@ _PASSED_ON_BEGINNINGS = ("LC_", "PYTHON", "ORT_")
 
 
 class EndedError(Exception):
-    """A child that will say nothing more; `file` is what it looked at, where that is known."""
+    """A child that will say nothing more.
 
-    def __init__(self, file: str, problem: str) -> None:
+    Attributes:
+        file: what it looked at, where that is known.
+        killed_by_others: neither it nor `TrialProcess` has ended it; the kernel may have, for want of memory.
+    """
+
+    def __init__(self, file: str, problem: str, *, killed_by_others: bool = False) -> None:
         super().__init__(problem)
         self.file = file
         self.problem = problem
+        self.killed_by_others = killed_by_others
 
 
 class TrialProcess:
@@ -38,6 +44,7 @@ class TrialProcess:
 
     def __init__(self, program: Sequence[str] = PROGRAM) -> None:
         self.was_ready = False
+        self._was_killed = False
         self._file = ""
         self._unread = b""
         self._last_words = b""
@@ -63,7 +70,7 @@ class TrialProcess:
         """
         if self.was_ready:
             if self._has_ended():
-                raise EndedError("", self._epitaph())
+                raise self._ended()
             return
         self._read_until({"ready"}, time.monotonic() + _START_SECONDS, f"is not ready within {_START_SECONDS:g} s")
         self.was_ready = True
@@ -86,6 +93,7 @@ class TrialProcess:
         """SIGKILL to it and all it has started; whoever waits for its report learns that it ended."""
         with self._killing:
             if self._process.returncode is None:
+                self._was_killed = self._was_killed or not self._has_ended()
                 with suppress(ProcessLookupError, PermissionError):  # the latter says of some systems that it has ended
                     os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -113,7 +121,7 @@ class TrialProcess:
                 self.kill()
                 raise EndedError(self._file, late if more is None else "the process that tried it out wrote too much")
             if not more:
-                raise EndedError(self._file, self._epitaph())
+                raise self._ended()
             self._unread += more
 
     def _receive(self, seconds: float) -> bytes | None:
@@ -141,7 +149,7 @@ class TrialProcess:
             return self._process.poll() is not None
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def _epitaph(self) -> str:
+    def _ended(self) -> EndedError:
         """How it ended, or was ended now, if it only said that it would say nothing more."""
         end = time.monotonic() + _END_SECONDS
         while not self._has_ended() and time.monotonic() < end:
@@ -151,9 +159,11 @@ class TrialProcess:
             status = self._process.wait()
         if status >= 0:
             words = self._last_words.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
-            return f"the process that tried it out ended with status {status}: {words[0]}"
+            return EndedError(self._file, f"the process that tried it out ended with status {status}: {words[0]}")
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        return f"the process that tried it out was ended by {name}"
+        by_others = -status in (signal.SIGKILL, signal.SIGTERM) and not self._was_killed
+        problem = f"the process that tried it out was ended by {name}"
+        return EndedError(self._file, problem, killed_by_others=by_others)
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import asyncio
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
+
+import structlog
 
 from model_store import InvalidArtifactError, ModelNotFoundError
 from service.engine.trial import Request
@@ -16,11 +18,20 @@ from service.web.refusals import Key, Stamp
 from service.web.settings import Settings
 from service.web.trial_process import PROGRAM, EndedError, TrialProcess
 
+_log = structlog.get_logger()
 _IDLE_SECONDS = 1.0
 """A child waits so long for another version before it is let go."""
 _MOST_THREADS = 4
 _RENEWALS, _ASKED = 2, 3
 """Trials at once: of what the store has new, and of what requests ask for by number."""
+_REMEMBERED = 1000
+
+
+class Passed(NamedTuple):
+    """What has passed: the SHA-256 of its manifest, and the bytes that each of its graphs has, by the file's name."""
+
+    digest: str
+    graph_bytes: Mapping[str, int]
 
 
 class Trials:
@@ -37,9 +48,9 @@ class Trials:
         self._settings = settings
         self._program = program
         self._renewals, self._asked = asyncio.Semaphore(_RENEWALS), asyncio.Semaphore(_ASKED)
-        self._passed: dict[Key, tuple[Stamp, str]] = {}
+        self._passed: dict[Key, tuple[Stamp, Passed]] = {}  # the last one comes last
         # A child ends with the thread that started it; these end when the service does.
-        self._threads = ThreadPoolExecutor(_RENEWALS + _ASKED, thread_name_prefix="trial")
+        self._threads = ThreadPoolExecutor(_RENEWALS + _ASKED + 1, thread_name_prefix="trial")
         self._lock = threading.Lock()  # of what follows
         self._children: set[TrialProcess] = set()
         self._idle: list[TrialProcess] = []
@@ -50,24 +61,27 @@ class Trials:
         """Start a child in the background, for a trial that is about to come."""
         self._threads.submit(self._start_idle)
 
-    async def digest(self, key: Key, stamp: Stamp, *, asked: bool) -> str:
-        """SHA-256 of the manifest of a version that has passed; `asked`: by a request.
+    async def passed(self, key: Key, stamp: Stamp, *, asked: bool) -> Passed:
+        """What has passed of a version; `asked`: by a request.
 
         Raises:
             InvalidArtifactError: it is refused, or its time was over, or it ended the child.
             ModelNotFoundError: it is gone.
             NotReadyError: no child can be started, or the service is about to end.
         """
-        passed = self._passed.get(key)
-        if passed is not None and passed[0] == stamp:
-            return passed[1]
+        known = self._passed.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
         async with self._asked if asked else self._renewals:
             try:
-                digest = await asyncio.get_running_loop().run_in_executor(self._threads, self._try_out, key)
+                passed = await asyncio.get_running_loop().run_in_executor(self._threads, self._try_out, key)
             finally:
                 self._dismiss_later()
-        self._passed[key] = stamp, digest
-        return digest
+        self._passed.pop(key, None)
+        self._passed[key] = stamp, passed
+        if len(self._passed) > _REMEMBERED:
+            del self._passed[next(iter(self._passed))]
+        return passed
 
     def close(self) -> None:
         """End all children at once, and with them what waits for them."""
@@ -86,7 +100,9 @@ class Trials:
     def _dismiss_later(self) -> None:
         if self._dismissal is not None:
             self._dismissal.cancel()
-        self._dismissal = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._dismiss)
+        self._dismissal = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._threads.submit, self._dismiss)
+
+    # ── In one of the threads
 
     def _dismiss(self) -> None:
         with self._lock:
@@ -94,9 +110,7 @@ class Trials:
         for child in idle:
             self._end(child)
 
-    # ── In one of the threads
-
-    def _try_out(self, key: Key) -> str:
+    def _try_out(self, key: Key) -> Passed:
         settings = self._settings
         folder = settings.model_store / key[0] / str(key[1])
         request = Request(
@@ -111,7 +125,7 @@ class Trials:
             max_num_samples=settings.max_num_samples,
         )
         try:
-            report = self.report(request)
+            report = self._report_or_again(request)
         except EndedError as error:
             if self._closed:
                 raise NotReadyError("the service is shutting down") from None
@@ -120,7 +134,20 @@ class Trials:
             raise ModelNotFoundError(str(report["missing"]))
         if "refused" in report:
             raise InvalidArtifactError(folder / str(report.get("file", "")), str(report["refused"]))
-        return str(report["passed"])
+        return Passed(report["passed"], report["graph_bytes"])
+
+    def _report_or_again(self, request: Request) -> dict[str, Any]:
+        """A child that somebody else has killed says nothing of its version: memory may have run out by what others do.
+
+        Once only: it may be the version that takes the memory.
+        """
+        try:
+            return self.report(request)
+        except EndedError as error:
+            if not error.killed_by_others:
+                raise
+            _log.warning("a trial was killed and begins again", model=request.name, version=request.version)
+            return self.report(request)
 
     def report(self, request: Request) -> dict[str, Any]:
         """What a child says of a version.

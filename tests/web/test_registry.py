@@ -630,9 +630,32 @@ def test_a_version_that_changes_between_trial_and_loading_is_not_served(
     with monkeypatch.context() as patched:
         patched.setattr(TrialsInProcess, "report", swap)
         (refused,) = reload(client)["digits"]["refused"]
-    assert refused == {"version": 3, "reason": "manifest.json: changed while it was tried out"}
+    assert refused["version"] == 3
+    assert refused["reason"].startswith("manifest.json: SHA-256 is ")
+    assert refused["reason"].endswith(": it has changed")
     assert encode(client) == 2
     assert reload(client)["digits"]["default_version"] == 3
+
+
+def test_a_graph_that_grows_between_trial_and_loading_is_not_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it would take the memory of the service itself, which no trial bounds."""
+    for seed in (1, 2):
+        add(tmp_path, seed=seed)
+    client = run()
+    report = TrialsInProcess.report
+    size = (tmp_path / "digits" / "2" / "encoder.onnx").stat().st_size
+
+    def swap(self: TrialsInProcess, request: Any) -> dict[str, Any]:
+        found = report(self, request)
+        os.truncate(tmp_path / "digits" / "3" / "encoder.onnx", 2**31 - 1)
+        return found
+
+    add(tmp_path, seed=3)
+    monkeypatch.setattr(TrialsInProcess, "report", swap)
+    (refused,) = reload(client)["digits"]["refused"]
+    assert refused["reason"] == f"encoder.onnx: has {2**31 - 1} bytes; at most {size} are read"
 
 
 def test_what_is_published_during_a_long_trial_is_tried_before_what_is_older(
