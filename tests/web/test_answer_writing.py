@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from service.engine.anomaly import AnomalyScores, Judgement
+from service.web.memory import MEMORY, Budget, Share
 from service.web.outcome import DeadlineError
 from service.web.replies import anomaly_rows, images_reply, json_reply
 from service.web.writing import Writer, check_wanted
@@ -38,7 +39,8 @@ class Endless:
 
 
 def request_of(receive: Callable[[], Any], accept: str = "*/*") -> Request:
-    return Request({"type": "http", "headers": [(b"accept", accept.encode())]}, receive)
+    share = Share(Budget(2**30))
+    return Request({"type": "http", "headers": [(b"accept", accept.encode())], MEMORY: share}, receive)
 
 
 async def stays() -> dict[str, Any]:
