@@ -198,8 +198,8 @@ class Connection(AnsweringProtocol):
         self._idle_since = self.loop.time()
         if self._last_refusal is not None and self._idle and not self.transport.is_closing():
             self._answer(*self._last_refusal, keep_alive=False)
-        else:
-            self._go_on()
+        elif self.flow.held:
+            self.loop.call_soon(self._go_on)  # the application may be handling an error, which the parser's would hide
 
     def resume_writing(self) -> None:
         """The system has taken all that there was."""
