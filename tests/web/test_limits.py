@@ -1,4 +1,4 @@
-"""What one request holds, and how long its body may take, whatever the application does meanwhile; without a service."""
+"""What one request holds, and how long its body may take, whatever the application does; without a service."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -195,10 +195,13 @@ def test_a_body_whose_time_is_just_over_gives_way_without_harm(monkeypatch: pyte
             else:
                 grown.set_result(None)
 
-        with pytest.raises(TimeoutError):
+        async def wait() -> None:
             async with asyncio.timeout_at(loop.time() - 1) as slow.timer:
                 loop.call_soon(grow)  # after the timer, before the one whose time is over hears of it
                 await asyncio.Event().wait()
+
+        with pytest.raises(TimeoutError):
+            await wait()
         await grown
         assert slow.gave_way
 
