@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +21,14 @@ PROBE = b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n"
 BODY = npy(np.zeros((50, 28, 28), np.uint8))
 LONG = (
     b"POST /v1/log-likelihood?proposal=prior&num_samples=100000 HTTP/1.1\r\nHost: here\r\n"
-    b"Content-Type: application/x-npy\r\nX-Request-ID: %b\r\nContent-Length: " + b"%d\r\n\r\n" % len(BODY)
+    b"Content-Type: application/x-npy\r\nX-Request-ID: %b\r\nX-Request-Timeout-Ms: %d\r\nContent-Length: %d\r\n\r\n"
 )
 
 
 @pytest.fixture(scope="module")
 def service(store: Path) -> Iterator[ChildService]:
     """A service that lets one request in at a time, which may take as long as it likes."""
-    settings = {"decoders": 0, "max_queued_requests": 1, "timeout_seconds": 600, "write_seconds": 60}
+    settings: dict[str, Any] = {"decoders": 0, "max_queued_requests": 1, "timeout_seconds": 600, "write_seconds": 60}
     with ChildService(store, model="digits", **settings) as started:
         yield started
 
@@ -44,10 +45,12 @@ def send_what_is_taken(connection: socket.socket, data: bytes) -> int:
     return taken
 
 
-def long_request(service: ChildService, stack: ExitStack, name: str, behind: bytes = b"") -> socket.socket:
-    """One that is being computed, for minutes."""
+def long_request(
+    service: ChildService, stack: ExitStack, name: str, behind: bytes = b"", *, seconds: int = 600
+) -> socket.socket:
+    """One that is being computed, for as long as it may."""
     connection = stack.enter_context(service.connect())
-    connection.sendall(LONG % name.encode() + BODY + behind)
+    connection.sendall(LONG % (name.encode(), 1000 * seconds, len(BODY)) + BODY + behind)
     end = time.monotonic() + 60
     while not service.metric("logpx_queued_requests"):
         assert time.monotonic() < end
@@ -55,20 +58,21 @@ def long_request(service: ChildService, stack: ExitStack, name: str, behind: byt
     return connection
 
 
-def wait_for_end(service: ChildService, name: str) -> None:
-    """Its client has gone, and the service has noticed."""
+def wait_for_end(service: ChildService, name: str, status: int = 499) -> None:
+    """Its client has gone, and the service has noticed; or its time is over."""
     end = time.monotonic() + 60
-    while not [line for line in service.log_lines() if line.get("request_id") == name and line.get("status") == 499]:
+    while not [line for line in service.log_lines() if line.get("request_id") == name and line.get("status") == status]:
         assert time.monotonic() < end, service.log_tail()
         time.sleep(0.02)
 
 
 def test_requests_behind_a_long_one_wait_unparsed(service: ChildService) -> None:
-    with watched(service) as watch, ExitStack() as stack:
-        connection = long_request(service, stack, "long")
-        send_what_is_taken(connection, PROBE * 200_000)
-        assert service.resident() < watch.started_with + LITTLE
-    wait_for_end(service, "long")
+    with watched(service) as watch:
+        with ExitStack() as stack:
+            connection = long_request(service, stack, "long", seconds=5)
+            assert send_what_is_taken(connection, PROBE * 800_000) < 800_000 * len(PROBE)
+            assert service.resident() < watch.started_with + LITTLE
+        wait_for_end(service, "long", 504)  # that its client has gone stands behind what is not read
 
 
 def test_requests_that_are_answered_at_once_are_no_burden_either(service: ChildService) -> None:
@@ -79,12 +83,13 @@ def test_requests_that_are_answered_at_once_are_no_burden_either(service: ChildS
 
 
 def test_refusals_that_nobody_reads_do_not_pile_up(service: ChildService) -> None:
-    with watched(service) as watch, ExitStack() as stack:
-        long_request(service, stack, "full")
-        connection = stack.enter_context(service.connect())
-        assert send_what_is_taken(connection, REQUEST * 400_000) < 400_000 * len(REQUEST)
-        assert service.resident() < watch.started_with + LITTLE
-    wait_for_end(service, "full")
+    with watched(service) as watch:
+        with ExitStack() as stack:
+            long_request(service, stack, "full")
+            connection = stack.enter_context(service.connect())
+            assert send_what_is_taken(connection, REQUEST * 400_000) < 400_000 * len(REQUEST)
+            assert service.resident() < watch.started_with + LITTLE
+        wait_for_end(service, "full")
 
 
 def test_all_that_waited_is_answered_in_order(service: ChildService) -> None:
