@@ -7,9 +7,12 @@ import asyncio
 import socket
 from typing import Any, cast
 
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 from service.web.admission import leaving
 from service.web.errors import PROBLEM_JSON, Kind, problem_document
-from service.web.protocol import StrictProtocol
+from service.web.protocol import Flow, StrictProtocol
 from service.web.request_log import RequestLog, request_id_of
 from service.web.slow_readers import SlowReaders
 from service.web.transport import LINGER_SECONDS, LINGER_SHUTDOWN_SECONDS, Corked, Lingering, close_lingeringly
@@ -48,7 +51,9 @@ class AnsweringProtocol(StrictProtocol):
         self._lingering: Lingering | None = None
         self._corked: Corked
         self._shutting_down = False
+        self._last_refusal: tuple[Kind, str, str] | None = None  # to be sent after the answers before it
         self._bare_bytes = 0  # that came since the last head or piece of a body was complete
+        self._answering: RequestResponseCycle | None = None  # uvicorn's `cycle` is the request that was parsed last
 
     def on_close(self) -> None:
         """The connection is about to be closed."""
@@ -57,15 +62,29 @@ class AnsweringProtocol(StrictProtocol):
         """The client has connected."""
         self._corked = Corked(transport, self.loop, self._close)
         super().connection_made(cast(asyncio.Transport, self._corked))
+        self.flow = Flow(self.transport)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client has closed its side: it has said all, or it is gone. Returns whether the connection stays open."""
+        self.drop_unfinished()
         if self._idle or not self._in_head or self.transport.is_closing():
             self.transport.close()
             return None
-        self.cycle.keep_alive = False
+        if self._last_refusal is None:
+            self.cycle.keep_alive = False
         self.loop.call_later(_PROBE_SECONDS, self._probe, _PROBE_SECONDS)
         return True
+
+    def drop_unfinished(self) -> None:
+        """A request whose body will not be complete is not begun, where it waits for others to be answered."""
+        if self.pipeline and not self._in_head:
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else cast(RequestResponseCycle, self._answering)
+            self._in_head = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by either side."""
@@ -73,7 +92,11 @@ class AnsweringProtocol(StrictProtocol):
         self._slow_readers.remove(self._corked)
         if self._lingering is not None:
             self._lingering.end()
+        self._abandon()
         super().connection_lost(exc)
+        self.headers, self.cycle, self._answering = [], None, None  # type: ignore[assignment]
+        self.scope = None  # type: ignore[assignment]
+        self._begun.clear()  # this object is in a cycle of references, which Python may keep for long
 
     def on_response_complete(self) -> None:
         """An answer is handed over; the next is begun."""
@@ -84,7 +107,7 @@ class AnsweringProtocol(StrictProtocol):
     def pause_writing(self) -> None:
         """The system takes no more of an answer for now."""
         super().pause_writing()
-        scope: dict[str, Any] = {"path": "", "state": {}} if self.cycle is None else dict(self.cycle.scope)
+        scope: dict[str, Any] = {"path": "", "state": {}} if self._answering is None else dict(self._answering.scope)
         about = {
             "client": self.client[0] if self.client else None,
             "path": scope["path"],
@@ -110,7 +133,7 @@ class AnsweringProtocol(StrictProtocol):
 
     def _to_come(self) -> int:
         """Bytes of the answer that the application has still to hand over, as far as it said how many there are."""
-        return 0 if self._idle else int(self.cycle.expected_content_length)
+        return 0 if self._answering is None else int(self._answering.expected_content_length)
 
     def shutdown(self) -> None:
         """The service ends: close now, or after the answer."""
@@ -145,15 +168,22 @@ class AnsweringProtocol(StrictProtocol):
         self._deaf = True
         self.on_close()
         self._unset_keepalive_if_required()
-        if not self._idle:  # nobody will be there for the answer
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        self._abandon()
         if transport.is_closing() or not sending or not self._may_linger:
             transport.close()
             return
-        self.flow.resume_reading()
+        self.flow.release()
         seconds = LINGER_SHUTDOWN_SECONDS if self._shutting_down else LINGER_SECONDS
         self._lingering = close_lingeringly(transport, self.loop, self._all_lingering, seconds=seconds)
+
+    def _abandon(self) -> None:
+        """Nobody will be there for the answers: what is computed ends, and what waits for its turn is not begun."""
+        self.pipeline.clear()
+        self._unparsed = b""
+        self.cycle = self._answering  # type: ignore[assignment]
+        if self._answering is not None:
+            self._answering.disconnected |= not self._answering.response_complete
+            self._answering.message_event.set()
 
     def _probe(self, seconds: float) -> None:
         """Find out whether a client that has closed its side is still there, as only sending something can.
@@ -161,17 +191,18 @@ class AnsweringProtocol(StrictProtocol):
         A system whose program is gone answers to anything with a reset; a client skips this answer and waits on.
         HTTP/1.0 has none that it could skip.
         """
-        if self._idle or self.transport.is_closing():
+        cycle = self._answering
+        if cycle is None or self._idle or self.transport.is_closing():
             return
         if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.transport.close()
             return
-        if self.scope["http_version"] == "1.0":
+        if cycle.scope["http_version"] == "1.0":
             if seconds < _HTTP_1_0_SECONDS:
                 self.loop.call_later(_HTTP_1_0_SECONDS, self._probe, _HTTP_1_0_SECONDS)
             else:
                 self.transport.close()
             return
-        if not self.pipeline and not self.cycle.response_started:
+        if not cycle.response_started:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.loop.call_later(seconds, self._probe, min(2 * seconds, _MAX_PROBE_SECONDS))

@@ -68,6 +68,8 @@ class Arrivals:
         Raises:
             MemoryFullError: there is no room for it, and no other body is slower.
         """
+        if arrival.gave_way:
+            self.refuse()
         now = asyncio.get_running_loop().time()
         if now - arrival.since > 2 * _GRACE_SECONDS:  # the rate goes on from what it was
             arrival.bytes_then = int(arrival.num_bytes - arrival.rate(now) * _GRACE_SECONDS)
@@ -81,7 +83,7 @@ class Arrivals:
             slowest.gave_way = True
             if slowest is arrival:
                 self.refuse()
-            if slowest.timer is not None:
+            if slowest.timer is not None and not slowest.timer.expired():  # then it ends by itself
                 slowest.timer.reschedule(now)
 
     def end(self, arrival: Arrival) -> None:

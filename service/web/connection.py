@@ -12,6 +12,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from service.web.admission import PLACE, Door, Place, is_work
 from service.web.answering import AnsweringProtocol
@@ -29,6 +30,8 @@ from service.web.probes import QUIET_PATHS
 
 _RETRY_SECONDS = 1
 _RETRY = f"Retry-After: {_RETRY_SECONDS}\r\n"
+MAX_PIPELINED = 8
+"""Requests of a connection that wait behind the one that is answered; what comes after them is kept unparsed."""
 _CHUNK_BYTES = 16  # of a chunk, beside its data: its size and two line ends
 
 
@@ -56,7 +59,8 @@ class Connection(AnsweringProtocol):
         root_path: str = "",
         **named: Any,
     ) -> None:
-        super().__init__(*args, max_header_bytes=max_header_bytes, **named)
+        super().__init__(*args, **named)
+        self._max_header_bytes = max_header_bytes
         self._door = door
         self._place: Place | None = None
         self._turned_away = False
@@ -67,7 +71,7 @@ class Connection(AnsweringProtocol):
         self._prefix = root_path
         self._timer: asyncio.TimerHandle | None = None
         self._expects_100 = False  # and would keep the connection
-        self._last_refusal: tuple[Kind, str, str] | None = None  # to be sent after the answers before it
+        self._num_turned_away = 0  # whose refusals have not been sent since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The client has connected, and should say what it wants."""
@@ -86,13 +90,47 @@ class Connection(AnsweringProtocol):
             if self._lingering is not None:
                 self._lingering.discard(data)
             return
-        if self._timer is None and self._idle:
-            self._start_timer()  # also for what is left of a body that was refused
+        if self._unparsed:  # it came before reading was paused
+            self._unparsed += data
+        else:
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
+        if not self.flow.write_paused:
+            self._num_turned_away = 0
         self._bare_bytes += len(data)
         self._unset_keepalive_if_required()
         self.parse(data)
-        if self._bare_bytes > self._max_header_bytes and not self._deaf:
+        if self._deaf:
+            self._unparsed = b""
+        elif self._unparsed:
+            self._bare_bytes = 0
+            self.flow.hold()
+            if self._idle:
+                self.loop.call_soon(self._go_on)
+        elif self._bare_bytes > self._max_header_bytes:
             self.refuse(HEADER_TOO_LARGE, f"at most {self._max_header_bytes} bytes of headers are accepted")
+        elif self._timer is None and self._idle and self.timeout_keep_alive_task is None:
+            self._start_timer()  # also for what is left of a body that was refused
+
+    def _go_on(self) -> None:
+        """Parse what had to wait, and read on, if there is room for it."""
+        if not self.flow.held or self.pipeline or self.flow.write_paused or self.transport.is_closing():
+            return
+        data, self._unparsed = self._unparsed, b""
+        self.flow.held = False
+        if data:
+            self._read(data)
+        self.flow.resume_reading()
+
+    def has_room(self) -> bool:
+        """Whether another request may be parsed."""
+        return len(self.pipeline) + self._num_turned_away < MAX_PIPELINED and not self._deaf
+
+    def on_message_begin(self) -> None:
+        """The first byte of a head."""
+        super().on_message_begin()
+        self._unset_keepalive_if_required()
 
     def on_head(self) -> None:
         """The head is read; from here the application bounds the request."""
@@ -109,6 +147,8 @@ class Connection(AnsweringProtocol):
                 self._turn_away(keep_alive=False)
             return
         self.start_request()
+        if self.pipeline:
+            self.flow.resume_reading()  # uvicorn has paused it; but then nobody would notice that the client has gone
         if self._room is Room.PROBES:
             self.cycle.keep_alive = False
         self._expects_100 = self.expect_100_continue and self.cycle.keep_alive
@@ -117,11 +157,14 @@ class Connection(AnsweringProtocol):
         if idle and is_work(self.scope["path"].removeprefix(self._prefix)):
             self._place = cast(dict[str, Any], self.scope)[PLACE] = Place(self._door)
 
-    def on_body(self, body: bytes) -> None:
+    def on_data(self, body: bytes) -> None:
         """Some of the body. What frames its chunks counts as headers do, beyond what a chunk needs."""
         self._bare_bytes = max(0, self._bare_bytes - len(body) - _CHUNK_BYTES)
-        if not self._turned_away:
-            super().on_body(body)
+        if self._turned_away:
+            return
+        self.keep_body(body)
+        if self.pipeline and sum(len(cycle.body) for cycle, _ in self.pipeline) > HIGH_WATER_LIMIT:
+            self.flow.hold()
 
     def on_message_complete(self) -> None:
         """The body is read; what comes now is another head."""
@@ -141,7 +184,11 @@ class Connection(AnsweringProtocol):
             super().on_message_complete()
             if not self.parser.should_keep_alive():  # a trailer may say so; the parser reads nothing more
                 self.cycle.keep_alive = False
-                if self.cycle.response_complete:
+            if self.cycle.response_complete:  # the rest of a body that was refused
+                self._stop_timer()
+                if self.cycle.keep_alive:
+                    self._await_request()
+                else:
                     self.transport.close()
         self.url = b""
 
@@ -151,6 +198,13 @@ class Connection(AnsweringProtocol):
         self._idle_since = self.loop.time()
         if self._last_refusal is not None and self._idle and not self.transport.is_closing():
             self._answer(*self._last_refusal, keep_alive=False)
+        elif self.flow.held:
+            self.loop.call_soon(self._go_on)  # the application may be handling an error, which the parser's would hide
+
+    def resume_writing(self) -> None:
+        """The system has taken all that there was."""
+        super().resume_writing()
+        self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by either side."""
@@ -160,7 +214,8 @@ class Connection(AnsweringProtocol):
     @property
     def idle_since(self) -> float | None:
         """When its last answer was sent, or it was opened; None while a request is being sent or answered."""
-        busy = not self._idle or not self._in_head or self.flow.write_paused or self.transport.is_closing()
+        busy = not self._idle or not self._in_head or self.flow.write_paused or self.flow.held
+        busy = busy or self.transport.is_closing()
         return None if busy else self._idle_since
 
     @property
@@ -198,9 +253,14 @@ class Connection(AnsweringProtocol):
         if self.transport.is_closing():
             return
         detail = f"{self._door.max_inside} requests are being answered; try again in {_RETRY_SECONDS} s"
+        self._num_turned_away += 1
         self._answer(KINDS[QueueFullError], detail, _RETRY, keep_alive=keep_alive)
         if keep_alive:
             self.on_response_complete()
+
+    def _await_request(self) -> None:
+        handler = self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, handler)
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self._header_seconds, self._too_slow)
@@ -224,14 +284,10 @@ class Connection(AnsweringProtocol):
         self._deaf = True
         if self.transport.is_closing():
             return
+        self.drop_unfinished()
         if self._in_head and not self._idle:
             self._last_refusal = kind, detail, headers
-        elif not self._in_head and self._has_answer:  # these bytes would be taken for another request's
-            self.transport.close()
+        elif not (self._in_head or self._turned_away) and self.cycle.response_started:
+            self.transport.close()  # its answer has begun
         else:
             self._answer(kind, detail, headers, keep_alive=False)
-
-    @property
-    def _has_answer(self) -> bool:
-        """Whether the request whose body is coming has been answered, if in part; or one before it has not."""
-        return not self._turned_away and (bool(self.pipeline) or self.cycle.response_started)

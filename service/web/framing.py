@@ -11,6 +11,7 @@ from functools import lru_cache
 from service.web.errors import BAD_REQUEST, HTTP_VERSION, METHOD_NOT_ALLOWED, NOT_IMPLEMENTED, Kind
 
 METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH"))
+MAX_HEADERS = 100
 FRAMING_HEADERS = frozenset((b"host", b"transfer-encoding"))
 """Headers that `check_head` looks at."""
 _ALLOWED = "Allow: GET, HEAD, POST\r\n"

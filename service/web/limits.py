@@ -16,14 +16,15 @@ from service.web.errors import (
     KINDS,
     LimitError,
     MemoryFullError,
+    RequestError,
     SlowBodyError,
     UnsupportedMediaTypeError,
     problem,
 )
+from service.web.framing import MAX_HEADERS
 from service.web.memory import FREE_BYTES, MEMORY, SENT_AT_ONCE, Budget, Share
 from service.web.settings import Settings
 
-MAX_HEADERS = 100
 MAX_PARAMETERS = 100
 _MAX_TOLD = 10
 
@@ -50,18 +51,20 @@ class Limits:
             await refusal(scope, receive, send)
             return
         seconds = self._settings.body_seconds
-        deadline = asyncio.get_running_loop().time() + seconds
+        deadline: float | None = None  # from when the application asks for the body, which may be late
         arrived = 0
         complete = False
         share = scope[MEMORY] = Share(self._budget)
         arrival: Arrival | None = None
 
         async def receive_bounded() -> Message:
-            nonlocal arrived, complete, arrival
+            nonlocal arrived, complete, arrival, deadline
             if complete:
                 return await receive()  # what is left is the client's going away, which may take as long as it likes
             if arrival is not None and arrival.gave_way:
                 self._arrivals.refuse()
+            if deadline is None:
+                deadline = asyncio.get_running_loop().time() + seconds
             try:
                 async with asyncio.timeout_at(deadline) as timer:
                     if arrival is not None:
@@ -71,25 +74,39 @@ class Limits:
                 if arrival is not None and arrival.gave_way:
                     self._arrivals.refuse()
                 raise SlowBodyError(f"the body was not complete after {seconds:g} s") from None
+            finally:
+                if arrival is not None:
+                    arrival.timer = None
             arrived += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             self._check_length(arrived)
             if arrival is not None or arrived > FREE_BYTES:
                 arrival = arrival or self._arrivals.add()
-                arrival.timer = None
                 self._arrivals.grow(arrival, arrived)
                 if complete:
                     self._arrivals.end(arrival)
-            share.hold(arrived)
+            if arrived > share.held:  # it may hold what it will compute, and only now ask whether its client is there
+                share.hold(arrived)
             return message
+
+        async def receive_or_end() -> Message:
+            """A body that is refused arrives no more, however long its client takes to read the refusal."""
+            try:
+                return await receive_bounded()
+            except RequestError:
+                if arrival is not None:
+                    self._arrivals.end(arrival)
+                raise
 
         async def send_counted(message: Message) -> None:
             """By now nothing is left of the request but its answer, which may have to wait for a slow reader."""
             if message["type"] == "http.response.start":
-                share.has(_content_length(message["headers"]))
+                share.has(min(_content_length(message["headers"]), share.held))  # a file's is read piece by piece
                 await send(message)
                 return
             view, more = memoryview(message.get("body", b"")), message.get("more_body", False)
+            if len(view) > share.held:
+                share.has(len(view))
             if len(view) <= SENT_AT_ONCE and share.held == 0:
                 await send(message)
                 return
@@ -99,7 +116,7 @@ class Limits:
                 await send({"type": "http.response.body", "body": piece, "more_body": more or not last})
 
         try:
-            await self._app(scope, receive_bounded, send_counted)
+            await self._app(scope, receive_or_end, send_counted)
         finally:
             if arrival is not None:
                 self._arrivals.end(arrival)

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from service.web.memory import share_of
 from service.web.outcome import DeadlineError
 from service.web.waiting import answer_unless_gone
 
@@ -42,6 +43,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._turns = asyncio.Semaphore(_LARGE_AT_ONCE)
+        self._working: set[asyncio.Task[None]] = set()  # the event loop itself keeps no task alive
 
     async def write(self, request: Request, make: Callable[[], Response], *, numbers: int, seconds: float) -> Response:
         """What `make` makes.
@@ -61,6 +63,7 @@ class Writer:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Response] = loop.create_future()
         deadline = time.monotonic() + seconds
+        share = share_of(request)
 
         def check() -> None:
             if answer.done():
@@ -71,7 +74,13 @@ class Writer:
         async def work() -> None:
             try:
                 async with self._turns if numbers > _LARGE_NUMBERS else nullcontext():
-                    made = await run_in_threadpool(_checked, make, check)
+                    if answer.done():
+                        return
+                    share.lend()
+                    try:
+                        made = await run_in_threadpool(_checked, make, check)
+                    finally:
+                        share.end()
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
                 if not answer.done():
                     answer.set_exception(error)
@@ -80,13 +89,14 @@ class Writer:
                     answer.set_result(made)
 
         working = loop.create_task(work())
+        self._working.add(working)
+        working.add_done_callback(self._working.discard)
         expiry = loop.call_later(seconds, _expire, answer)
         try:
             return await answer_unless_gone(request, answer)
         finally:
             expiry.cancel()
-            answer.cancel()  # tells the thread, where it is still writing
-            working.cancel()
+            answer.cancel()  # tells the thread, which has its turn, and its memory, for as long as it goes on
 
 
 def _checked(make: Callable[[], Response], check: Callable[[], None]) -> Response:

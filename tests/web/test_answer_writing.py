@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from service.engine.anomaly import AnomalyScores, Judgement
+from service.web.memory import MEMORY, Budget, Share
 from service.web.outcome import DeadlineError
 from service.web.replies import anomaly_rows, images_reply, json_reply
 from service.web.writing import Writer, check_wanted
@@ -37,8 +38,9 @@ class Endless:
             self.ended.set()
 
 
-def request_of(receive: Callable[[], Any], accept: str = "*/*") -> Request:
-    return Request({"type": "http", "headers": [(b"accept", accept.encode())]}, receive)
+def request_of(receive: Callable[[], Any], accept: str = "*/*", share: Share | None = None) -> Request:
+    scope = {"type": "http", "headers": [(b"accept", accept.encode())], MEMORY: share or Share(Budget(2**30))}
+    return Request(scope, receive)
 
 
 async def stays() -> dict[str, Any]:
@@ -107,6 +109,51 @@ def test_the_largest_are_written_two_at_a_time_and_their_deadline_holds_meanwhil
     assert first.ended.wait(60)
     assert second.ended.wait(60)
     assert not third.began.is_set()
+
+
+def test_the_largest_are_written_two_at_a_time_though_their_clients_leave() -> None:
+    """A thread cannot be stopped within a PNG: it keeps its turn, and its request what it holds, to its end."""
+    begun, may_end = threading.Semaphore(0), threading.Event()
+    most = running = 0
+    budget = Budget(2**30)
+
+    def make() -> Response:
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
+        begun.release()
+        assert may_end.wait(60)
+        running -= 1
+        return Response()
+
+    async def ask(writer: Writer, receive: Callable[[], Any]) -> None:
+        share = Share(budget)
+        share.hold(2**20)
+        try:
+            await writer.write(request_of(receive, share=share), make, numbers=LARGE, seconds=LONG)
+        finally:
+            share.end()
+
+    async def goes() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def crowd() -> None:
+        writer = Writer()
+        for _ in range(6):
+            with pytest.raises(ClientDisconnect):
+                await ask(writer, goes)
+        assert begun.acquire(timeout=60)
+        assert begun.acquire(timeout=60)
+        assert budget.held == 2 * 2**20
+        last = asyncio.create_task(ask(writer, stays))
+        await asyncio.sleep(0.05)
+        may_end.set()
+        await last
+        while budget.held:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(crowd())
+    assert most == 2
 
 
 def long_answers() -> Iterator[tuple[str, Callable[[], Response]]]:

@@ -331,6 +331,7 @@ def test_a_large_answer_leaves_in_pieces_that_do_not_keep_it() -> None:
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         headers = [(b"content-length", b"%d" % (len(whole) + 4))]
+        scope[MEMORY].hold(2 * len(whole))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": whole, "more_body": True})
         await send({"type": "http.response.body", "body": b"last", "more_body": False})
