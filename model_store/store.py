@@ -26,7 +26,7 @@ MAX_ENTRIES = 100_000
 """Of the store's folder, and of a model's."""
 _NAME = re.compile(NAME_PATTERN)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_VERSIONS_TOLD = 20
+_MAX_LISTED_VERSIONS = 20
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ def version_stamp(root: Path, name: str, version: int) -> tuple[tuple[str, int, 
     stamp = []
     try:
         with open_folder(path) as folder:
-            stamp.append(_told(".", os.fstat(folder)))
+            stamp.append(_file_stamp(".", os.fstat(folder)))
             for file in (MANIFEST, *HASHED_FILES):
                 try:
-                    stamp.append(_told(file, os.stat(file, dir_fd=folder, follow_symlinks=False)))
+                    stamp.append(_file_stamp(file, os.stat(file, dir_fd=folder, follow_symlinks=False)))
                 except FileNotFoundError:
                     continue
     except (OSError, InvalidArtifactError):
@@ -204,13 +204,13 @@ def _locate(root: Path, name: str, version: int | None) -> Path:
     if version is None:
         version = versions[-1]
     if version not in versions:
-        told = ", ".join(map(str, versions[-_VERSIONS_TOLD:]))
-        earlier = ", earlier ones and " if len(versions) > _VERSIONS_TOLD else " "
-        raise ModelNotFoundError(f"model {name!r} has no version {version}; it has{earlier}{told}")
+        listed = ", ".join(map(str, versions[-_MAX_LISTED_VERSIONS:]))
+        earlier = ", earlier ones and " if len(versions) > _MAX_LISTED_VERSIONS else " "
+        raise ModelNotFoundError(f"model {name!r} has no version {version}; it has{earlier}{listed}")
     return root / name / str(version)
 
 
-def _told(name: str, found: os.stat_result) -> tuple[str, int, int, int]:
+def _file_stamp(name: str, found: os.stat_result) -> tuple[str, int, int, int]:
     return name, found.st_ino, found.st_size, found.st_ctime_ns
 
 

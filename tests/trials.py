@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from service.engine.trial import Request, try_out
-from service.web.trials import Trials
+from service.web.models.trials import Trials
 
 
 class TrialsInProcess(Trials):

@@ -29,7 +29,7 @@ Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Configuration:
-    """Everything but the data set; the defaults train an `mlp` (what other presets change: training/recipes.py).
+    """Everything but the data set; the defaults train an `mlp` (what other presets change: training/fit/recipes.py).
 
     A field's type says its range, and says it for all: for the option of that name, its help, and `run.json`.
 
@@ -38,7 +38,7 @@ class Configuration:
     [0, 1]; None learns it, a scale a pixel. `num_validation`, `num_calibration` and `num_test` are numbers of images
     held out of training (`num_test` only where the data set brings no test images of its own); None means 2000, 3000
     and 10 000, or a tenth of the images where that is fewer. `flip` and `shift` (pixels) vary training images each time
-    they are seen (training/augmentation.py). `ema_decay` d averages the weights over about 1/(1 - d)
+    they are seen (training/data/augmentation.py). `ema_decay` d averages the weights over about 1/(1 - d)
     steps. `first_samples` is where the number of samples begins, which doubles until it is `num_samples`,
     each number having as many decoder rows; None is `num_samples` throughout. 0 turns off `ema_decay`,
     `max_gradient_norm` and `patience`. `max_memory` is the GiB of decoded pixels up to which image files and Parquet

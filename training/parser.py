@@ -11,9 +11,9 @@ from model_store import CalibrationProtocol
 from model_store.manifest import ModelName
 from service.arguments import Parser, add_number
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_PROPOSAL, PROPOSALS
-from training.options import add_configuration_options
-from training.publication import SCORING_SEED
-from training.workers import Compilation, Precision
+from training.fit.devices import Compilation, Precision
+from training.fit.options import add_configuration_options
+from training.publish.publication import SCORING_SEED
 
 _MOST_WORKERS = 8
 _DATA = "mnist or fashion-mnist (downloaded once), a folder, or a .parquet, .npy or .npz file"

@@ -2,7 +2,7 @@
 
 The unit is about what reading one pixel of a plain file takes: some ten nanoseconds. Costs are upper bounds, or nearly:
 work is put in order by them, and counted, before a byte of it is unpacked. What a cost is in seconds is measured
-(service/web/decoding.py).
+(service/web/decoding/interface.py).
 """
 
 import math

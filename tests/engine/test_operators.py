@@ -9,9 +9,9 @@ import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from model_store import InvalidArtifactError
-from service.engine.contract import read_graph
+from service.engine.graph_check import read_graph
 from service.engine.operators import MAX_NODES
-from tests.toys import Array
+from tests.toys import AnyArray
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 FILE = Path("decoder.onnx")
@@ -26,7 +26,7 @@ def make(operator: str, inputs: list[str], outputs: list[str], domain: str = "",
 def model_of(
     nodes: Nodes,
     *,
-    constants: dict[str, Array] | None = None,
+    constants: dict[str, AnyArray] | None = None,
     functions: list[onnx.FunctionProto] | None = None,
     domains: tuple[str, ...] = (),
     opset: int = 20,
@@ -94,7 +94,7 @@ def scan() -> NodeProto:
     return make("Scan", ["start", "z"], ["last", "y"], body=inner, num_scan_inputs=1)
 
 
-YES: dict[str, Array] = {"yes": np.array(True), "nought": np.array(0, np.float32), "start": np.zeros(3, np.float32)}
+YES: dict[str, AnyArray] = {"yes": np.array(True), "nought": np.array(0, np.float32), "start": np.zeros(3, np.float32)}
 TRIPS = YES | {"trips": np.array(2**60)}
 
 
@@ -170,7 +170,7 @@ def test_what_gives_other_numbers_every_time_is_refused(operator: str, nodes: No
         (["z", "half", "mode"], {"half": np.array(0.5, np.float32), "mode": np.array(True)}, True),
     ],
 )
-def test_dropout_is_for_training(inputs: list[str], constants: dict[str, Array], refused: bool) -> None:
+def test_dropout_is_for_training(inputs: list[str], constants: dict[str, AnyArray], refused: bool) -> None:
     found = problem(model_of([make("Dropout", inputs, ["y"])], constants=constants))
     assert found == ("operator 'Dropout' is refused: it may be in training mode, at random" if refused else "")
 
@@ -246,7 +246,7 @@ def test_a_size_that_the_inputs_numbers_decide_is_refused(operator: str, nodes: 
 
 
 WHOLE = [make("Cast", ["z"], ["whole"], to=INT64), make("Shape", ["z"], ["shape"])]
-DIVIDED: dict[str, tuple[list[str], Array | None]] = {
+DIVIDED: dict[str, tuple[list[str], AnyArray | None]] = {
     "by numbers of the input": (["two", "whole"], None),
     "by the size of the batch": (["two", "shape"], None),
     "by -1": (["whole", "by"], np.array(-1)),
@@ -260,12 +260,12 @@ DIVIDED: dict[str, tuple[list[str], Array | None]] = {
 @pytest.mark.parametrize("divided", DIVIDED.values(), ids=DIVIDED)
 @pytest.mark.parametrize("claimed", [False, True])
 def test_whole_numbers_that_are_divided_by_what_may_be_anything_are_refused(
-    operator: str, divided: tuple[list[str], Array | None], claimed: bool
+    operator: str, divided: tuple[list[str], AnyArray | None], claimed: bool
 ) -> None:
     """The least of them divided by −1 ends the process; a file that calls them fractions is not believed."""
     inputs, by = divided
     nodes = [*WHOLE, make("Cast", ["z"], ["few"], to=TensorProto.INT32), make(operator, inputs, ["q"])]
-    constants: dict[str, Array] = {"two": np.array(2)} | ({} if by is None else {"by": by})
+    constants: dict[str, AnyArray] = {"two": np.array(2)} | ({} if by is None else {"by": by})
     model = model_of([*nodes, make("Cast", ["q"], ["y"], to=FLOAT)], constants=constants)
     if claimed:
         names = {*inputs, "q", "whole", "few"} - constants.keys()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from service.images.cost import array_cost, file_cost, is_brief
+from service.images.decode_request import DecodeRequest, PlainShape
 from service.images.errors import InvalidImageError
-from service.images.reading import PlainShape, Reading
 from service.images.webp import webp_size
 from tests.hostile.image_bombs import (
     BOMBS,
@@ -90,7 +90,7 @@ def seconds_of(content: bytes) -> float:
         started = time.process_time()
         with warnings.catch_warnings(), contextlib.suppress(InvalidImageError):
             warnings.simplefilter("ignore")
-            Reading(PlainShape(1, 28, 28), True, 2**25, [content]).read()
+            DecodeRequest(PlainShape(1, 28, 28), True, 2**25, [content]).read()
         taken.append(time.process_time() - started)
     return min(taken)
 
@@ -142,7 +142,7 @@ def test_images_are_brief_together_where_there_are_few_and_each_is() -> None:
     digit = image_file(RNG.integers(0, 256, (28, 28), np.uint8))
 
     def brief(*images: Any) -> bool:
-        return Reading(PlainShape(1, 28, 28), True, 2**25, images).is_brief
+        return DecodeRequest(PlainShape(1, 28, 28), True, 2**25, images).is_brief
 
     assert brief(digit)
     assert brief(*[digit] * 100)

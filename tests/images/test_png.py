@@ -10,9 +10,10 @@ from model_store import ImageShape
 from service.images.errors import UnreadableImageError
 from service.images.file import ImageFile, in_unit_interval
 from service.images.reader import ImageReader
-from tests.images.written import Array, exif, png, png_chunk
-from training.evaluate import in_unit_interval as trained_in_unit_interval
-from training.sources import read_source
+from tests.images.written import exif, png, png_chunk
+from tests.toys import AnyArray
+from training.data.sources import read_source
+from training.publish.evaluation import in_unit_interval as trained_in_unit_interval
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 SAMPLES = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
@@ -26,7 +27,7 @@ KINDS = [
 
 def written(
     colour_type: int, depth: int, transparent: bool, size: tuple[int, int], interlaced: bool
-) -> tuple[bytes, Array]:
+) -> tuple[bytes, AnyArray]:
     """A file, and its levels [h, w, 1 or 3] as the specification says, in exact integers."""
     random = np.random.default_rng([colour_type, depth, *size])
     white, full = 2**depth - 1, 2 ** max(depth, 8) - 1
@@ -187,6 +188,6 @@ def test_large_pixels_of_16_bits_are_read_to_the_last_bit(colour_type: int) -> N
 def test_large_pixels_over_black_are_those_of_small(tmp_path: Path) -> None:
     """Large images are put over black in parts, and unpacked in pieces."""
     random = np.random.default_rng(0)
-    samples: Array = random.integers(0, 256, (700, 300, 4))
+    samples: AnyArray = random.integers(0, 256, (700, 300, 4))
     levels = ImageFile(png(samples, RGBA, 8)).levels().transpose(1, 2, 0)
     assert np.array_equal(levels, (2 * samples[..., :3] * samples[..., 3:] + 255) // 510)

@@ -14,9 +14,9 @@ from service.__main__ import main as serve
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS
 from training.__main__ import main
 from training.configuration import Configuration
-from training.data import DataSplits, split
-from training.run import METRICS, RUN, Run, open_run
-from training.sources import read_source
+from training.data.sources import read_source
+from training.data.splits import DataSplits, split
+from training.fit.run import METRICS, RUN, Run, open_run
 
 FAST = ["--width=16", "--latent-dim=3", "--num-samples=2", "--epochs=2", "--batch-size=40", "--device=cpu"]
 

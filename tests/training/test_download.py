@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from service.printing import Escaping
-from training import download
-from training.download import KNOWN_DATA_SETS, KnownDataSet, fetch, locate
+from training.data import download
+from training.data.download import KNOWN_DATA_SETS, KnownDataSet, fetch, locate
 from training.errors import DownloadError
 
 CONTENT = {"a.gz": b"first", "b.gz": b"second"}

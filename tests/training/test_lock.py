@@ -14,8 +14,8 @@ import torch
 from training.__main__ import main
 from training.errors import RunError
 from training.files import remove_unfinished, write_atomically
-from training.lock import LOCK, lock_folder
-from training.run import CHECKPOINT, METRICS, RUN, Run
+from training.fit.lock import LOCK, lock_folder
+from training.fit.run import CHECKPOINT, METRICS, RUN, Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,7 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
 import time
 from pathlib import Path
 from typing import IO
-from training.lock import lock_folder
+from training.fit.lock import lock_folder
 with lock_folder(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(600)

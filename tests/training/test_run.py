@@ -7,9 +7,10 @@ import torch
 
 from tests.training.conftest import TINY
 from training.configuration import Configuration
-from training.data import DataSplits
+from training.data.splits import DataSplits
 from training.errors import ConfigurationError, RunError
-from training.run import (
+from training.fit.devices import Acceleration
+from training.fit.run import (
     CHECKPOINT,
     METRICS,
     RUN,
@@ -21,7 +22,6 @@ from training.run import (
     open_run,
     resume_run,
 )
-from training.workers import Acceleration
 
 CPU = torch.device("cpu")
 DESCRIPTION = RunDescription(
@@ -240,6 +240,6 @@ def test_epochs_without_a_checkpoint_are_dropped_from_the_figures(tmp_path: Path
 def test_what_no_store_would_take_is_refused_before_training(
     splits: DataSplits, monkeypatch: pytest.MonkeyPatch, limit: str, most: object, problem: str
 ) -> None:
-    monkeypatch.setattr(f"training.run.{limit}", most)
+    monkeypatch.setattr(f"training.fit.run.{limit}", most)
     with pytest.raises(ConfigurationError, match=problem):
         describe_run(TINY, splits, source="here")

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from service.images.decode_request import DecodeRequest, PlainShape
 from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
-from service.images.reading import PlainShape, Reading
-from service.web import decoding_pool
-from service.web.backend import Backend
-from service.web.decoder import Decoder, DecoderLostError
-from service.web.decoding import InProcess, Read
-from service.web.decoding_pool import DecodingPool
+from service.web.decoding import process_pool
+from service.web.decoding.decoder_process import Decoder, DecoderLostError
+from service.web.decoding.interface import InProcess, Read
+from service.web.decoding.process_pool import DecodingPool
 from service.web.memory import Budget, Share
-from service.web.metrics import Metrics
+from service.web.operations.metrics import Metrics
+from service.web.operations.settings import Settings
 from service.web.outcome import DeadlineError, QueueFullError, StoppedError
-from service.web.settings import Settings
+from service.web.serving.backend import Backend
 from tests.hostile.image_bombs import GREY, progressive_jpeg
 from tests.web.forms import image_file
 
@@ -35,8 +35,8 @@ PHOTOGRAPH = image_file(np.random.default_rng(0).integers(0, 256, (300, 300, 3),
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
-def reading(*images: Any, shape: PlainShape = SHAPE, max_pixels: int = 2**25) -> Reading:
-    return Reading(shape, True, max_pixels, images[0] if isinstance(images[0], np.ndarray) else list(images))
+def reading(*images: Any, shape: PlainShape = SHAPE, max_pixels: int = 2**25) -> DecodeRequest:
+    return DecodeRequest(shape, True, max_pixels, images[0] if isinstance(images[0], np.ndarray) else list(images))
 
 
 async def read(pool: DecodingPool, *images: Any, seconds: float = LONG_SECONDS) -> Any:
@@ -128,7 +128,7 @@ def test_errors_are_those_of_this_process(
 def test_a_job_past_its_deadline_is_dropped_and_its_worker_replaced(
     runner: asyncio.Runner, pool: DecodingPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding_pool, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(process_pool, "GRACE_SECONDS", 0.0)
 
     async def scenario() -> None:
         before = restarts(pool, "dropped")
@@ -157,7 +157,7 @@ def test_a_short_job_past_its_deadline_costs_no_worker(runner: asyncio.Runner, p
 def test_a_cancelled_job_is_dropped_whether_it_waits_or_is_being_read(
     runner: asyncio.Runner, pool: DecodingPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding_pool, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(process_pool, "GRACE_SECONDS", 0.0)
 
     async def scenario() -> None:
         before = restarts(pool, "dropped")
@@ -268,7 +268,7 @@ def test_a_worker_that_was_killed_costs_one_more_try(runner: asyncio.Runner, poo
 def test_a_job_that_was_not_cheap_after_all_gives_way(
     runner: asyncio.Runner, pool: DecodingPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding_pool, "_QUICK_SECONDS", 0.1)
+    monkeypatch.setattr(process_pool, "_QUICK_SECONDS", 0.1)
 
     async def scenario() -> None:
         before = restarts(pool, "overran")

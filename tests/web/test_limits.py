@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.web.arrivals import Arrivals
-from service.web.errors import LimitError, MemoryFullError, SlowBodyError
-from service.web.limits import Limits
+from service.web.connections.incoming_bodies import IncomingBodies
+from service.web.connections.request_limits import Limits
 from service.web.memory import MEMORY, SENT_AT_ONCE, Budget
-from service.web.settings import Settings
+from service.web.operations.settings import Settings
+from service.web.problems import LimitError, MemoryFullError, SlowBodyError
 
 LIMIT = 8_000_000
 Handle = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -112,10 +112,10 @@ def test_a_file_that_is_read_piece_by_piece_takes_no_memory_and_what_is_there_do
 
 
 def test_a_body_that_gave_way_is_counted_no_more_though_more_of_it_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.web.arrivals._GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("service.web.connections.incoming_bodies._GRACE_SECONDS", 0.0)
 
     async def arrive() -> None:
-        arrivals = Arrivals(Budget(LIMIT))
+        arrivals = IncomingBodies(Budget(LIMIT))
         for _ in range(3):
             slow, fast = arrivals.add(), arrivals.add()
             arrivals.grow(slow, 200_000)
@@ -135,7 +135,7 @@ def test_a_body_that_gave_way_is_counted_no_more_though_more_of_it_has_come(monk
 @pytest.mark.parametrize("why", ["too long", "too late"])
 def test_a_body_that_was_refused_is_in_nobodys_way(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """Its refusal is not sent before its client reads; another that needs the room is not to pay for that."""
-    monkeypatch.setattr("service.web.arrivals._GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("service.web.connections.incoming_bodies._GRACE_SECONDS", 0.0)
     errors: list[Exception] = []
     read: list[Client] = []
     taken = asyncio.Event()
@@ -179,10 +179,10 @@ def test_a_body_that_was_refused_is_in_nobodys_way(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_body_whose_time_is_just_over_gives_way_without_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.web.arrivals._GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("service.web.connections.incoming_bodies._GRACE_SECONDS", 0.0)
 
     async def arrive() -> None:
-        loop, arrivals = asyncio.get_running_loop(), Arrivals(Budget(LIMIT))
+        loop, arrivals = asyncio.get_running_loop(), IncomingBodies(Budget(LIMIT))
         slow, fast = arrivals.add(), arrivals.add()
         arrivals.grow(slow, 200_000)
         grown = loop.create_future()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.web.forms import npy
-from tests.web.test_door import read
+from tests.web.test_admission import read
 from tests.web.test_process import NPY, address, score
 
 BODY = npy(np.zeros((1, 28, 28), np.uint8))

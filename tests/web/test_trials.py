@@ -17,10 +17,10 @@ import pytest
 
 from model_store import InvalidArtifactError, ModelNotFoundError, open_version
 from service.engine.trial import Request, try_out
-from service.web.errors import NotReadyError
-from service.web.settings import Settings
-from service.web.trial_process import EndedError, TrialProcess, _environment
-from service.web.trials import Trials
+from service.web.models.trial_process import EndedError, TrialProcess, _environment
+from service.web.models.trials import Trials
+from service.web.operations.settings import Settings
+from service.web.problems import NotReadyError
 from tests.toys import bernoulli_toy
 from tests.web.conftest import COLOUR_SHAPE, put
 
@@ -260,7 +260,7 @@ def test_a_trial_that_somebody_else_killed_begins_again_once(
 
 
 def test_what_has_passed_is_not_remembered_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.web.trials._REMEMBERED", 3)
+    monkeypatch.setattr("service.web.models.trials._REMEMBERED", 3)
 
     async def scenario() -> None:
         trials = Trials(settings(tmp_path), ("-c", PASSES))
@@ -331,7 +331,7 @@ def test_no_process_to_be_had_is_not_the_versions_fault(tmp_path: Path, monkeypa
 
 DIES = """
 import os, sys, threading
-from service.web.trial_process import TrialProcess
+from service.web.models.trial_process import TrialProcess
 child = TrialProcess()
 child.wait_until_ready()
 print(child._process.pid, flush=True)

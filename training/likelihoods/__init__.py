@@ -1,0 +1,1 @@
+"""The likelihoods p(x|z), as PyTorch trains them."""
