@@ -5,6 +5,7 @@ Nothing of these but training needs torch.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -215,3 +216,19 @@ def test_no_room_uses_what_is_put_together_from_rooms() -> None:
             waiting += further
         allowed = {"service.engine.likelihood"}  # by graphs.py, until densities live in the store
         assert below & named - allowed == set(), package
+
+
+def test_the_map_shows_every_room_and_no_other() -> None:
+    """CONTRIBUTING.md names each folder of code once, indented by how deep it lies."""
+    told: list[str] = []
+    path: list[str] = []
+    for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines():
+        if match := re.match(r"( *)([a-z_]+)/( |$)", line):
+            path[len(match[1]) // 2 :] = [match[2]]
+            told.append("/".join(path))
+    packages = {
+        init.parent.relative_to(ROOT).as_posix()
+        for top in ("model_store", "service", "training")
+        for init in (ROOT / top).rglob("__init__.py")
+    }
+    assert sorted(told) == sorted(packages | {"service/web", "benchmarks", "tests"})
