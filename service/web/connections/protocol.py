@@ -130,7 +130,7 @@ class HttpConnection(AnsweringProtocol):
     def on_head(self) -> None:
         """The head is read; from here the application bounds the request."""
         self._stop_timer()
-        self._bare_bytes = 0
+        self._bare_bytes = self.num_left
         idle = self._idle
         if self._permission is Permission.PROBES and self._path not in QUIET_PATHS:
             detail = f"{self._limit.most} connections are open; try again in {_RETRY_SECONDS} s"
@@ -166,7 +166,7 @@ class HttpConnection(AnsweringProtocol):
         if self._has_offer:
             return  # what looks like the end of the body is that of the head
         self._in_head = True
-        self._bare_bytes = 0
+        self._bare_bytes = self.num_left
         if self._admission is not None:
             self._admission.enter()
             self._admission = None

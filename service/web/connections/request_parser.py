@@ -91,6 +91,11 @@ class StrictProtocol(HttpToolsProtocol):
         """Whether another request may be parsed."""
         raise NotImplementedError
 
+    @property
+    def num_left(self) -> int:
+        """Bytes of what is parsed that come after the head, the piece of a body or the message that was just read."""
+        return len(self._segment) - self._at
+
     def parse(self, data: bytes) -> None:
         """Read what has come, as far as there is room. It refuses what is no request, and raises nothing."""
         if self._begun:
