@@ -56,12 +56,14 @@ train: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m training fit --data $(call quoted,$(DATA)) --out runs/$(NAME) $(if $(wildcard runs/$(NAME)/run.json),--resume)
 	$(PY) -m training publish runs/$(NAME) --name $(NAME)
 
-# --strict: what could not be looked up fails the audit too.
+# --strict: what could not be looked up fails the audit too. Without markers: what other systems install is looked up as well.
 audit: $(VENV)/audit/ready
 ifdef ADVISORIES
 	$(VENV)/audit/bin/python requirements/audit.py $(call quoted,$(ADVISORIES)) $(locks)
 else
-	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes $(locks:%=--requirement %)
+	@rm -rf $(VENV)/audit/locks && mkdir $(VENV)/audit/locks && for lock in $(locks); do \
+	  sed 's/ ;[^\\]*/ /' $$lock >$(VENV)/audit/locks/$${lock##*/}; done
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes $(locks:requirements/%=--requirement $(VENV)/audit/locks/%)
 endif
 
 lock: $(VENV)/lock/ready

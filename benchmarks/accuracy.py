@@ -17,10 +17,10 @@ from threadpoolctl import threadpool_limits
 
 from model_store import BUNDLED, open_version
 from service.engine.chunks import complete
-from service.engine.estimate import LogLikelihood
 from service.engine.model import Model, Pixels
+from service.engine.posterior.estimate import LogLikelihood
 from service.engine.runtime import Runtime
-from training.sources import read_source
+from training.data.sources import read_source
 
 TRUTH_SAMPLES = 50_000
 PROPOSALS = (("laplace", 400), ("laplace", 1000), ("encoder", 400), ("encoder", 5000))

@@ -23,21 +23,22 @@ from typing import TypeVar
 
 import numpy as np
 from combinations import COMBINATIONS, UPPER, Score
-from detection import MEASURES, Array, Measured, false_alarm_band, false_discoveries, measure
+from detection import MEASURES, Measured, false_alarm_band, false_discoveries, measure
 from numpy.typing import NDArray
 from outside_images import Bytes, outside_sets
 from threadpoolctl import threadpool_limits
 
 from model_store import BUNDLED, FITTING, StoredModel, open_version
-from service.engine.anomaly import Detector
+from service.engine.anomaly.detector import Detector
+from service.engine.anomaly.scores import DEFAULT_METHOD, METHODS
+from service.engine.anomaly.statistics import Statistics, Values, derived
+from service.engine.arrays import Float64Array
 from service.engine.chunks import complete
-from service.engine.methods import DEFAULT_METHOD, METHODS
 from service.engine.model import Model, Pixels
 from service.engine.runtime import Runtime
-from service.engine.statistics import Statistics, Values, derived
 from training.configuration import Configuration
-from training.data import split
-from training.sources import Source, read_source
+from training.data.sources import Source, read_source
+from training.data.splits import split
 
 ROOT = Path(__file__).parents[1]
 INSIDE = "inside"
@@ -49,7 +50,7 @@ STATISTICS = ("log_likelihood", "posterior_gap", "reconstruction", "kl", "comple
 """What the ways of combining look at."""
 ONE_SIDED = ("posterior_gap", "input_complexity")
 """What those look at that take statistics to be higher for stranger."""
-Scores = Mapping[str, Array]
+Scores = Mapping[str, Float64Array]
 """By detector, [N]."""
 Number = TypeVar("Number", bound=np.generic)
 
@@ -134,14 +135,14 @@ class Ours:
             looked_at = ONE_SIDED if name in UPPER else STATISTICS
             self._ways[f"({name})"] = fit(_matrix(reference, looked_at)), looked_at
 
-    def scores(self, found: Statistics) -> dict[str, Array]:
+    def scores(self, found: Statistics) -> dict[str, Float64Array]:
         """By method and, in brackets, way of combining: [N]."""
         judged = complete(self.detector.judge(found, tuple(METHODS), alpha=ALPHAS[0], fdr=None)).by_method
         values = _with_input_complexity(derived(found.measured()))
         ways = {name: score(_matrix(values, looked_at)) for name, (score, looked_at) in self._ways.items()}
         return {name: judgement.score for name, judgement in judged.items()} | ways
 
-    def p_values(self, found: Statistics) -> dict[str, Array]:
+    def p_values(self, found: Statistics) -> dict[str, Float64Array]:
         """By method, [N]."""
         judged = complete(self.detector.judge(found, tuple(METHODS), alpha=ALPHAS[0], fdr=None)).by_method
         return {name: judgement.p_value for name, judgement in judged.items()}
@@ -151,7 +152,7 @@ def _with_input_complexity(values: Values) -> Values:
     return {**values, "input_complexity": -values["log_likelihood"] - values["complexity"]}
 
 
-def _matrix(values: Values, names: Sequence[str]) -> Array:
+def _matrix(values: Values, names: Sequence[str]) -> Float64Array:
     """[N, S]; what is not a number is put further out than any number."""
     return np.nan_to_num(np.stack([values[name] for name in names], axis=1), nan=1e9, posinf=1e9, neginf=-1e9)
 
@@ -163,7 +164,7 @@ def peers(
     if python is None:
         return {}
     images = {f"{part}/{name}": each for part, sets in subject.sets.items() for name, each in sets.items()}
-    found: dict[tuple[str, str], dict[str, Array]] = {
+    found: dict[tuple[str, str], dict[str, Float64Array]] = {
         (part, s): {} for part, sets in subject.sets.items() for s in sets
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -28,25 +28,26 @@ from PIL import Image
 from scipy.special import log_ndtr, logsumexp
 from threadpoolctl import threadpool_limits
 
+from service.engine.arrays import Float64Array
 from service.engine.chunks import complete
-from service.engine.estimate import LogLikelihood, estimate, evidence_lower_bound
-from service.engine.laplace import SHARES, Mixture, mixture
 from service.engine.likelihood import DiscretisedLogistic, Gaussian, GaussianWithScale, Parameters, likelihood_of
 from service.engine.model import DEFAULT_MAX_STEPS, Model
+from service.engine.posterior.estimate import LogLikelihood, estimate, evidence_lower_bound
+from service.engine.posterior.laplace import SHARES, Mixture, mixture
+from service.engine.posterior.mode_search import ModeSearch
+from service.engine.posterior.sampling import Sampler, balanced, part_of
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, standard_normal
 from service.engine.runtime import Runtime
-from service.engine.sampling import Sampler, balanced, part_of
-from service.engine.search import Search
-from training.data import evenly_spaced
-from training.download import locate
-from training.evaluate import Protocol
-from training.export import export
-from training.image_sets import Reading
-from training.publication import describe, held_out_images, load_model, open_stored
-from training.run import RUN, open_run
-from training.sources import open_source
+from training.data.download import locate
+from training.data.image_sets import Reading
+from training.data.sources import open_source
+from training.data.splits import evenly_spaced
+from training.fit.loaded_model import load_model
+from training.fit.run import RUN, open_run
+from training.publish.evaluation import Protocol
+from training.publish.export import export
+from training.publish.publication import describe, held_out_images, open_stored
 
-Array = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 BATCH, ROWS = 50, 512
 WEBP_SIDE = 16383
@@ -62,7 +63,7 @@ class DiscretisedGaussian:
     def __init__(self, scale: float | None) -> None:
         self.scale = scale
 
-    def log_prob(self, x: Array, parameters: Parameters) -> Array:
+    def log_prob(self, x: Float64Array, parameters: Parameters) -> Float64Array:
         """Σ log P(x): [..., C, H, W] → [...]; right of loc a bin's mass is its mirror image's, so no digit is lost."""
         loc = np.asarray(parameters["loc"], np.float64)
         inverse = np.exp(-parameters["log_scale"].astype(np.float64)) if self.scale is None else 1 / self.scale
@@ -104,7 +105,7 @@ class EightBitModel:
         self._decoder = runtime.open(decoder, path)
         graph = onnx.load_from_string(decoder)
         sampler = Sampler(graph, self._decoder, trained, description, runtime=runtime, file=path, chunk_rows=ROWS)
-        self._search = Search(sampler, max_steps=DEFAULT_MAX_STEPS, block_images=runtime.blocks.contested)
+        self._search = ModeSearch(sampler, max_steps=DEFAULT_MAX_STEPS, block_images=runtime.blocks.contested)
         self._latent_dim = description.latent_dim
 
     def score(self, images: Bytes, *, proposal: str, num_samples: int) -> LogLikelihood:
@@ -136,7 +137,7 @@ class EightBitModel:
         record = estimate(log_weight, evidence_lower_bound(encoder_log_weight), images[0].size, proposal)
         return replace(record, reliable=record.reliable & settled)
 
-    def _log_prob(self, x: Array, z: Array) -> Array:
+    def _log_prob(self, x: Float64Array, z: Float64Array) -> Float64Array:
         """log P(x|z) of one image [C, H, W] at z [K, D]: [K]."""
         values = np.empty(len(z))
         for start in range(0, len(z), ROWS):
@@ -145,14 +146,14 @@ class EightBitModel:
         return values
 
 
-def log_normal(difference: Array, scale: Array) -> Array:
+def log_normal(difference: Float64Array, scale: Float64Array) -> Float64Array:
     """log N(difference; 0, diag scale²), but for the −D/2·log(2π) that cancels in a weight: [K, D] → [K]."""
     return np.asarray(-0.5 * np.square(difference / scale).sum(axis=-1) - np.log(scale).sum())
 
 
 def sample_mixture(
-    around: Mixture, index: int, mean: Array, encoder_scale: Array, noise: NDArray[np.float32]
-) -> tuple[Array, Array, Array]:
+    around: Mixture, index: int, mean: Float64Array, encoder_scale: Float64Array, noise: NDArray[np.float32]
+) -> tuple[Float64Array, Float64Array, Float64Array]:
     """One image's samples z [K, D] as the engine's graph draws them, log r(z|x) and log q(z|x), both [K]."""
     mode, basis, scales = (
         values[index].astype(np.float64) for values in (around.mode, around.basis, around.scales)
@@ -211,7 +212,7 @@ def main() -> None:
     print(f"{'':36} {'bits/dim':>8} {'±':>7} {'× first':>8} {'ESS/K':>6} {'reliable':>8}", flush=True)
     first: list[float] = []
 
-    def row(title: str, values: Array, more: str = "") -> None:
+    def row(title: str, values: Float64Array, more: str = "") -> None:
         """A line of the table; `values` are bits per dimension of each image, or one for all of them."""
         first.append(float(values.mean()))
         error = f"{values.std(ddof=1) / math.sqrt(len(values)):7.4f}" if len(values) > 1 else f"{'–':>7}"

@@ -4,35 +4,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import betabinom
 
-from service.engine.conformal import benjamini_hochberg
+from service.engine.anomaly.conformal import benjamini_hochberg
+from service.engine.arrays import Float64Array
 
-Array = NDArray[np.float64]
 TRUE_POSITIVE_RATE = 0.95
 
 
-def auroc(inside: Array, outside: Array) -> float:
+def auroc(inside: Float64Array, outside: Float64Array) -> float:
     """Probability that an outside image's score is above an inside one's, ties counting a half; both ascending."""
     below = np.searchsorted(inside, outside, side="left") + np.searchsorted(inside, outside, side="right")
     return float(below.mean() / (2 * len(inside)))
 
 
-def aupr(inside: Array, outside: Array) -> float:
+def aupr(inside: Float64Array, outside: Float64Array) -> float:
     """Average precision with the outside images as positives; both ascending."""
     false = len(inside) - np.searchsorted(inside, outside, side="left")
     true = len(outside) - np.searchsorted(outside, outside, side="left")
     return float((true / (true + false)).mean())
 
 
-def fpr95(inside: Array, outside: Array) -> float:
+def fpr95(inside: Float64Array, outside: Float64Array) -> float:
     """Share of inside images called strange when 95 % of the outside ones are; both ascending."""
     threshold = outside[int((1 - TRUE_POSITIVE_RATE) * len(outside))]
     return float((inside >= threshold).mean())
 
 
-MEASURES: dict[str, Callable[[Array, Array], float]] = {"AUROC": auroc, "AUPR": aupr, "FPR at 95 % TPR": fpr95}
+MEASURES: dict[str, Callable[[Float64Array, Float64Array], float]] = {
+    "AUROC": auroc,
+    "AUPR": aupr,
+    "FPR at 95 % TPR": fpr95,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Measured:
     high: float
 
 
-def measure(inside: Array, outside: Array, *, rounds: int, seed: int = 0) -> dict[str, Measured]:
+def measure(inside: Float64Array, outside: Float64Array, *, rounds: int, seed: int = 0) -> dict[str, Measured]:
     """All measures of scores [N] and [M], higher for stranger; one that is not a number is the strangest of all."""
     inside, outside = (np.nan_to_num(scores, nan=np.inf, posinf=np.inf, neginf=-np.inf) for scores in (inside, outside))
     rng = np.random.default_rng(seed)
@@ -73,7 +76,13 @@ def false_alarm_band(calibration_size: int, count: int, alpha: float, confidence
 
 
 def false_discoveries(
-    inside: Array, outside: Array, *, fdr: float, rounds: int, sizes: tuple[int, int] = (450, 50), seed: int = 0
+    inside: Float64Array,
+    outside: Float64Array,
+    *,
+    fdr: float,
+    rounds: int,
+    sizes: tuple[int, int] = (450, 50),
+    seed: int = 0,
 ) -> tuple[list[float], list[float]]:
     """Mix p-values of both in these numbers, decide by Benjamini-Hochberg; each round's false share, and its power."""
     rng = np.random.default_rng(seed)

@@ -24,7 +24,7 @@ onnxruntime-gpu, and of what the service and the tests import and the machine la
     pip download -c constraints.txt --no-deps --only-binary=:all: --python-version 3.12 -d .wheels \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
         onnxruntime-gpu fastapi starlette pydantic pydantic-core pydantic-settings python-dotenv typing-inspection \
-        fastapi-offline httptools orjson opentelemetry-api pyspng python-multipart structlog uvicorn httpx2 httpcore2 \
+        fastapi-offline httptools orjson opentelemetry-api python-multipart structlog uvicorn httpx2 httpcore2 \
         truststore arviz-stats
 
 A wheel that is too large for one transfer travels in pieces (`split -b 40m`, and `cat` there). There, first of all:

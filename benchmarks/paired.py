@@ -20,20 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from service.engine.arrays import Float64Array
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_SEED
 from service.engine.runtime import Runtime
-from training.download import locate
-from training.evaluate import Protocol, fresh_batches
-from training.export import export
+from training.data.download import locate
+from training.data.image_sets import Reading
+from training.data.sources import open_source
 from training.files import write_atomically
-from training.image_sets import Reading
-from training.publication import describe, held_out_images, load_engine, load_model, open_stored
-from training.run import RUN, open_run
-from training.sources import open_source
+from training.fit.loaded_model import load_model
+from training.fit.run import RUN, open_run
+from training.publish.evaluation import Protocol, fresh_batches
+from training.publish.export import export
+from training.publish.publication import describe, held_out_images, load_engine, open_stored
 
-Array = NDArray[np.float64]
 SAVED_EVERY = 20
 CHUNK_ROWS = 64
 """Of a convolution network's activations so many stay in a core's cache: a fifth faster than 512 rows."""
@@ -52,12 +53,12 @@ def load(path: Path, runtime: Runtime) -> tuple[Model, bytes]:
     return model, graphs.encoder + graphs.decoder
 
 
-def read(file: Path) -> Array:
+def read(file: Path) -> Float64Array:
     """Estimates of log P(x) and whether they are reliable, for as many images as there are: [n, 2·proposals]."""
     return np.load(file) if file.exists() else np.empty((0, 2 * len(PROPOSALS)))
 
 
-def score(model: Model, images: NDArray[np.float32], file: Path) -> Array:
+def score(model: Model, images: NDArray[np.float32], file: Path) -> Float64Array:
     """Estimates of all of these images, those in the file not computed again."""
     found = read(file)
     with tqdm(total=len(images), initial=min(len(found), len(images)), desc=file.stem, unit="image") as bar:
@@ -77,11 +78,11 @@ def score(model: Model, images: NDArray[np.float32], file: Path) -> Array:
     return found[: len(images)]
 
 
-def _save(rows: Array, stream: IO[bytes]) -> None:
+def _save(rows: Float64Array, stream: IO[bytes]) -> None:
     np.save(stream, rows)
 
 
-def mean(values: Array, out_of: int) -> str:
+def mean(values: Float64Array, out_of: int) -> str:
     """The mean with its standard error, as one of all `out_of`."""
     error = values.std(ddof=1) / math.sqrt(len(values)) * math.sqrt(1 - len(values) / out_of)
     return f"{values.mean():.4f} ± {error:.4f}"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.web.app import create_app
-from service.web.settings import Settings
+from service.web.operations.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SCALE, GAP = 5, 6

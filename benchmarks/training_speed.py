@@ -23,14 +23,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.configuration import Configuration, Objective
-from training.data import LoadedImages
-from training.loop import Loop
-from training.networks import Vae, build_vae
-from training.precision import full_float32
-from training.recipes import complete_configuration
-from training.sources import read_source
-from training.state import build_state
-from training.workers import ALONE, PLAIN, Acceleration
+from training.data.sources import read_source
+from training.data.splits import LoadedImages
+from training.fit.devices import PLAIN, Acceleration
+from training.fit.distributed import ALONE
+from training.fit.loop import Loop
+from training.fit.recipes import complete_configuration
+from training.fit.state import build_state
+from training.networks.precision import full_float32
+from training.networks.vae import Vae, build_vae
 
 PYTHAE_TRAINER = Path(__file__).parent / "peers" / "pythae_trainer.py"
 

@@ -32,7 +32,11 @@ from model_store import BUNDLED, DECODER, StoredModel, open_version
 from service.engine.chunks import complete
 from service.engine.model import Model, Pixels
 from service.engine.runtime import Runtime
-from training.annealing import (
+from training.configuration import Configuration
+from training.data.splits import to_levels
+from training.networks.precision import full_float32
+from training.networks.vae import Decoder, build_vae
+from training.publish.annealing import (
     Annealing,
     Target,
     automatic_gradient,
@@ -43,10 +47,6 @@ from training.annealing import (
     sigmoidal_schedule,
     upper_bound,
 )
-from training.configuration import Configuration
-from training.data import to_levels
-from training.networks import Decoder, build_vae
-from training.precision import full_float32
 
 SEED = 3
 FROM_PRIOR = {"thresholded elsewhere": 1000, "elsewhere": 1000, "noise": 2000}

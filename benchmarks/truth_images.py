@@ -10,9 +10,9 @@ from torch import Tensor
 
 from model_store import StoredModel
 from service.engine.likelihood import likelihood_of
-from training.evaluate import fresh_binarisation
-from training.networks import Decoder
-from training.sources import read_source
+from training.data.sources import read_source
+from training.networks.vae import Decoder
+from training.publish.evaluation import fresh_binarisation
 
 NUM_IMAGES = {
     "mnist": {"simulated": 50, "test digits": 50, "upside down": 25, "thresholded elsewhere": 25, "noise": 15},

@@ -17,7 +17,7 @@ MAX_MANIFEST_BYTES = 2**20
 MAX_DEPTH = 32
 """Of lists and objects in one another. JSON readers and writers take 100 at least, where they have a bound."""
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
-_PROBLEMS_TOLD = 5
+_MAX_PROBLEMS = 5
 
 
 def parse_manifest(file: Path, content: bytes) -> Manifest:
@@ -41,14 +41,14 @@ def parse_manifest(file: Path, content: bytes) -> Manifest:
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        told = [
+        shown = [
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
             for item in islice(
-                error.errors(include_url=False, include_context=False, include_input=False), _PROBLEMS_TOLD
+                error.errors(include_url=False, include_context=False, include_input=False), _MAX_PROBLEMS
             )
         ]
-        more = error.error_count() - len(told)
-        raise InvalidArtifactError(file, "; ".join([*told, *([f"and {more} more"] if more > 0 else [])])) from error
+        more = error.error_count() - len(shown)
+        raise InvalidArtifactError(file, "; ".join([*shown, *([f"and {more} more"] if more > 0 else [])])) from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

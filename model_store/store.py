@@ -26,7 +26,7 @@ MAX_ENTRIES = 100_000
 """Of the store's folder, and of a model's."""
 _NAME = re.compile(NAME_PATTERN)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_VERSIONS_TOLD = 20
+_MAX_LISTED_VERSIONS = 20
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ def version_stamp(root: Path, name: str, version: int) -> tuple[tuple[str, int, 
     stamp = []
     try:
         with open_folder(path) as folder:
-            stamp.append(_told(".", os.fstat(folder)))
+            stamp.append(_file_stamp(".", os.fstat(folder)))
             for file in (MANIFEST, *HASHED_FILES):
                 try:
-                    stamp.append(_told(file, os.stat(file, dir_fd=folder, follow_symlinks=False)))
+                    stamp.append(_file_stamp(file, os.stat(file, dir_fd=folder, follow_symlinks=False)))
                 except FileNotFoundError:
                     continue
     except (OSError, InvalidArtifactError):
@@ -128,8 +128,22 @@ def version_stamp(root: Path, name: str, version: int) -> tuple[tuple[str, int, 
     return tuple(stamp)
 
 
-def open_version(root: Path, name: str, version: int | None = None) -> StoredModel:
+def open_version(
+    root: Path,
+    name: str,
+    version: int | None = None,
+    *,
+    digest: str | None = None,
+    graph_bytes: Mapping[str, int] | None = None,
+) -> StoredModel:
     """Read one version (the latest when `version` is None), checking hashes, format version and calibration.
+
+    Args:
+        root: the store's folder.
+        name: of the model.
+        version: by number.
+        digest: that the manifest must have; of another nothing else is read.
+        graph_bytes: the most that is read of each graph, by its file's name; by default `MAX_GRAPH_BYTES`.
 
     Raises:
         ModelNotFoundError: the store has no such model or version.
@@ -138,15 +152,22 @@ def open_version(root: Path, name: str, version: int | None = None) -> StoredMod
     path = _locate(root, name, version)
     with open_folder(path) as folder:
         content = read_file(path / MANIFEST, folder, most_bytes=MAX_MANIFEST_BYTES)
+        found = hashlib.sha256(content).hexdigest()
+        if digest not in (None, found):
+            raise InvalidArtifactError(path / MANIFEST, f"SHA-256 is {found}, not {digest}: it has changed")
         manifest = parse_manifest(path / MANIFEST, content)
         if (manifest.name, str(manifest.version)) != (name, path.name):
             problem = f"says it is {manifest.name} version {manifest.version}, but lies in {name}/{path.name}"
             raise InvalidArtifactError(path / MANIFEST, problem)
-        files = {file: _read_verified(path / file, folder, manifest) for file in HASHED_FILES}
+        most = {
+            CALIBRATION: max_file_bytes(manifest.calibration.num_images, manifest.latent_dim),
+            **(graph_bytes or dict.fromkeys((ENCODER, DECODER), MAX_GRAPH_BYTES)),
+        }
+        files = {file: _read_verified(path / file, folder, manifest, most[file]) for file in HASHED_FILES}
     return StoredModel(
         path=path,
         manifest=manifest,
-        digest=hashlib.sha256(content).hexdigest(),
+        digest=found,
         encoder=files[ENCODER],
         decoder=files[DECODER],
         calibration=parse_calibration(
@@ -183,19 +204,18 @@ def _locate(root: Path, name: str, version: int | None) -> Path:
     if version is None:
         version = versions[-1]
     if version not in versions:
-        told = ", ".join(map(str, versions[-_VERSIONS_TOLD:]))
-        earlier = ", earlier ones and " if len(versions) > _VERSIONS_TOLD else " "
-        raise ModelNotFoundError(f"model {name!r} has no version {version}; it has{earlier}{told}")
+        listed = ", ".join(map(str, versions[-_MAX_LISTED_VERSIONS:]))
+        earlier = ", earlier ones and " if len(versions) > _MAX_LISTED_VERSIONS else " "
+        raise ModelNotFoundError(f"model {name!r} has no version {version}; it has{earlier}{listed}")
     return root / name / str(version)
 
 
-def _told(name: str, found: os.stat_result) -> tuple[str, int, int, int]:
+def _file_stamp(name: str, found: os.stat_result) -> tuple[str, int, int, int]:
     return name, found.st_ino, found.st_size, found.st_ctime_ns
 
 
-def _read_verified(file: Path, folder: int, manifest: Manifest) -> bytes:
-    most = max_file_bytes(manifest.calibration.num_images, manifest.latent_dim)
-    content = read_file(file, folder, most_bytes=most if file.name == CALIBRATION else MAX_GRAPH_BYTES)
+def _read_verified(file: Path, folder: int, manifest: Manifest, most_bytes: int) -> bytes:
+    content = read_file(file, folder, most_bytes=most_bytes)
     expected = manifest.sha256.get(file.name)
     actual = hashlib.sha256(content).hexdigest()
     if expected is None:

@@ -4,7 +4,8 @@
 
 ADVISORIES is a JSON file, or a folder of them at any depth: each one advisory, a list of them, or an answer of an OSV
 server (`{"vulns": [...]}`), as PyPA's advisory database and OSV's exports have them. The exit status is 1 where a
-pinned version is affected, 2 where an advisory cannot be read: what was not looked at is not safe.
+pinned version is affected, 2 where an advisory cannot be read, or there is none, or nothing is pinned: what was not
+looked at is not safe.
 """
 
 import json
@@ -64,7 +65,12 @@ def is_affected(version: Version, affected: Advisory) -> bool:
     """
     if any(_same(version, text) for text in affected.get("versions", [])):
         return True
-    return any(_within(version, item["events"]) for item in affected.get("ranges", []) if item["type"] != "GIT")
+    return any(_within(version, item["events"]) for item in _ranges(affected))
+
+
+def _ranges(affected: Advisory) -> list[dict[str, Any]]:
+    """Those of versions, and not of commits."""
+    return [item for item in affected.get("ranges", []) if item["type"] != "GIT"]
 
 
 def _same(version: Version, text: str) -> bool:
@@ -91,17 +97,25 @@ def _within(version: Version, events: list[dict[str, str]]) -> bool:
 
 
 def findings(known: Iterator[Advisory], pinned: set[tuple[str, Version]]) -> Iterator[str]:
-    """A sentence for each pinned version that an advisory means; one that was withdrawn means none."""
+    """A sentence for each pinned version that an advisory means; one that was withdrawn means none.
+
+    Raises:
+        ValueError, LookupError: an advisory does not say which packages, or which versions of one.
+    """
     by_name: dict[str, list[Version]] = {}
     for name, version in pinned:
         by_name.setdefault(name, []).append(version)
     for advisory in known:
         if advisory.get("withdrawn"):
             continue
-        for affected in advisory.get("affected", []):
+        if "affected" not in advisory:
+            raise ValueError(f"{advisory['id']}: it does not say what is affected")
+        for affected in advisory["affected"]:
             package = affected.get("package", {})
             if package.get("ecosystem") != "PyPI":
                 continue
+            if "versions" not in affected and not _ranges(affected):
+                raise ValueError(f"{advisory['id']}: it does not say which versions of {package['name']} are affected")
             for version in by_name.get(canonicalize_name(package["name"]), []):
                 if is_affected(version, affected):
                     summary = " ".join(str(advisory.get("summary", "")).split())
@@ -117,6 +131,11 @@ def main(arguments: list[str]) -> int:
         found = sorted(set(findings(iter(known), pinned)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not known or not pinned:
+        print(
+            f"error: {len(known)} advisories and {len(pinned)} pinned versions: nothing was compared", file=sys.stderr
+        )
         return 2
     print("\n".join([*found, f"{len(known)} advisories, {len(pinned)} pinned versions, {len(found)} findings"]))
     return 1 if found else 0

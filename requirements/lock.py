@@ -57,9 +57,16 @@ def parse(text: str) -> dict[str, str]:
 
     >>> parse("# head\na==1 ; sys_platform == 'linux' \\\n    --hash=sha256:00\nb==2 \\\n    --hash=sha256:11\n")
     {'a': "a==1 ; sys_platform == 'linux' \\\n    --hash=sha256:00\n", 'b': 'b==2 \\\n    --hash=sha256:11\n'}
+
+    Raises:
+        ValueError: it has a name twice, or a line that belongs to no entry, as of a requirement without a hash.
     """
     found = re.findall(r"^(?:[a-z0-9].*\\\n)(?:    --hash=sha256:[0-9a-f]+(?: \\)?\n)+", text, re.MULTILINE)
-    return {entry.partition("==")[0]: entry for entry in found}
+    entries = {entry.partition("==")[0]: entry for entry in found}
+    lines = [line for line in text.splitlines(keepends=True) if line.strip() and not line.startswith("#")]
+    if "".join(lines) != "".join(entries.values()):
+        raise ValueError("an entry has no hash, or a name is there twice")
+    return entries
 
 
 def with_further_hashes(entry: str) -> str:

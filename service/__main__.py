@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from service import calibrate
+from service.arguments import Parser
 from service.serve import serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+    parser = Parser(prog="python -m service", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND")
     summary = "Calibrate a model's anomaly scores on images of your own, as a new version of it."
     command = commands.add_parser(

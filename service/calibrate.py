@@ -4,33 +4,36 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from threadpoolctl import threadpool_limits
 
 from model_store import (
     CalibrationProtocol,
     Description,
+    Manifest,
     StoredModel,
     StoreError,
     max_calibration_images,
     open_version,
     publish,
 )
-from service.arguments import natural, positive
+from service.arguments import add_number
 from service.engine.acceptance import DEFAULT_MAX_NUM_SAMPLES, accept
-from service.engine.calibration import calibrate, promises
+from service.engine.arrays import Float64Array
+from service.engine.calibration import calibrate, guarantees
 from service.engine.model import Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS, TooFewSamplesError, check_request
 from service.engine.runtime import DEVICE_ERRORS, Runtime
-from service.engine.statistics import Array
+from service.images.bottom_k import BottomKSketch, image_hashes
 from service.images.errors import ImageError
 from service.images.folder import Listing, describe_skipped, list_files, printable
 from service.images.npy import parse_pixels
-from service.images.parts import divide
 from service.images.reader import ImageReader
-from service.images.sketch import Sketch, image_hashes
+from service.images.splits import divide
 from service.printing import print_any_name
 from service.progress import Progress
 
@@ -48,8 +51,10 @@ class CalibrationError(Exception):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
     none = argparse.SUPPRESS
+    of_scores = get_type_hints(CalibrationProtocol, include_extras=True)
+    version = get_type_hints(Manifest, include_extras=True)["version"]
     parser.add_argument("--model", required=True, default=none, help="the model's name in the store")
-    parser.add_argument("--version", type=positive, default=none, help="whose graphs to take (default: the latest)")
+    add_number(parser, "--version", version, help="whose graphs to take", unset="the latest")
     parser.add_argument("--store", type=Path, required=True, default=none, help="the store's folder")
     parser.add_argument(
         "--images",
@@ -62,9 +67,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--proposal", choices=PROPOSALS, default=none, help="where samples come from (default: as before)"
     )
-    parser.add_argument("--num-samples", type=positive, default=none, help="an image (default: as before)")
-    parser.add_argument("--seed", type=natural, default=none, help="of the noise (default: as before)")
-    parser.add_argument("--max-images", type=positive, default=none, help="take so many at random (default: all)")
+    add_number(parser, "--num-samples", of_scores["num_samples"], help="an image", unset="as before")
+    add_number(parser, "--seed", of_scores["seed"], help="of the noise", unset="as before")
+    add_number(parser, "--max-images", PositiveInt, help="take so many at random", unset="all")
     parser.add_argument("--resize", action="store_true", help="resample images of another size, as ?resize=true does")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
     parser.add_argument(
@@ -103,7 +108,7 @@ def _run(parsed: argparse.Namespace) -> None:
     if len(readable) > (most := max_calibration_images(stored.manifest.latent_dim)):
         raise CalibrationError(f"{len(readable)} images are too many for this model: --max-images {most} or fewer")
     print(f"{parsed.images}: {len(readable)} images; {proposal}, {num_samples} samples, seed {seed}")
-    for line in promises(len(readable)):
+    for line in guarantees(len(readable)):
         print(line)
     if num_samples > DEFAULT_MAX_NUM_SAMPLES:
         print(f"warning: a service takes it only where LOGPX_MAX_NUM_SAMPLES is {num_samples} or more", file=sys.stderr)
@@ -140,7 +145,7 @@ def _described(stored: StoredModel, calibration: CalibrationProtocol) -> Descrip
 
 def _check_not_trained_on(stored: StoredModel, hashes: NDArray[np.uint64], *, allowed: bool) -> None:
     """Refuse images that the model was trained on, as far as its manifest knows those; a few may be there by chance."""
-    sketch = Sketch.from_json(stored.manifest.provenance.configuration.get("training_images", {}))
+    sketch = BottomKSketch.from_json(stored.manifest.provenance.configuration.get("training_images", {}))
     if sketch is None:
         print(f"note: {stored.path} does not record its training images: that these are others is up to you")
         return
@@ -157,7 +162,7 @@ def _check_not_trained_on(stored: StoredModel, hashes: NDArray[np.uint64], *, al
     print(f"warning: {problem}", file=sys.stderr)
 
 
-def _warn_if_familiar(stored: StoredModel, log_likelihood: Array) -> None:
+def _warn_if_familiar(stored: StoredModel, log_likelihood: Float64Array) -> None:
     """Warn where the images are clearly likelier than those that calibrated before, by the same protocol."""
     before = stored.calibration["log_likelihood"]
     if min(len(before), len(log_likelihood)) < 2:

@@ -15,18 +15,18 @@ from opentelemetry.trace import TracerProvider
 from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
-from service.web.admission import Door
-from service.web.allocator import tune_allocator
 from service.web.app import create_app
-from service.web.connection import Connection
-from service.web.connection_limit import ConnectionLimit, connections_that_fit
-from service.web.decoding import Decoding, InProcess
-from service.web.decoding_pool import DecodingPool, decoder_memory_bytes
-from service.web.environment import Environment
-from service.web.logs import complain, configure_logging, open_standard_descriptors
-from service.web.metrics import Metrics
-from service.web.settings import Settings, environment, sentences
-from service.web.slow_readers import SlowReaders
+from service.web.connections.admission import AdmissionLimit
+from service.web.connections.connection_limit import ConnectionLimit, connections_that_fit
+from service.web.connections.protocol import HttpConnection
+from service.web.connections.slow_readers import SlowReaders
+from service.web.decoding.interface import Decoding, InProcess
+from service.web.decoding.process_pool import DecodingPool, decoder_memory_bytes
+from service.web.operations.allocator import tune_allocator
+from service.web.operations.environment import Environment
+from service.web.operations.logs import configure_logging, open_standard_descriptors, write_to_stderr
+from service.web.operations.metrics import Metrics
+from service.web.operations.settings import Settings, environment, sentences
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _LAST_SECONDS = 1.0  # for answers that are written when the drain is over
@@ -85,10 +85,10 @@ def serve() -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        complain("\n".join(sentences(error)))
+        write_to_stderr("\n".join(sentences(error)))
         return 2
     output = configure_logging(settings)
-    _tell(environment())
+    _log_environment(environment())
     threadpool_limits(1, user_api="blas")  # NumPy's matrices are small here: threads would only wait for one another
     server: Server | None = None
 
@@ -99,7 +99,7 @@ def serve() -> int:
     try:
         tracer_provider = _tracer_provider()
     except ModuleNotFoundError as error:
-        complain(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`")
+        write_to_stderr(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`")
         return 2
     app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider, decoding=partial(_decoding, settings))
     output.count_dropped(app.state.metrics.dropped_log_lines)
@@ -129,7 +129,7 @@ def _decoding(settings: Settings, metrics: Metrics) -> Decoding:
     return DecodingPool(settings.decoders, memory_bytes=memory, metrics=metrics)
 
 
-def _tell(environment: Environment) -> None:
+def _log_environment(environment: Environment) -> None:
     """Log the variables that look like settings and are none."""
     for notice in environment.ignored:
         _log.info("environment variable ignored", variable=notice.variable, reason=notice.sentence)
@@ -141,7 +141,7 @@ def _tracer_provider() -> TracerProvider | None:
     """Where spans go, if OpenTelemetry's own variables say that they shall go anywhere."""
     if not (os.environ.get(_ENDPOINT) or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
         return None
-    from service.web.tracing import export_traces
+    from service.web.operations.tracing import export_traces
 
     return export_traces()
 
@@ -152,8 +152,8 @@ def _connection(settings: Settings, app: FastAPI) -> type[asyncio.Protocol]:
     if (most := connections_that_fit(settings.max_connections)) < settings.max_connections:
         _log.warning("fewer connections than set: the process may not open more files", connections=most)
     bounded = partial(
-        Connection,
-        door=Door(settings.max_queued_requests),
+        HttpConnection,
+        admission_limit=AdmissionLimit(settings.max_queued_requests),
         lingering=set(),
         max_header_bytes=settings.max_header_bytes,
         header_seconds=settings.header_seconds,

@@ -14,7 +14,7 @@ from service.engine.model import Model
 from service.engine.preparation import Preparation
 from service.engine.proposal import standard_normal
 from service.engine.runtime import Runtime
-from tests.toys import Array, Toy
+from tests.toys import AnyArray, Toy
 
 
 def load(toy: Toy, *, chunk_rows: int = 512) -> Model:
@@ -29,7 +29,7 @@ def load(toy: Toy, *, chunk_rows: int = 512) -> Model:
     )
 
 
-def calibrated(toy: Toy, pixels: Array, **protocol: Any) -> Toy:
+def calibrated(toy: Toy, pixels: AnyArray, **protocol: Any) -> Toy:
     """The toy with a calibration by the engine on images [B, C, H, W], by its own protocol but for what is given."""
     changed = toy.description.calibration.model_copy(update={"num_images": len(pixels), **protocol})
     new = replace(toy, description=toy.description.model_copy(update={"calibration": changed}))
@@ -39,14 +39,14 @@ def calibrated(toy: Toy, pixels: Array, **protocol: Any) -> Toy:
     return replace(new, calibration=arrays)
 
 
-def run(graph: bytes, **inputs: Array) -> dict[str, Array]:
+def run(graph: bytes, **inputs: AnyArray) -> dict[str, AnyArray]:
     """Run a stored graph."""
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     values = session.run(None, {name: value.astype(np.float32) for name, value in inputs.items()})
     return {output.name: value for output, value in zip(session.get_outputs(), values, strict=True)}
 
 
-def log_weights(toy: Toy, pixels: Array, *, proposal: str, num_samples: int, seed: int) -> NDArray[np.float64]:
+def log_weights(toy: Toy, pixels: AnyArray, *, proposal: str, num_samples: int, seed: int) -> NDArray[np.float64]:
     """log p(x|z) + log p(z) − log r(z|x): [B, C, H, W] → [B, K]."""
     x = Preparation(toy.description.preparation, toy.description.image).prepare(pixels)
     posterior = {name: value.astype(np.float64)[:, None] for name, value in run(toy.encoder, x=x).items()}

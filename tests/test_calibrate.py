@@ -12,13 +12,13 @@ from PIL import Image
 
 from model_store import Description, ImageShape, PixelPreparation, list_versions, open_version, publish
 from service.__main__ import main
-from service.engine.anomaly import fitting_images
+from service.engine.anomaly.detector import fitting_images
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import DEVICE_ERRORS, Runtime
-from service.images.sketch import Sketch
+from service.images.bottom_k import BottomKSketch
 from tests.rounding import density_error
-from tests.toys import Array, bernoulli_toy
+from tests.toys import AnyArray, bernoulli_toy
 
 ROOT = Path(__file__).parents[1]
 SHAPE = ImageShape(channels=1, height=10, width=8)
@@ -42,12 +42,12 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pixels() -> Array:
+def pixels() -> AnyArray:
     return np.random.default_rng(4).integers(0, 256, (COUNT, 10, 8)).astype(np.uint8)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, pixels: Array) -> Path:
+def folder(tmp_path: Path, pixels: AnyArray) -> Path:
     """The images as files of several kinds, some in a folder within, in the order of their names."""
     root = tmp_path / "line-3"
     (root / "more").mkdir(parents=True)
@@ -63,7 +63,7 @@ def calibrate(store: Path, images: Path, *more: str) -> int:
     return main(["calibrate", "--model=toy", f"--store={store}", f"--images={images}", "--device=cpu", *more])
 
 
-def scored(store: Path, pixels: Array) -> dict[str, Array]:
+def scored(store: Path, pixels: AnyArray) -> dict[str, AnyArray]:
     stored = open_version(store, "toy")
     protocol = stored.manifest.calibration
     model = Model.open(stored, runtime=Runtime("cpu"))
@@ -73,7 +73,7 @@ def scored(store: Path, pixels: Array) -> dict[str, Array]:
 
 
 def test_a_folder_of_images_becomes_a_version(
-    store: Path, folder: Path, pixels: Array, capsys: pytest.CaptureFixture[str]
+    store: Path, folder: Path, pixels: AnyArray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = open_version(store, "toy")
     assert calibrate(store, folder) == 0
@@ -100,7 +100,7 @@ def test_a_folder_of_images_becomes_a_version(
 
 @pytest.mark.parametrize("form", ["uint8", "float32", "with channels"])
 def test_an_array_gives_what_the_files_give(
-    store: Path, folder: Path, pixels: Array, tmp_path: Path, form: str
+    store: Path, folder: Path, pixels: AnyArray, tmp_path: Path, form: str
 ) -> None:
     array = {"uint8": pixels, "float32": (pixels / np.float32(255)), "with channels": pixels[:, None]}[form]
     np.save(tmp_path / "line-3.npy", array)
@@ -110,11 +110,11 @@ def test_an_array_gives_what_the_files_give(
         np.testing.assert_allclose(second.calibration[name], expected, atol=NATS)
 
 
-def publish_trained_on(store: Path, trained: Array) -> None:
+def publish_trained_on(store: Path, trained: AnyArray) -> None:
     """Version 2 of the toy: the same, but its manifest knows what it was trained on."""
     stored = open_version(store, "toy")
     fields = {name: getattr(stored.manifest, name) for name in type(stored.manifest).model_fields}
-    known = {"training_images": Sketch.of([trained[:, None]]).as_json()}
+    known = {"training_images": BottomKSketch.of([trained[:, None]]).as_json()}
     provenance = stored.manifest.provenance.model_copy(update={"configuration": known})
     publish(
         store,
@@ -126,7 +126,7 @@ def publish_trained_on(store: Path, trained: Array) -> None:
 
 
 def test_training_images_are_refused(
-    store: Path, folder: Path, pixels: Array, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Path, folder: Path, pixels: AnyArray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert calibrate(store, folder, "--version=1") == 0
     assert "does not record its training images" in capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_one_in_a_hundred_may_be_there_by_chance(
 
 
 def test_images_more_familiar_than_those_before_are_remarked_on(
-    store: Path, folder: Path, pixels: Array, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Path, folder: Path, pixels: AnyArray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert calibrate(store, folder) == 0
     likely = scored(store, pixels)["log_likelihood"].argmax()
@@ -224,7 +224,7 @@ def test_the_protocol_can_be_chosen(store: Path, folder: Path) -> None:
     assert "those of version 1" in protocol.source
 
 
-def test_a_part_is_chosen_by_the_seed(store: Path, folder: Path, pixels: Array) -> None:
+def test_a_part_is_chosen_by_the_seed(store: Path, folder: Path, pixels: AnyArray) -> None:
     for _ in range(2):
         assert calibrate(store, folder, "--max-images=9") == 0
     first, second = (open_version(store, "toy", version).calibration for version in (2, 3))
@@ -256,7 +256,7 @@ def test_images_that_cannot_be_read_are_named(store: Path, folder: Path, capsys:
 
 
 def test_an_image_of_an_array_that_is_wrong_is_named(
-    store: Path, tmp_path: Path, pixels: Array, capsys: pytest.CaptureFixture[str]
+    store: Path, tmp_path: Path, pixels: AnyArray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     array = pixels / np.float32(255)
     array[3, 2, 1], array[7, 0, 0] = np.nan, 1.5
@@ -291,11 +291,28 @@ def test_what_cannot_be_done_is_said_and_nothing_is_published(
     assert list_versions(store) == {"toy": [1]}
 
 
-@pytest.mark.parametrize("wrong", ["--max-images=0", "--seed=-1", "--num-samples=x", "--proposal=magic", "--alpha=1"])
-def test_a_wrong_option_is_refused(store: Path, folder: Path, capsys: pytest.CaptureFixture[str], wrong: str) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ("--max-images=0", "must be at least 1, not 0"),
+        ("--seed=-1", "must be at least 0 and at most 2**64 - 1, not -1"),
+        ("--seed=18446744073709551616", "must be at least 0 and at most 2**64 - 1, not 18446744073709551616"),
+        ("--num-samples=x", "must be a whole number, at least 1 and at most 2**20, not 'x'"),
+        ("--num-samples=1048577", "must be at least 1 and at most 2**20, not 1048577"),
+        ("--version=0", "must be at least 1 and at most 999999999, not 0"),
+        ("--proposal=magic", "invalid choice: 'magic'"),
+        ("--alpha=1", ""),
+    ],
+)
+def test_a_wrong_option_is_refused(
+    store: Path, folder: Path, capsys: pytest.CaptureFixture[str], wrong: str, problem: str
+) -> None:
     with pytest.raises(SystemExit, match="2"):
         calibrate(store, folder, wrong)
-    assert wrong.split("=")[0] in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert wrong.split("=")[0] in line
+    assert problem in line
 
 
 @pytest.mark.parametrize("error", DEVICE_ERRORS)
@@ -318,7 +335,7 @@ def test_a_file_that_is_cut_off_after_it_was_checked_is_named(
         (folder / "02.png").write_bytes(content[:-20])
         return []
 
-    monkeypatch.setattr("service.calibrate.promises", cut)
+    monkeypatch.setattr("service.calibrate.guarantees", cut)
     assert calibrate(store, folder) == 2
     assert f"error: {folder / '02.png'}: has changed meanwhile: the file cannot be decoded" in capsys.readouterr().err
     assert list_versions(store) == {"toy": [1]}

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 
 from model_store import open_version
 from service.web.app import create_app
-from service.web.settings import Settings
+from service.web.operations.settings import Settings
 from training.__main__ import main
-from training.sources import read_source
+from training.data.sources import read_source
 
 SIZE = 64
 TINY = ["--width=24", "--latent-dim=3", "--num-samples=2", "--epochs=4", "--batch-size=16", "--ema-decay=0.5"]

@@ -14,10 +14,10 @@ import model_store
 import service
 import training
 from model_store import BUNDLED
-from service.web import errors
+from service.web import problems
 from service.web.app import create_app
-from service.web.errors import KINDS, Kind
-from service.web.settings import MIN_KEY_LENGTH, Settings
+from service.web.operations.settings import MIN_KEY_LENGTH, Settings
+from service.web.problems import PROBLEM_TYPES, ProblemType
 
 ROOT = Path(__file__).parents[1]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -100,7 +100,7 @@ def _tree(text: str) -> dict[str, str]:
 
 def test_every_tree_of_errors_is_the_classes_tree() -> None:
     drawn = [module for module in _modules() if "└──" in (module.__doc__ or "")]
-    assert {"model_store.errors", "service.web.errors", "training.errors"} <= {module.__name__ for module in drawn}
+    assert {"model_store.errors", "service.web.problems", "training.errors"} <= {module.__name__ for module in drawn}
     for module in drawn:
         found, told = _errors_of(module), _tree(module.__doc__ or "")
         root = next(iter(told))
@@ -117,7 +117,9 @@ def test_every_list_of_errors_is_whole() -> None:
 
 @pytest.mark.parametrize(
     "slug",
-    sorted({kind.slug for kind in [*KINDS.values(), *vars(errors).values()] if isinstance(kind, Kind)}),
+    sorted(
+        {kind.slug for kind in [*PROBLEM_TYPES.values(), *vars(problems).values()] if isinstance(kind, ProblemType)}
+    ),
 )
 def test_every_problem_type_is_documented(slug: str) -> None:
     assert f"`{slug}`" in OPERATIONS

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from service.web.metrics import Metrics
+from service.web.operations.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -9,12 +9,12 @@ from scipy.stats import norm
 
 from model_store import DiscretisedLogisticSpec, GaussianSpec, ImageShape, LikelihoodSpec
 from service.engine.chunks import complete
-from service.engine.estimate import LogLikelihood
 from service.engine.likelihood import Bernoulli, Gaussian, likelihood_of
+from service.engine.posterior.estimate import LogLikelihood
 from service.engine.proposal import standard_normal
 from tests import reference
 from tests.rounding import FLOAT64, FUNCTION, gamma, network_error, sampling_error, sum_error
-from tests.toys import Array, LinearGaussian, bernoulli_toy, nonlinear_toy
+from tests.toys import AnyArray, LinearGaussian, bernoulli_toy, nonlinear_toy
 
 SHAPES = {1: ImageShape(channels=1, height=4, width=5), 3: ImageShape(channels=3, height=2, width=5)}
 SHAPES[10] = ImageShape(channels=1, height=7, width=6)
@@ -25,12 +25,12 @@ def linear_gaussian(latent_dim: int) -> LinearGaussian:
     return LinearGaussian.random(SHAPES[latent_dim], latent_dim, scale=0.4)
 
 
-def all_images(shape: ImageShape) -> Array:
+def all_images(shape: ImageShape) -> AnyArray:
     """Every binary image: [2^P, C, H, W]."""
     return np.array(list(itertools.product([0, 1], repeat=shape.size)), np.float32).reshape(-1, *shape.chw)
 
 
-def quadrature(latent_dim: int, num_nodes: int = 801) -> tuple[Array, Array]:
+def quadrature(latent_dim: int, num_nodes: int = 801) -> tuple[AnyArray, AnyArray]:
     """Nodes [N, D] and log weights [N], that integrate against N(0, I)."""
     nodes = np.linspace(-9, 9, num_nodes if latent_dim == 1 else 181)
     log_weight = norm.logpdf(nodes) + np.log(nodes[1] - nodes[0])
@@ -96,7 +96,7 @@ def test_the_error_bar_covers_the_truth_as_often_as_it_says(proposal: str) -> No
     np.testing.assert_allclose(estimate.std(axis=0), std_error.mean(axis=0), rtol=4 / np.sqrt(2 * num_seeds))
 
 
-def quadrature_error(log_prob: Array, log_measure: Array) -> float:
+def quadrature_error(log_prob: AnyArray, log_measure: AnyArray) -> float:
     """Of log Σ_x ∫ p(x|z) p(z) dz, whose integrand's sum over x [X, N] is 1 at every node.
 
     Beyond 9 deviations lie 10⁻¹⁸, and between nodes of step h ≤ 0.1 exp(−2π²/h²) is nothing: what is left is rounding,

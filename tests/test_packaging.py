@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from model_store import BUNDLED
 from model_store.manifest import NAME_PATTERN
-from service.web.settings import Settings
+from service.web.operations.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -16,7 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.web.app import create_app
-from service.web.settings import Settings
+from service.web.operations.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"(-?\d+\.\d+(?:e-?\d+)?)")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -157,7 +158,6 @@ def between(*events: dict[str, str]) -> dict[str, Any]:
         (between({"introduced": "0"}, {"last_affected": "13.0.0"}), True),
         (between({"introduced": "0"}, {"last_affected": "12.9"}), False),
         (between({"fixed": "12.0"}, {"introduced": "0"}, {"introduced": "13.0.0"}, {"fixed": "13.0.1"}), True),
-        ({"vulns": []}, False),
     ],
 )
 def test_an_advisory_is_found_by_name_and_version(tmp_path: Path, advisory: object, affected: bool) -> None:
@@ -176,7 +176,22 @@ def test_an_advisory_is_found_by_name_and_version(tmp_path: Path, advisory: obje
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[1]", "3", '{"id": "A", "affected": [{"package": {"ecosystem": "PyPI"}}]}']
+    "content",
+    [
+        *(
+            "",
+            "{",
+            "[1]",
+            "3",
+            "[]",
+            '{"vulns": []}',
+            '{"id": "A"}',
+            '{"vulns": [{"id": "A", "modified": "2026-01-01"}]}',
+        ),
+        '{"id": "A", "affected": [{"package": {"ecosystem": "PyPI"}}]}',
+        '{"id": "A", "affected": [{"package": {"ecosystem": "PyPI", "name": "x"}}]}',
+        '{"id": "A", "affected": [{"package": {"ecosystem": "PyPI", "name": "x"}, "ranges": [{"type": "GIT"}]}]}',
+    ],
 )
 def test_what_cannot_be_looked_at_fails_the_audit(tmp_path: Path, content: str) -> None:
     (tmp_path / "advisory.json").write_text(content)
@@ -184,6 +199,35 @@ def test_what_cannot_be_looked_at_fails_the_audit(tmp_path: Path, content: str) 
         status, told = audit(source, ROOT / "requirements" / "service.txt")
         assert (status, told.count("\n")) == (2, 1)
         assert told.startswith("error: ")
+
+
+def test_an_audit_of_nothing_fails(tmp_path: Path) -> None:
+    (tmp_path / "advisory.json").write_text(json.dumps(ADVISORY))
+    lock = tmp_path / "lock.txt"
+    lock.write_text("# head\n")
+    assert audit(tmp_path / "advisory.json", lock)[0] == 2
+    command = [sys.executable, "requirements/audit.py", str(tmp_path / "advisory.json")]
+    assert subprocess.run(command, capture_output=True, cwd=ROOT, check=False, timeout=60).returncode == 2  # noqa: S603 (our own)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a==1 \\\n    --hash=sha256:00\na==2 ; sys_platform == 'win32' \\\n    --hash=sha256:11\n",
+        "a==1 \\\n    --hash=sha256:00\nb==2\n",
+        "a==1\nb==2 \\\n    --hash=sha256:00\n",
+    ],
+)
+def test_a_lock_file_that_would_lose_a_line_is_not_written(text: str) -> None:
+    parse = runpy.run_path(str(ROOT / "requirements" / "lock.py"))["parse"]
+    with pytest.raises(ValueError, match="no hash"):
+        parse(text)
+
+
+def test_what_is_written_is_what_was_locked() -> None:
+    parse = runpy.run_path(str(ROOT / "requirements" / "lock.py"))["parse"]
+    for file in LOCKS:
+        assert list(parse(file.read_text())) == [entry["name"] for entry in ENTRY.finditer(file.read_text())]
 
 
 def test_a_folder_of_advisories_is_read_whole_and_a_folder_without_one_is_an_error(tmp_path: Path) -> None:

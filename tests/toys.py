@@ -21,7 +21,7 @@ from model_store import (
 )
 from service.engine.likelihood import likelihood_of
 
-Array = NDArray[Any]
+AnyArray = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Toy:
 class LinearGaussian:
     """x = W·z + b + N(0, scale²·I), z ~ N(0, I): so x ~ N(b, W·Wᵀ + scale²·I), and the posterior is Gaussian."""
 
-    weight: Array  # [P, D]
-    bias: Array  # [P]
+    weight: AnyArray  # [P, D]
+    bias: AnyArray  # [P]
     scale: float
 
     @classmethod
@@ -56,13 +56,13 @@ class LinearGaussian:
         x = z @ self.weight.T + self.bias + self.scale * rng.standard_normal((num_images, shape.size))
         return np.clip(x, 0, 1).astype(np.float32).reshape(num_images, *shape.chw)
 
-    def log_likelihood(self, x: Array) -> NDArray[np.float64]:
+    def log_likelihood(self, x: AnyArray) -> NDArray[np.float64]:
         """Exact log P(x), nats: [B, C, H, W] → [B]."""
         covariance = self.weight @ self.weight.T + self.scale**2 * np.eye(len(self.bias))
         flat = np.asarray(x, np.float64).reshape(len(x), -1)
         return np.atleast_1d(multivariate_normal(self.bias, covariance).logpdf(flat))
 
-    def posterior(self) -> tuple[Array, Array]:
+    def posterior(self) -> tuple[AnyArray, AnyArray]:
         """G [P, D] and Σ [D, D] of p(z|x) = N((x − b)·G, Σ)."""
         precision = np.eye(self.weight.shape[1]) + self.weight.T @ self.weight / self.scale**2
         covariance = np.linalg.inv(precision)
@@ -188,10 +188,10 @@ class Constant:
     """A named weight of a toy graph."""
 
     name: str
-    value: Array
+    value: AnyArray
 
 
-def constant(name: str, value: Array) -> Constant:
+def constant(name: str, value: AnyArray) -> Constant:
     """Floats become float32, as the store wants them."""
     return Constant(name, value.astype(np.float32) if value.dtype.kind == "f" else value)
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from service.engine.trial import Request, try_out
-from service.web.trials import Trials
+from service.web.models.trials import Trials
 
 
 class TrialsInProcess(Trials):
     """In place of `Trials` in tests that start many services. What has passed once passes at once, by its manifest."""
 
-    known: ClassVar[set[str]] = set()
+    known: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def warm(self) -> None:
         """There is nothing to start."""
@@ -21,7 +21,8 @@ class TrialsInProcess(Trials):
         manifest = Path(request.root, request.name, str(request.version), "manifest.json")
         digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
         if digest in self.known:
-            return {"passed": digest}  # whether the other files fit it is looked at again when they are loaded
+            return self.known[digest]  # whether the other files fit it is looked at again when they are loaded
         report = try_out(request, lambda _: None)
-        self.known.update(value for key, value in report.items() if key == "passed")
+        if "passed" in report:
+            self.known[report["passed"]] = report
         return report

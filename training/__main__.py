@@ -9,41 +9,35 @@ from dataclasses import asdict, fields
 import torch
 
 from model_store import StoreError
-from service.engine.calibration import promises
+from service.engine.calibration import guarantees
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.folder import printable
 from service.printing import print_any_name
 from training.configuration import Configuration
-from training.data import evenly_spaced, split
-from training.download import locate
+from training.data.download import locate
+from training.data.image_sets import Reading
+from training.data.sources import Source, StreamedSource, open_source
+from training.data.splits import evenly_spaced, split
 from training.errors import TrainingError
-from training.evaluate import Protocol, evaluate
-from training.export import export
-from training.figures import draw_figures
-from training.image_sets import Reading
-from training.lock import lock_folder
-from training.networks import Vae
+from training.fit.devices import choose_acceleration, choose_device
+from training.fit.distributed import ProcessGroup, join_process_group
+from training.fit.loaded_model import load_model
+from training.fit.lock import lock_folder
+from training.fit.recipes import complete_configuration
+from training.fit.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
+from training.fit.start import begin, check_start, fingerprint, inherited_options, start_weights
+from training.fit.trainer import EpochFigures, fit
+from training.networks.vae import Vae
 from training.parser import build_parser
-from training.publication import (
-    SCORING_SEED,
-    describe,
-    held_out_images,
-    load_engine,
-    load_model,
-    open_stored,
-    publish_run,
-)
-from training.recipes import complete_configuration
-from training.report import REPORT, Measured, write_report
-from training.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
-from training.sources import Source, StreamedSource, open_source
-from training.start import begin, check_start, fingerprint, inherited_options, start_weights
+from training.publish.evaluation import Protocol, evaluate
+from training.publish.export import export
+from training.publish.publication import SCORING_SEED, describe, held_out_images, load_engine, open_stored, publish_run
+from training.publish.units import latent_units
+from training.report.figures import draw_figures
+from training.report.page import REPORT, Measured, write_report
 from training.terminal import is_terminal, print_epoch, print_measured, print_setback, print_skipped, print_start
-from training.trainer import EpochFigures, fit
-from training.units import latent_units
-from training.workers import Team, choose_acceleration, choose_device, join_team
 
 _EPOCHS_BETWEEN_FIGURES = 10
 
@@ -65,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fit(parsed: argparse.Namespace) -> None:
     device = choose_device(parsed.device)
-    with join_team(device) as team, ExitStack() as locks:
-        _fit_in_team(parsed, device, team, locks)
+    with join_process_group(device) as processes, ExitStack() as locks:
+        _fit_in_group(parsed, device, processes, locks)
 
 
-def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team, locks: ExitStack) -> None:
+def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: ProcessGroup, locks: ExitStack) -> None:
     before = open_run(parsed.out).description if parsed.resume else None
     start = open_run(parsed.start_from) if hasattr(parsed, "start_from") else None
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
@@ -81,7 +75,7 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team, l
         given.get("max_memory", Configuration.max_memory),
         given.get("skip_corrupt", Configuration.skip_corrupt),
         parsed.workers,
-        progress=team.leads,
+        progress=processes.leads,
     )
     source = open_source(locate(parsed.data), reading)
     weights = start_weights(start) if start else None
@@ -104,11 +98,11 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team, l
     )
     if start:
         check_start(start, description)
-    run = _open_in_team(parsed, description, team, locks)
-    if weights and team.leads and not run.has_checkpoint:
+    run = _open_in_group(parsed, description, processes, locks)
+    if weights and processes.leads and not run.has_checkpoint:
         begin(run, weights)
-    team.wait()
-    if team.leads:
+    processes.wait()
+    if processes.leads:
         print_skipped(source)
         print_start(splits, description, device, begun_on=run.description.device)
 
@@ -122,28 +116,30 @@ def _fit_in_team(parsed: argparse.Namespace, device: torch.device, team: Team, l
         splits,
         device=device,
         on_epoch=on_epoch,
-        team=team,
+        processes=processes,
         acceleration=acceleration,
         progress=is_terminal(),
         on_setback=print_setback,
     )
-    if team.leads:
+    if processes.leads:
         draw_figures(run, model, splits.validation)
         metrics = run.read_metrics(configuration.epochs)
         seconds = sum(line["seconds"] for line in metrics)
         print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
 
 
-def _open_in_team(parsed: argparse.Namespace, description: RunDescription, team: Team, locks: ExitStack) -> Run:
+def _open_in_group(
+    parsed: argparse.Namespace, description: RunDescription, processes: ProcessGroup, locks: ExitStack
+) -> Run:
     """The run's folder, locked: the leading process begins a new one, and the others open what it has begun."""
     run = resume_run(parsed.out, description) if parsed.resume else None
-    if team.leads and (problem := locks.enter_context(lock_folder(parsed.out))):
+    if processes.leads and (problem := locks.enter_context(lock_folder(parsed.out))):
         print(f"warning: {problem}", file=sys.stderr)
     if run:
         return run
-    if team.leads:
+    if processes.leads:
         create_run(parsed.out, description)
-    team.wait()
+    processes.wait()
     return open_run(parsed.out)
 
 
@@ -206,7 +202,7 @@ def _publish(parsed: argparse.Namespace) -> None:
     configuration = run.description.configuration
     source = _open(getattr(parsed, "data", run.description.source), _reading(configuration, parsed.workers))
     splits = split(source, configuration)
-    for line in promises(len(splits.calibration)):
+    for line in guarantees(len(splits.calibration)):
         print(line)
     publication = publish_run(
         run,

@@ -2,13 +2,34 @@
 
 import os
 import secrets
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 _PARTIAL = ".partial"
 
 
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """A Ctrl-C in here takes effect after it: in the middle of `torch.save` it would come out as a RuntimeError."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    pressed: list[object] = []
+    signal.signal(signal.SIGINT, lambda *how: pressed.append(how))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
+@_interrupts_deferred()
 def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file beside its place, sync it to disk, and rename it into place.
 

@@ -5,22 +5,24 @@ import os
 import typing
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
+from model_store import CalibrationProtocol
 from model_store.manifest import ModelName
-from service.arguments import natural, positive
+from service.arguments import Parser, add_number
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_PROPOSAL, PROPOSALS
-from training.options import add_configuration_options
-from training.publication import SCORING_SEED
-from training.workers import Compilation, Precision
+from training.fit.devices import Compilation, Precision
+from training.fit.options import add_configuration_options
+from training.publish.publication import SCORING_SEED
 
 _MOST_WORKERS = 8
 _DATA = "mnist or fashion-mnist (downloaded once), a folder, or a .parquet, .npy or .npz file"
+_SCORING = typing.get_type_hints(CalibrationProtocol, include_extras=True)
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
     """The parser; what it parses says which command was given as `command`: fit, evaluate or publish."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=description)
+    parser = Parser(prog="python -m training", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_fit(_add_command(commands, "fit", "Train a model; how the bundled ones were trained is in the README."))
     summary = (
@@ -68,14 +70,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a run's folder, or store/NAME or store/NAME/VERSION")
     parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=_DATA)
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
-    parser.add_argument(
-        "--images",
-        type=positive,
-        default=argparse.SUPPRESS,
-        help="score only so many of the images, evenly spaced, read into memory (default: all)",
-    )
+    help_images = "score only so many of the images, evenly spaced, read into memory"
+    add_number(parser, "--images", PositiveInt, help=help_images, unset="all")
     parser.add_argument("--report", type=Path, default=argparse.SUPPRESS, help="an HTML page to write, with pictures")
-    parser.add_argument("--seed", type=natural, default=SCORING_SEED, help="of the noise and the binarisation")
+    add_number(parser, "--seed", _SCORING["seed"], help="of the noise and the binarisation", default=SCORING_SEED)
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
@@ -91,28 +89,31 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="of anomaly scores and their calibration (default: that of the estimates)",
     )
-    parser.add_argument(
+    add_number(
+        parser,
         "--score-samples",
-        type=positive,
-        default=argparse.SUPPRESS,
-        help="samples an image of anomaly scores (default: the proposal's own, or the estimates')",
+        _SCORING["num_samples"],
+        help="samples an image of anomaly scores",
+        unset="the proposal's own, or the estimates'",
     )
 
 
 def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
     defaults = ", ".join(f"{DEFAULT_NUM_SAMPLES[proposal]} by {proposal}" for proposal in PROPOSALS)
     parser.add_argument("--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="where samples come from")
-    parser.add_argument(
+    add_number(
+        parser,
         "--num-samples",
-        type=positive,
-        default=argparse.SUPPRESS,
-        help=f"importance samples an image (default: the proposal's own, {defaults})",
+        _SCORING["num_samples"],
+        help="importance samples an image",
+        unset=f"the proposal's own, {defaults}",
     )
-    parser.add_argument(
+    add_number(
+        parser,
         "--encoder-samples",
-        type=natural,
-        default=encoder_samples,
+        NonNegativeInt,
         help="samples an image of a second estimate, from the encoder as in the literature; 0 leaves it out",
+        default=encoder_samples,
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the graphs run")
     _add_workers(parser)
@@ -120,17 +121,16 @@ def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument(
+    add_number(
+        parser,
         "--workers",
-        type=natural,
+        NonNegativeInt,
+        help="processes that decode images that stream, on which no result depends; 0: none but this one",
         default=min(cores, _MOST_WORKERS),
-        help="processes that decode images that stream; 0: none but this one. No result depends on it",
     )
 
 
-def _add_command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str
-) -> argparse.ArgumentParser:
+def _add_command(commands: "argparse._SubParsersAction[Parser]", name: str, summary: str) -> argparse.ArgumentParser:
     return commands.add_parser(
         name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -1,6 +1,6 @@
 """The approximate posterior q(z|x), all that training knows of it.
 
-A richer one (a flow, say) is a class with these methods here, what the encoder must tell it in networks.py, and,
+A richer one (a flow, say) is a class with these methods here, what the encoder must tell it in networks/vae.py, and,
 before it can be served, a place in the store's format, whose encoders give `mean` and `log_var`.
 """
 

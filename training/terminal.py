@@ -7,13 +7,13 @@ import torch
 
 from service.images.folder import describe_skipped
 from training.configuration import Configuration
-from training.data import DataSplits
-from training.evaluate import Evaluation
-from training.report import Measured
-from training.run import RunDescription
-from training.sources import Source, StreamedSource
-from training.streams import ImageStream
-from training.trainer import EpochFigures
+from training.data.sources import Source, StreamedSource
+from training.data.splits import DataSplits
+from training.data.streams import ImageStream
+from training.fit.run import RunDescription
+from training.fit.trainer import EpochFigures
+from training.publish.evaluation import Evaluation
+from training.report.page import Measured
 
 _NAMED = 20  # images that a warning names
 

@@ -12,9 +12,9 @@ from service.engine.model import Model
 from service.engine.runtime import Runtime
 from tests.toys import describe
 from training.configuration import LikelihoodKind, Preset
-from training.export import ExportedGraphs, export
-from training.networks import Vae, build_vae
-from training.recipes import complete_configuration
+from training.fit.recipes import complete_configuration
+from training.networks.vae import Vae, build_vae
+from training.publish.export import ExportedGraphs, export
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 LIKELIHOODS: dict[str, dict[str, Any]] = {kind: {"likelihood": kind} for kind in get_args(LikelihoodKind)}

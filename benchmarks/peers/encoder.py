@@ -9,10 +9,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
 
-Array = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 
 
-def pixels(png: bytes) -> Array:
+def pixels(png: bytes) -> Float32Array:
     """A grey PNG as [1, H, W] in [0, 1]."""
     return np.asarray(Image.open(io.BytesIO(png), formats=("PNG",)), np.float32)[None] / np.float32(255)
 
@@ -26,7 +26,7 @@ class Encoder:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the server
         self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, x: Array) -> tuple[Array, Array]:
+    def __call__(self, x: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Mean and log variance [B, D] of images [B, 1, H, W]."""
         mean, log_var = self._session.run(["mean", "log_var"], {"x": x})
         return mean, log_var

@@ -9,7 +9,7 @@ from typing import Any
 
 import litserve as ls
 import numpy as np
-from encoder import Array, Encoder, pixels
+from encoder import Encoder, Float32Array, pixels
 
 WORKERS = 1
 API_SERVERS = 1
@@ -24,23 +24,23 @@ class EncodeAPI(ls.LitAPI):  # type: ignore[misc]  # the peer is not installed w
         """Once a worker."""
         self.encoder = Encoder(sys.argv[2], num_threads=1)
 
-    def decode_request(self, request: dict[str, str]) -> Array:
+    def decode_request(self, request: dict[str, str]) -> Float32Array:
         """Base64 to pixels."""
         return pixels(base64.b64decode(request["image"]))
 
-    def batch(self, inputs: list[Array]) -> Array:
+    def batch(self, inputs: list[Float32Array]) -> Float32Array:
         """[B, 1, H, W]."""
         return np.stack(inputs)
 
-    def predict(self, x: Array) -> tuple[Array, Array]:
+    def predict(self, x: Float32Array) -> tuple[Float32Array, Float32Array]:
         """The batch's codes."""
         return self.encoder(x)
 
-    def unbatch(self, output: tuple[Array, Array]) -> list[tuple[Array, Array]]:
+    def unbatch(self, output: tuple[Float32Array, Float32Array]) -> list[tuple[Float32Array, Float32Array]]:
         """One pair an image."""
         return list(zip(*output, strict=True))
 
-    def encode_response(self, output: tuple[Array, Array]) -> dict[str, Any]:
+    def encode_response(self, output: tuple[Float32Array, Float32Array]) -> dict[str, Any]:
         """What becomes JSON."""
         mean, log_var = output
         return {"mean": mean.tolist(), "log_var": log_var.tolist()}

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 """Images in [0, 1] as rows, [N, P]."""
-Score = Callable[[Floats], NDArray[np.float64]]
+Score = Callable[[Float32Array], NDArray[np.float64]]
 
 COMPONENTS = 50
 """Of the principal components, as many as the models have latent dimensions."""
 NEIGHBOURS = 5
 
 
-def pyod_vae(train: Floats) -> Score:
+def pyod_vae(train: Float32Array) -> Score:
     """PyOD's VAE with its defaults: 30 epochs; the score is the distance to one random reconstruction."""
     from pyod.models.vae import VAE
 
@@ -34,7 +34,7 @@ def pyod_vae(train: Floats) -> Score:
     return lambda rows: np.asarray(detector.decision_function(rows), np.float64)
 
 
-def alibi_vae(train: Floats) -> Score:
+def alibi_vae(train: Float32Array) -> Score:
     """alibi-detect's OutlierVAE with fully connected networks: mean squared error of 10 reconstructions."""
     import tensorflow as tf
     from alibi_detect.od import OutlierVAE
@@ -58,7 +58,7 @@ def alibi_vae(train: Floats) -> Score:
     return lambda rows: np.asarray(detector.score(rows)[1], np.float64)
 
 
-def isolation_forest(train: Floats) -> Score:
+def isolation_forest(train: Float32Array) -> Score:
     """scikit-learn's isolation forest on principal components."""
     from sklearn.decomposition import PCA
     from sklearn.ensemble import IsolationForest
@@ -68,7 +68,7 @@ def isolation_forest(train: Floats) -> Score:
     return lambda rows: -forest.score_samples(reduction.transform(rows))
 
 
-def nearest_neighbours(train: Floats) -> Score:
+def nearest_neighbours(train: Float32Array) -> Score:
     """Distance, among principal components, to the fifth nearest training image."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
@@ -78,7 +78,7 @@ def nearest_neighbours(train: Floats) -> Score:
     return lambda rows: index.kneighbors(reduction.transform(rows))[0][:, -1]
 
 
-DETECTORS: Mapping[str, Callable[[Floats], Score]] = {
+DETECTORS: Mapping[str, Callable[[Float32Array], Score]] = {
     "pyod_vae": pyod_vae,
     "alibi_vae": alibi_vae,
     "isolation_forest": isolation_forest,
@@ -86,7 +86,7 @@ DETECTORS: Mapping[str, Callable[[Floats], Score]] = {
 }
 
 
-def as_rows(images: NDArray[Any]) -> Floats:
+def as_rows(images: NDArray[Any]) -> Float32Array:
     """[N, H, W] of 8 bits → [N, P] in [0, 1]."""
     return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
 

@@ -35,7 +35,7 @@ def body(weights: Weights) -> nn.Sequential:
 
 
 class Encoder(BaseEncoder):  # type: ignore[misc]  # the peer is not installed where types are checked
-    """784-512-512-D, as training/networks.py has it."""
+    """784-512-512-D, as training/networks/vae.py has it."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ python pytriton_server.py PORT encoder.onnx
 import sys
 
 import numpy as np
-from encoder import Array, Encoder, pixels
+from encoder import Encoder, Float32Array, pixels
 from numpy.typing import NDArray
 from pytriton.decorators import batch
 from pytriton.model_config import ModelConfig, Tensor
@@ -20,7 +20,7 @@ def main() -> None:
     encoder = Encoder(sys.argv[2], num_threads=1)
 
     @batch  # type: ignore[untyped-decorator]  # the peer is not installed where types are checked
-    def encode(image: NDArray[np.object_]) -> dict[str, Array]:
+    def encode(image: NDArray[np.object_]) -> dict[str, Float32Array]:
         mean, log_var = encoder(np.stack([pixels(png) for png in image[:, 0]]))
         return {"mean": mean, "log_var": log_var}
 

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store import CALIBRATION, DECODER, ENCODER, LATENT, MANIFEST, Description, InvalidArtifactError, StoredModel
+from service.engine.anomaly.statistics import restored
+from service.engine.arrays import Float64Array
 from service.engine.chunks import complete
-from service.engine.contract import check_shape, read_graph
+from service.engine.graph_check import check_shape, read_graph
 from service.engine.likelihood import likelihood_of
 from service.engine.likelihood.base import Parameters
 from service.engine.model import DEFAULT_MAX_STEPS, Model, Pixels
 from service.engine.preparation import Preparation
 from service.engine.proposal import DEFAULT_SEED, MIN_NUM_SAMPLES, standard_normal
 from service.engine.runtime import Runtime, Session, blaming
-from service.engine.statistics import restored
 
 DEFAULT_MAX_NUM_SAMPLES = 100_000
 _LARGEST = 1e6
@@ -35,8 +36,6 @@ _SCORED_SAMPLES = 400
 _CODES = 64
 _FEWEST_CODES = 8
 _SLACK, _RELATIVE_SLACK = 10.0, 0.1  # nats, and of the larger figure
-
-Array = NDArray[np.float64]
 
 
 def accept(
@@ -173,7 +172,7 @@ def _check_codes(stored: StoredModel, decoder: Session, preparation: Preparation
         )
 
 
-def _highest_log_prob(description: Description, parameters: Parameters, preparation: Preparation) -> Array:
+def _highest_log_prob(description: Description, parameters: Parameters, preparation: Preparation) -> Float64Array:
     """max over x of log p(x|z), nats [N]: pixel by pixel the best of black, white and what is nearest to the mean."""
     likelihood = likelihood_of(description.likelihood)
     nearest = preparation.prepare(preparation.restore(likelihood.mean(parameters)))

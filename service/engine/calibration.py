@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable
 
 from model_store import FITTING
-from service.engine.anomaly import DEFAULT_ALPHA, compared_with, fitting_images
+from service.engine.anomaly.conformal import guarantee
+from service.engine.anomaly.detector import DEFAULT_ALPHA, compared_with, fitting_images
+from service.engine.anomaly.statistics import Statistics, storable
+from service.engine.arrays import Float64Array
 from service.engine.chunks import complete
-from service.engine.conformal import promise
 from service.engine.model import Model, Pixels
-from service.engine.statistics import Array, Statistics, storable
 
 
 def calibrate(
@@ -19,7 +20,7 @@ def calibrate(
     seed: int,
     on_batch: Callable[[int], object] = lambda _: None,
     on_chunk: Callable[[], object] = lambda: None,
-) -> dict[str, Array]:
+) -> dict[str, Float64Array]:
     """Calibration arrays [n] of images [B, C, H, W] in [0, 1], batch by batch, scored as requests score theirs.
 
     Args:
@@ -43,10 +44,10 @@ def calibrate(
     return {**measured, FITTING: fitting_images(len(measured["log_likelihood"]))}
 
 
-def promises(num_images: int) -> list[str]:
+def guarantees(num_images: int) -> list[str]:
     """What so many calibration images can and cannot promise, in words.
 
-    >>> for line in promises(12):
+    >>> for line in guarantees(12):
     ...     print(line)
     of 12 calibration images 4 fit the scores and 8 are compared with: the smallest p-value is 0.11
     with 8 images to compare with, alpha = 0.05 never fires; 19 are needed
@@ -56,5 +57,5 @@ def promises(num_images: int) -> list[str]:
     return [
         f"of {num_images} calibration images {num_images - compared} fit the scores and {compared} are compared with: "
         f"the smallest p-value is {1 / (compared + 1):.2g}",
-        *(promise(compared, alpha) for alpha in (DEFAULT_ALPHA, 0.01)),
+        *(guarantee(compared, alpha) for alpha in (DEFAULT_ALPHA, 0.01)),
     ]

@@ -3,32 +3,33 @@
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from service.engine.arrays import Float64Array
+
 MIN_PRECISION = 0.5
 """Least precision in any direction; the prior's is 1, so the proposal is never much wider than the prior."""
 
 
-def dot(a: Array, b: Array) -> Array:
+def dot(a: Float64Array, b: Float64Array) -> Float64Array:
     """Scalar products over the last axis. einsum's digits depend on the batch."""
     return np.asarray((a * b).sum(axis=-1))
 
 
-def times(matrix: Array, vector: Array) -> Array:
+def times(matrix: Float64Array, vector: Float64Array) -> Float64Array:
     """Matrices [n, m, A] by vectors [n, A] → [n, m]."""
     return np.asarray((matrix @ vector[..., None])[..., 0])
 
 
-def outer(a: Array, b: Array) -> Array:
+def outer(a: Float64Array, b: Float64Array) -> Float64Array:
     """Vectors [n, A] twice → matrices [n, A, A]."""
     return a[:, :, None] * b[:, None, :]
 
 
-def solve(matrix: Array, vector: Array) -> Array:
+def solve(matrix: Float64Array, vector: Float64Array) -> Float64Array:
     """What the matrices [n, A, A] take to the vectors [n, A] → [n, A]."""
     return np.asarray(np.linalg.solve(matrix, vector[..., None])[..., 0])
 
 
-def positive_definite(matrix: Array) -> Array:
+def positive_definite(matrix: Float64Array) -> Float64Array:
     """Raise every eigenvalue below MIN_PRECISION to it: [n, A, A] → [n, A, A]; a matrix without any keeps its bits."""
     failed = _without_factor(matrix - MIN_PRECISION * np.eye(matrix.shape[-1]))
     if not len(failed):
@@ -41,7 +42,7 @@ def positive_definite(matrix: Array) -> Array:
     return raised
 
 
-def _without_factor(matrix: Array) -> NDArray[np.intp]:
+def _without_factor(matrix: Float64Array) -> NDArray[np.intp]:
     """Those of the matrices [n, A, A], by index, that have no Cholesky factor.
 
     NumPy says only that one of a batch has none, so each half is asked again. A few in a hundred fail, and to ask for

@@ -11,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
-from service.engine.anomaly import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
+from service.engine.anomaly.complexity import complexity
+from service.engine.anomaly.detector import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
+from service.engine.anomaly.explanation import NUM_DRAWS, surprise
+from service.engine.anomaly.statistics import Statistics, divergence
 from service.engine.blocks import BYTES_A_PIXEL
 from service.engine.chunks import Chunks, complete
-from service.engine.complexity import complexity
-from service.engine.contract import read_graph
-from service.engine.estimate import LogLikelihood
-from service.engine.estimator import Estimator
-from service.engine.explanation import NUM_DRAWS, surprise
+from service.engine.graph_check import read_graph
 from service.engine.likelihood import likelihood_of
+from service.engine.posterior.estimate import LogLikelihood
+from service.engine.posterior.estimator import Estimator
+from service.engine.posterior.sampling import Sampler, Samples
 from service.engine.preparation import Preparation, PreparedImages
 from service.engine.proposal import (
     DEFAULT_NUM_SAMPLES,
@@ -31,8 +33,6 @@ from service.engine.proposal import (
     standard_normal,
 )
 from service.engine.runtime import CPU, Runtime, blaming
-from service.engine.sampling import Sampler, Samples
-from service.engine.statistics import Statistics, divergence
 from service.engine.verification import try_out, verify_decoder, verify_encoder
 
 DEFAULT_MAX_STEPS = 100
@@ -52,7 +52,7 @@ class Model:
         folder: where the files came from, for error messages.
         chunk_rows: decoder rows (images × samples) of one run; bounds memory and how long others wait. None: what suits
             the runtime's device and the size of the images.
-        max_steps: tries after which an image's climb to its posterior's mode ends; see laplace.py.
+        max_steps: tries after which the search for an image's posterior mode ends; see posterior/laplace.py.
         tried: estimates have been made with these graphs on a CPU, and need not be tried out on one again.
 
     Raises:
@@ -229,13 +229,13 @@ class Model:
 
         Args:
             pixels: [B, C, H, W], each in [0, 1].
-            methods: see methods.py; by default `combined`, where the calibration has what that needs.
+            methods: see anomaly/scores.py; by default `combined`, where the calibration has what that needs.
             alpha: an image is an anomaly when its p-value is at most this.
             fdr: decide by Benjamini-Hochberg's procedure at this rate instead, over all images of the call.
             explain: with a map of each image's surprising pixels.
 
         Raises:
-            UnknownMethodError, UncalibratedModelError: see anomaly.py.
+            UnknownMethodError, UncalibratedModelError: see anomaly/detector.py.
         """
         if self._detector is None:
             raise UncalibratedModelError("this model has no calibration scores")

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from onnx import AttributeProto, ModelProto, NodeProto, inliner, numpy_helper
+import numpy as np
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper, shape_inference
 
 from model_store import InvalidArtifactError
 
@@ -45,6 +46,7 @@ _SIZES: Mapping[str, tuple[int, ...]] = {
     "Range": (0, 1, 2),
     "Reshape": (1,),
     "Resize": (1, 2, 3),
+    "RoiAlign": (1,),
     "STFT": (1, 3),
     "Slice": (1, 2, 3, 4),
     "Split": (1,),
@@ -54,7 +56,12 @@ _SIZES: Mapping[str, tuple[int, ...]] = {
     "Unsqueeze": (1,),
     "Upsample": (1,),
 }
-"""The inputs that say how large the output is, or along which axes; and of every reduction the second."""
+"""The inputs that say how large the output is, or along which axes; and of every reduction the second.
+
+RoiAlign's say how large the regions are, of which it reads as many points as they have pixels, whatever it gives.
+"""
+_DIVISIONS = ("Div", "Mod")
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _STANDARD = ("", "ai.onnx")
 _TAKEN = ("ai.onnx", "com.microsoft", "com.ms.", "org.pytorch")
 """Domains in which ONNX Runtime may have an operator that a function's name hides."""
@@ -73,7 +80,8 @@ def check_operators(model: ModelProto, file: Path) -> None:
 
     Raises:
         InvalidArtifactError: a graph within a node, as of a loop; an operator that is random, of a domain of its own,
-            or not about tensors of numbers; a size that is computed from the input's numbers.
+            or not about tensors of numbers; a size that is computed from the input's numbers; a division of whole
+            numbers that could end the process.
     """
     functions = {_key(function) for function in model.functions}
     for domain, name, _ in functions:
@@ -91,6 +99,7 @@ def check_operators(model: ModelProto, file: Path) -> None:
     written_out = inliner.inline_local_functions(model) if model.functions else model
     _check_training(written_out, file)
     _check_sizes(written_out, file)
+    _check_divisions(written_out, file)
 
 
 def check_number_of_nodes(model: ModelProto, file: Path) -> None:
@@ -140,6 +149,47 @@ def _check_sizes(model: ModelProto, file: Path) -> None:
                 )
         if node.op_type not in _OF_SHAPE and not depends.isdisjoint(node.input):
             depends.update(name for name in node.output if name)
+
+
+def _check_divisions(model: ModelProto, file: Path) -> None:
+    """Refuse whole numbers divided by what is computed, or by 0 or −1.
+
+    The processor ends the process that divides the least whole number of 64 bits by −1, of which ONNX Runtime takes no
+    care, as it does of division by 0. Whether that comes to pass may depend on the input's numbers, or on its size.
+    """
+    divisions = [node for node in model.graph.node if node.op_type in _DIVISIONS]
+    if not divisions:
+        return
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+            constants.update(zip(node.output, values, strict=False))
+    kinds = _kinds(model)
+    for node in divisions:
+        divisor = node.input[1]
+        if kinds.get(divisor) in _FLOATS:
+            continue
+        if divisor not in constants or np.isin(numpy_helper.to_array(constants[divisor]), (0, -1)).any():
+            raise InvalidArtifactError(
+                file, f"operator {node.op_type!r} is refused: it divides whole numbers by what may be 0 or -1"
+            )
+
+
+def _kinds(model: ModelProto) -> dict[str, int]:
+    """The type of each tensor's elements, where it can be told; what the file itself says of them may be wrong."""
+    graph = model.graph
+    known = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    known |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    known |= {tensor.values.name: tensor.values.data_type for tensor in graph.sparse_initializer}
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in known.items()]
+    bare = helper.make_model(
+        helper.make_graph(graph.node, graph.name, inputs, []),  # without the weights
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
+    found = shape_inference.infer_shapes(bare).graph.value_info
+    return known | {value.name: value.type.tensor_type.elem_type for value in found}
 
 
 def _nodes(model: ModelProto) -> Iterator[NodeProto]:

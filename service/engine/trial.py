@@ -4,7 +4,7 @@ Whoever starts it writes requests to its standard input and reads reports from i
 line. It begins with `{"ready": true}`. A request holds the fields of `Request`; while it is worked on,
 `{"file": "decoder.onnx"}` tells which file is looked at, and one of these ends it:
 
-    {"passed": "<SHA-256 of manifest.json>"}
+    {"passed": "<SHA-256 of manifest.json>", "graph_bytes": {"encoder.onnx": …, "decoder.onnx": …}}
     {"refused": "what is wrong", "file": "decoder.onnx"}
     {"missing": "what is not there"}
 
@@ -41,9 +41,8 @@ _BYTES_A_BYTE = 16
 """Of memory, for one of the files: seven sessions may hold a decoder's weights, and be built from copies of them."""
 _LARGEST_FILE = 2**31
 """No graph is larger: protobuf cannot say more."""
-_PROBLEM_CHARACTERS = 2000
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-Tell = Callable[[dict[str, Any]], None]
+Send = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,12 @@ class Request:
     max_num_samples: int
 
 
-def try_out(request: Request, tell: Tell) -> dict[str, Any]:
+def try_out(request: Request, send: Send) -> dict[str, Any]:
     """Read, check, load and ask a version on the CPU; the report that ends the request.
 
-    `tell` is given the name of each file when its turn comes.
+    `send` is given the name of each file when its turn comes.
     """
-    runtime = _TellingRuntime(tell, request.num_threads)
+    runtime = _ReportingRuntime(send, request.num_threads)
     runtime.now(Path(MANIFEST))
     try:
         stored = open_version(Path(request.root), request.name, request.version)
@@ -81,43 +80,40 @@ def try_out(request: Request, tell: Tell) -> dict[str, Any]:
             max_num_samples=request.max_num_samples,
         )
     except InvalidArtifactError as error:
-        return _refusal(error.file.name, error.problem)
+        refusal = error
     except MemoryError:
-        return _refusal(runtime.file, "needs more memory than it may have (LOGPX_TRIAL_MEMORY_BYTES)")
+        refusal = InvalidArtifactError(runtime.file, "needs more memory than it may have (LOGPX_TRIAL_MEMORY_BYTES)")
     except StoreError as error:
         return {"missing": str(error)}
     except Exception as error:  # noqa: BLE001 - whatever a version brings about is the end of this version only
-        return _refusal(runtime.file, f"{type(error).__name__}: {error}")
-    return {"passed": stored.digest}
+        refusal = InvalidArtifactError(runtime.file, f"{type(error).__name__}: {error}")
+    else:
+        graph_bytes = {ENCODER: len(stored.encoder), DECODER: len(stored.decoder)}
+        return {"passed": stored.digest, "graph_bytes": graph_bytes}
+    return {"refused": refusal.problem, "file": refusal.file.name}
 
 
-def _refusal(file: str, problem: str) -> dict[str, Any]:
-    """What is wrong, on one line: names in a version may hold anything, and go into logs and answers."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in problem[:_PROBLEM_CHARACTERS])
-    return {"refused": "".join(shown), "file": file}
-
-
-class _TellingRuntime(Runtime):
+class _ReportingRuntime(Runtime):
     """Tells which file is looked at before anything is done with it that may not end."""
 
-    def __init__(self, tell: Tell, num_threads: int) -> None:
+    def __init__(self, send: Send, num_threads: int) -> None:
         super().__init__("cpu", num_threads)
-        self._tell = tell
+        self._send = send
         self.file = ""
 
     def now(self, file: Path) -> None:
         """From now on it is this one."""
         if file.name != self.file:
             self.file = file.name
-            self._tell({"file": file.name})
+            self._send({"file": file.name})
 
     def open(self, graph: bytes, file: Path) -> Session:
         """As any runtime."""
         self.now(file)
-        return _TellingSession(super().open(graph, file), lambda: self.now(file))
+        return _ReportingSession(super().open(graph, file), lambda: self.now(file))
 
 
-class _TellingSession(Session):
+class _ReportingSession(Session):
     def __init__(self, session: Session, now: Callable[[], None]) -> None:
         self._inner = session
         self._now = now
@@ -138,14 +134,14 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C means the one that started it
 
-    def tell(report: dict[str, Any]) -> None:
+    def send(report: dict[str, Any]) -> None:
         _write(reports, report)
 
-    tell({"ready": True})
+    send({"ready": True})
     for line in sys.stdin:
         request = Request(**json.loads(line))
         _limit(request)
-        tell(try_out(request, tell))
+        send(try_out(request, send))
     return 0
 
 

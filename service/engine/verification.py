@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store import DECODER, ENCODER, Description
-from service.engine.contract import check_shape
+from service.engine.graph_check import check_shape
 from service.engine.preparation import Preparation
 from service.engine.proposal import DEFAULT_SEED, standard_normal
 from service.engine.runtime import Runtime, Session, blaming

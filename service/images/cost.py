@@ -2,7 +2,7 @@
 
 The unit is about what reading one pixel of a plain file takes: some ten nanoseconds. Costs are upper bounds, or nearly:
 work is put in order by them, and counted, before a byte of it is unpacked. What a cost is in seconds is measured
-(service/web/decoding.py).
+(service/web/decoding/interface.py).
 """
 
 import math
@@ -15,7 +15,11 @@ from service.images.webp import webp_size
 
 IMAGE_COST = 2**12
 _BRIEF_BYTES = 2**13
-_EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_PACKED_EXIF, _PACKED_XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
+_EXIF_MARKS = (b"Exif\0\0", b"eXIf", _PACKED_EXIF, _PACKED_XMP)
+_MOST_EXIF_BYTES = 2**16  # more is refused
+_EXIF_BYTE_COST = 2**7  # of entries of twelve bytes, each of which Pillow makes several objects of
+_PACKED_TEXT_COST = 2**20  # of as many bytes, the most that Pillow unpacks a text to
 _BRIEF_PIXELS = 2**14
 _BRIEF_SEGMENTS = 2**5
 _NOTHING = 0  # what is refused by its header
@@ -63,17 +67,31 @@ def _pixel_passes(content: bytes) -> int:
         if content.startswith(SIGNATURE):
             png = PngHeader.of(content[:HEADER_BYTES])
             chunks_cost = _MANY_CHUNKS_COST if _has_many_chunks(content) else 0
-            return 2 * png.width * png.height + png.unpacked_bytes + chunks_cost
+            return 2 * png.width * png.height + png.unpacked_bytes + chunks_cost + _png_texts(content)
         if content.startswith(b"\xff\xd8\xff"):
             head = JpegHead.of(content)
             if head is None:
                 return _NOTHING
             passes = _JPEG_PASSES + math.ceil(head.scans(content) / _SCANS_PER_PASS)
-            return passes * head.width * head.height + head.segments * _SEGMENT_COST + head.slow_bytes * _SLOW_BYTE_COST
+            header = head.segments * _SEGMENT_COST + head.slow_bytes * _SLOW_BYTE_COST
+            return passes * head.width * head.height + header + head.exif_bytes * _EXIF_BYTE_COST
         size = webp_size(content[:30])
-        return _NOTHING if size is None else _WEBP_PASSES * size[0] * size[1]
+        return _NOTHING if size is None else _WEBP_PASSES * size[0] * size[1] + _exif(content, b"EXIF")
     except UnreadableImageError:
         return _NOTHING
+
+
+def _exif(content: bytes, mark: bytes) -> int:
+    """Of EXIF data, which have this mark before them, or of the most there can be behind it."""
+    start = content.find(mark)
+    return 0 if start < 0 else min(len(content) - start, _MOST_EXIF_BYTES) * _EXIF_BYTE_COST
+
+
+def _png_texts(png: bytes) -> int:
+    """Of what may say how it is turned: texts, which may be packed, and EXIF data, in the last one or a chunk."""
+    packed_exif, packed_xmp = png.count(_PACKED_EXIF), png.count(_PACKED_XMP)
+    exif = _MOST_EXIF_BYTES * _EXIF_BYTE_COST if packed_exif else _exif(png, b"eXIf")
+    return (packed_exif + packed_xmp) * _PACKED_TEXT_COST + exif
 
 
 def _has_many_chunks(png: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""What can be wrong with images, whoever reads them. The service answers each with a status (service/web/errors.py).
+"""What can be wrong with images, whoever reads them. The service answers each with a status (service/web/problems.py).
 
 ImageError
 ├── UnreadableImageError      one file is no PNG, JPEG or WebP, or is broken or cut off

@@ -42,6 +42,7 @@ class JpegHead:
         length: to the first scan.
         segments: how many there are.
         slow_bytes: of segments whose bytes Pillow reads one by one, or nearly so.
+        exif_bytes: of EXIF data.
     """
 
     width: int
@@ -50,6 +51,7 @@ class JpegHead:
     length: int
     segments: int
     slow_bytes: int
+    exif_bytes: int
 
     @staticmethod
     def of(content: bytes) -> "JpegHead | None":
@@ -77,7 +79,7 @@ class JpegHead:
             if marker in (_SOI, _TEM):
                 continue
             if marker == _SOS:
-                return size and JpegHead(*size, progressive, position, segments, slow_bytes)
+                return size and JpegHead(*size, progressive, position, segments, slow_bytes, exif_bytes)
             length = int.from_bytes(content[position : position + 2], "big")
             data = content[position + 2 : position + min(length, 10)]
             if marker in _FRAMES and size is None and len(data) >= 5:

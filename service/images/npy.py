@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from service.images.arrays import AnyArray
 from service.images.errors import InvalidArrayError
 
 _NPY_ERRORS = (
@@ -22,15 +22,13 @@ MAX_HEADER_BYTES = 1024
 _MAGIC = b"\x93NUMPY"
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
-Array = NDArray[Any]
 
-
-def parse_pixels(body: bytes) -> Array:
+def parse_pixels(body: bytes) -> AnyArray:
     """An npy file of images, float32 or uint8; see `parse_npy` for what it raises."""
     return parse_npy(body, (np.dtype("<f4"), np.dtype("u1")))
 
 
-def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
+def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> AnyArray:
     """An npy file as a read-only view of the body, without a copy.
 
     Raises:
@@ -52,7 +50,7 @@ def parse_npy(body: bytes, dtypes: Sequence[np.dtype[Any]]) -> Array:
         expected *= size  # Python integers: a lying header cannot overflow them
     if expected != found:
         raise InvalidArrayError(f"the npy header says {expected} bytes of {dtype} {list(shape)}, the body has {found}")
-    flat: Array = np.frombuffer(body, dtype, offset=offset)
+    flat: AnyArray = np.frombuffer(body, dtype, offset=offset)
     return flat.reshape(shape, order="F" if fortran_order else "C")
 
 

@@ -1,8 +1,8 @@
 """PNG files: every colour type and bit depth, to the levels that the specification says (PNG, third edition).
 
-libspng unpacks the samples, as it does many times faster than Python would. What they mean (palettes, transparent
-colours, alpha) is worked out here, because Pillow and libspng each do it for some kinds of file only: Pillow compares a
-transparent grey of 2 or 4 bits with levels that it has already scaled to 8, and keeps 8 bits of 16 in colour.
+The compressed rows alone are given to Pillow, which unpacks them and undoes their filters. Chunks and what samples mean
+(palettes, transparent colours, alpha) are read here: Pillow compares a transparent grey of 2 or 4 bits with levels that
+it has already scaled to 8, and keeps 8 bits of 16 in colour.
 """
 
 import struct
@@ -10,10 +10,11 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
-import pyspng
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.images.errors import UnreadableImageError
 
@@ -27,16 +28,25 @@ _DEPTHS: Mapping[int, Sequence[int]] = {
     _PALETTE: (1, 2, 4, 8),
     **dict.fromkeys((_RGB, _GREY_ALPHA, _RGBA), (8, 16)),
 }
-# libspng does not unpack grey with alpha, nor tell a palette's indices. Rows are filtered by bytes whatever they mean,
-# so it is asked for a type of as many bits a pixel: what it says of those, is said below of these.
-_UNPACKED_AS: Mapping[tuple[int, int], tuple[int, int]] = {
-    **{(_PALETTE, depth): (_GREY, depth) for depth in _DEPTHS[_PALETTE]},
-    (_GREY_ALPHA, 8): (_GREY, 16),
-    (_GREY_ALPHA, 16): (_RGBA, 8),
+# The mode of the image that Pillow makes of the rows, and the layout (its raw mode) that it takes them for. Filters
+# depend on how many bits a pixel has, not on their meaning, so each layout is one of that many bits which keeps them.
+# Of colours of 16 bits Pillow keeps a byte of each sample: it makes an image of the high bytes, then one of the low.
+_LAYOUTS: Mapping[tuple[int, int], tuple[str, Sequence[str]]] = {
+    **{(colour_type, depth): ("P", [f"P;{depth}"]) for colour_type in (_GREY, _PALETTE) for depth in (1, 2, 4)},
+    (_GREY, 8): ("L", ["L"]),
+    (_PALETTE, 8): ("L", ["L"]),
+    (_GREY, 16): ("I;16", ["I;16B"]),
+    (_RGB, 8): ("RGB", ["RGB"]),
+    (_RGB, 16): ("RGB", ["RGB;16B", "RGB;16L"]),
+    (_GREY_ALPHA, 8): ("LA", ["LA"]),
+    (_GREY_ALPHA, 16): ("RGBA", ["RGBA"]),
+    (_RGBA, 8): ("RGBA", ["RGBA"]),
+    (_RGBA, 16): ("RGBA", ["RGBA;16B", "RGBA;16L"]),
 }
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 _MAX_CHUNKS = 2**16
 _PIECE_BYTES = 2**18
+_MOST_PACKED_AGAIN = 2**24  # bytes, which are then twice in memory
 _KEPT = {b"IDAT", b"PLTE", b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _ORIENTING_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
@@ -104,13 +114,10 @@ class PngFile:
 
     def __init__(self, content: bytes) -> None:
         self.header = PngHeader.of(content[:HEADER_BYTES])
-        self._content = content
-        self._chunks: dict[bytes, list[bytes]]
-        self._is_plain = _is_plain(content)
-        if self._is_plain:
-            self._chunks = {b"IDAT": [content[41:-16]]}
+        self._chunks: dict[bytes, list[bytes]] = {}
+        if _is_plain(content):
+            self._chunks[b"IDAT"] = [content[41:-16]]
             return
-        self._chunks = {}
         order = []
         for kind, start, end in _walk(content):
             order.append(kind)
@@ -153,29 +160,31 @@ class PngFile:
     def _samples(self) -> Levels:
         """As they were stored [h, w, samples of a pixel]; those of less than 8 bits scaled to 8, but not indices."""
         header = self.header
-        data = self._chunks[b"IDAT"]
-        _check_unpacked(data, header.unpacked_bytes)
-        depth_type = header.colour_type, header.depth
-        if self._is_plain and depth_type not in _UNPACKED_AS:
-            content = self._content
-        else:
-            colour_type, depth = _UNPACKED_AS.get(depth_type, depth_type)
-            disguised = PngHeader(header.width, header.height, depth, colour_type, header.interlaced)
-            content = _file(disguised, b"".join(data))
+        data = _checked(self._chunks[b"IDAT"], header.unpacked_bytes)
+        mode, layouts = _LAYOUTS[header.colour_type, header.depth]
+        found: Levels = self._decoded(data, mode, layouts[0])
+        if len(layouts) > 1:
+            low = self._decoded(data, mode, layouts[1])
+            found = found.astype(np.uint16)
+            found <<= 8
+            found |= low
+        elif (header.colour_type, header.depth) == (_GREY_ALPHA, 16):  # high and low bytes in samples of their own
+            found = found.astype(np.uint16)
+            found = found[..., 0::2] << np.uint16(8) | found[..., 1::2]
+        if header.colour_type == _GREY and header.depth < 8:
+            found = found * np.uint8(255 // (2**header.depth - 1))
+        return found
+
+    def _decoded(self, data: bytes, mode: str, layout: str) -> NDArray[Any]:
+        """Samples [h, w, samples of a pixel] of Pillow's mode, from rows that lie as Pillow's raw mode says."""
+        header = self.header
+        image = Image.new(mode, (header.width, header.height), None)
         try:
-            found: Levels = pyspng.load(content)
-        except RuntimeError as error:
-            raise UnreadableImageError(f"its pixels are broken ({str(error).rpartition(': ')[2]})") from None
-        found = found.reshape(header.height, header.width, -1)
-        match header.colour_type, header.depth:
-            case 3, depth:
-                return found // np.uint8(255 // (2**depth - 1))
-            case 4, 8:  # both in one sample of 16 bits, beside an alpha that libspng adds
-                return np.stack([found[..., 0] >> 8, found[..., 0] & 255], axis=-1).astype(np.uint8)
-            case 4, 16:  # high and low bytes in samples of their own
-                wide = found.astype(np.uint16)
-                return wide[..., 0::2] << np.uint16(8) | wide[..., 1::2]
-        return found[..., : _SAMPLES[header.colour_type]]
+            image.frombytes(data, "zip", (layout, int(header.interlaced)))
+        except ValueError as error:
+            raise UnreadableImageError(f"its pixels are broken ({error})") from None
+        samples = np.frombuffer(image.tobytes(), "<u2" if mode == "I;16" else np.uint8)
+        return samples.reshape(header.height, header.width, -1)
 
     def _without_transparent_colour(self, samples: Levels) -> Levels:
         """Black in place of the one colour that the chunk tRNS calls transparent."""
@@ -247,27 +256,32 @@ def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise UnreadableImageError(f"it has more than {_MAX_CHUNKS} chunks")
 
 
-def _check_unpacked(data: Sequence[bytes], length: int) -> None:
-    """Refuse pixels that unpack to less than this, without keeping them; of more, what is too much is ignored.
+def _checked(data: Sequence[bytes], length: int) -> bytes:
+    """The compressed pixels as one piece, refused where they unpack to less than this; what is too much is ignored.
 
-    libspng gets by without the stream's own checksum; zlib compares it here when it comes to the stream's end.
+    Pillow takes a stream that ends early for whole, and may not get to the stream's own checksum, which zlib compares
+    here. What was unpacked for that is packed again without compression: Pillow then unpacks it in no time, and gets
+    nothing of a stranger's but the pixels. Very many are not kept, but unpacked twice.
     """
+    packed = data[0] if len(data) == 1 else b"".join(data)
     try:
-        if length < _PIECE_BYTES and len(data) == 1:
-            left = length - len(zlib.decompressobj().decompress(data[0], length + 1))
+        if length <= _MOST_PACKED_AGAIN:
+            unpacked = zlib.decompressobj().decompress(packed, length + 1)
+            left, checked = length - len(unpacked), zlib.compress(unpacked, 0)
         else:
-            left = _count_missing(data, length)
+            left, checked = _count_missing(packed, length), packed
     except zlib.error as error:
         raise UnreadableImageError(f"its pixels are broken ({error})") from None
     if left > 0:
         raise UnreadableImageError(f"its pixels are cut off: {left} of {length} bytes are missing")
+    return checked
 
 
-def _count_missing(data: Sequence[bytes], length: int) -> int:
-    """The bytes that unpacked data lack of this length."""
+def _count_missing(packed: bytes, length: int) -> int:
+    """The bytes that unpacked data lack of this length; none of them are kept."""
     stream = zlib.decompressobj()
-    views = [memoryview(part) for part in data]
-    pieces = (view[start : start + _PIECE_BYTES] for view in views for start in range(0, len(view), _PIECE_BYTES))
+    view = memoryview(packed)
+    pieces = (view[start : start + _PIECE_BYTES] for start in range(0, len(view), _PIECE_BYTES))
     left = length
     tail: bytes | memoryview = b""
     while left >= 0:

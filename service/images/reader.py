@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.images.arrays import AnyArray
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError, UnreadableImageError
 from service.images.file import ImageFile, in_unit_interval
 from service.images.numbers import NotNumbersError, array_of
@@ -22,8 +23,6 @@ _PIXELS_AT_ONCE = 2**20
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 _ACCEPTED_ITEMS = "accepted: a base64 image file, or nested numbers [H][W] or [C][H][W]"
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
-
-Array = NDArray[Any]
 
 
 class Shape(Protocol):
@@ -60,17 +59,17 @@ class ImageReader:
         self._resize = resize
         self._max_pixels = max_pixels
 
-    def is_brief(self, array: Array) -> bool:
+    def is_brief(self, array: AnyArray) -> bool:
         """Whether `read_array` takes a millisecond at most: it has little to check, and very little to resample."""
         if not self.resamples(array):
             return array.size <= _BRIEF_PIXELS
         return len(array) <= _BRIEF_RESAMPLED and array.size + len(array) * math.prod(self._shape.chw) <= _BRIEF_PIXELS
 
-    def resamples(self, array: Array) -> bool:
+    def resamples(self, array: AnyArray) -> bool:
         """Whether images of this height and width, the last two axes, have to be resampled."""
         return array.ndim in (3, 4) and array.shape[-2:] != self._size
 
-    def is_dear(self, items: Sequence[bytes | Array] | Array) -> bool:
+    def is_dear(self, items: Sequence[bytes | AnyArray] | AnyArray) -> bool:
         """Whether reading these takes more than their bytes: a file is to be decoded, or pixels are to be resampled."""
         if isinstance(items, np.ndarray):
             return self.resamples(items)
@@ -96,7 +95,7 @@ class ImageReader:
             pixels[index] = self._fit(array, index)
         return pixels
 
-    def _decoded(self, content: bytes, index: int, budget: int) -> tuple[Array, int]:
+    def _decoded(self, content: bytes, index: int, budget: int) -> tuple[AnyArray, int]:
         """A file's pixels [c, h, w], and how many of the budget they are."""
         file = _open(content, index, budget)
         height, width = file.header.height, file.header.width
@@ -107,7 +106,7 @@ class ImageReader:
         del file  # it has them, too
         return in_unit_interval(levels), width * height
 
-    def read_array(self, array: Array) -> NDArray[np.float32]:
+    def read_array(self, array: AnyArray) -> NDArray[np.float32]:
         """Float32 in [0, 1] or uint8, [B, H, W] or [B, C, H, W] → [B, C, H, W]."""
         if array.ndim not in (3, 4):
             raise InvalidArrayError(f"the array has shape {list(array.shape)}; accepted: [B, H, W] or [B, C, H, W]")
@@ -134,14 +133,14 @@ class ImageReader:
         if pixels > self._max_pixels:
             raise PixelLimitError(f"the images have {pixels} pixels or more; at most {self._max_pixels} are accepted")
 
-    def _fit(self, image: Array, index: int) -> Array:
+    def _fit(self, image: AnyArray, index: int) -> AnyArray:
         """Convert [c, h, w] to the model's channels, height and width."""
         image = _to_channels(image, self._shape.channels, index)
         if image.shape[1:] == self._size:
             return image
         self._check_size((image.shape[1], image.shape[2]), index)
         bands = [Image.fromarray(band).resize(self._size[::-1], Image.Resampling.BILINEAR) for band in image]
-        resized: Array = np.clip(np.stack([np.asarray(band) for band in bands]), 0, 1)
+        resized: AnyArray = np.clip(np.stack([np.asarray(band) for band in bands]), 0, 1)
         return resized
 
     @property
@@ -154,7 +153,7 @@ class ImageReader:
             raise InvalidImageError(f"the image is {sizes}; add ?resize=true to have it resampled", index)
 
 
-def unpacked(item: Any, index: int) -> bytes | Array:
+def unpacked(item: Any, index: int) -> bytes | AnyArray:
     """A file as bytes, or pixels [c, h, w] as float32, of an item as JSON has it: base64 text, or nested numbers.
 
     What is one of these already stays as it is.
@@ -167,11 +166,11 @@ def unpacked(item: Any, index: int) -> bytes | Array:
     return _from_base64(item, index) if isinstance(item, str) else _from_numbers(item, index)
 
 
-def _as_floats(array: Array) -> NDArray[np.float32]:
+def _as_floats(array: AnyArray) -> NDArray[np.float32]:
     return in_unit_interval(array) if array.dtype == np.uint8 else array
 
 
-def check_range(pixels: Array) -> None:
+def check_range(pixels: AnyArray) -> None:
     """Refuse pixels outside [0, 1], NaN among them: [B, ...].
 
     Raises:
@@ -184,7 +183,7 @@ def check_range(pixels: Array) -> None:
             raise _out_of_range(image, index)
 
 
-def _out_of_range(image: Array, index: int) -> InvalidImageError:
+def _out_of_range(image: AnyArray, index: int) -> InvalidImageError:
     if np.isnan(image).any():
         return InvalidImageError("a pixel is NaN; pixels must lie in [0, 1]", index)
     low, high = float(image.min()), float(image.max())
@@ -208,7 +207,7 @@ def _from_base64(text: str, index: int) -> bytes:
         raise InvalidImageError(f"the text is not base64: {problem}", index) from None
 
 
-def _from_numbers(item: Any, index: int) -> Array:
+def _from_numbers(item: Any, index: int) -> AnyArray:
     try:
         array = array_of(item, max_dimensions=3)
     except NotNumbersError as error:
@@ -237,7 +236,7 @@ def _levels(file: ImageFile, index: int) -> Levels:
         raise InvalidImageError(f"the file cannot be decoded: {error}", index) from error
 
 
-def _to_channels(image: Array, channels: int, index: int) -> Array:
+def _to_channels(image: AnyArray, channels: int, index: int) -> AnyArray:
     """Grey to any number of equal channels, colour to grey by its luma; anything else must already fit."""
     if len(image) == channels:
         return image

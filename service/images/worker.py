@@ -1,8 +1,9 @@
 """The process that reads images for the service: `python -m service.images.worker DESCRIPTOR PARENT MEMORY`.
 
-It takes messages from the socket that it has as DESCRIPTOR and answers each (reading.py), one after another, until the
-service closes the socket. It has no other descriptor of the service's, and none of its settings; it can write no file;
-its address space is bounded by MEMORY bytes more than it begins with; and it ends with the service, however that ends.
+It takes messages from the socket that it has as DESCRIPTOR and answers each (see decode_request.py), one after another,
+until the service closes the socket. It has no other descriptor of the service's, and none of its settings; it can write
+no file; its address space is bounded by MEMORY bytes more than it begins with; and it ends with the service, however
+that ends.
 
 An answer is `{"pixels": [B, C, H, W]}` and so many float32; `{"error": NAME, "detail": …, "index": …}` with an error of
 errors.py; `{"memory": true}` where the bound was met; or `{"fault": TRACEBACK}` where this code is wrong.
@@ -18,11 +19,11 @@ import traceback
 import warnings
 from typing import Any
 
+from service.images.decode_request import DecodeRequest, head, receive_request
 from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
-from service.images.reading import Reading, head, receive_reading
 
 _PR_SET_PDEATHSIG = 1
-_TOLD_CHARACTERS = 4000
+_MAX_FAULT_CHARACTERS = 4000
 
 
 def main(descriptor: int, parent: int, memory: int) -> int:
@@ -34,7 +35,7 @@ def main(descriptor: int, parent: int, memory: int) -> int:
     _bound(memory)
     with socket.socket(fileno=descriptor) as connection, connection.makefile("rb") as stream:
         connection.sendall(head({"ready": True}))
-        while (reading := receive_reading(stream)) is not None:
+        while (reading := receive_request(stream)) is not None:
             answer, pixels = _answer(reading)
             del reading
             connection.sendall(head(answer))
@@ -44,7 +45,7 @@ def main(descriptor: int, parent: int, memory: int) -> int:
     return 0
 
 
-def _answer(reading: Reading) -> tuple[dict[str, Any], Any]:
+def _answer(reading: DecodeRequest) -> tuple[dict[str, Any], Any]:
     try:
         pixels = reading.read()
     except ImageError as error:
@@ -53,7 +54,7 @@ def _answer(reading: Reading) -> tuple[dict[str, Any], Any]:
     except MemoryError:
         return {"memory": True}, None
     except Exception:  # noqa: BLE001 - a fault of ours, which the service logs
-        return {"fault": traceback.format_exc()[-_TOLD_CHARACTERS:]}, None
+        return {"fault": traceback.format_exc()[-_MAX_FAULT_CHARACTERS:]}, None
     return {"pixels": pixels.shape}, pixels.reshape(-1).view("u1").data
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.web import schemas
-from service.web.asking import admitted
-from service.web.bodies import JSON
+from service.web.inputs import admitted
+from service.web.media_types import JSON
 
 router = APIRouter(prefix="/v1/admin", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
 

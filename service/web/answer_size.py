@@ -6,8 +6,8 @@ from functools import partial
 from typing import Literal
 
 from model_store import ImageShape
-from service.web.errors import LimitError
-from service.web.replies import NPY, PNG
+from service.web.media_types import NPY, PNG
+from service.web.problems import LimitError
 
 Form = Literal["png", "array"]
 

@@ -12,20 +12,21 @@ from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 
-from service.web import admin, errors, probes, routes
-from service.web.access import Access, require_admin, require_key
-from service.web.allocator import trim_after_peaks
-from service.web.backend import Backend
-from service.web.decoding import Decoding, InProcess
+from service.web import admin, problems, routes
+from service.web.connections.request_limits import Limits
+from service.web.decoding.interface import Decoding, InProcess
 from service.web.direct import direct_routes
 from service.web.documentation import describe_problems, openapi_route
-from service.web.limits import Limits
 from service.web.memory import Budget, computing_bytes
-from service.web.metrics import Metrics, SharedText
 from service.web.middleware import Observe, RootPath
-from service.web.probes import QUIET_PATHS
-from service.web.request_log import RequestLog
-from service.web.settings import Settings
+from service.web.operations import probes
+from service.web.operations.allocator import trim_after_peaks
+from service.web.operations.auth import Auth, require_admin, require_key
+from service.web.operations.metrics import Metrics, SharedText
+from service.web.operations.probes import QUIET_PATHS
+from service.web.operations.request_log import RequestLog
+from service.web.operations.settings import Settings
+from service.web.serving.backend import Backend
 
 _log = structlog.get_logger()
 
@@ -76,7 +77,8 @@ def create_app(
         backend.stop()
         gc.unfreeze()
 
-    # /docs without a content delivery network: the page's files come with the package.
+    # /docs without a content delivery network, from which FastAPI's own routes would load Swagger UI. Why this package:
+    # docs/security.md, What is installed.
     app = FastAPIOffline(
         redoc_url=None,
         telemetry={
@@ -96,20 +98,20 @@ def create_app(
         redirect_slashes=False,
     )
     api_keys, admin_keys = settings.all_keys()
-    access = Access(keys=api_keys, admin_keys=admin_keys)
-    app.state.access = access
+    auth = Auth(keys=api_keys, admin_keys=admin_keys)
+    app.state.auth = auth
     app.state.metrics = metrics
     app.state.metrics_text = SharedText(metrics.text)
-    closed = [Depends(require_key)] if access.closed else []
+    closed = [Depends(require_key)] if auth.closed else []
     app.router.routes[:0] = [  # routes are tried in this order
-        *direct_routes(routes.router, closed=access.closed),
+        *direct_routes(routes.router, closed=auth.closed),
         openapi_route(app),
     ]
     app.include_router(routes.router, dependencies=closed)
     app.include_router(admin.router, dependencies=[Depends(require_admin)])
     app.include_router(probes.router)
     app.include_router(probes.metrics_router, dependencies=closed)
-    errors.install(app)
+    problems.install(app)
     openapi = app.openapi
     app.openapi = lambda: describe_problems(openapi())  # type: ignore[method-assign]  # as FastAPI advises
     app.add_middleware(Limits, settings=settings, budget=budget)

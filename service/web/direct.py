@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service.web.access import check_key
+from service.web.operations.auth import check_key
 
 
 class Direct:

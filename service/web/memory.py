@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from starlette.requests import Request
 
-from service.web.errors import LimitError, MemoryFullError
+from service.web.problems import LimitError, MemoryFullError
 
 FREE_BYTES = 2**17
 """What each request may take uncounted."""

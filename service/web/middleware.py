@@ -10,8 +10,8 @@ from opentelemetry import trace
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.errors import INTERNAL, MAX_DETAIL, PROBLEM_JSON, foreign_problem, problem
-from service.web.request_log import RequestLog, request_id_of
+from service.web.operations.request_log import RequestLog, request_id_of
+from service.web.problems import INTERNAL, MAX_DETAIL, PROBLEM_JSON, foreign_problem, problem
 
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _log = structlog.get_logger()

@@ -8,7 +8,7 @@ import re
 
 from python_multipart.multipart import parse_options_header
 
-from service.web.errors import InvalidBodyError, LimitError
+from service.web.problems import InvalidBodyError, LimitError
 
 FIELD = "images"
 MAX_PART_HEADER_BYTES = 4096

@@ -1,10 +1,10 @@
-"""What comes of a request to the inference thread (scheduler.py): its result, or an error.
+"""What comes of a request to the inference thread (serving/scheduler.py): its result, or an error.
 
     QueueFullError      no room now; `retry_after` seconds may change that
     DeadlineError       not computed in time
     StoppedError        the inference thread has ended
 
-The table in errors.py says how each looks over HTTP.
+The table in problems.py says how each looks over HTTP.
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from service.web.settings import Settings
+from service.web.operations.settings import Settings
 
 TIMEOUT = "X-Request-Timeout-Ms"
 Q = TypeVar("Q", bound=BaseModel)

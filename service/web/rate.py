@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 _MEMORY_SECONDS = 10.0
 _FIRST_GUESS = 10_000.0
-_MAX_KINDS = 256
+_MAX_KEYS = 256
 
 
 class Rate:
@@ -46,7 +46,7 @@ class Rate:
 class Meter:
     """Counts the rows that requests really take."""
 
-    kind: Hashable
+    key: Hashable
     """Equal for requests that may be expected to take as many, of each row they ask for."""
     rows_run: Callable[[], int]
     """Rows run so far, by whatever; asked on the inference thread, before a chunk and after it."""
@@ -66,20 +66,20 @@ class Expectation:
     def __init__(self) -> None:
         self._sums: dict[Hashable, tuple[float, float]] = {}  # asked for, and run
 
-    def rows(self, kind: Hashable, asked: int) -> int:
+    def rows(self, key: Hashable, asked: int) -> int:
         """How many a request that asks for so many is expected to run."""
-        sums = self._sums.get(kind)
+        sums = self._sums.get(key)
         return asked if sums is None else math.ceil(asked * sums[1] / sums[0])
 
-    def add(self, kind: Hashable, *, asked: int, run: float, seconds: float) -> None:
+    def add(self, key: Hashable, *, asked: int, run: float, seconds: float) -> None:
         """Count a request that was computed."""
         kept = math.exp(-seconds / _MEMORY_SECONDS)
-        asked_before, run_before = self._sums.pop(kind, (0.0, 0.0))
-        self._sums[kind] = kept * asked_before + max(1, asked), kept * run_before + run
-        if len(self._sums) > _MAX_KINDS:
+        asked_before, run_before = self._sums.pop(key, (0.0, 0.0))
+        self._sums[key] = kept * asked_before + max(1, asked), kept * run_before + run
+        if len(self._sums) > _MAX_KEYS:
             del self._sums[next(iter(self._sums))]
 
-    def add_unfinished(self, kind: Hashable, *, asked: int, run: float, seconds: float) -> None:
+    def add_unfinished(self, key: Hashable, *, asked: int, run: float, seconds: float) -> None:
         """Count a request that was dropped: how many more it would have taken nobody knows."""
-        if run > self.rows(kind, asked):
-            self.add(kind, asked=asked, run=run, seconds=seconds)
+        if run > self.rows(key, asked):
+            self.add(key, asked=asked, run=run, seconds=seconds)

@@ -10,25 +10,26 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
-from service.engine.anomaly import DEFAULT_ALPHA
-from service.engine.explanation import NUM_DRAWS
+from service.engine.anomaly.detector import DEFAULT_ALPHA
+from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, check_request
-from service.web import answer_size, replies, schemas
+from service.web import answer_size, responses, schemas
 from service.web.answer_size import Form, check_answer, check_images
-from service.web.asking import admitted, backend_of, model_of, named, pixels_of
-from service.web.bodies import JSON, NPY, read_latents
+from service.web.disconnection import answer_unless_gone
 from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
-from service.web.errors import LimitError
-from service.web.kinds import decoding, encoding
+from service.web.inputs import admitted, backend_of, model_of, named, pixels_of
+from service.web.media_types import JSON, NPY
 from service.web.memory import hold, share_of
 from service.web.middleware import observe
 from service.web.outcome import Done
 from service.web.parameters import describe_parameters, read_query, read_timeout_seconds, refuse
+from service.web.problems import LimitError
 from service.web.rate import Meter
-from service.web.replies import IMAGE_FORMS, images_reply, json_reply, negotiate, npy_reply
+from service.web.requests import read_latents
+from service.web.responses import IMAGE_FORMS, images_reply, json_reply, negotiate, npy_reply
+from service.web.serving.batching import decoding, encoding
 from service.web.timing import decode_seconds, load_seconds, seconds_left, server_timing
-from service.web.waiting import answer_unless_gone
 
 router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
 T = TypeVar("T")
@@ -158,7 +159,7 @@ async def log_likelihood(request: Request) -> Response:
             **named(model),
             "proposal": query.proposal,
             "seed": query.seed,
-            "results": replies.rows_of(done.result),
+            "results": responses.rows_of(done.result),
         }
         return json_reply(document, server_timing(done))
 
@@ -210,7 +211,7 @@ async def anomaly_scores(request: Request) -> Response:
             "alpha": alpha,
             "fdr": query.fdr,
             "calibration_size": done.result.calibration_size,
-            "results": replies.anomaly_rows(done.result, query.as_),
+            "results": responses.anomaly_rows(done.result, query.as_),
         }
         return json_reply(document, server_timing(done))
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveFloat, WithJsonSchema
 
 from model_store import Manifest
-from service.engine.anomaly import DEFAULT_ALPHA, check_methods
-from service.engine.methods import METHODS
+from service.engine.anomaly.detector import DEFAULT_ALPHA, check_methods
+from service.engine.anomaly.scores import METHODS
 from service.engine.proposal import DEFAULT_PROPOSAL, DEFAULT_SEED, Proposal
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]

@@ -41,5 +41,5 @@ def server_timing(done: Done[Any]) -> dict[str, str]:
     before = {"load": done.load_seconds, "decode": done.decode_seconds}
     parts = {name: seconds for name, seconds in before.items() if seconds}
     parts |= {"queue": done.queue_seconds, "compute": done.compute_seconds}
-    told = [f"{name};dur={1000 * seconds:.3f}" for name, seconds in parts.items()]
-    return {"Server-Timing": ", ".join(told)}
+    shown = [f"{name};dur={1000 * seconds:.3f}" for name, seconds in parts.items()]
+    return {"Server-Timing": ", ".join(shown)}

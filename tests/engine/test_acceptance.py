@@ -26,11 +26,11 @@ from model_store import (
     publish,
 )
 from service.engine.acceptance import accept
+from service.engine.anomaly.statistics import storable
 from service.engine.chunks import complete
 from service.engine.runtime import Runtime
-from service.engine.statistics import storable
 from tests import reference
-from tests.toys import Array, LinearGaussian, Toy, bernoulli_toy, nonlinear_toy
+from tests.toys import AnyArray, LinearGaussian, Toy, bernoulli_toy, nonlinear_toy
 
 SHAPE = ImageShape(channels=1, height=7, width=5)
 TOY = bernoulli_toy(SHAPE, 3)
@@ -53,7 +53,7 @@ def refused(toy: Toy, **options: Any) -> tuple[str, str]:
     return caught.value.file.name, caught.value.problem
 
 
-def edited(content: bytes, name: str, change: Callable[[Array], Array]) -> bytes:
+def edited(content: bytes, name: str, change: Callable[[AnyArray], AnyArray]) -> bytes:
     """A graph with another weight."""
     model = onnx.load_from_string(content)
     (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
@@ -62,18 +62,18 @@ def edited(content: bytes, name: str, change: Callable[[Array], Array]) -> bytes
     return bytes(model.SerializeToString())
 
 
-def other_decoder(change: Callable[[Array], Array], toy: Toy = TOY, weight: str = "w2") -> Toy:
+def other_decoder(change: Callable[[AnyArray], AnyArray], toy: Toy = TOY, weight: str = "w2") -> Toy:
     return replace(toy, decoder=edited(toy.decoder, weight, change))
 
 
-def other_encoder(change: Callable[[Array], Array], weight: str = "g") -> Toy:
+def other_encoder(change: Callable[[AnyArray], AnyArray], weight: str = "g") -> Toy:
     return replace(TOY, encoder=edited(TOY.encoder, weight, change))
 
 
-def some(value: float, entries: slice) -> Callable[[Array], Array]:
+def some(value: float, entries: slice) -> Callable[[AnyArray], AnyArray]:
     """Some entries of a weight, flat, are this."""
 
-    def change(weight: Array) -> Array:
+    def change(weight: AnyArray) -> AnyArray:
         flat = weight.copy().ravel()
         flat[entries] = value
         return flat.reshape(weight.shape)
@@ -179,7 +179,7 @@ def test_a_calibration_by_an_unknown_proposal_is_refused() -> None:
     assert refused(toy)[0] == "calibration.npz"
 
 
-def familiar(toy: Toy, num_images: int = 40, seed: int = 1) -> Array:
+def familiar(toy: Toy, num_images: int = 40, seed: int = 1) -> AnyArray:
     """Images that the model draws."""
     rng = np.random.default_rng(seed)
     latents = rng.standard_normal((num_images, toy.description.latent_dim)).astype(np.float32)
@@ -218,7 +218,7 @@ def test_a_decoder_that_cannot_have_given_the_scores_is_refused() -> None:
 WIDE = bernoulli_toy(ImageShape(channels=1, height=20, width=16), 3)
 
 
-def odd_images(toy: Toy) -> dict[str, Array]:
+def odd_images(toy: Toy) -> dict[str, AnyArray]:
     rng = np.random.default_rng(3)
     shape = (30, *toy.description.image.chw)
     return {

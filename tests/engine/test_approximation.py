@@ -8,10 +8,10 @@ from scipy.special import digamma
 from scipy.stats import ortho_group
 
 from service.engine.chunks import Chunks, complete
-from service.engine.climb import Modes, Values
-from service.engine.laplace import Gaussians, approximate, hadamard
+from service.engine.posterior.laplace import Gaussians, approximate, hadamard
+from service.engine.posterior.newton import Modes, Values
 from tests.rounding import FLOAT64, gamma
-from tests.toys import Array
+from tests.toys import AnyArray
 
 DIMENSIONS = 12
 STEEPEST = 40.0
@@ -25,11 +25,11 @@ EIGEN = gamma(10 * DIMENSIONS**2, FLOAT64) * STEEPEST
 """Of a matrix put together again from its eigenvectors: LAPACK's error is a modest polynomial of A times u·‖P‖."""
 
 
-def values_of(log_density: Callable[[Array, Array], Array]) -> tuple[Values, list[int]]:
+def values_of(log_density: Callable[[AnyArray, AnyArray], AnyArray]) -> tuple[Values, list[int]]:
     """log p(x|z) of a given posterior: the prior, which the engine adds again, taken off. Counts rows an image."""
     rows: list[int] = []
 
-    def values(images: Array, points: Array) -> Chunks[Array]:
+    def values(images: AnyArray, points: AnyArray) -> Chunks[AnyArray]:
         rows.append(points.shape[1])
         yield
         return np.asarray(log_density(images, points) + 0.5 * (points**2).sum(axis=-1))
@@ -37,12 +37,12 @@ def values_of(log_density: Callable[[Array, Array], Array]) -> tuple[Values, lis
     return values, rows
 
 
-def modes(mode: Array, precision: Array) -> Modes:
+def modes(mode: AnyArray, precision: AnyArray) -> Modes:
     every = np.ones(len(mode), np.bool_)
     return Modes(mode, np.zeros(len(mode)), precision, every, every, np.zeros(len(mode), np.int64))
 
 
-def gaussian(count: int = 3, *, seed: int = 0) -> tuple[Array, Array]:
+def gaussian(count: int = 3, *, seed: int = 0) -> tuple[AnyArray, AnyArray]:
     """Means [n, A] and precisions [n, A, A] with eigenvalues from 1.5 to 40, in random directions."""
     rng = np.random.default_rng(seed)
     turns = ortho_group(DIMENSIONS).rvs(count, random_state=seed).reshape(count, DIMENSIONS, DIMENSIONS)
@@ -50,15 +50,15 @@ def gaussian(count: int = 3, *, seed: int = 0) -> tuple[Array, Array]:
     return rng.standard_normal((count, DIMENSIONS)), precision
 
 
-def quadratic(mean: Array, precision: Array) -> Callable[[Array, Array], Array]:
-    def log_density(images: Array, points: Array) -> Array:
+def quadratic(mean: AnyArray, precision: AnyArray) -> Callable[[AnyArray, AnyArray], AnyArray]:
+    def log_density(images: AnyArray, points: AnyArray) -> AnyArray:
         away = points - mean[images, None]
         return np.asarray(-0.5 * ((away @ precision[images]) * away).sum(axis=-1))
 
     return log_density
 
 
-def precision_of(found: Gaussians) -> Array:
+def precision_of(found: Gaussians) -> AnyArray:
     return found.function(found.precisions)
 
 
@@ -85,7 +85,7 @@ def test_the_centre_moves_from_the_mode_towards_the_mean() -> None:
     a, turn = 4.0, ortho_group(DIMENSIONS).rvs(1, random_state=1)
     mean = digamma(a) - np.log(a)
 
-    def log_density(images: Array, points: Array) -> Array:
+    def log_density(images: AnyArray, points: AnyArray) -> AnyArray:
         t = points @ turn
         return np.asarray((a * t - a * np.exp(t)).sum(axis=-1))
 
@@ -101,7 +101,7 @@ def test_where_the_decoder_gives_no_number_nothing_moves(nothing: float) -> None
     mean, precision = gaussian(2)
     spoiled = quadratic(mean, precision)
 
-    def log_density(images: Array, points: Array) -> Array:
+    def log_density(images: AnyArray, points: AnyArray) -> AnyArray:
         found = spoiled(images, points)
         found[images == 1] = nothing
         return found

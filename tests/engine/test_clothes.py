@@ -7,10 +7,10 @@ import numpy as np
 
 from model_store import BUNDLED, open_version
 from service.engine.chunks import complete
-from service.engine.estimate import LogLikelihood
 from service.engine.model import Model
+from service.engine.posterior.estimate import LogLikelihood
 from service.engine.runtime import Runtime
-from tests.toys import Array
+from tests.toys import AnyArray
 
 
 @cache
@@ -18,13 +18,13 @@ def bundled() -> Model:
     return Model.open(open_version(BUNDLED, "fashion-mnist"), runtime=Runtime("cpu"))
 
 
-def clothes() -> Array:
+def clothes() -> AnyArray:
     """32 of the test images, evenly spaced."""
     with np.load(Path(__file__).parents[1] / "data" / "clothes.npz", allow_pickle=False) as archive:
         return np.asarray(archive["images"], np.float32) / np.float32(255)
 
 
-def estimates(pixels: Array, *, seed: int = 0, num_samples: int = 400) -> LogLikelihood:
+def estimates(pixels: AnyArray, *, seed: int = 0, num_samples: int = 400) -> LogLikelihood:
     return complete(bundled().log_likelihood(pixels, seed=seed, num_samples=num_samples))
 
 

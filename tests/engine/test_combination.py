@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from service.engine.combination import Combination, Neighbours, Tail
+from service.engine.anomaly.combination import Combination, Neighbours, ScoreTail
 from tests.rounding import FLOAT64, FUNCTION, gamma
 
 
@@ -23,12 +23,12 @@ def test_a_tail_is_that_of_an_exponential_distribution() -> None:
     x = np.array([0.1, 1, 5, 12, 20, 60, 300])
     # A share of 4000 is right to one and a half of them, which is 1.5/200 of the last 5 %; the mean of these 200, which
     # stands for an integral of a logarithm, is right to 1/200 by Stirling's formula.
-    np.testing.assert_allclose(Tail.fit(reference).log_probability(x), -x / 3, rtol=1 / 200, atol=1.5 / 200)
+    np.testing.assert_allclose(ScoreTail.fit(reference).log_probability(x), -x / 3, rtol=1 / 200, atol=1.5 / 200)
 
 
 @pytest.mark.parametrize("num_images", [2, 5, 21, 1000])
 def test_a_tail_falls_without_a_jump_and_never_ends(num_images: int) -> None:
-    tail = Tail.fit(np.random.default_rng(num_images).gumbel(size=num_images))
+    tail = ScoreTail.fit(np.random.default_rng(num_images).gumbel(size=num_images))
     x = np.linspace(-9, 60, 20_001)
     found = tail.log_probability(x)
     assert (np.diff(found) <= 0).all()
@@ -39,7 +39,7 @@ def test_a_tail_falls_without_a_jump_and_never_ends(num_images: int) -> None:
 
 
 def test_a_tail_of_equal_values() -> None:
-    found = Tail.fit(np.full(9, 3.0)).log_probability(np.array([2.0, 3.0, 3.1]))
+    found = ScoreTail.fit(np.full(9, 3.0)).log_probability(np.array([2.0, 3.0, 3.1]))
     assert np.isfinite(found).all()
     assert found[2] < -1e6 < found[1] <= found[0] <= 0
 
@@ -70,4 +70,4 @@ def test_values_without_bounds_leave_the_tail_as_it_is() -> None:
     values = np.random.default_rng(7).gumbel(size=200)
     wild = np.concatenate([values, [np.inf, -np.inf, np.nan]])
     x = np.linspace(-3, 30, 50)
-    np.testing.assert_array_equal(Tail.fit(wild).log_probability(x), Tail.fit(values).log_probability(x))
+    np.testing.assert_array_equal(ScoreTail.fit(wild).log_probability(x), ScoreTail.fit(values).log_probability(x))

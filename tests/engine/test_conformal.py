@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from service.engine.conformal import benjamini_hochberg, conformal_p_value, false_alarm_band
+from service.engine.anomaly.conformal import benjamini_hochberg, conformal_p_value, false_alarm_band
 from tests.rounding import FLOAT64, FUNCTION, gamma
 
 

@@ -5,11 +5,17 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from service.engine.estimate import MAX_RELIABLE_STD_ERROR, LogLikelihood, estimate, evidence_lower_bound, is_reliable
-from service.engine.pareto import fit_tail
+from service.engine.posterior.estimate import (
+    MAX_RELIABLE_STD_ERROR,
+    LogLikelihood,
+    estimate,
+    evidence_lower_bound,
+    is_reliable,
+)
+from service.engine.posterior.pareto import fit_tail
 from tests.engine.weights import figure_errors
 from tests.rounding import FLOAT32, FLOAT64, FUNCTION, gamma
-from tests.toys import Array
+from tests.toys import AnyArray
 
 INF = np.inf
 
@@ -19,7 +25,7 @@ def reduce(log_weight: object, num_pixels: int = 7) -> LogLikelihood:
     return estimate(rows, evidence_lower_bound(rows), num_pixels)
 
 
-def skewed(num_images: int, num_samples: int, *, seed: int = 2) -> Array:
+def skewed(num_images: int, num_samples: int, *, seed: int = 2) -> AnyArray:
     """Log-normal weights, a different spread for each image."""
     rng = np.random.default_rng(seed)
     return rng.standard_normal((num_images, num_samples)) * np.linspace(0.1, 1.5, num_images)[:, None] - 90

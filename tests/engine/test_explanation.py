@@ -5,12 +5,12 @@ import pytest
 from scipy import stats
 
 from model_store import BernoulliSpec, DiscretisedLogisticSpec, GaussianSpec, ImageShape, LikelihoodSpec
+from service.engine.anomaly.explanation import NUM_DRAWS, surprise
 from service.engine.chunks import complete
-from service.engine.estimator import resample
-from service.engine.explanation import NUM_DRAWS, surprise
 from service.engine.likelihood import likelihood_of
+from service.engine.posterior.estimator import resample
 from tests import reference
-from tests.toys import Array, LinearGaussian, bernoulli_toy, nonlinear_toy
+from tests.toys import AnyArray, LinearGaussian, bernoulli_toy, nonlinear_toy
 
 GREY = ImageShape(channels=1, height=6, width=5)
 COLOUR = ImageShape(channels=3, height=4, width=5)
@@ -23,7 +23,7 @@ SPECS: list[LikelihoodSpec] = [
 ]
 
 
-def parameters_of(spec: LikelihoodSpec, shape: tuple[int, ...], *, seed: int = 1) -> dict[str, Array]:
+def parameters_of(spec: LikelihoodSpec, shape: tuple[int, ...], *, seed: int = 1) -> dict[str, AnyArray]:
     rng = np.random.default_rng(seed)
     drawn = {
         "logits": 2 * rng.standard_normal(shape),

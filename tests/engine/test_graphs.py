@@ -10,7 +10,7 @@ from model_store import BernoulliSpec, ImageShape, InvalidArtifactError
 from service.engine.chunks import complete
 from tests import reference
 from tests.rounding import FUNCTION, density_error, gamma, network_error
-from tests.toys import Array, Toy, bernoulli_toy, constant, describe, graph, node
+from tests.toys import AnyArray, Toy, bernoulli_toy, constant, describe, graph, node
 
 SHAPE = ImageShape(channels=1, height=2, width=3)
 TOY = bernoulli_toy(SHAPE, 3)
@@ -47,7 +47,7 @@ def rename(model: ModelProto, old: str, new: str) -> None:
         named.name = new if named.name == old else named.name
 
 
-def replace(model: ModelProto, name: str, value: Array) -> None:
+def replace(model: ModelProto, name: str, value: AnyArray) -> None:
     weight(model, name).CopyFrom(numpy_helper.from_array(value, name))
 
 

@@ -8,17 +8,17 @@ import pytest
 
 from model_store import BUNDLED, ImageShape, PixelPreparation, open_version
 from service.engine.chunks import complete
-from service.engine.climb import Evaluation, Modes, find_modes
-from service.engine.estimate import LogLikelihood
 from service.engine.graphs import DIFFERENCE_STEP
-from service.engine.laplace import PATTERN, SHARES
 from service.engine.matrices import MIN_PRECISION, positive_definite
 from service.engine.model import Model
+from service.engine.posterior.estimate import LogLikelihood
+from service.engine.posterior.laplace import PATTERN, SHARES
+from service.engine.posterior.newton import Evaluation, Modes, find_modes
+from service.engine.posterior.sampling import balanced, part_of
 from service.engine.runtime import Runtime
-from service.engine.sampling import balanced, part_of
 from tests import reference
 from tests.rounding import FLOAT32, FLOAT64, FUNCTION, density_error, gamma, network_error
-from tests.toys import Array, LinearGaussian, Toy, bernoulli_toy
+from tests.toys import AnyArray, LinearGaussian, Toy, bernoulli_toy
 
 SHAPE = ImageShape(channels=1, height=10, width=13)
 
@@ -33,7 +33,7 @@ def exact_model(latent_dim: int) -> Model:
     return reference.load(oracle(latent_dim).toy(SHAPE, widen=1.3))
 
 
-def modes_of(model: Model, pixels: Array) -> Modes:
+def modes_of(model: Model, pixels: AnyArray) -> Modes:
     """The climb from the encoder's mean, through the model's own graphs."""
     posterior = complete(model.encode(pixels))
     x = model._preparation.prepare(pixels).reshape(len(pixels), -1)
@@ -143,7 +143,7 @@ def test_where_the_decoder_gives_no_number_the_encoder_stands_in_and_it_says_so(
     assert not record.reliable.any()
 
 
-def test_a_climb_cut_short_is_unreliable_and_does_not_sample_on() -> None:
+def test_a_search_cut_short_is_unreliable_and_does_not_sample_on() -> None:
     shape = ImageShape(channels=1, height=9, width=7)
     toy = bernoulli_toy(shape, 5)
     noise = (np.random.default_rng(3).random((4, *shape.chw)) < 0.5).astype(np.float32)
@@ -187,16 +187,16 @@ def test_eigenvalues_are_raised_and_good_matrices_left_alone() -> None:
     np.testing.assert_allclose(raised, [MIN_PRECISION, MIN_PRECISION, 4.0])
 
 
-def rosenbrock(points: Array) -> Array:
+def rosenbrock(points: AnyArray) -> AnyArray:
     """A curved valley, in which Gauss-Newton alone crawls; the prior is taken off again, so the mode is (1, 1)."""
     a, b = points[..., 0], points[..., 1]
     return np.asarray(-((1 - a) ** 2) - 20 * (b - a**2) ** 2 + 0.5 * (points**2).sum(axis=-1))
 
 
-def test_the_climb_follows_a_curved_valley_and_images_leave_as_they_finish() -> None:
+def test_newtons_method_follows_a_curved_valley_and_images_leave_as_they_finish() -> None:
     sizes: list[int] = []
 
-    def evaluate(images: Array, points: Array):  # type: ignore[no-untyped-def]
+    def evaluate(images: AnyArray, points: AnyArray):  # type: ignore[no-untyped-def]
         sizes.append(len(images))
         a, b = points[:, 0], points[:, 1]
         gradient = np.stack([2 * (1 - a) + 80 * a * (b - a**2), -40 * (b - a**2)], axis=1) + points
@@ -206,7 +206,7 @@ def test_the_climb_follows_a_curved_valley_and_images_leave_as_they_finish() -> 
         yield
         return Evaluation(rosenbrock(points), gradient, information)
 
-    def values(images: Array, points: Array):  # type: ignore[no-untyped-def]
+    def values(images: AnyArray, points: AnyArray):  # type: ignore[no-untyped-def]
         yield
         return rosenbrock(points)
 

@@ -10,18 +10,18 @@ from scipy.special import expit
 from service.engine.builder import GraphBuilder
 from service.engine.likelihood import Bernoulli, DiscretisedLogistic, Gaussian, GaussianWithScale, Likelihood
 from tests.rounding import FLOAT32, FLOAT64, FUNCTION, gamma, sum_error
-from tests.toys import Array
+from tests.toys import AnyArray
 
 # 784 = 14·56; 127 is prime and above 64, 61 prime and below; 128 = 2·64; 3·6·5 is a colour image
 SHAPES = [(1, 1, 1), (1, 1, 61), (1, 1, 127), (1, 16, 8), (1, 28, 28), (3, 6, 5)]
 
 
-def run_fragment(likelihood: Likelihood, x: Array, parameters: Array) -> Array:
+def run_fragment(likelihood: Likelihood, x: AnyArray, parameters: AnyArray) -> AnyArray:
     """The likelihood's ONNX nodes alone, of one parameter: x [B, C, H, W], parameters [B, K, C, H, W] → [B, K]."""
     return run_fragments(likelihood, x, {likelihood.outputs[0]: parameters})
 
 
-def run_fragments(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> Array:
+def run_fragments(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray]) -> AnyArray:
     """The same of all its parameters, each [B, K, C, H, W]."""
     num_images, num_samples = next(iter(parameters.values())).shape[:2]
     num_pixels = x[0].size
@@ -43,18 +43,18 @@ def run_fragments(likelihood: Likelihood, x: Array, parameters: dict[str, Array]
     inputs = {"x": x.reshape(num_images, 1, -1).astype(np.float32)}
     for name, value in parameters.items():
         inputs[name] = value.reshape(num_images, num_samples, -1).astype(np.float32)
-    result_array: Array = session.run(["y"], inputs)[0]
+    result_array: AnyArray = session.run(["y"], inputs)[0]
     return result_array
 
 
-def draw(shape: tuple[int, int, int], *, scale: float, seed: int = 1) -> tuple[Array, Array]:
+def draw(shape: tuple[int, int, int], *, scale: float, seed: int = 1) -> tuple[AnyArray, AnyArray]:
     """Binary images [2, C, H, W] and parameters [2, 3, C, H, W]."""
     rng = np.random.default_rng(seed)
     x = (rng.random((2, *shape)) < 0.3).astype(np.float32)
     return x, (scale * rng.standard_normal((2, 3, *shape))).astype(np.float32)
 
 
-def bernoulli_terms(x: Array, logits: Array) -> Array:
+def bernoulli_terms(x: AnyArray, logits: AnyArray) -> AnyArray:
     """What a graph adds up, made positive: x·l, max(l, 0) and, as a factor from 1 to 2, 1 + exp(−|l|): → [...].
 
     An error relative to a factor is an absolute one of its logarithm.
@@ -139,7 +139,7 @@ def test_a_parameter_that_is_no_number_is_not_hidden(likelihood: Likelihood, val
 ALL = [Bernoulli(), Gaussian(0.05), GaussianWithScale(), DiscretisedLogistic()]
 
 
-def photograph(likelihood: Likelihood, shape: tuple[int, int, int]) -> tuple[Array, dict[str, Array]]:
+def photograph(likelihood: Likelihood, shape: tuple[int, int, int]) -> tuple[AnyArray, dict[str, AnyArray]]:
     """An image [1, C, H, W] and parameters [1, 2, C, H, W], all float32."""
     rng = np.random.default_rng(5)
     x = rng.random((1, *shape))

@@ -21,13 +21,13 @@ from service.engine.likelihood import (
 )
 from service.engine.preparation import Preparation
 from tests.rounding import FLOAT32, FLOAT64, FUNCTION, gamma, sampling_error
-from tests.toys import Array
+from tests.toys import AnyArray
 
 RNG = np.random.default_rng(8)
 SIZE = 60
 
 
-def example(likelihood: Likelihood) -> tuple[Array, dict[str, Array]]:
+def example(likelihood: Likelihood) -> tuple[AnyArray, dict[str, AnyArray]]:
     """x [SIZE] and parameters [SIZE], one pixel each, float64 of float32 values; edge levels among them."""
     loc = RNG.normal(0.5, 0.4, SIZE).astype(np.float32).astype(np.float64)
     log_scale = RNG.uniform(-6, 0, SIZE).astype(np.float32).astype(np.float64)
@@ -49,7 +49,7 @@ def example(likelihood: Likelihood) -> tuple[Array, dict[str, Array]]:
 LIKELIHOODS = [Bernoulli(), Gaussian(0.3), GaussianWithScale(), DiscretisedLogistic()]
 
 
-def run(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> dict[str, Array]:
+def run(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray]) -> dict[str, AnyArray]:
     """The ONNX nodes alone, on SIZE images of one pixel: log probability, score and information of each output."""
     builder = GraphBuilder()
     names = {name: name for name in likelihood.outputs}
@@ -70,12 +70,12 @@ def run(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> dict[
     return {name: np.asarray(value).ravel() for name, value in zip(outputs, session.run(outputs, inputs), strict=True)}
 
 
-def log_prob(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> Array:
+def log_prob(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray]) -> AnyArray:
     shaped = {name: value.reshape(-1, 1, 1, 1) for name, value in parameters.items()}
     return likelihood.log_prob(x.reshape(-1, 1, 1, 1), shaped)
 
 
-def inverse_scale(likelihood: Likelihood, parameters: dict[str, Array]) -> Array:
+def inverse_scale(likelihood: Likelihood, parameters: dict[str, AnyArray]) -> AnyArray:
     """1/scale, by which each derivative in `loc` is larger."""
     match likelihood:
         case Bernoulli():
@@ -86,7 +86,7 @@ def inverse_scale(likelihood: Likelihood, parameters: dict[str, Array]) -> Array
             return np.asarray(np.exp(-parameters["log_scale"]))
 
 
-def size(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> Array:
+def size(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray]) -> AnyArray:
     """What terms of log p, of its score and of its information add up to without their signs, beside powers of 1/scale.
 
     With u = (x − loc)/scale, of a Gaussian 2·u² and less; of logistic sigmoids |a| + |b| and numbers below 4.
@@ -100,7 +100,7 @@ def size(likelihood: Likelihood, x: Array, parameters: dict[str, Array]) -> Arra
     return np.asarray(1 + 2 * away**2 + np.abs(np.log(inverse)))
 
 
-def rounding(likelihood: Likelihood, x: Array, parameters: dict[str, Array], unit: float) -> Array:
+def rounding(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray], unit: float) -> AnyArray:
     """Error of log p, or of a score or an information in units of powers of 1/scale.
 
     Roundings of the terms, and of u itself: x − loc loses what x and loc share, and the exponential is rounded.
@@ -116,8 +116,8 @@ def rounding(likelihood: Likelihood, x: Array, parameters: dict[str, Array], uni
 
 
 def difference_error(
-    likelihood: Likelihood, x: Array, parameters: dict[str, Array], names: tuple[str, ...], step: float
-) -> Array:
+    likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray], names: tuple[str, ...], step: float
+) -> AnyArray:
     """Of a central difference of first or second order, in units of powers of 1/scale.
 
     Its truncation is step²/6 of a derivative two orders higher, 8 times the terms at most; its rounding is that of two
@@ -152,7 +152,7 @@ def test_information_is_minus_the_second_derivative(likelihood: Likelihood) -> N
     step = 2e-5
     error = rounding(likelihood, x, parameters, FLOAT32)
 
-    def moved(**steps: int) -> Array:
+    def moved(**steps: int) -> AnyArray:
         return log_prob(likelihood, x, {n: value + steps.get(n, 0) * step for n, value in parameters.items()})
 
     for name, other in combinations_with_replacement(likelihood.outputs, 2):

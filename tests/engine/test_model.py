@@ -10,18 +10,18 @@ import pytest
 from onnxruntime import InferenceSession
 
 from model_store import ImageShape, InvalidArtifactError, PixelPreparation, open_version, publish
-from service.engine.anomaly import UncalibratedModelError, UnknownMethodError
+from service.engine.anomaly.detector import UncalibratedModelError, UnknownMethodError
+from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.chunks import Chunks, complete
-from service.engine.estimate import LogLikelihood
-from service.engine.explanation import NUM_DRAWS
 from service.engine.graphs import SHAPE
 from service.engine.model import Model
+from service.engine.posterior.estimate import LogLikelihood
 from service.engine.proposal import NoiseCache, UnknownProposalError, standard_normal
 from service.engine.runtime import Runtime, Session
 from tests import reference
 from tests.engine.weights import assert_near, assert_same, figure_errors
 from tests.rounding import FUNCTION, density_error, gamma, network_error
-from tests.toys import Array, LinearGaussian, Toy, bernoulli_toy
+from tests.toys import AnyArray, LinearGaussian, Toy, bernoulli_toy
 
 GREY = ImageShape(channels=1, height=9, width=7)
 COLOUR = ImageShape(channels=3, height=4, width=5)
@@ -40,7 +40,7 @@ def model_of(toy: str, chunk_rows: int = 512) -> Model:
     return reference.load(TOYS[toy], chunk_rows=chunk_rows)
 
 
-def images(toy: str, num_images: int, *, seed: int = 0) -> Array:
+def images(toy: str, num_images: int, *, seed: int = 0) -> AnyArray:
     shape = TOYS[toy].description.image
     return np.random.default_rng(seed).random((num_images, *shape.chw), np.float32)
 
@@ -79,7 +79,7 @@ def count(chunks: Generator[None, None, Any]) -> int:
     return sum(1 for _ in chunks)
 
 
-def errors_of(toy: str, pixels: Array, *, proposal: str, num_samples: int, seed: int = 0) -> dict[str, Array]:
+def errors_of(toy: str, pixels: AnyArray, *, proposal: str, num_samples: int, seed: int = 0) -> dict[str, AnyArray]:
     """How far apart two computations of the same estimates may be, whose log weights each have a float32 error."""
     log_weight = reference.log_weights(TOYS[toy], pixels, proposal=proposal, num_samples=num_samples, seed=seed)
     return figure_errors(log_weight, 2 * NATS, pixels[0].size)

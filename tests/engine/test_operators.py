@@ -9,9 +9,9 @@ import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from model_store import InvalidArtifactError
-from service.engine.contract import read_graph
+from service.engine.graph_check import read_graph
 from service.engine.operators import MAX_NODES
-from tests.toys import Array
+from tests.toys import AnyArray
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 FILE = Path("decoder.onnx")
@@ -26,7 +26,7 @@ def make(operator: str, inputs: list[str], outputs: list[str], domain: str = "",
 def model_of(
     nodes: Nodes,
     *,
-    constants: dict[str, Array] | None = None,
+    constants: dict[str, AnyArray] | None = None,
     functions: list[onnx.FunctionProto] | None = None,
     domains: tuple[str, ...] = (),
     opset: int = 20,
@@ -94,7 +94,7 @@ def scan() -> NodeProto:
     return make("Scan", ["start", "z"], ["last", "y"], body=inner, num_scan_inputs=1)
 
 
-YES: dict[str, Array] = {"yes": np.array(True), "nought": np.array(0, np.float32), "start": np.zeros(3, np.float32)}
+YES: dict[str, AnyArray] = {"yes": np.array(True), "nought": np.array(0, np.float32), "start": np.zeros(3, np.float32)}
 TRIPS = YES | {"trips": np.array(2**60)}
 
 
@@ -170,7 +170,7 @@ def test_what_gives_other_numbers_every_time_is_refused(operator: str, nodes: No
         (["z", "half", "mode"], {"half": np.array(0.5, np.float32), "mode": np.array(True)}, True),
     ],
 )
-def test_dropout_is_for_training(inputs: list[str], constants: dict[str, Array], refused: bool) -> None:
+def test_dropout_is_for_training(inputs: list[str], constants: dict[str, AnyArray], refused: bool) -> None:
     found = problem(model_of([make("Dropout", inputs, ["y"])], constants=constants))
     assert found == ("operator 'Dropout' is refused: it may be in training mode, at random" if refused else "")
 
@@ -215,6 +215,11 @@ SIZED: dict[str, Nodes] = {
     "Resize": [*shape_of("z"), make("Concat", ["n", "n"], ["s"], axis=0), make("Resize", ["z", "", "", "s"], ["y"])],
     "ReduceMax": [*shape_of("z"), make("ReduceMax", ["z", "n"], ["y"])],
     "HannWindow": [*shape_of("z"), make("Squeeze", ["n"], ["s"]), make("HannWindow", ["s"], ["y"])],
+    "RoiAlign": [
+        make("Reshape", ["z", "pictures"], ["p"]),
+        *[make("Tile", ["z", "twice"], ["wide"]), make("Slice", ["wide", "none", "four", "one"], ["r"])],
+        make("RoiAlign", ["p", "r", "none"], ["y"]),
+    ],
     "CenterCropPad": [
         *shape_of("z"),
         make("Concat", ["n", "n"], ["s"], axis=0),
@@ -226,6 +231,10 @@ SIZES = {
     "zero": np.array(0),
     "step": np.array(1),
     "both": np.array([0, 1], np.float32),
+    "none": np.array([0]),
+    "four": np.array([4]),
+    "twice": np.array([1, 2]),
+    "pictures": np.array([-1, 1, 1, 3]),
 }
 
 
@@ -234,6 +243,54 @@ def test_a_size_that_the_inputs_numbers_decide_is_refused(operator: str, nodes: 
     """It may be small in a trial and larger than any memory later."""
     found = problem(model_of(nodes, constants=SIZES))
     assert found == f"operator {operator!r} takes a size that is computed from the input's numbers"
+
+
+WHOLE = [make("Cast", ["z"], ["whole"], to=INT64), make("Shape", ["z"], ["shape"])]
+DIVIDED: dict[str, tuple[list[str], AnyArray | None]] = {
+    "by numbers of the input": (["two", "whole"], None),
+    "by the size of the batch": (["two", "shape"], None),
+    "by -1": (["whole", "by"], np.array(-1)),
+    "by 0": (["whole", "by"], np.array(0)),
+    "by 3 and -1": (["whole", "by"], np.array([3, -1, 3])),
+    "of 32 bits": (["few", "few"], None),
+}
+
+
+@pytest.mark.parametrize("operator", ["Div", "Mod"])
+@pytest.mark.parametrize("divided", DIVIDED.values(), ids=DIVIDED)
+@pytest.mark.parametrize("claimed", [False, True])
+def test_whole_numbers_that_are_divided_by_what_may_be_anything_are_refused(
+    operator: str, divided: tuple[list[str], AnyArray | None], claimed: bool
+) -> None:
+    """The least of them divided by −1 ends the process; a file that calls them fractions is not believed."""
+    inputs, by = divided
+    nodes = [*WHOLE, make("Cast", ["z"], ["few"], to=TensorProto.INT32), make(operator, inputs, ["q"])]
+    constants: dict[str, AnyArray] = {"two": np.array(2)} | ({} if by is None else {"by": by})
+    model = model_of([*nodes, make("Cast", ["q"], ["y"], to=FLOAT)], constants=constants)
+    if claimed:
+        names = {*inputs, "q", "whole", "few"} - constants.keys()
+        model.graph.value_info.extend(helper.make_tensor_value_info(name, FLOAT, None) for name in sorted(names))
+    assert problem(model) == f"operator {operator!r} is refused: it divides whole numbers by what may be 0 or -1"
+
+
+def test_a_division_hidden_in_a_function_is_refused() -> None:
+    nodes = [make("Cast", ["a"], ["whole"], to=INT64), make("Mod", ["whole", "whole"], ["q"])]
+    own = function("Part", [*nodes, make("Cast", ["q"], ["b"], to=FLOAT)])
+    model = model_of([make("Part", ["z"], ["y"], "ours")], functions=[own], domains=("ours",))
+    assert "it divides whole numbers" in problem(model)
+
+
+def test_fractions_may_be_divided_by_anything_and_whole_numbers_by_constants() -> None:
+    """As in a standardisation, and where an exporter works out half a size."""
+    nodes = [
+        *[make("Exp", ["z"], ["e"]), make("Div", ["z", "e"], ["f"]), make("Cast", ["f"], ["d"], to=TensorProto.DOUBLE)],
+        *[make("Mod", ["d", "d"], ["m"], fmod=1), make("Cast", ["m"], ["g"], to=FLOAT)],
+        *[make("Shape", ["z"], ["s"]), make("Div", ["s", "two"], ["half"])],
+        make("Constant", [], ["three"], value=numpy_helper.from_array(np.array([3]))),
+        *[make("Mod", ["half", "three"], ["rest"]), make("Cast", ["rest"], ["r"], to=FLOAT)],
+        *[make("ReduceMax", ["r"], ["t"], keepdims=0), make("Add", ["g", "t"], ["y"])],
+    ]
+    assert problem(model_of(nodes, constants={"two": np.array(2)})) == ""
 
 
 def test_a_size_hidden_in_a_function_is_refused() -> None:

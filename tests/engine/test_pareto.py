@@ -4,21 +4,21 @@ from arviz_stats.base import array_stats
 from scipy.integrate import quad
 from scipy.stats import genpareto
 
-from service.engine.pareto import fit_tail, pareto_k
+from service.engine.posterior.pareto import fit_tail, pareto_k
 from tests.engine.weights import figure_errors
 from tests.rounding import FLOAT64, FUNCTION, gamma
-from tests.toys import Array
+from tests.toys import AnyArray
 
 INF = np.inf
 
 
-def log_weights(shape: float, num_images: int, num_samples: int, *, seed: int = 8) -> Array:
+def log_weights(shape: float, num_images: int, num_samples: int, *, seed: int = 8) -> AnyArray:
     """Log weights whose tail is exactly generalised Pareto."""
     weights = 1 + genpareto(shape).rvs((num_images, num_samples), random_state=np.random.default_rng(seed))
     return np.asarray(np.log(weights))
 
 
-def arviz_k(log_weight: Array) -> Array:
+def arviz_k(log_weight: AnyArray) -> AnyArray:
     """arviz-stats takes log likelihoods and negates them: −log w in, for weights w."""
     return np.array([array_stats.psislw(-row)[1] for row in log_weight]).ravel()
 

@@ -4,13 +4,13 @@ import pytest
 from model_store import ImageShape, PixelPreparation
 from service.engine.preparation import Preparation
 from tests.rounding import gamma
-from tests.toys import Array
+from tests.toys import AnyArray
 
 SHAPE = ImageShape(channels=2, height=3, width=5)
 PIXELS = np.random.default_rng(4).random((7, *SHAPE.chw), np.float32)
 
 
-def prepare(pixels: Array, **fields: object) -> Array:
+def prepare(pixels: AnyArray, **fields: object) -> AnyArray:
     return Preparation(PixelPreparation.model_validate(fields), SHAPE).prepare(pixels)
 
 

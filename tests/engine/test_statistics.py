@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from model_store import ImageShape, PixelPreparation
-from service.engine.anomaly import fitting_images
+from service.engine.anomaly.complexity import complexity
+from service.engine.anomaly.detector import fitting_images
+from service.engine.anomaly.scores import METHODS
+from service.engine.anomaly.statistics import Statistics, derived, divergence
 from service.engine.chunks import complete
-from service.engine.complexity import complexity
-from service.engine.methods import METHODS
-from service.engine.statistics import Statistics, derived, divergence
 from tests import reference
 from tests.rounding import FLOAT64, density_error, gamma, network_error, sampling_error
-from tests.toys import Array, LinearGaussian, bernoulli_toy
+from tests.toys import AnyArray, LinearGaussian, bernoulli_toy
 
 GREY = ImageShape(channels=1, height=9, width=7)
 WIDEN = 1.2
@@ -24,19 +24,19 @@ NUM_SAMPLES = 20_000
 
 
 @pytest.fixture(scope="module")
-def x() -> Array:
+def x() -> AnyArray:
     drawn = ORACLE.draw(6, GREY, seed=31)
     drawn[0, 0] = np.indices((9, 7)).sum(axis=0) % 2  # a chequerboard, far outside
     return drawn
 
 
 @pytest.fixture(scope="module")
-def statistics(x: Array) -> Statistics:
+def statistics(x: AnyArray) -> Statistics:
     model = reference.load(ORACLE.toy(GREY, widen=WIDEN))
     return complete(model.statistics(x, proposal="encoder", num_samples=NUM_SAMPLES, seed=1))
 
 
-def test_statistics_of_a_linear_gaussian_model_are_the_closed_forms(statistics: Statistics, x: Array) -> None:
+def test_statistics_of_a_linear_gaussian_model_are_the_closed_forms(statistics: Statistics, x: AnyArray) -> None:
     gain, covariance = ORACLE.posterior()
     variance = WIDEN**2 * np.diag(covariance)
     mean = (x.reshape(len(x), -1) - ORACLE.bias) @ gain  # [B, D], of q and of p(z|x) alike
@@ -65,7 +65,7 @@ def test_statistics_of_a_linear_gaussian_model_are_the_closed_forms(statistics: 
     assert (np.abs(values["posterior_gap"] - gap) < elbo_error + error).all()
 
 
-def test_one_pass_measures_what_log_likelihood_and_encode_do(x: Array) -> None:
+def test_one_pass_measures_what_log_likelihood_and_encode_do(x: AnyArray) -> None:
     model = reference.load(bernoulli_toy(GREY, 4))
     found = complete(model.statistics(x, proposal="laplace", num_samples=40, seed=3))
     record = complete(model.log_likelihood(x, num_samples=40, seed=3))
@@ -110,7 +110,7 @@ def test_complexity_is_of_the_prepared_image() -> None:
     np.testing.assert_array_equal(black, complete(complexity(np.zeros_like(grey))))
 
 
-def known() -> dict[str, Array]:
+def known() -> dict[str, AnyArray]:
     rng = np.random.default_rng(9)
     count = 300
     return {

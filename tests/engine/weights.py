@@ -5,20 +5,20 @@ from dataclasses import fields
 
 import numpy as np
 
-from service.engine.estimate import LogLikelihood, estimate
-from tests.toys import Array
+from service.engine.posterior.estimate import LogLikelihood, estimate
+from tests.toys import AnyArray
 
 _STEP = 1e-5
 _COUNTED = ("num_samples", "proposal", "reliable")
 
 
-def figure_errors(log_weight: Array, error: float, num_pixels: int) -> dict[str, Array]:
+def figure_errors(log_weight: AnyArray, error: float, num_pixels: int) -> dict[str, AnyArray]:
     """How far the figures of log weights [B, K] may move where each of these, and the ELBO's, moves by `error`: [B].
 
     error·Σ_k |∂figure/∂log_weight_k|, by differences in float64; twice as much, for what is beyond the first order.
     Where one is NaN, so is its error.
     """
-    errors: dict[str, Array] = {}
+    errors: dict[str, AnyArray] = {}
     for row in np.asarray(log_weight, np.float64):
         rows = np.concatenate([row[None], row + _STEP * np.eye(len(row))])
         record = estimate(rows, np.zeros(len(rows)), num_pixels)
@@ -33,7 +33,7 @@ def figure_errors(log_weight: Array, error: float, num_pixels: int) -> dict[str,
     return errors
 
 
-def assert_near(first: LogLikelihood, second: LogLikelihood, errors: Mapping[str, Array]) -> None:
+def assert_near(first: LogLikelihood, second: LogLikelihood, errors: Mapping[str, AnyArray]) -> None:
     """Every figure differs by its error at most, [B]; what is counted or named, not at all."""
     for field in fields(LogLikelihood):
         one, other = getattr(first, field.name), getattr(second, field.name)

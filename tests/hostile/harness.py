@@ -36,7 +36,7 @@ MEMORY_LIMIT = 4 * GIBIBYTE
 """Of each process: far more than any request may take, far less than the machine has."""
 START_SECONDS = 120
 STOP_SECONDS = 60
-TOLD_LINES = 40
+SHOWN_LINES = 40
 running: "list[ChildService]" = []
 
 
@@ -213,7 +213,7 @@ class ChildService:
         """The last lines, for whoever reads why a test failed."""
         status = self.process.poll()
         state = "runs" if status is None else f"ended with status {status}"
-        lines = self.log().splitlines()[-TOLD_LINES:]
+        lines = self.log().splitlines()[-SHOWN_LINES:]
         return "\n".join([f"the service {state}; the end of its log:", *(line[:1000] for line in lines)])
 
     def log_lines(self) -> list[dict[str, Any]]:

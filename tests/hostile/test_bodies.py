@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from service.images.npy import MAX_HEADER_BYTES
 from tests.web.conftest import client, linear_gaussian, serve, store
 from tests.web.forms import image_file, npy
-from tests.web.test_wrong_input import DECODE, ENCODE, GREY, JSON, NPY, PNG, check
+from tests.web.test_wrong_input import AS_JSON, AS_NPY, AS_PNG, DECODE, ENCODE, GREY, check
 
 __all__ = ["client", "linear_gaussian", "serve", "store"]  # fixtures
 MEBIBYTE = 2**20
@@ -80,7 +80,7 @@ LATENTS: dict[str, tuple[bytes, str]] = {
 
 def taken(client: TestClient, path: str, body: bytes, headers: dict[str, str]) -> tuple[Any, int]:
     """The answer, and the most bytes that were in use beside what was before."""
-    client.post(ENCODE, content=image_file(GREY), headers=PNG)
+    client.post(ENCODE, content=image_file(GREY), headers=AS_PNG)
     tracemalloc.start()
     try:
         answer = client.post(path, content=body, headers=headers)
@@ -92,7 +92,7 @@ def taken(client: TestClient, path: str, body: bytes, headers: dict[str, str]) -
 @pytest.mark.parametrize("name", IMAGES)
 def test_nested_numbers_are_checked_before_numpy_sees_them(client: TestClient, name: str) -> None:
     items, status, slug, words = IMAGES[name]
-    answer, peak = taken(client, ENCODE, b'{"images":[' + items + b"]}", JSON)
+    answer, peak = taken(client, ENCODE, b'{"images":[' + items + b"]}", AS_JSON)
     check(answer, status, slug, words, 0 if slug == "invalid-image" else None)
     assert peak < 16 * MEBIBYTE
 
@@ -100,7 +100,7 @@ def test_nested_numbers_are_checked_before_numpy_sees_them(client: TestClient, n
 @pytest.mark.parametrize("name", LATENTS)
 def test_latents_are_checked_before_numpy_sees_them(client: TestClient, name: str) -> None:
     items, words = LATENTS[name]
-    answer, peak = taken(client, DECODE, b'{"latents":[' + items + b"]}", JSON)
+    answer, peak = taken(client, DECODE, b'{"latents":[' + items + b"]}", AS_JSON)
     check(answer, 422, "invalid-body", words)
     assert peak < 16 * MEBIBYTE
 
@@ -108,7 +108,7 @@ def test_latents_are_checked_before_numpy_sees_them(client: TestClient, name: st
 def test_of_keys_given_twice_the_last_counts_and_both_are_bounded_by_the_body(client: TestClient) -> None:
     one = b"[[%b]]" % b",".join([b"[%b]" % b",".join([b"0.5"] * 28)] * 28)
     text = b'{"images":["%b"],"images":%b}' % (TEXT.encode(), one)
-    answer, peak = taken(client, ENCODE, text, JSON)
+    answer, peak = taken(client, ENCODE, text, AS_JSON)
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["mean"]) == 1
     assert peak < 16 * MEBIBYTE
@@ -193,7 +193,7 @@ ARRAYS: dict[str, bytes] = {
 @pytest.mark.parametrize("path", [ENCODE, DECODE])
 @pytest.mark.parametrize("name", ARRAYS)
 def test_an_npy_header_is_not_believed(client: TestClient, name: str, path: str) -> None:
-    answer, peak = taken(client, path, ARRAYS[name], NPY)
+    answer, peak = taken(client, path, ARRAYS[name], AS_NPY)
     assert answer.status_code == 422, answer.text
     assert answer.json()["type"] in ("urn:logpx:problem:invalid-body", "urn:logpx:problem:invalid-image")
     assert len(answer.json()["detail"]) < 500
@@ -202,7 +202,7 @@ def test_an_npy_header_is_not_believed(client: TestClient, name: str, path: str)
 
 def test_headers_as_other_programs_write_them_are_read(client: TestClient) -> None:
     images = np.random.default_rng(1).integers(0, 256, (1, 28, 28), np.uint8)
-    expected = client.post(ENCODE, content=npy(images), headers=NPY).json()
+    expected = client.post(ENCODE, content=npy(images), headers=AS_NPY).json()
     for text in (
         header("(1, 28, 28)"),
         header("(1,28,28)").replace(b", }", b"}").replace(b" ", b""),
@@ -212,9 +212,9 @@ def test_headers_as_other_programs_write_them_are_read(client: TestClient) -> No
         header("(1, 28, 28)").ljust(MAX_HEADER_BYTES - 11),
     ):
         for version in (b"\x01\x00", b"\x02\x00")[: 1 if len(text) > 1000 else 2]:
-            answer = client.post(ENCODE, content=npy_file(text, version=version, data=images.tobytes()), headers=NPY)
+            answer = client.post(ENCODE, content=npy_file(text, version=version, data=images.tobytes()), headers=AS_NPY)
             assert answer.json() == expected
     fortran = npy_file(header("(1, 28, 28)", order="True"), data=np.asfortranarray(images).tobytes("F"))
-    assert client.post(ENCODE, content=fortran, headers=NPY).json() == expected
+    assert client.post(ENCODE, content=fortran, headers=AS_NPY).json() == expected
     refused = npy_file(header("(1, 28, 28)").ljust(MAX_HEADER_BYTES - 10), data=images.tobytes())
-    check(client.post(ENCODE, content=refused, headers=NPY), 422, "invalid-body", "header has 1025 bytes")
+    check(client.post(ENCODE, content=refused, headers=AS_NPY), 422, "invalid-body", "header has 1025 bytes")

@@ -5,6 +5,7 @@ is ever logged as asked for.
 """
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,6 +157,15 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "TLS hello": (400, b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(40)),
     "SSH": (400, b"SSH-2.0-OpenSSH_9.6\r\n\r\n"),
     "two spaces before the target": (400, get(b"GET  /livez HTTP/1.1")),
+    "two spaces, and the right line in a header": (
+        400,
+        get(b"GET  /livez HTTP/1.1", b"Host: here\r\nX: GET /livez HTTP/1.1\r\n"),
+    ),
+    "RTSP, and the right line in a header": (
+        400,
+        get(b"GET /livez RTSP/1.1", b"X: GET /livez HTTP/1.1\r\nHost: a\r\n"),
+    ),
+    "two spaces, and the right line in what follows": (400, get(b"GET  /livez HTTP/1.1") + get()),
     "two spaces after the target": (400, get(b"GET /livez  HTTP/1.1")),
     "a space at the end of the line": (400, get(b"GET /livez HTTP/1.1 ")),
     "tabs in the line": (400, get(b"GET\t/livez\tHTTP/1.1")),
@@ -344,6 +354,50 @@ def test_a_refused_head_after_others_is_answered_after_them(service: ChildServic
     assert statuses(service, ahead * 3 + request + SMUGGLED) == [200, 200, 200, status]
 
 
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+COPY = b"GET /livez HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "last"),
+    [
+        (CHUNKED + b"no chunk\r\n", [400]),
+        (CHUNKED + b"1;" + b"e" * 40_000 + b"\r\nx\r\n", [431]),
+        (CHUNKED + b"5\r\nx", []),
+        (POST + b"Content-Length: 5\r\n\r\nx", []),
+    ],
+    ids=["no chunk", "extensions", "a chunk cut off", "a body cut off"],
+)
+def test_a_body_that_breaks_off_takes_no_answer_from_requests_before_it(
+    service: ChildService, request_: bytes, last: list[int]
+) -> None:
+    ahead = POST + LENGTH + b"\r\n" + BODY
+    for times in (1, 3):
+        with service.connect() as connection:
+            connection.sendall(ahead * times + request_)
+            if not last:
+                connection.shutdown(socket.SHUT_WR)
+            found = wire.answers(wire.send_and_read(connection, [], read_seconds=60))
+        assert [answer.status for answer in found] == [200] * times + last
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        POST.replace(b"/v1/encode", b"/livez") + b"Content-Length: %d\r\n\r\n\r\n%b" % (len(COPY) + 2, COPY),
+        CHUNKED.replace(b"/v1/encode", b"/livez") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(COPY), COPY),
+        CHUNKED.replace(b"/v1/encode", b"/livez")
+        + b"1;%b\r\n\n\r\n%x\r\n%b\r\n0\r\nX: y\r\n\r\n" % (b"e" * 40, len(COPY), COPY),
+        get(headers=b"Host: here\r\nX: GET /livez HTTP/1.1\r\n"),
+    ],
+    ids=["length", "chunk", "chunks", "header"],
+)
+def test_the_right_line_elsewhere_does_not_make_a_wrong_one_right(service: ChildService, before: bytes) -> None:
+    for request in (before + get(b"GET  /livez HTTP/1.1"), before + get(b"GET /livez RTSP/1.1")):
+        for cut in (len(request), len(before), len(before) - 1, len(before) - 3, len(before) - 8):
+            assert statuses(service, request[:cut], request[cut:] + SMUGGLED)[1:] == [400]
+
+
 def test_a_request_that_is_answered_is_not_answered_again_for_its_body(service: ChildService) -> None:
     head = b"POST /nowhere HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
     with service.connect() as connection:
@@ -390,6 +444,22 @@ def test_what_is_right_is_served_at_whatever_place_it_is_cut(service: ChildServi
         with connection:
             connection.sendall(request[cut:])
             assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.parametrize("name", [name for name in SERVED if "1.0" not in name and name != "chunks of a byte"])
+def test_what_follows_it_is_served_too_at_whatever_place_it_is_cut(service: ChildService, name: str) -> None:
+    request = SERVED[name]
+    cuts = {*range(1, min(len(request), 200), 7), *range(max(1, len(request) - 90), len(request))}
+    connections = [(service.connect(), cut) for cut in sorted(cuts)]
+    for connection, cut in connections:
+        connection.sendall(request[:cut])
+    time.sleep(0.05)
+    for connection, cut in connections:
+        connection.sendall(request[cut:] + LAST)
+    for connection, _ in connections:
+        with connection:
+            found = wire.answers(wire.send_and_read(connection, [], read_seconds=60))
+        assert [answer.status for answer in found] == [200, 200]
 
 
 def test_http_1_0_is_not_asked_for_its_body(service: ChildService) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 from fastapi import Request
 from service.__main__ import main
 from service.engine.model import Model
-from service.web import probes
-from service.web.errors import NotReadyError
+from service.web.operations import probes
+from service.web.problems import NotReadyError
 
 children = []
 

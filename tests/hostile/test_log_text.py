@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from service.web.logs import _dumps, _render_for_people
+from service.web.operations.logs import _dumps, _render_for_people
 from tests.hostile.harness import ChildService
 from tests.test_printing import UNSEEN
 

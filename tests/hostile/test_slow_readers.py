@@ -123,11 +123,14 @@ def test_a_client_that_reads_slowly_and_steadily_gets_all(service: ChildService)
     assert {reason: closed(service, reason) for reason in before} == before
 
 
-def test_too_much_that_waits_goes_by_the_slowest_and_a_client_that_reads_is_served(service: ChildService) -> None:
+@pytest.mark.parametrize("behind", [b"", b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n"], ids=["alone", "pipelined"])
+def test_too_much_that_waits_goes_by_the_slowest_and_a_client_that_reads_is_served(
+    service: ChildService, behind: bytes
+) -> None:
     before = closed(service, "memory")
     with watched(service) as watch, ExitStack() as stack:
         for _ in range(6):
-            connect(service, stack).sendall(LARGE + b"\r\n")
+            connect(service, stack).sendall(LARGE + b"\r\n" + behind)
         answer = service.ask("GET", "/v1/samples?n=8000&seed=1", headers={"Accept": "application/x-npy"})
         assert len(answer.body) >= BYTES
         wait_for(service, "memory", before)
@@ -135,6 +138,15 @@ def test_too_much_that_waits_goes_by_the_slowest_and_a_client_that_reads_is_serv
     while service.resident() > watch.started_with + 64 * MIB:  # of the 150 that they asked for
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_the_log_names_the_answer_that_is_not_read(service: ChildService) -> None:
+    before = closed(service, "stalled")
+    with ExitStack() as stack:
+        behind = b"GET /livez HTTP/1.1\r\nHost: here\r\nX-Request-ID: behind\r\n\r\n"
+        connect(service, stack).sendall(LARGE + b"X-Request-ID: unread\r\n\r\n" + behind)
+        wait_for(service, "stalled", before)
+    assert ("/v1/samples", "unread") in [(line["path"], line["request_id"]) for line in told(service)]
 
 
 def test_resets_while_answers_wait_leave_nothing(service: ChildService) -> None:

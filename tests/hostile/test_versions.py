@@ -68,6 +68,37 @@ def no_numbers(model: onnx.ModelProto) -> None:
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(np.nan), "w2"))
 
 
+def far_away(model: onnx.ModelProto, nodes: list[onnx.NodeProto], **constants: Any) -> None:
+    """Let nodes make `more` of `far` [rows, 1], a number that is 0 but for codes that no trial draws."""
+    make = onnx.helper.make_node
+    before = [make("ReduceMax", ["z", "axis"], ["most"]), make("Sub", ["most", "bound"], ["beyond"])]
+    before += [make("Relu", ["beyond"], ["far"])]
+    constants |= {"axis": np.array([1]), "bound": np.float32(20)}
+    before_all(model, [*before, *nodes, make("Add", ["z", "more"], ["changed"])], **constants)
+
+
+def division(model: onnx.ModelProto) -> None:
+    """The least whole number divided by 1, and far away by −1, at which the processor ends the process."""
+    make, whole = onnx.helper.make_node, onnx.TensorProto.INT64
+    nodes = [make("Sign", ["far"], ["sign"]), make("Cast", ["sign"], ["one_or_none"], to=whole)]
+    nodes += [make("Mul", ["one_or_none", "two"], ["two_or_none"]), make("Sub", ["one", "two_or_none"], ["by"])]
+    nodes += [make("Div", ["least", "by"], ["divided"]), make("Cast", ["divided"], ["number"], to=1)]
+    nodes += [make("Mul", ["number", "small"], ["more"])]
+    least = np.array([[np.iinfo(np.int64).min]])
+    far_away(model, nodes, one=np.array(1), two=np.array(2), least=least, small=np.float32(1e-30))
+
+
+def regions(model: onnx.ModelProto) -> None:
+    """Mean values of regions of an image, which far away have as many points as the number says."""
+    make = onnx.helper.make_node
+    nodes = [make("Mul", ["far", "corner"], ["moved"]), make("Add", ["moved", "region"], ["regions"])]
+    nodes += [make("ReduceMin", ["regions", "axis"], ["least"], keepdims=0), make("Cast", ["least"], ["of"], to=7)]
+    nodes += [make("RoiAlign", ["picture", "regions", "of"], ["found"], output_height=1, output_width=1)]
+    nodes += [make("Flatten", ["found"], ["more"])]
+    box, picture = np.array([[0, 0, 7, 7]], np.float32), np.zeros((1, 1, 8, 8), np.float32)
+    far_away(model, nodes, corner=box, region=box, picture=picture)
+
+
 def encode(service: ChildService, query: str, milliseconds: int = 60_000) -> Answer:
     headers = {"Content-Type": "application/x-npy", "X-Request-Timeout-Ms": str(milliseconds)}
     return service.ask("POST", f"/v1/encode?{query}", IMAGE, headers)
@@ -148,6 +179,8 @@ def test_what_is_wrong_is_named_and_the_version_before_serves(tmp_path: Path) ->
     edits: dict[str, tuple[Edit, str]] = {
         "bomb": (bomb, "decoder.onnx: cannot be run ("),
         "nan": (no_numbers, "decoder.onnx: output 'logits' is not finite for 256 of 256 latent codes"),
+        "division": (division, "decoder.onnx: operator 'Div' is refused: it divides whole numbers"),
+        "regions": (regions, "decoder.onnx: operator 'RoiAlign' takes a size that is computed"),
     }
     for name, (edit, _) in edits.items():
         add(tmp_path, name)

@@ -1,12 +1,19 @@
 """What files cost, by their headers alone: in the right order, and before anything is unpacked."""
 
+import contextlib
+import struct
+import time
+import warnings
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from service.images.cost import array_cost, file_cost, is_brief
-from service.images.reading import PlainShape, Reading
+from service.images.decode_request import DecodeRequest, PlainShape
+from service.images.errors import InvalidImageError
 from service.images.webp import webp_size
 from tests.hostile.image_bombs import (
     BOMBS,
@@ -52,6 +59,61 @@ def test_the_cost_of_any_bomb_is_told_without_an_error() -> None:
     assert file_cost(BOMBS["a jpeg of 50 photoshop segments"][1]()) > 2**26
 
 
+def entries(count: int) -> bytes:
+    """EXIF data of so many entries, for each of which Pillow has a warning."""
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", count) + b"\x01\x12\0\x02\0\0\xff\xff\0\0\0\0" * count
+
+
+def packed_text(keyword: bytes, data: bytes) -> bytes:
+    return png_chunk(b"zTXt", keyword + b"\0\0" + zlib.compress(data))
+
+
+XMP_CHUNK = png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"\n" * (2**20 - 8)))
+TURNED = {
+    "a png of an xmp text": lambda: png_with(XMP_CHUNK),
+    "a png of 63 xmp texts": lambda: png_with(XMP_CHUNK * 63),
+    "a png of 63 exif texts": lambda: png_with(packed_text(b"Raw profile type exif", b"\n" * (2**20 - 8)) * 63),
+    "a png of packed exif": lambda: png_with(
+        packed_text(b"Raw profile type exif", b"\n\n\n" + entries(5400).hex().encode())
+    ),
+    "a png of exif": lambda: png_with(png_chunk(b"eXIf", entries(5400)[6:])),
+    "a jpeg of exif": lambda: jpeg_with(segment(0xE1, entries(5400))),
+    "a webp of exif": lambda: image_file(PHOTOGRAPH[:28, :28], "WEBP", exif=entries(5400)),
+    "a webp of exif without its mark": lambda: image_file(PHOTOGRAPH[:28, :28], "WEBP", exif=entries(5400)[6:]),
+}
+
+
+def seconds_of(content: bytes) -> float:
+    """Of the processor, the least of three."""
+    taken = []
+    for _ in range(3):
+        started = time.process_time()
+        with warnings.catch_warnings(), contextlib.suppress(InvalidImageError):
+            warnings.simplefilter("ignore")
+            DecodeRequest(PlainShape(1, 28, 28), True, 2**25, [content]).read()
+        taken.append(time.process_time() - started)
+    return min(taken)
+
+
+@pytest.mark.parametrize("write", TURNED.values(), ids=TURNED)
+def test_what_says_how_an_image_is_turned_costs_what_it_takes(write: Callable[[], bytes]) -> None:
+    """Beside a photograph, whose cost is its pixels; it was a hundred times as much and more."""
+    photograph = image_file(np.tile(PHOTOGRAPH, (3, 3, 1)), "JPEG")
+    content = write()
+    assert seconds_of(content) / file_cost(content) < 20 * seconds_of(photograph) / file_cost(photograph)
+
+
+def test_a_little_exif_costs_little() -> None:
+    """As cameras and phones write it."""
+    digit = PHOTOGRAPH[:28, :28]
+    for written, plain in (
+        (jpeg_with(segment(0xE1, entries(10))), jpeg_with(b"")),
+        (image_file(digit, "WEBP", exif=entries(10)), image_file(digit, "WEBP")),
+        (png_with(png_chunk(b"eXIf", entries(10)[6:])), png_with(b"")),
+    ):
+        assert file_cost(plain) < file_cost(written) < file_cost(plain) + 2**18
+
+
 def test_arrays_cost_by_their_images_and_pixels() -> None:
     assert array_cost(40_000, 40_000 * 784) > array_cost(1, 784) * 1000
 
@@ -80,7 +142,7 @@ def test_images_are_brief_together_where_there_are_few_and_each_is() -> None:
     digit = image_file(RNG.integers(0, 256, (28, 28), np.uint8))
 
     def brief(*images: Any) -> bool:
-        return Reading(PlainShape(1, 28, 28), True, 2**25, images).is_brief
+        return DecodeRequest(PlainShape(1, 28, 28), True, 2**25, images).is_brief
 
     assert brief(digit)
     assert brief(*[digit] * 100)

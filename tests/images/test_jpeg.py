@@ -12,21 +12,22 @@ from service.images.errors import PixelLimitError, UnreadableImageError
 from service.images.file import ImageFile
 from service.images.jpeg import JpegFile
 from tests.hostile.image_bombs import exif, gigapixel_jpeg, jpeg_with, png_with, progressive_jpeg, segment, webp_canvas
-from tests.images.written import Array, jpeg, jpeg_exif, png_chunk
+from tests.images.written import jpeg, jpeg_exif, png_chunk
+from tests.toys import AnyArray
+from training.data.sources import read_source
 from training.errors import CorruptImageError
-from training.sources import read_source
 
 RANDOM = np.random.default_rng(5)
 BLOCKS = RANDOM.integers(0, 256, (3, 5))
 END = b"\xff\xd9"
 
 
-def read(content: bytes) -> Array:
+def read(content: bytes) -> AnyArray:
     """[h, w, 1 or 3]"""
     return ImageFile(content).levels().transpose(1, 2, 0)
 
 
-def pixels(blocks: Array) -> Array:
+def pixels(blocks: AnyArray) -> AnyArray:
     return np.kron(blocks, np.ones((8, 8), np.int64))
 
 

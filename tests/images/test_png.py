@@ -10,9 +10,10 @@ from model_store import ImageShape
 from service.images.errors import UnreadableImageError
 from service.images.file import ImageFile, in_unit_interval
 from service.images.reader import ImageReader
-from tests.images.written import Array, exif, png, png_chunk
-from training.evaluate import in_unit_interval as trained_in_unit_interval
-from training.sources import read_source
+from tests.images.written import exif, png, png_chunk
+from tests.toys import AnyArray
+from training.data.sources import read_source
+from training.publish.evaluation import in_unit_interval as trained_in_unit_interval
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 SAMPLES = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
@@ -26,7 +27,7 @@ KINDS = [
 
 def written(
     colour_type: int, depth: int, transparent: bool, size: tuple[int, int], interlaced: bool
-) -> tuple[bytes, Array]:
+) -> tuple[bytes, AnyArray]:
     """A file, and its levels [h, w, 1 or 3] as the specification says, in exact integers."""
     random = np.random.default_rng([colour_type, depth, *size])
     white, full = 2**depth - 1, 2 ** max(depth, 8) - 1
@@ -104,6 +105,12 @@ def test_an_image_is_turned_as_its_exif_says(orientation: int, after: bool) -> N
     assert "/".join("".join(map(chr, row)) for row in levels.tolist()) == TURNED[orientation]
 
 
+@pytest.fixture(params=[2**24, 0], ids=["packed again", "unpacked twice"])
+def most_packed_again(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files as they are mostly read, and as very large ones are."""
+    monkeypatch.setattr("service.images.png._MOST_PACKED_AGAIN", request.param)
+
+
 def broken(content: bytes, tmp_path: Path) -> str:
     """What the service says of a file, after a look that training says the same."""
     with pytest.raises(UnreadableImageError) as refusal:
@@ -140,6 +147,7 @@ def test_missing_and_wrong_chunks_are_named(tmp_path: Path) -> None:
     assert "palette has 0 bytes" in broken(without, tmp_path)
 
 
+@pytest.mark.usefixtures("most_packed_again")
 @pytest.mark.parametrize("interlaced", [False, True], ids=["", "interlaced"])
 def test_pixels_that_are_not_all_packed_are_refused_though_every_checksum_is_right(
     tmp_path: Path, interlaced: bool
@@ -160,9 +168,26 @@ def test_pixels_that_are_not_all_packed_are_refused_though_every_checksum_is_rig
     assert np.array_equal(ImageFile(split + content[-12:]).levels(), more)
 
 
+@pytest.mark.usefixtures("most_packed_again")
+def test_a_filter_that_png_does_not_know_is_refused(tmp_path: Path) -> None:
+    content = png(np.full((11, 13, 3), 7), RGB, 8)
+    data = content.index(b"IDAT") - 4
+    rows = bytearray(zlib.decompress(content[data + 8 : -16]))
+    rows[-(1 + 3 * 13)] = 5  # before the last row
+    wrong = content[:data] + png_chunk(b"IDAT", zlib.compress(rows)) + content[-12:]
+    assert "its pixels are broken" in broken(wrong, tmp_path)
+
+
+@pytest.mark.usefixtures("most_packed_again")
+@pytest.mark.parametrize("colour_type", [GREY, RGB, GREY_ALPHA, RGBA])
+def test_large_pixels_of_16_bits_are_read_to_the_last_bit(colour_type: int) -> None:
+    content, levels = written(colour_type, 16, colour_type in (GREY_ALPHA, RGBA), (370, 360), True)
+    assert np.array_equal(ImageFile(content).levels().transpose(1, 2, 0), levels)
+
+
 def test_large_pixels_over_black_are_those_of_small(tmp_path: Path) -> None:
     """Large images are put over black in parts, and unpacked in pieces."""
     random = np.random.default_rng(0)
-    samples: Array = random.integers(0, 256, (700, 300, 4))
+    samples: AnyArray = random.integers(0, 256, (700, 300, 4))
     levels = ImageFile(png(samples, RGBA, 8)).levels().transpose(1, 2, 0)
     assert np.array_equal(levels, (2 * samples[..., :3] * samples[..., 3:] + 255) // 510)

@@ -3,12 +3,10 @@
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from tests.toys import AnyArray
 
 _DC_CODES = ["00", "010", "011", "100", "101", "110", *("1" * ones + "0" for ones in range(3, 9))]
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -18,7 +16,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(samples: Array, colour_type: int, depth: int, chunks: bytes = b"", *, interlaced: bool = False) -> bytes:
+def png(samples: AnyArray, colour_type: int, depth: int, chunks: bytes = b"", *, interlaced: bool = False) -> bytes:
     """A PNG of samples [h, w, samples of a pixel], each of `depth` bits, with `chunks` before its pixels."""
     height, width, _ = samples.shape
     parts = [samples[top::down, left::across] for left, top, across, down in _PASSES] if interlaced else [samples]
@@ -30,7 +28,7 @@ def png(samples: Array, colour_type: int, depth: int, chunks: bytes = b"", *, in
     )
 
 
-def _filtered(rows: Iterator[Array], depth: int, samples: int) -> Iterator[bytes]:
+def _filtered(rows: Iterator[AnyArray], depth: int, samples: int) -> Iterator[bytes]:
     """Rows after their filter's number: every other one by Sub, the difference from the pixel before."""
     pixel_bytes = max(1, samples * depth // 8)
     for number, row in enumerate(rows):
@@ -43,7 +41,7 @@ def _filtered(rows: Iterator[Array], depth: int, samples: int) -> Iterator[bytes
             yield b"\0" + packed.tobytes()
 
 
-def jpeg(levels: Sequence[Array], *, adobe: int | None = None, restart: int = 0, head: bytes = b"") -> bytes:
+def jpeg(levels: Sequence[AnyArray], *, adobe: int | None = None, restart: int = 0, head: bytes = b"") -> bytes:
     """A baseline JPEG of blocks of one level: components [rows, columns] of 8×8 blocks → [8·rows, 8·columns] pixels.
 
     Only each block's mean is coded, DC = 8 · (level − 128), quantised by 1: so decoding gives the levels exactly.

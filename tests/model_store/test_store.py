@@ -34,7 +34,7 @@ from model_store import (
     publish,
     version_stamp,
 )
-from tests.toys import Array, describe
+from tests.toys import AnyArray, describe
 
 FILES = ("calibration.npz", "decoder.onnx", "encoder.onnx", "manifest.json")
 NUM_IMAGES = 5
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 SCORES = np.linspace(-91.5, -80.25, NUM_IMAGES)
 
 
-def add(root: Path, name: str = "toy", mark: int = 0, scores: Array = SCORES) -> StoredModel:
+def add(root: Path, name: str = "toy", mark: int = 0, scores: AnyArray = SCORES) -> StoredModel:
     """Publish a version whose files tell which publisher wrote them; the store does not read graphs."""
     description = describe(
         name, ImageShape(channels=1, height=2, width=3), 2, GaussianSpec(scale=0.5), num_images=NUM_IMAGES
@@ -698,7 +698,7 @@ def test_a_graph_larger_than_a_reader_takes_is_not_published(tmp_path: Path, mon
 @pytest.mark.parametrize(
     "scores", [SCORES[1:], SCORES * np.nan, SCORES.astype(object), SCORES.astype(np.float32), np.zeros(0)]
 )
-def test_a_wrong_calibration_is_not_published(tmp_path: Path, scores: Array) -> None:
+def test_a_wrong_calibration_is_not_published(tmp_path: Path, scores: AnyArray) -> None:
     with pytest.raises(InvalidArtifactError, match=r"calibration\.npz: 'log_likelihood' must be 5 finite float64"):
         add(tmp_path, scores=scores)
     assert list(tmp_path.iterdir()) == []

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from service.engine.runtime import Runtime
-from training import export
 from training.configuration import Configuration
-from training.data import DataSplits, split
-from training.publication import load_model
-from training.run import Run, create_run, describe_run
-from training.sources import read_source
-from training.trainer import fit
+from training.data.sources import read_source
+from training.data.splits import DataSplits, split
+from training.fit.loaded_model import load_model
+from training.fit.run import Run, create_run, describe_run
+from training.fit.trainer import fit
+from training.publish import export
 
 DIGITS = Path(__file__).parents[1] / "data" / "digits.npz"
 TINY = Configuration(width=48, latent_dim=6, num_samples=4, epochs=25, batch_size=16, learning_rate=3e-3, ema_decay=0.9)

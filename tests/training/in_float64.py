@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tests.rounding import FLOAT64, gamma
 from training.__main__ import main
-from training.data import binarise
-from training.loop import prepare
+from training.data.splits import binarise
+from training.fit.loop import prepare
 
 
 def drift(num_steps: int, learning_rate: float, num_images: int, num_pixels: int) -> float:
@@ -42,9 +42,9 @@ def in_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     try:
         with (
-            mock.patch("training.loop.prepare", doubled(prepare)),
-            mock.patch("training.trainer.prepare", doubled(prepare)),
-            mock.patch("training.figures.binarise", doubled(binarise)),
+            mock.patch("training.fit.loop.prepare", doubled(prepare)),
+            mock.patch("training.fit.trainer.prepare", doubled(prepare)),
+            mock.patch("training.report.figures.binarise", doubled(binarise)),
         ):
             yield
     finally:

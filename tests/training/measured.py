@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.rounding import FUNCTION, gamma
-from training.networks import Vae
+from training.networks.vae import Vae
 
 
 def network_rounding(vae: Vae, x: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from model_store import ImageShape
 from tests.rounding import FLOAT64, sampling_error, sum_error
 from tests.toys import LinearGaussian
-from training.annealing import (
+from training.publish.annealing import (
     TARGET_ACCEPTANCE,
     Annealing,
     Chains,

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from training.__main__ import main
-from training.augmentation import augment
 from training.configuration import Configuration
-from training.data import split
-from training.run import create_run, describe_run
-from training.sources import read_source
-from training.trainer import fit
+from training.data.augmentation import augment
+from training.data.sources import read_source
+from training.data.splits import split
+from training.fit.run import create_run, describe_run
+from training.fit.trainer import fit
 
 CPU = torch.device("cpu")
 TINY = Configuration(width=8, latent_dim=2, num_samples=1, epochs=1, batch_size=40)

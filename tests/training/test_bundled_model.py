@@ -13,10 +13,10 @@ from model_store import BUNDLED, StoredModel, list_versions, open_version
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from training.configuration import Configuration
-from training.data import DataSplits
-from training.evaluate import Protocol, evaluate
+from training.data.splits import DataSplits
+from training.fit.recipes import complete_configuration
 from training.parser import build_parser
-from training.recipes import complete_configuration
+from training.publish.evaluation import Protocol, evaluate
 
 GREY: NDArray[np.uint8] = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
 PIXELS = {"mnist": np.where(GREY > 127, np.uint8(255), np.uint8(0)), "fashion-mnist": GREY}

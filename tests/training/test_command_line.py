@@ -14,9 +14,9 @@ from service.__main__ import main as serve
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS
 from training.__main__ import main
 from training.configuration import Configuration
-from training.data import DataSplits, split
-from training.run import METRICS, RUN, Run, open_run
-from training.sources import read_source
+from training.data.sources import read_source
+from training.data.splits import DataSplits, split
+from training.fit.run import METRICS, RUN, Run, open_run
 
 FAST = ["--width=16", "--latent-dim=3", "--num-samples=2", "--epochs=2", "--batch-size=40", "--device=cpu"]
 
@@ -238,7 +238,6 @@ def test_errors_of_the_users_making(
 ) -> None:
     run, out = str(finished_run.folder), tmp_path / "out"
     assert "nowhere: does not exist" in refused(capsys, fit_arguments(tmp_path / "nowhere", out))
-    assert "width must be at least 1" in refused(capsys, fit_arguments(digits, out, "--width=0"))
     error = refused(capsys, fit_arguments(digits, out, "--num-validation=100", "--num-calibration=100"))
     assert "200 images cannot be divided" in error
     (tmp_path / "images.npy").write_bytes(b"no array")
@@ -275,13 +274,61 @@ def test_errors_of_the_users_making(
         ["evaluate", "run", "--data=mnist", "--proposal=posterior"],
         ["evaluate", "run", "--data=mnist", "--seed=-1"],
         ["evaluate", "run", "--data=mnist", "--images=0"],
+        ["evaluate", "run", "--data=mnist", "--workers=-1"],
     ],
 )
 def test_wrong_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "error: " in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("--width=0", "must be at least 1, not 0"),
+        ("--width=many", "must be a whole number, at least 1, not 'many'"),
+        ("--latent-dim=4097", "must be at least 1 and at most 4096, not 4097"),
+        ("--first-samples=0", "must be at least 1, not 0"),
+        ("--shift=-1", "must be at least 0, not -1"),
+        ("--seed=9223372036854775808", "must be at least 0 and less than 2**63, not 9223372036854775808"),
+        ("--ema-decay=1", "must be at least 0 and less than 1, not 1.0"),
+        ("--learning-rate=nan", "must be positive and finite, not nan"),
+        ("--gaussian-scale=0", "must be positive and finite, not 0.0"),
+        ("--max-memory=inf", "must be at least 0 and finite, not inf"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_before_the_data_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, problem: str
+) -> None:
+    """In one line that names the option and its range, which its help tells too."""
+    name = option.partition("=")[0]
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", f"--data={tmp_path / 'nowhere'}", f"--out={tmp_path / 'out'}", option])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: argument {name}: {problem}")
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    told = problem.removeprefix("must be ").removeprefix("a whole number, ").partition(", not")[0]
+    text = " ".join(capsys.readouterr().out.split())
+    metavar = name.removeprefix("--").replace("-", "_").upper()
+    words = text.partition(f" {name} {metavar} ")[2].partition(" (default: ")[0]
+    assert words.endswith(f"; {told}")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "publish"])
+@pytest.mark.parametrize("option", ["--num-samples=1048577", "--num-samples=0"])
+def test_what_the_store_would_refuse_after_hours_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str], command: str, option: str
+) -> None:
+    more = ["--data=mnist"] if command == "evaluate" else ["--name=tiny"]
+    with pytest.raises(SystemExit) as caught:
+        main([command, "run", *more, option])
+    assert caught.value.code == 2
+    assert "argument --num-samples: must be at least 1 and at most 2**20, not" in capsys.readouterr().err
 
 
 def test_help_shows_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:

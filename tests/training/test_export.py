@@ -16,9 +16,9 @@ from tests.toys import describe
 from tests.training.measured import network_rounding
 from training.configuration import Configuration, LikelihoodKind, Preset
 from training.errors import ParityError
-from training.export import OPSET, ExportedGraphs, check_parity, export
-from training.networks import Vae, build_vae
-from training.publication import load_engine
+from training.networks.vae import Vae, build_vae
+from training.publish.export import OPSET, ExportedGraphs, check_parity, export
+from training.publish.publication import load_engine
 
 SHAPE = (2, 5, 3)
 KINDS = get_args(LikelihoodKind)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from training.data.idx import read_idx_images
 from training.errors import DataError
-from training.idx import read_idx_images
 
 
 def idx_bytes(images: NDArray[np.uint8]) -> bytes:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from model_store import ImageShape
 from service.images.reader import ImageReader
+from training.data.sources import read_source
 from training.errors import DataError
-from training.evaluate import in_unit_interval
-from training.sources import read_source
+from training.publish.evaluation import in_unit_interval
 
 RANDOM = np.random.default_rng(11)
 HEIGHT, WIDTH = 6, 5

@@ -13,7 +13,7 @@ from service.engine.likelihood import likelihood_of
 from tests.engine.test_likelihood_curvature import inverse_scale, rounding, run
 from tests.rounding import FLOAT32, density_error, gamma
 from training.configuration import Configuration
-from training.likelihood import (
+from training.likelihoods.likelihood import (
     LOG_SCALE_CEILING,
     Bernoulli,
     DiscretisedLogistic,

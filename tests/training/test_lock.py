@@ -6,14 +6,16 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
+import torch
 
 from training.__main__ import main
 from training.errors import RunError
 from training.files import remove_unfinished, write_atomically
-from training.lock import LOCK, lock_folder
-from training.run import CHECKPOINT, METRICS, RUN, Run
+from training.fit.lock import LOCK, lock_folder
+from training.fit.run import CHECKPOINT, METRICS, RUN, Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +41,8 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
-from training.lock import lock_folder
+from typing import IO
+from training.fit.lock import lock_folder
 with lock_folder(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(600)
@@ -164,3 +167,29 @@ def test_what_is_written_can_be_read_by_whom_the_umask_allows(tmp_path: Path) ->
     finally:
         os.umask(mask)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_ctrl_c_in_the_middle_of_a_write_lets_it_finish(tmp_path: Path) -> None:
+    """`torch.save` would turn the interrupt into a RuntimeError, and a run that was cut short into one that failed."""
+    file = tmp_path / "checkpoint.pt"
+    state = {"weights": torch.arange(1000)}
+
+    def write(stream: IO[bytes]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        torch.save(state, stream)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(file, write)
+    assert torch.equal(torch.load(file, weights_only=True)["weights"], state["weights"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [entry.name for entry in tmp_path.iterdir()] == [file.name]
+
+
+def test_another_thread_writes_as_well(tmp_path: Path) -> None:
+    """Only the main thread may set what a signal does."""
+    writer = threading.Thread(
+        target=write_atomically, args=(tmp_path / "a", lambda stream: stream.write(b"written")), daemon=True
+    )
+    writer.start()
+    writer.join(timeout=60)
+    assert (tmp_path / "a").read_bytes() == b"written"

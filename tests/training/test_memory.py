@@ -7,17 +7,18 @@ import torch
 
 from tests.rounding import FLOAT64, gamma
 from tests.training.in_float64 import drift, in_float64
-from training import memory
 from training.configuration import Configuration
-from training.data import LoadedImages
-from training.gradients import accumulate_gradients
-from training.loop import Loop
-from training.memory import Footprint, footprint, images_a_batch
-from training.networks import Vae, build_vae
-from training.objective import log_weight, negative_iwae_bound
-from training.state import TrainingState, build_state
-from training.trainer import validate
-from training.workers import ALONE, PLAIN
+from training.data.splits import LoadedImages
+from training.fit import memory
+from training.fit.devices import PLAIN
+from training.fit.distributed import ALONE
+from training.fit.gradients import accumulate_gradients
+from training.fit.loop import Loop
+from training.fit.memory import Footprint, footprint, images_a_batch
+from training.fit.objective import log_weight, negative_iwae_bound
+from training.fit.state import TrainingState, build_state
+from training.fit.trainer import validate
+from training.networks.vae import Vae, build_vae
 
 CPU = torch.device("cpu")
 MEAN = torch.rand(1, 6, 5, generator=torch.Generator().manual_seed(2))
@@ -124,7 +125,7 @@ def test_the_bound_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         batches.append((len(x), noise.shape[1]))
         return log_weight(model, x, noise)
 
-    monkeypatch.setattr("training.gradients.log_weight", counted)
+    monkeypatch.setattr("training.fit.gradients.log_weight", counted)
     loop.train_epoch(1)
     validate(state.averaged, IMAGES, loop.configuration, sizes=loop.sizes)
     assert batches

@@ -5,8 +5,8 @@ import torch
 
 from tests.rounding import FLOAT64, FUNCTION, gamma, sum_error
 from training.configuration import Configuration
-from training.networks import Vae, build_vae
-from training.resnet import ResidualBlock, halved_sizes
+from training.networks.resnet import ResidualBlock, halved_sizes
+from training.networks.vae import Vae, build_vae
 
 MEAN = torch.rand(3, 17, 20, generator=torch.Generator().manual_seed(2))
 PRESETS = ("mlp", "resnet")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
 from tests.rounding import FLOAT64, sum_error
-from training.objective import log_prior, log_weight, negative_elbo, negative_iwae_bound
+from training.fit.objective import log_prior, log_weight, negative_elbo, negative_iwae_bound
 from training.posterior import DiagonalGaussian
 
 LOADING = torch.tensor([[1.2, 0.3], [-0.4, 0.9], [0.5, 0.1]], dtype=torch.float64)  # [P, D]

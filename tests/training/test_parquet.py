@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.data.image_sets import Reading
+from training.data.sources import StreamedSource, open_source, read_source
 from training.errors import CorruptImageError, DataError
-from training.image_sets import Reading
-from training.sources import StreamedSource, open_source, read_source
 
 IMAGES = np.random.default_rng(4).integers(0, 256, (7, 4, 3), dtype=np.uint8)
 
@@ -105,7 +105,7 @@ def test_files_that_are_not_parquet(tmp_path: Path) -> None:
 def test_a_row_group_that_would_fill_a_workers_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.parquet", {"image": structs(PNGS)}, row_group_size=7)
     assert isinstance(open_source(tmp_path, Reading(max_memory=0)), StreamedSource)
-    monkeypatch.setattr("training.image_sets._MAX_BLOCK_BYTES", 100)
+    monkeypatch.setattr("training.data.image_sets._MAX_BLOCK_BYTES", 100)
     with pytest.raises(DataError, match=r"a\.parquet row 0: lies in a row group of .*row_group_size"):
         open_source(tmp_path, Reading(max_memory=0))
 

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from tests.training.photographs import photographs
 from training.__main__ import main
 from training.configuration import Configuration
-from training.data import LoadedImages
+from training.data.splits import LoadedImages
 from training.errors import ConfigurationError
-from training.loop import Loop
-from training.networks import HIGHEST_LOG_VAR, LOWEST_LOG_VAR, build_vae
-from training.recipes import complete_configuration
-from training.resnet import LARGEST, patch_size
-from training.run import MOST_PIXEL_WEIGHTS, num_pixel_weights, open_run
-from training.state import TrainingState, build_state
-from training.workers import ALONE, PLAIN
+from training.fit.devices import PLAIN
+from training.fit.distributed import ALONE
+from training.fit.loop import Loop
+from training.fit.recipes import complete_configuration
+from training.fit.run import MOST_PIXEL_WEIGHTS, num_pixel_weights, open_run
+from training.fit.state import TrainingState, build_state
+from training.networks.resnet import LARGEST, patch_size
+from training.networks.vae import HIGHEST_LOG_VAR, LOWEST_LOG_VAR, build_vae
 
 CPU = torch.device("cpu")
 LIKELIHOODS: list[dict[str, Any]] = [

@@ -17,15 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from service.engine.runtime import Runtime
 from tests.rounding import gamma, sum_error
 from training.configuration import Configuration
-from training.data import DataSplits
-from training.export import ExportedGraphs, check_parity, export
-from training.figures import draw_figures
-from training.networks import Vae, build_vae
-from training.objective import log_weight, negative_iwae_bound
-from training.precision import full_float32
-from training.run import create_run, describe_run
-from training.trainer import EpochFigures, fit, validate
-from training.workers import Acceleration
+from training.data.splits import DataSplits
+from training.fit.devices import Acceleration
+from training.fit.objective import log_weight, negative_iwae_bound
+from training.fit.run import create_run, describe_run
+from training.fit.trainer import EpochFigures, fit, validate
+from training.networks.precision import full_float32
+from training.networks.vae import Vae, build_vae
+from training.publish.export import ExportedGraphs, check_parity, export
+from training.report.figures import draw_figures
 
 CPU = torch.device("cpu")
 RECIPES: dict[str, dict[str, Any]] = {
@@ -154,7 +154,7 @@ def test_a_processor_that_can_round_trains_the_same_bits(
     assert all(torch.equal(*pair) for pair in zip(found, weights, strict=True))
 
     # The same where nothing forbids it: the emulation does round, so the comparison can fail.
-    monkeypatch.setattr("training.trainer.full_float32", nullcontext)
+    monkeypatch.setattr("training.fit.trainer.full_float32", nullcontext)
     rounded_weights, rounded_bounds = train(tmp_path / "allowed", splits, options, units)
     assert units.num_rounded > 20
     assert rounded_bounds[0] != bounds[0]
@@ -237,7 +237,7 @@ def test_no_other_file_sets_the_precision_of_float32() -> None:
     found = {str(file.relative_to(root)) for file in files if any(word in file.read_text() for word in words)}
     measured = {"benchmarks/gpu_parts/environment.py", "benchmarks/gpu_parts/torch_speed.py"}  # TF32 beside float32
     peer = {"benchmarks/peers/pythae_trainer.py"}  # runs without ours
-    assert found - measured - peer == {"training/precision.py"}
+    assert found - measured - peer == {"training/networks/precision.py"}
 
 
 def test_in_bfloat16_only_the_layers_are_rounded() -> None:

@@ -12,23 +12,17 @@ from model_store import FITTING, StoreError, list_versions, open_version
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
-from service.images.sketch import Sketch, image_hashes
+from service.images.bottom_k import BottomKSketch, image_hashes
 from tests.rounding import density_error
 from tests.training.measured import network_rounding
-from training.data import DataSplits
+from training.data.sources import Source
+from training.data.splits import DataSplits
 from training.errors import ParityError, RunError
-from training.evaluate import Protocol, in_unit_interval
-from training.publication import (
-    Publication,
-    describe,
-    held_out_images,
-    load_model,
-    open_stored,
-    publish_run,
-)
-from training.run import Run, Session, create_run
-from training.sources import Source
-from training.trainer import fit
+from training.fit.loaded_model import load_model
+from training.fit.run import Run, Session, create_run
+from training.fit.trainer import fit
+from training.publish.evaluation import Protocol, in_unit_interval
+from training.publish.publication import Publication, describe, held_out_images, open_stored, publish_run
 
 NATS = density_error(28 * 28, 400)
 LAPLACE, FEW = Protocol("laplace", num_samples=40, seed=0), Protocol("encoder", num_samples=10, seed=0)
@@ -132,7 +126,7 @@ def test_the_calibration_is_what_a_request_would_get(
 
 
 def test_the_manifest_knows_its_training_images(publication: Publication, splits: DataSplits) -> None:
-    sketch = Sketch.from_json(publication.stored.manifest.provenance.configuration["training_images"])
+    sketch = BottomKSketch.from_json(publication.stored.manifest.provenance.configuration["training_images"])
     assert sketch is not None
     for images, found in ((splits.train, len(splits.train)), (splits.calibration, 0), (splits.test, 0)):
         assert isinstance(images, np.ndarray)
@@ -203,7 +197,7 @@ def test_publishing_again_adds_a_version(
 def test_graphs_that_differ_are_not_published(
     tmp_path: Path, finished_run: Run, splits: DataSplits, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.export.PARITY_TOLERANCE", -1.0)
+    monkeypatch.setattr("training.publish.export.PARITY_TOLERANCE", -1.0)
     with pytest.raises(ParityError, match="output 'mean' at batch 1 differs"):
         publish_run(finished_run, splits, name="tiny", store=tmp_path, protocol=FEW, encoder_samples=0, runtime=runtime)
     assert list_versions(tmp_path) == {}

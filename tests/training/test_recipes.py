@@ -5,7 +5,7 @@ import pytest
 
 from training.configuration import Configuration
 from training.errors import ConfigurationError
-from training.recipes import complete_configuration
+from training.fit.recipes import complete_configuration
 
 GREY = np.random.default_rng(3).integers(0, 256, (30, 1, 4, 4)).astype(np.uint8)
 DIGITS = np.where(GREY < 230, GREY // 128 * 255, GREY).astype(np.uint8)  # of ten pixels, at most one is grey

@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 
 from tests.training.photographs import photographs
 from tests.training.test_trainer import CPU, SHORT, equal, new_run, train, weights
-from training.data import DataSplits, LoadedImages
+from training.data.splits import DataSplits, LoadedImages
 from training.errors import DivergenceError
-from training.gradients import accumulate_gradients
-from training.loop import Loop
-from training.networks import Vae
-from training.recovery import check_bound
-from training.run import Run
-from training.schedule import learning_rate
-from training.start import start_weights
-from training.state import TrainingState, build_state
-from training.trainer import EpochFigures, fit
-from training.workers import ALONE, PLAIN
+from training.fit.devices import PLAIN
+from training.fit.distributed import ALONE
+from training.fit.gradients import accumulate_gradients
+from training.fit.loop import Loop
+from training.fit.recovery import check_bound
+from training.fit.run import Run
+from training.fit.schedule import learning_rate
+from training.fit.start import start_weights
+from training.fit.state import TrainingState, build_state
+from training.fit.trainer import EpochFigures, fit
+from training.networks.vae import Vae
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def diverging_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def rate(step: int, steps_per_epoch: int, configuration: object) -> float:
         return learning_rate(step, steps_per_epoch, SHORT) * (1e36 if step >= steps_per_epoch else 1)
 
-    monkeypatch.setattr("training.loop.learning_rate", rate)
-    monkeypatch.setattr("training.loop.rate_factor", lambda setbacks: 0.25e-36 if setbacks else 1.0)
+    monkeypatch.setattr("training.fit.loop.learning_rate", rate)
+    monkeypatch.setattr("training.fit.loop.rate_factor", lambda setbacks: 0.25e-36 if setbacks else 1.0)
 
 
 def fit_told(run: Run, splits: DataSplits, *, stop_after: int | None = None) -> list[str]:
@@ -105,7 +106,7 @@ def test_what_was_learned_before_can_be_the_start_of_another_run(
     tmp_path: Path, splits: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "training.loop.learning_rate",
+        "training.fit.loop.learning_rate",
         lambda step, steps_per_epoch, configuration: 2e-3 if step < 2 * steps_per_epoch else 1e36,
     )
     run = new_run(tmp_path, splits, SHORT)
@@ -144,7 +145,7 @@ def test_a_last_step_that_ruins_the_weights_is_taken_back(
         setbacks.append(count)
         return 1e5 if len(setbacks) == 8 else 0.25**count  # the last step of epoch 2
 
-    monkeypatch.setattr("training.loop.rate_factor", factor)
+    monkeypatch.setattr("training.fit.loop.rate_factor", factor)
     recipe = replace(SHORT, ema_decay=decay)
     run = new_run(tmp_path, splits, recipe)
     (line,) = fit_told(run, splits)
@@ -207,7 +208,7 @@ def test_one_gradient_that_is_not_finite_is_enough(poison: float, monkeypatch: p
         bias.grad[1] += poison
         return loss
 
-    monkeypatch.setattr("training.loop.accumulate_gradients", poisoned)
+    monkeypatch.setattr("training.fit.loop.accumulate_gradients", poisoned)
     if math.isfinite(poison):
         loop.train_epoch(2)
     else:

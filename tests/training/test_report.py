@@ -15,13 +15,14 @@ from service.engine.runtime import Runtime
 from tests.rounding import sum_error
 from tests.training.test_streams import STREAM, streamed
 from training.configuration import Configuration
-from training.data import DataSplits, evenly_spaced, take
-from training.evaluate import Protocol, evaluate, fresh_batches, in_unit_interval
-from training.export import export
-from training.publication import describe, load_engine, load_model
-from training.report import Measured, in_words, write_report
-from training.run import Run
-from training.units import LatentUnits, latent_units
+from training.data.splits import DataSplits, evenly_spaced, take
+from training.fit.loaded_model import load_model
+from training.fit.run import Run
+from training.publish.evaluation import Protocol, evaluate, fresh_batches, in_unit_interval
+from training.publish.export import export
+from training.publish.publication import describe, load_engine
+from training.publish.units import LatentUnits, latent_units
+from training.report.page import Measured, in_words, write_report
 
 LAPLACE, ENCODER = Protocol("laplace", num_samples=8, seed=0), Protocol("encoder", num_samples=20, seed=0)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from training.__main__ import main
-from training.run import CHECKPOINT, METRICS
+from training.fit.run import CHECKPOINT, METRICS
 
 EPOCHS = 8
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,10 @@ import torch
 
 from tests.training.conftest import TINY
 from training.configuration import Configuration
-from training.data import DataSplits
+from training.data.splits import DataSplits
 from training.errors import ConfigurationError, RunError
-from training.run import (
+from training.fit.devices import Acceleration
+from training.fit.run import (
     CHECKPOINT,
     METRICS,
     RUN,
@@ -21,7 +22,6 @@ from training.run import (
     open_run,
     resume_run,
 )
-from training.workers import Acceleration
 
 CPU = torch.device("cpu")
 DESCRIPTION = RunDescription(
@@ -142,6 +142,36 @@ def test_a_broken_description_is_named(tmp_path: Path, text: str, problem: str) 
         open_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("width", 0, "width must be at least 1, not 0"),
+        ("width", "8", "width must be a whole number, at least 1, not '8'"),
+        ("flip", 1, "flip must be true or false, not 1"),
+        ("colour", "grey", "there is no option colour"),
+    ],
+)
+def test_a_description_with_a_configuration_that_cannot_be_is_named(
+    tmp_path: Path, name: str, value: object, problem: str
+) -> None:
+    create_run(tmp_path, DESCRIPTION)
+    content = json.loads((tmp_path / RUN).read_text())
+    content["configuration"][name] = value
+    (tmp_path / RUN).write_text(json.dumps(content))
+    with pytest.raises(RunError, match=rf"run\.json: not a run's description \({problem}\)"):
+        open_run(tmp_path)
+
+
+def test_a_description_of_before_some_option_was_there_is_read(tmp_path: Path) -> None:
+    """What it lacks is the default; a whole number is a number."""
+    create_run(tmp_path, DESCRIPTION)
+    content = json.loads((tmp_path / RUN).read_text())
+    del content["configuration"]["shift"], content["configuration"]["skip_corrupt"]
+    content["configuration"]["warm_up_epochs"] = 1
+    (tmp_path / RUN).write_text(json.dumps(content))
+    assert open_run(tmp_path).description == DESCRIPTION
+
+
 def test_checkpoints_are_replaced_whole(tmp_path: Path) -> None:
     run = create_run(tmp_path, DESCRIPTION)
     assert run.load_checkpoint(CPU) is None
@@ -204,13 +234,12 @@ def test_epochs_without_a_checkpoint_are_dropped_from_the_figures(tmp_path: Path
     ("limit", "most", "problem"),
     [
         ("MAX_IMAGE_SIZE", 8, "images of .* pixels and channels are too large: at most 8 are taken"),
-        ("MAX_LATENT_DIM", 1, "latent_dim must be at most 1, not"),
         ("max_calibration_images", lambda latent_dim: latent_dim, "num_calibration must be at most"),
     ],
 )
 def test_what_no_store_would_take_is_refused_before_training(
     splits: DataSplits, monkeypatch: pytest.MonkeyPatch, limit: str, most: object, problem: str
 ) -> None:
-    monkeypatch.setattr(f"training.run.{limit}", most)
+    monkeypatch.setattr(f"training.fit.run.{limit}", most)
     with pytest.raises(ConfigurationError, match=problem):
         describe_run(TINY, splits, source="here")

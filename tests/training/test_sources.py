@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.data.sources import read_source
 from training.errors import CorruptImageError, DataError
-from training.sources import read_source
 
 RANDOM = np.random.default_rng(5)
 TRAIN = RANDOM.integers(0, 256, (6, 4, 3), dtype=np.uint8)

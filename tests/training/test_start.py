@@ -10,12 +10,12 @@ import torch
 
 from model_store import open_version
 from training.__main__ import main
-from training.data import DataSplits
+from training.data.splits import DataSplits
 from training.errors import RunError
-from training.publication import load_model
-from training.run import CHECKPOINT, RUN, Run, create_run, describe_run, open_run
-from training.start import begin, check_start, fingerprint, start_weights
-from training.trainer import fit
+from training.fit.loaded_model import load_model
+from training.fit.run import CHECKPOINT, RUN, Run, create_run, describe_run, open_run
+from training.fit.start import begin, check_start, fingerprint, start_weights
+from training.fit.trainer import fit
 
 CPU = torch.device("cpu")
 SHORT = ["--epochs=2", "--num-samples=2", "--batch-size=40", "--device=cpu"]

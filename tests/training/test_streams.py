@@ -11,14 +11,14 @@ from PIL import Image
 
 from tests.training.test_parquet import png, structs, write
 from training.configuration import Configuration
-from training.data import DataSplits, on_device, split
+from training.data.image_files import ImageFiles, Pixels, decode
+from training.data.image_sets import Reading
+from training.data.sources import StreamedSource, open_source, read_source
+from training.data.splits import DataSplits, on_device, split
+from training.data.streams import ImageStream
 from training.errors import CorruptImageError, DataError
-from training.image_files import ImageFiles, Pixels, decode
-from training.image_sets import Reading
-from training.run import Run, create_run, describe_run, open_run
-from training.sources import StreamedSource, open_source, read_source
-from training.streams import ImageStream
-from training.trainer import fit
+from training.fit.run import Run, create_run, describe_run, open_run
+from training.fit.trainer import fit
 
 CPU = torch.device("cpu")
 SHORT = Configuration(
@@ -131,7 +131,7 @@ def test_the_order_is_that_of_seed_and_epoch_and_each_image_comes_once(
     assert isinstance(stream, ImageStream)
     orders = {}
     for block_bytes in (64 * 2**20, 1500):
-        monkeypatch.setattr("training.streams.CACHE_BYTES", block_bytes)
+        monkeypatch.setattr("training.data.streams.CACHE_BYTES", block_bytes)
         for seed in (1, 2):
             first, again = (stream.shuffled(torch.Generator().manual_seed(seed)) for _ in range(2))
             assert (first == again).all()
@@ -143,7 +143,7 @@ def test_the_order_is_that_of_seed_and_epoch_and_each_image_comes_once(
 def test_a_window_holds_whole_blocks_and_no_more_than_fit(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = streamed(folder("parquet", 77)).train
     largest = int(stream.encoded.block_bytes.max())
-    monkeypatch.setattr("training.streams.CACHE_BYTES", 2 * largest)
+    monkeypatch.setattr("training.data.streams.CACHE_BYTES", 2 * largest)
     order = stream.shuffled(torch.Generator().manual_seed(3))
     assert stream.encoded.blocks is not None
     blocks = stream.encoded.blocks[order].tolist()

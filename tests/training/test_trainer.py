@@ -18,17 +18,18 @@ from service.engine.preparation import Preparation
 from tests.rounding import gamma
 from tests.training.in_float64 import drift, in_float64
 from training.configuration import Configuration
-from training.data import DataSplits, unit_pixels
+from training.data.splits import DataSplits, unit_pixels
 from training.errors import ConfigurationError, DivergenceError
-from training.figures import CURVES, RECONSTRUCTIONS, SAMPLES, draw_figures, draw_grid
-from training.loop import prepare
-from training.networks import Vae, build_vae
-from training.publication import load_model
-from training.run import METRICS, Run, create_run, describe_run
-from training.schedule import learning_rate, num_samples
-from training.state import build_state
-from training.trainer import EpochFigures, fit, validate
-from training.workers import ALONE, PLAIN, Acceleration, choose_device
+from training.fit.devices import PLAIN, Acceleration, choose_device
+from training.fit.distributed import ALONE
+from training.fit.loaded_model import load_model
+from training.fit.loop import prepare
+from training.fit.run import METRICS, Run, create_run, describe_run
+from training.fit.schedule import learning_rate, num_samples
+from training.fit.state import build_state
+from training.fit.trainer import EpochFigures, fit, validate
+from training.networks.vae import Vae, build_vae
+from training.report.figures import CURVES, RECONSTRUCTIONS, SAMPLES, draw_figures, draw_grid
 
 CPU = torch.device("cpu")
 SHORT = Configuration(width=24, latent_dim=3, num_samples=3, epochs=4, batch_size=48, ema_decay=0.9)
@@ -111,7 +112,12 @@ def test_each_session_is_recorded(tmp_path: Path, splits: DataSplits) -> None:
     run = new_run(tmp_path, splits, SHORT)
     train(run, splits, stop_after=2)
     fit(
-        run, splits, device=CPU, on_epoch=lambda figures, model: None, team=ALONE, acceleration=Acceleration("bfloat16")
+        run,
+        splits,
+        device=CPU,
+        on_epoch=lambda figures, model: None,
+        processes=ALONE,
+        acceleration=Acceleration("bfloat16"),
     )
     train(run, splits)  # at its end already: no session
     first, second = run.read_sessions()
@@ -281,7 +287,7 @@ def test_compiled_networks_take_the_same_steps(
 
     In float64: see tests/training/in_float64.py.
     """
-    monkeypatch.setattr("training.workers.COMPILER", "aot_eager")
+    monkeypatch.setattr("training.fit.devices.COMPILER", "aot_eager")
     recipe = replace(SHORT, epochs=2)
     runs = [new_run(tmp_path / name, splits, recipe) for name in ("eager", "compiled")]
     for run, acceleration in zip(runs, (PLAIN, Acceleration(compiled=True)), strict=True):

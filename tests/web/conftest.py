@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from model_store import ImageShape, PixelPreparation, publish
 from service.web.app import create_app
-from service.web.settings import Settings
+from service.web.operations.settings import Settings
 from tests.toys import LinearGaussian, Toy, bernoulli_toy
 from tests.trials import TrialsInProcess
 
@@ -41,7 +41,7 @@ def wait_until_ready(client: TestClient) -> None:
 def _trials_in_process() -> Iterator[None]:
     """A child for each app would take half a second; tests/hostile has the real ones, and so has each real process."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("service.web.registry.Trials", TrialsInProcess)
+        patched.setattr("service.web.models.registry.Trials", TrialsInProcess)
         yield
 
 

@@ -6,29 +6,28 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 from PIL import Image
 
-Array = NDArray[Any]
+from tests.toys import AnyArray
 
 
-def image_file(image: Array, file_format: str = "PNG", **options: Any) -> bytes:
+def image_file(image: AnyArray, file_format: str = "PNG", **options: Any) -> bytes:
     """uint8 [H, W] or [H, W, 3] as an image file."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, file_format, **options)
     return stream.getvalue()
 
 
-def npy(array: Array) -> bytes:
+def npy(array: AnyArray) -> bytes:
     """An npy file."""
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
     return stream.getvalue()
 
 
-def read_npy(content: bytes) -> Array:
+def read_npy(content: bytes) -> AnyArray:
     """The array of an npy file."""
-    array: Array = np.load(io.BytesIO(content), allow_pickle=False)
+    array: AnyArray = np.load(io.BytesIO(content), allow_pickle=False)
     return array
 
 
@@ -37,12 +36,12 @@ def json_body(images: list[Any]) -> bytes:
     return orjson.dumps({"images": images}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def base64_png(image: Array) -> str:
+def base64_png(image: AnyArray) -> str:
     """An image as base64 text."""
     return base64.b64encode(image_file(image)).decode()
 
 
-def requests_in_every_form(images: Array) -> dict[str, dict[str, Any]]:
+def requests_in_every_form(images: AnyArray) -> dict[str, dict[str, Any]]:
     """Arguments of `client.post` for the same uint8 images [B, H, W] in every form that takes several."""
     unit = images.astype(np.float32) / np.float32(255)
     files = [("images", (f"{i}.png", image_file(image), "image/png")) for i, image in enumerate(images)]

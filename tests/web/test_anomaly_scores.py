@@ -12,15 +12,15 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from service.engine.anomaly import AnomalyScores, Judgement
+from service.engine.anomaly.conformal import benjamini_hochberg
+from service.engine.anomaly.detector import AnomalyScores, Judgement
+from service.engine.anomaly.scores import METHODS
 from service.engine.chunks import complete
-from service.engine.conformal import benjamini_hochberg
-from service.engine.methods import METHODS
 from service.engine.model import Model
 from service.web import schemas
 from service.web.app import create_app
-from service.web.replies import anomaly_rows
-from service.web.settings import Settings
+from service.web.operations.settings import Settings
+from service.web.responses import anomaly_rows
 from tests import reference
 from tests.rounding import gamma
 from tests.toys import LinearGaussian, bernoulli_toy

@@ -16,10 +16,10 @@ from fastapi.testclient import TestClient
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError, Session
 from service.web.app import create_app
-from service.web.backend import Backend
-from service.web.metrics import Metrics
+from service.web.operations.metrics import Metrics
+from service.web.operations.settings import Settings
 from service.web.rate import Meter
-from service.web.settings import Settings
+from service.web.serving.backend import Backend
 from tests.rounding import sum_error
 from tests.web.conftest import Serve
 from tests.web.forms import npy, read_npy

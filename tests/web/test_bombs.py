@@ -14,7 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.web.forms import image_file
-from tests.web.test_wrong_input import ENCODE, GREY, NPY, PNG, check, png_claiming
+from tests.web.test_wrong_input import AS_NPY, AS_PNG, ENCODE, GREY, check, png_claiming
 
 MEBIBYTE = 2**20
 
@@ -52,8 +52,8 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_does_not_go_off(client: TestClient, name: str) -> None:
-    content_type = {"content-type": "image/webp"} if "webp" in name else PNG
-    client.post(ENCODE, content=image_file(GREY), headers=PNG)
+    content_type = {"content-type": "image/webp"} if "webp" in name else AS_PNG
+    client.post(ENCODE, content=image_file(GREY), headers=AS_PNG)
     tracemalloc.start()
     try:
         answer = client.post(ENCODE, content=BOMBS[name], headers=content_type)
@@ -62,13 +62,15 @@ def test_a_bomb_does_not_go_off(client: TestClient, name: str) -> None:
         tracemalloc.stop()
     assert answer.status_code in (200, 413, 422), answer.text
     assert peak < 16 * MEBIBYTE
-    assert client.post(ENCODE, content=image_file(GREY), headers=PNG).status_code == 200
+    assert client.post(ENCODE, content=image_file(GREY), headers=AS_PNG).status_code == 200
 
 
 def test_an_image_of_another_size_is_refused_before_it_is_decoded(client: TestClient) -> None:
-    answer = client.post(ENCODE, content=png_claiming(4000, 4000), headers=PNG)  # it has no such pixels
+    answer = client.post(ENCODE, content=png_claiming(4000, 4000), headers=AS_PNG)  # it has no such pixels
     check(answer, 422, "invalid-image", "4000×4000", 0)
-    check(client.post(f"{ENCODE}?resize=true", content=png_claiming(50, 40), headers=PNG), 422, "invalid-image", "", 0)
+    check(
+        client.post(f"{ENCODE}?resize=true", content=png_claiming(50, 40), headers=AS_PNG), 422, "invalid-image", "", 0
+    )
 
 
 class Marker:
@@ -90,10 +92,10 @@ def test_a_pickle_is_never_opened(client: TestClient, tmp_path: Path) -> None:
     mark.rmdir()
     archive = io.BytesIO()
     np.savez(archive, images=np.array([Marker(mark)], object))
-    check(client.post(ENCODE, content=stream.getvalue(), headers=NPY), 422, "invalid-body", "holds object")
+    check(client.post(ENCODE, content=stream.getvalue(), headers=AS_NPY), 422, "invalid-body", "holds object")
     for body in (pickle.dumps(Marker(mark)), archive.getvalue()):
-        check(client.post(ENCODE, content=body, headers=NPY), 422, "invalid-body", "not an npy file")
-    check(client.post("/v1/decode", content=stream.getvalue(), headers=NPY), 422, "invalid-body", "holds object")
+        check(client.post(ENCODE, content=body, headers=AS_NPY), 422, "invalid-body", "not an npy file")
+    check(client.post("/v1/decode", content=stream.getvalue(), headers=AS_NPY), 422, "invalid-body", "holds object")
     assert not mark.exists()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.web.forms import npy
-from tests.web.test_door import read
+from tests.web.test_admission import read
 from tests.web.test_process import Start, address, start
 
 __all__ = ["start"]  # the fixture

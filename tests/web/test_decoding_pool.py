@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from service.images.decode_request import DecodeRequest, PlainShape
 from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
-from service.images.reading import PlainShape, Reading
-from service.web import decoding_pool
-from service.web.backend import Backend
-from service.web.decoder import Decoder, DecoderLostError
-from service.web.decoding import InProcess, Read
-from service.web.decoding_pool import DecodingPool
-from service.web.metrics import Metrics
+from service.web.decoding import process_pool
+from service.web.decoding.decoder_process import Decoder, DecoderLostError
+from service.web.decoding.interface import InProcess, Read
+from service.web.decoding.process_pool import DecodingPool
+from service.web.memory import Budget, Share
+from service.web.operations.metrics import Metrics
+from service.web.operations.settings import Settings
 from service.web.outcome import DeadlineError, QueueFullError, StoppedError
-from service.web.settings import Settings
+from service.web.serving.backend import Backend
 from tests.hostile.image_bombs import GREY, progressive_jpeg
 from tests.web.forms import image_file
 
@@ -34,8 +35,8 @@ PHOTOGRAPH = image_file(np.random.default_rng(0).integers(0, 256, (300, 300, 3),
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
-def reading(*images: Any, shape: PlainShape = SHAPE, max_pixels: int = 2**25) -> Reading:
-    return Reading(shape, True, max_pixels, images[0] if isinstance(images[0], np.ndarray) else list(images))
+def reading(*images: Any, shape: PlainShape = SHAPE, max_pixels: int = 2**25) -> DecodeRequest:
+    return DecodeRequest(shape, True, max_pixels, images[0] if isinstance(images[0], np.ndarray) else list(images))
 
 
 async def read(pool: DecodingPool, *images: Any, seconds: float = LONG_SECONDS) -> Any:
@@ -127,7 +128,7 @@ def test_errors_are_those_of_this_process(
 def test_a_job_past_its_deadline_is_dropped_and_its_worker_replaced(
     runner: asyncio.Runner, pool: DecodingPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding_pool, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(process_pool, "GRACE_SECONDS", 0.0)
 
     async def scenario() -> None:
         before = restarts(pool, "dropped")
@@ -156,7 +157,7 @@ def test_a_short_job_past_its_deadline_costs_no_worker(runner: asyncio.Runner, p
 def test_a_cancelled_job_is_dropped_whether_it_waits_or_is_being_read(
     runner: asyncio.Runner, pool: DecodingPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding_pool, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(process_pool, "GRACE_SECONDS", 0.0)
 
     async def scenario() -> None:
         before = restarts(pool, "dropped")
@@ -211,6 +212,27 @@ def test_a_job_that_would_wait_too_long_is_refused_and_told_how_long(
     runner.run(scenario())
 
 
+def test_small_images_do_not_change_what_large_ones_are_thought_to_take(
+    runner: asyncio.Runner, pool: DecodingPool
+) -> None:
+    """Most of the time of a small one goes into the way to a worker and back, which is not what its header tells."""
+
+    async def scenario() -> None:
+        await read(pool, MONSTER)
+        small, rate = image_file(GREY, "WEBP"), pool._rate.rows_per_second
+        for _ in range(100):
+            await read(pool, small)
+        assert pool._rate.rows_per_second == rate
+        for _ in range(500):
+            pool.submit(pool.prepare(reading(small)), LONG_SECONDS).cancel()  # there is room for all of them
+        ahead = [pool.submit(pool.prepare(reading(small)), LONG_SECONDS) for _ in range(500)]
+        waiting = [job.seconds for job in pool._jobs]
+        assert sum(waiting) > 500 * 2**17 / rate  # and none of them is thought to take nothing
+        await asyncio.gather(*ahead)
+
+    runner.run(scenario())
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_crash_is_the_fault_of_the_images(runner: asyncio.Runner, pool: DecodingPool, count: int) -> None:
     async def scenario() -> None:
@@ -246,7 +268,7 @@ def test_a_worker_that_was_killed_costs_one_more_try(runner: asyncio.Runner, poo
 def test_a_job_that_was_not_cheap_after_all_gives_way(
     runner: asyncio.Runner, pool: DecodingPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding_pool, "_QUICK_SECONDS", 0.1)
+    monkeypatch.setattr(process_pool, "_QUICK_SECONDS", 0.1)
 
     async def scenario() -> None:
         before = restarts(pool, "overran")
@@ -301,6 +323,21 @@ def test_one_worker_reads_everything_and_closing_leaves_nobody() -> None:
     asyncio.run(scenario())
 
 
+def test_a_worker_that_ended_is_watched_no_more() -> None:
+    """Its descriptor's number soon is another connection's, which the loop would take for the worker's."""
+
+    async def scenario() -> None:
+        alone = DecodingPool(1, memory_bytes=MEMORY, metrics=Metrics())
+        await alone.start()
+        await until(lambda: bool(alone._idle))
+        (decoder,) = [decoder for decoder in alone._decoders if decoder.pid == alone.pids[0]][:1]
+        number = decoder._socket.fileno()
+        await alone.close()
+        assert not asyncio.get_running_loop().remove_reader(number)
+
+    asyncio.run(scenario())
+
+
 def test_workers_that_cannot_start_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
 
@@ -315,16 +352,21 @@ def test_workers_that_cannot_start_stop_the_start(monkeypatch: pytest.MonkeyPatc
 
 def test_in_process_the_deadline_holds_and_errors_are_the_same() -> None:
     async def scenario() -> None:
-        here = InProcess()
+        here, budget = InProcess(), Budget(2**24)
+        share = Share(budget)
+        share.hold(2**20)
         found: Read = await here.submit(here.prepare(reading(PHOTOGRAPH)), LONG_SECONDS)
         assert_array_equal(found.pixels, reading(PHOTOGRAPH).read())
         with pytest.raises(InvalidImageError):
             await here.submit(here.prepare(reading(b"?")), LONG_SECONDS)
         started = time.monotonic()
         with pytest.raises(DeadlineError):
-            await here.submit(here.prepare(reading(progressive_jpeg(2000, 100))), 0.01)
+            await here.submit(here.prepare(reading(progressive_jpeg(2000, 100)))._replace(share=share), 0.01)
         assert time.monotonic() - started < 10
+        share.end()  # the request is answered, and what it has is still there
+        assert budget.held == 2**20
         await until(lambda: here.jobs == 0)
+        assert budget.held == 0
         await here.close()
 
     asyncio.run(scenario())

@@ -18,14 +18,14 @@ import httpx2
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from service.web.logs import Output
+from service.web.operations.logs import Output
 from tests.web.test_process import Start, start
 
 __all__ = ["start"]  # the fixture
 SECONDS = 60.0
 
 
-def tell(lines: int) -> str:
+def describe_dropped(lines: int) -> str:
     return f"dropped {lines}\n"
 
 
@@ -62,7 +62,7 @@ def counted(output: Output) -> Callable[[], float]:
 @pytest.mark.parametrize("blocking", [True, False])
 def test_lines_are_written_whole_and_in_order_and_none_is_lost(pipe: Pipe, blocking: bool) -> None:
     os.set_blocking(pipe.write_end, blocking)
-    output = Output(pipe.write_end, tell)
+    output = Output(pipe.write_end, describe_dropped)
     dropped = counted(output)
     lines = [f"{number} {'ä' * (number % 500)}\n" for number in range(3000)]  # 1.5 MB: far more than a pipe holds
     texts: list[str] = []
@@ -80,7 +80,7 @@ def test_lines_are_written_whole_and_in_order_and_none_is_lost(pipe: Pipe, block
 
 
 def test_a_pipe_that_nobody_reads_holds_nobody_up_and_the_dropped_are_told_in_their_place(pipe: Pipe) -> None:
-    output = Output(pipe.write_end, tell, max_waiting=10_000)
+    output = Output(pipe.write_end, describe_dropped, max_waiting=10_000)
     dropped = counted(output)
     room = fcntl.fcntl(pipe.write_end, fcntl.F_GETPIPE_SZ)
     output.write("0" * (room + 1) + "\n")  # alone it is taken, however long
@@ -104,7 +104,7 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up_and_the_dropped_are_told_in_th
 
 def test_a_full_disk_costs_the_lines_that_do_not_fit_and_no_more(tmp_path: Path) -> None:
     full, file = os.open("/dev/full", os.O_WRONLY), os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
-    output = Output(full, tell)
+    output = Output(full, describe_dropped)
     dropped = counted(output)
     for number in range(3):
         output.write(f"{number}\n")
@@ -140,7 +140,7 @@ def test_a_line_that_fits_in_part_is_ended_when_there_is_room(
         return written
 
     monkeypatch.setattr(os, "write", write_what_fits)
-    output = Output(file, tell)
+    output = Output(file, describe_dropped)
     dropped = counted(output)
     first = ["first\n", "second\n", "third\n", "4\n"]
     with output._lock:  # so that they are written together
@@ -160,7 +160,7 @@ def test_a_line_that_fits_in_part_is_ended_when_there_is_room(
 
 
 def test_without_a_descriptor_every_line_is_dropped_and_counted() -> None:
-    output = Output(None, tell)
+    output = Output(None, describe_dropped)
     output.write("before it is counted\n")
     dropped = counted(output)
     output.write("after\n")
@@ -176,7 +176,7 @@ def test_what_a_destructor_logs_while_a_line_is_queued_is_queued_too(pipe: Pipe)
             output.write("from within\n")
             return 10
 
-    output = Output(pipe.write_end, tell)
+    output = Output(pipe.write_end, describe_dropped)
     output.write(Logging("one\n"))
     output.write(Logging("two\n"))
     output.finish(SECONDS)
@@ -186,8 +186,8 @@ def test_what_a_destructor_logs_while_a_line_is_queued_is_queued_too(pipe: Pipe)
 
 EVERYTHING_TO_BE_LOGGED = """
 import asyncio, logging, sys, threading, warnings
-from service.web.logs import configure_logging
-from service.web.settings import Settings
+from service.web.operations.logs import configure_logging
+from service.web.operations.settings import Settings
 
 class Failing:
     def __del__(self):

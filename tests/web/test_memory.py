@@ -16,20 +16,20 @@ from starlette.types import Message
 
 from service.engine.chunks import complete
 from service.engine.model import Model, Pixels
-from service.web.allocator import trim
-from service.web.arrivals import Arrivals
-from service.web.backend import Backend
-from service.web.ceiling import decoders_ceiling, resident_bytes, service_ceiling
-from service.web.errors import LimitError, MemoryFullError
-from service.web.kinds import decoding
-from service.web.limits import Limits
+from service.web.connections.incoming_bodies import IncomingBodies
+from service.web.connections.request_limits import Limits
 from service.web.memory import FREE_BYTES, MEMORY, SENT_AT_ONCE, SMALL_BYTES, Budget, Share
-from service.web.scheduler import Scheduler
-from service.web.settings import Settings
-from service.web.turns import Job, Kind, Room, Turns
+from service.web.operations.allocator import trim
+from service.web.operations.settings import Settings
+from service.web.problems import LimitError, MemoryFullError
+from service.web.serving.backend import Backend
+from service.web.serving.batch_queue import BatchMemory, BatchQueue, Computation, Job
+from service.web.serving.batching import decoding
+from service.web.serving.memory_ceiling import decoders_ceiling, resident_bytes, service_ceiling
+from service.web.serving.scheduler import Scheduler
 from tests.web.conftest import Serve
 from tests.web.forms import npy
-from tests.web.test_wrong_input import DECODE, ENCODE, JSON, NPY, check
+from tests.web.test_wrong_input import AS_JSON, AS_NPY, DECODE, ENCODE, check
 
 MEBIBYTE = 2**20
 LIMIT = 80 * MEBIBYTE
@@ -114,28 +114,28 @@ def test_many_threads_count_right() -> None:
 
 
 def test_of_bodies_that_arrive_the_one_that_stalls_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.web.arrivals._GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("service.web.connections.incoming_bodies._GRACE_SECONDS", 0.05)
 
     async def arrive() -> None:
-        arrivals = Arrivals(Budget(LIMIT))
-        stalled, steady = arrivals.add(), arrivals.add()
-        arrivals.grow(stalled, 30 * MEBIBYTE)  # much, and then nothing
+        incoming_bodies = IncomingBodies(Budget(LIMIT))
+        stalled, steady = incoming_bodies.add(), incoming_bodies.add()
+        incoming_bodies.grow(stalled, 30 * MEBIBYTE)  # much, and then nothing
         for size in range(1, 6):
             await asyncio.sleep(0.04)
-            arrivals.grow(steady, size * MEBIBYTE)
-        late = arrivals.add()
-        arrivals.grow(late, 6 * MEBIBYTE)
+            incoming_bodies.grow(steady, size * MEBIBYTE)
+        late = incoming_bodies.add()
+        incoming_bodies.grow(late, 6 * MEBIBYTE)
         assert (stalled.gave_way, steady.gave_way, late.gave_way) == (True, False, False)
-        arrivals.grow(late, 34 * MEBIBYTE)
-        last = arrivals.add()
+        incoming_bodies.grow(late, 34 * MEBIBYTE)
+        last = incoming_bodies.add()
         await asyncio.sleep(0.06)
-        arrivals.grow(last, MEBIBYTE)
-        arrivals.end(steady)
-        arrivals.end(late)
+        incoming_bodies.grow(last, MEBIBYTE)
+        incoming_bodies.end(steady)
+        incoming_bodies.end(late)
         with pytest.raises(MemoryFullError, match="this one came slowest"):
-            arrivals.grow(last, 41 * MEBIBYTE)
+            incoming_bodies.grow(last, 41 * MEBIBYTE)
         for body in (stalled, steady, late):
-            arrivals.end(body)
+            incoming_bodies.end(body)
 
     asyncio.run(arrive())
 
@@ -154,33 +154,33 @@ def nothing(_: Any) -> Generator[None, None, list[None]]:
 
 def test_a_large_computation_waits_for_those_that_have_begun_and_small_ones_pass() -> None:
     async def take() -> None:
-        turns = Turns(256, 640)
-        kinds = {name: Kind(None, nothing) for name in ("first", "second", "third", "small", "free")}
+        queue = BatchQueue(256, 640)
+        computations = {name: Computation(None, nothing) for name in ("first", "second", "third", "small", "free")}
         for name, memory in (("first", 500), ("second", 200), ("third", 100), ("small", 10), ("free", 0)):
-            turns.put(kinds[name], job(memory))
-        names = {id(kind): name for name, kind in kinds.items()}
+            queue.put(computations[name], job(memory))
+        names = {id(computation): name for name, computation in computations.items()}
 
         def taken() -> tuple[str, Any]:
-            batch = turns.take()
+            batch = queue.take()
             assert batch is not None
-            return names[id(batch.kind)], batch
+            return names[id(batch.computation)], batch
 
         name, first = taken()
         assert name == "first"
-        turns.put_back(first)
+        queue.put_back(first)
         assert taken()[0] == "first"  # turns alternate
         assert taken()[0] == "small"  # `third` would fit, and comes after `second`, which does not
-        turns.put_back(first)
+        queue.put_back(first)
         assert taken()[0] == "first"
         assert taken()[0] == "free"
-        turns.end(first)
+        queue.end(first)
         assert [taken()[0] for _ in range(2)] == ["second", "third"]
 
     asyncio.run(take())
 
 
 def test_what_needs_more_than_there_is_begins_alone_and_what_nobody_waits_for_is_taken_to_be_dropped() -> None:
-    room = Room(640)
+    room = BatchMemory(640)
     assert room.fits(10**9)
     room.add(10**9)
     assert not room.fits(11)
@@ -189,13 +189,13 @@ def test_what_needs_more_than_there_is_begins_alone_and_what_nobody_waits_for_is
     assert room.fits(11)
 
     async def take() -> None:
-        turns = Turns(256, 640)
+        queue = BatchQueue(256, 640)
         for memory in (600, 600):
-            turns.put(Kind(None, nothing), dropped := job(memory))
-        begun = turns.take()
+            queue.put(Computation(None, nothing), dropped := job(memory))
+        begun = queue.take()
         assert begun is not None
         dropped.answer.set_result(None)
-        found = turns.take()
+        found = queue.take()
         assert found is not None
         assert found.jobs == [dropped]
 
@@ -215,7 +215,7 @@ def test_what_a_job_carries_is_held_until_it_is_settled_though_its_client_has_go
 
         share = Share(budget)
         share.hold(MEBIBYTE)
-        answer = scheduler.submit(Kind(None, compute), None, rows=1, timeout_seconds=60, share=share)
+        answer = scheduler.submit(Computation(None, compute), None, rows=1, timeout_seconds=60, share=share)
         await asyncio.to_thread(begun.wait, 60)
         answer.cancel()
         share.end()  # the request is over
@@ -258,9 +258,9 @@ def peak_of(compute: Callable[[], object]) -> int:
 
 def test_a_request_of_a_batch_does_not_keep_the_results_of_the_others(client: TestClient) -> None:
     model = backend_of(client).registry.loaded[0]
-    kind = decoding(model, lambda _: None)
+    computation = decoding(model, lambda _: None)
     latents = [np.zeros((count, model.description.latent_dim), np.float32) for count in (1, 7, 2)]
-    parts = complete(kind.compute(latents))
+    parts = complete(computation.compute(latents))
     assert [len(part) for part in parts] == [1, 7, 2]
     assert all(part.base is None for part in parts)
 
@@ -280,8 +280,8 @@ def held(client: TestClient) -> float:
 def test_without_memory_a_request_is_429_and_a_small_one_is_not(serve: Serve) -> None:
     client = serve(max_memory_bytes=2**20, max_body_bytes=3 * 2**17)
     large = npy(np.zeros((400, 28, 28), np.uint8))
-    check(client.post(ENCODE, content=large, headers=NPY), 413, "limit-exceeded", "bytes of memory; at most 786432")
-    assert client.post(ENCODE, content=large[:1] * 1000, headers=NPY).status_code == 422
+    check(client.post(ENCODE, content=large, headers=AS_NPY), 413, "limit-exceeded", "bytes of memory; at most 786432")
+    assert client.post(ENCODE, content=large[:1] * 1000, headers=AS_NPY).status_code == 422
     check(client.get("/v1/samples?n=300"), 413, "limit-exceeded", "bytes of memory")
     assert client.get("/v1/samples?n=3").status_code == 200
     assert held(client) == 0
@@ -294,15 +294,15 @@ def test_a_full_memory_is_told_by_the_head_with_when_to_come_back(serve: Serve) 
     other = Share(budget)
     other.hold(budget.limit_each)
     body = npy(np.zeros((6000, 28, 28), np.uint8))
-    answer = client.post(ENCODE, content=body, headers=NPY)
+    answer = client.post(ENCODE, content=body, headers=AS_NPY)
     check(answer, 429, "memory-full", "try again in 1 s")
     assert answer.headers["retry-after"] == "1"
     pieces = (body[start : start + 2**17] for start in range(0, len(body), 2**17))  # its length is not told
-    answer = client.post(ENCODE, content=pieces, headers=NPY)
+    answer = client.post(ENCODE, content=pieces, headers=AS_NPY)
     check(answer, 429, "memory-full", "bytes of memory")
-    assert client.post(ENCODE, content=npy(np.zeros((10, 28, 28), np.uint8)), headers=NPY).status_code == 200
+    assert client.post(ENCODE, content=npy(np.zeros((10, 28, 28), np.uint8)), headers=AS_NPY).status_code == 200
     other.end()
-    assert client.post(ENCODE, content=body, headers=NPY).status_code == 200
+    assert client.post(ENCODE, content=body, headers=AS_NPY).status_code == 200
     assert held(client) == 0
 
 
@@ -313,10 +313,10 @@ def test_everything_is_given_back_whatever_came_of_it(client: TestClient, status
     latents = np.full((3000, 3), np.nan if wrong else 0, np.float32)
     as_json = b'{"latents":[%b]}' % b",".join([b"[0,0,%b]" % (b'"0"' if wrong else b"0")] * 3000)
     answers = [
-        client.post(ENCODE, content=npy(images), headers=NPY),
-        client.post("/v1/log-likelihood?proposal=encoder&num_samples=4", content=npy(images), headers=NPY),
-        client.post(DECODE, content=npy(latents), headers=NPY),
-        client.post(DECODE, content=as_json, headers=JSON),
+        client.post(ENCODE, content=npy(images), headers=AS_NPY),
+        client.post("/v1/log-likelihood?proposal=encoder&num_samples=4", content=npy(images), headers=AS_NPY),
+        client.post(DECODE, content=npy(latents), headers=AS_NPY),
+        client.post(DECODE, content=as_json, headers=AS_JSON),
         client.get(f"/v1/samples?n=500&temperature={-1 if wrong else 1}"),
     ]
     assert [answer.status_code for answer in answers] == [422 if wrong else 200] * 5
@@ -331,6 +331,7 @@ def test_a_large_answer_leaves_in_pieces_that_do_not_keep_it() -> None:
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         headers = [(b"content-length", b"%d" % (len(whole) + 4))]
+        scope[MEMORY].hold(2 * len(whole))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": whole, "more_body": True})
         await send({"type": "http.response.body", "body": b"last", "more_body": False})

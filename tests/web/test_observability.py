@@ -12,8 +12,8 @@ import structlog
 from fastapi.testclient import TestClient
 
 from service.web.app import create_app
-from service.web.metrics import Metrics, SharedText
-from service.web.settings import Settings
+from service.web.operations.metrics import Metrics, SharedText
+from service.web.operations.settings import Settings
 from tests.rounding import FLOAT64, gamma
 from tests.toys import bernoulli_toy
 from tests.web.conftest import DIGIT_SHAPE, Serve, put

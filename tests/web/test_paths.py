@@ -10,7 +10,7 @@ import structlog
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
-from service.web.settings import OWN_PATHS, Settings
+from service.web.operations.settings import OWN_PATHS, Settings
 from tests.web.conftest import Serve
 from tests.web.test_observability import BODY
 from tests.web.test_process import Start, address, start

@@ -25,12 +25,12 @@ from model_store import ImageShape, PixelPreparation, StoreError, open_version, 
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
 from service.web.app import create_app
-from service.web.loading import Loads, LoadTime
-from service.web.metrics import Metrics
-from service.web.opening import Opener
+from service.web.models.loading import Loads, LoadTime
+from service.web.models.opening import Opener
+from service.web.models.registry import Registry
+from service.web.operations.metrics import Metrics
+from service.web.operations.settings import Settings
 from service.web.outcome import DeadlineError
-from service.web.registry import Registry
-from service.web.settings import Settings
 from tests.toys import bernoulli_toy
 from tests.trials import TrialsInProcess
 from tests.web.conftest import COLOUR_SHAPE, DIGIT_SHAPE, put
@@ -463,7 +463,7 @@ def test_a_gpu_without_room_for_a_version_is_not_the_versions_fault_and_counts(
         raise OutOfDeviceMemoryError("the GPU has no room for this computation")
 
     with monkeypatch.context() as patched:
-        patched.setattr("service.web.opening.Model", SimpleNamespace(open=full))  # a trial has no GPU
+        patched.setattr("service.web.models.opening.Model", SimpleNamespace(open=full))  # a trial has no GPU
         answer = client.post("/v1/encode?version=1", **BODY)
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:logpx:problem:out-of-device-memory")
         assert opener._load_time._left < left
@@ -489,7 +489,7 @@ def test_a_gpu_that_is_lost_while_a_version_is_opened_ends_the_process(
         def lost(*_: Any, **__: Any) -> Model:
             raise DeviceLostError("the GPU has failed")
 
-        monkeypatch.setattr("service.web.opening.Model", SimpleNamespace(open=lost))  # a trial has no GPU
+        monkeypatch.setattr("service.web.models.opening.Model", SimpleNamespace(open=lost))  # a trial has no GPU
         answer = client.post("/v1/encode?version=1", **BODY)
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:logpx:problem:not-ready")
         assert told.wait(60)
@@ -630,9 +630,32 @@ def test_a_version_that_changes_between_trial_and_loading_is_not_served(
     with monkeypatch.context() as patched:
         patched.setattr(TrialsInProcess, "report", swap)
         (refused,) = reload(client)["digits"]["refused"]
-    assert refused == {"version": 3, "reason": "manifest.json: changed while it was tried out"}
+    assert refused["version"] == 3
+    assert refused["reason"].startswith("manifest.json: SHA-256 is ")
+    assert refused["reason"].endswith(": it has changed")
     assert encode(client) == 2
     assert reload(client)["digits"]["default_version"] == 3
+
+
+def test_a_graph_that_grows_between_trial_and_loading_is_not_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it would take the memory of the service itself, which no trial bounds."""
+    for seed in (1, 2):
+        add(tmp_path, seed=seed)
+    client = run()
+    report = TrialsInProcess.report
+    size = (tmp_path / "digits" / "2" / "encoder.onnx").stat().st_size
+
+    def swap(self: TrialsInProcess, request: Any) -> dict[str, Any]:
+        found = report(self, request)
+        os.truncate(tmp_path / "digits" / "3" / "encoder.onnx", 2**31 - 1)
+        return found
+
+    add(tmp_path, seed=3)
+    monkeypatch.setattr(TrialsInProcess, "report", swap)
+    (refused,) = reload(client)["digits"]["refused"]
+    assert refused["reason"] == f"encoder.onnx: has {2**31 - 1} bytes; at most {size} are read"
 
 
 def test_what_is_published_during_a_long_trial_is_tried_before_what_is_older(
@@ -642,7 +665,7 @@ def test_what_is_published_during_a_long_trial_is_tried_before_what_is_older(
     client = run()
     for seed in (2, 3):
         add(tmp_path, seed=seed)
-    monkeypatch.setattr("service.web.registry._LONG_SECONDS", 0.0)
+    monkeypatch.setattr("service.web.models.registry._LONG_SECONDS", 0.0)
     report, tried = TrialsInProcess.report, []
 
     def note(self: TrialsInProcess, request: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pytest
 
 from service.web.outcome import DeadlineError, Done, QueueFullError, StoppedError
 from service.web.rate import Expectation, Meter, Rate
-from service.web.scheduler import Scheduler
-from service.web.turns import Kind
+from service.web.serving.batch_queue import Computation
+from service.web.serving.scheduler import Scheduler
 
 
 def steps(name: str, count: int, log: list[str], gate: threading.Event | None = None) -> Generator[None, None, str]:
@@ -30,7 +30,7 @@ def endless() -> Generator[None, None, None]:
         yield
 
 
-def doubling(log: list[list[int]], key: str = "double") -> Kind[int, int]:
+def doubling(log: list[list[int]], key: str = "double") -> Computation[int, int]:
     """Doubles numbers, all of a batch at once, and logs each batch; 13 is one it cannot double."""
 
     def compute(numbers: Sequence[int]) -> Generator[None, None, list[int]]:
@@ -40,7 +40,7 @@ def doubling(log: list[list[int]], key: str = "double") -> Kind[int, int]:
             raise ZeroDivisionError("an unlucky number")
         return [2 * number for number in numbers]
 
-    return Kind(key, compute)
+    return Computation(key, compute)
 
 
 async def blocked(queue: Scheduler) -> "tuple[threading.Event, asyncio.Future[Done[str]]]":
@@ -341,7 +341,7 @@ def test_a_batch_that_everybody_left_stops_within_a_chunk() -> None:
 
     async def scenario() -> None:
         queue = scheduler()
-        kind = Kind("long", long)
+        kind = Computation("long", long)
         answers = [queue.submit(kind, 0, rows=1, timeout_seconds=60) for _ in range(2)]
         await asyncio.to_thread(entered.wait, 30)
         for answer in answers:

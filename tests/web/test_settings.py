@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from model_store import BUNDLED
-from service.web.environment import ELSEWHERE, read_environment
-from service.web.settings import Settings, environment, sentences
+from service.web.operations.environment import ELSEWHERE, read_environment
+from service.web.operations.settings import Settings, environment, sentences
 
 ROOT = Path(__file__).parents[2]
 KEY = "0123456789abcdef-0123"

@@ -5,6 +5,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, repeat
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.web.forms import npy
+from tests.web.test_admission import read
 from tests.web.test_process import NPY, address, score
 
 BODY = npy(np.zeros((1, 28, 28), np.uint8))
@@ -151,6 +153,18 @@ def test_what_is_left_of_a_refused_body_has_its_time_too(url: str) -> None:
                     break
                 answer += received
     assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_connection_whose_refused_body_came_to_its_end_waits_for_the_next_request(url: str) -> None:
+    """As long as after any answer, which is longer than a head may take."""
+    with connect(url) as connection:
+        connection.settimeout(60)
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: here\r\nContent-Length: 6\r\n\r\nabc")
+        assert read(connection)[0].startswith(b"HTTP/1.1 404 ")
+        connection.sendall(b"def")
+        time.sleep(1.5)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert read(connection)[0].startswith(b"HTTP/1.1 200 ")
 
 
 def test_trailers_without_end_are_cut_off(patient_url: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from service.web.connection_limit import ConnectionLimit, Room, connections_that_fit
-from service.web.slow_readers import MIN_BYTES_PER_SECOND, SlowReaders
+from service.web.connections.connection_limit import ConnectionLimit, Permission, connections_that_fit
+from service.web.connections.slow_readers import MIN_BYTES_PER_SECOND, SlowReaders
 
 SECONDS = 10.0
 
@@ -203,7 +203,7 @@ def limit(most: int) -> tuple[ConnectionLimit, Callable[[str], float | None]]:
 def test_below_the_limit_nobody_is_touched() -> None:
     bound, count = limit(3)
     connections = {Connection(0.0), Connection(1.0)}
-    assert bound.room(connections, 5.0) is Room.ANY_REQUEST
+    assert bound.permission(connections, 5.0) is Permission.ANY_REQUEST
     assert len(connections) == 2
     assert (count("idle"), count("full")) == (0, 0)
 
@@ -212,7 +212,7 @@ def test_those_idle_for_longest_make_room_and_those_at_work_stay() -> None:
     bound, count = limit(100)
     connections = {Connection(since) for since in range(10, 60)} | {Connection(None) for _ in range(50)}
     known = list(connections)
-    assert bound.room(connections, 100.0) is Room.ANY_REQUEST
+    assert bound.permission(connections, 100.0) is Permission.ANY_REQUEST
     dropped = sorted(one.idle_since for one in known if one.dropped and one.idle_since is not None)
     assert dropped == [10, 11, 12, 13]  # 1 and 1 in 32
     assert sum(one.dropped for one in known) == 4
@@ -224,7 +224,7 @@ def test_those_that_never_asked_for_anything_go_first() -> None:
     bound, _ = limit(64)
     connections = {Connection(float(since), since < 62) for since in range(64)}
     known = list(connections)
-    assert bound.room(connections, 100.0) is Room.ANY_REQUEST
+    assert bound.permission(connections, 100.0) is Permission.ANY_REQUEST
     assert sorted(one.idle_since for one in known if one.dropped and one.idle_since is not None) == [0, 62, 63]
 
 
@@ -233,7 +233,7 @@ def test_one_whose_request_is_on_its_way_stays() -> None:
     connections = {Connection(float(since)) for since in range(40)}
     known = sorted(connections, key=lambda one: one.idle_since or 0)
     known[0].has_unread = True
-    assert bound.room(connections, 100.0) is Room.ANY_REQUEST
+    assert bound.permission(connections, 100.0) is Permission.ANY_REQUEST
     assert [one.dropped for one in known[:3]] == [False, True, False]
     assert count("idle") == 1
 
@@ -242,27 +242,27 @@ def test_where_all_are_at_work_probes_come_in_and_then_nothing() -> None:
     bound, count = limit(4)
     connections = {Connection(None) for _ in range(4)}
     for _ in range(4):
-        assert bound.room(connections, 1.0) is Room.PROBES
+        assert bound.permission(connections, 1.0) is Permission.PROBES
         connections.add(Connection(None))
-    assert bound.room(connections, 1.0) is Room.NOTHING
+    assert bound.permission(connections, 1.0) is Permission.NOTHING
     assert count("full") == 1
     idle = Connection(0.0)
     connections.pop()
     connections.add(idle)
-    assert bound.room(connections, 1.0) is Room.PROBES
+    assert bound.permission(connections, 1.0) is Permission.PROBES
     assert idle.dropped
 
 
 def test_idle_ones_are_not_looked_for_again_at_once_where_there_were_none() -> None:
     bound, _ = limit(4)
     connections = {Connection(None) for _ in range(4)}
-    assert bound.room(connections, 1.0) is Room.PROBES
+    assert bound.permission(connections, 1.0) is Permission.PROBES
     idle = Connection(0.0)
     connections.pop()
     connections.add(idle)
-    assert bound.room(connections, 1.05) is Room.PROBES
+    assert bound.permission(connections, 1.05) is Permission.PROBES
     assert not idle.dropped
-    assert bound.room(connections, 1.2) is Room.ANY_REQUEST
+    assert bound.permission(connections, 1.2) is Permission.ANY_REQUEST
     assert idle.dropped
 
 

@@ -19,8 +19,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from service.web.app import create_app
-from service.web.settings import Settings
-from service.web.tracing import export_traces
+from service.web.operations.settings import Settings
+from service.web.operations.tracing import export_traces
 from tests.web.test_observability import BODY
 from tests.web.test_process import Start, address, start  # noqa: F401 (a fixture)
 
@@ -65,7 +65,7 @@ def test_a_request_is_one_span_that_tells_what_it_took(store: Path) -> None:
 
 
 def test_a_bug_of_ours_is_an_error_in_its_span(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.web.registry.Registry.summaries", lambda _: 1 / 0)
+    monkeypatch.setattr("service.web.models.registry.Registry.summaries", lambda _: 1 / 0)
     with structlog.testing.capture_logs():
         (span,) = spans_of(store, [("GET", "/v1/models", {})])
     assert span.status.status_code == StatusCode.ERROR

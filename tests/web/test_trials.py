@@ -1,11 +1,13 @@
 """Children that try versions out, and what becomes of those that do not do as they should."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +17,10 @@ import pytest
 
 from model_store import InvalidArtifactError, ModelNotFoundError, open_version
 from service.engine.trial import Request, try_out
-from service.web.errors import NotReadyError
-from service.web.settings import Settings
-from service.web.trial_process import EndedError, TrialProcess, _environment
-from service.web.trials import Trials
+from service.web.models.trial_process import EndedError, TrialProcess, _environment
+from service.web.models.trials import Trials
+from service.web.operations.settings import Settings
+from service.web.problems import NotReadyError
 from tests.toys import bernoulli_toy
 from tests.web.conftest import COLOUR_SHAPE, put
 
@@ -145,19 +147,21 @@ def test_a_trial_gives_the_digest_or_says_what_is_wrong(tmp_path: Path) -> None:
         trials.warm()
         try:
             stamp = (("a", 1, 1, 1),)
-            digest = await trials.digest(("good", 1), stamp, asked=False)
-            assert digest == open_version(tmp_path, "good").digest
+            passed = await trials.passed(("good", 1), stamp, asked=False)
+            stored = open_version(tmp_path, "good")
+            assert passed.digest == stored.digest
+            assert passed.graph_bytes == {"encoder.onnx": len(stored.encoder), "decoder.onnx": len(stored.decoder)}
             (child,) = trials._children
             with pytest.raises(InvalidArtifactError, match="SHA-256 is") as caught:
-                await trials.digest(("bad", 1), stamp, asked=True)
+                await trials.passed(("bad", 1), stamp, asked=True)
             assert caught.value.file == tmp_path / "bad" / "1" / "encoder.onnx"
             assert not runs(child._process.pid)  # what a broken one leaves behind is gone
             with pytest.raises(ModelNotFoundError, match="no model 'absent'"):
-                await trials.digest(("absent", 1), stamp, asked=True)
+                await trials.passed(("absent", 1), stamp, asked=True)
             (tmp_path / "good" / "1" / "encoder.onnx").write_bytes(b"")
-            assert await trials.digest(("good", 1), stamp, asked=True) == digest  # the same files, as far as one sees
+            assert await trials.passed(("good", 1), stamp, asked=True) == passed  # the same files, as far as one sees
             with pytest.raises(InvalidArtifactError):
-                await trials.digest(("good", 1), (("a", 1, 1, 2),), asked=True)
+                await trials.passed(("good", 1), (("a", 1, 1, 2),), asked=True)
         finally:
             trials.close()
         with pytest.raises(NotReadyError):
@@ -166,13 +170,15 @@ def test_a_trial_gives_the_digest_or_says_what_is_wrong(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-PASSES = READY.replace("sys.stdin.readline()\n", 'for line in sys.stdin: print(\'{"passed": "x"}\', flush=True)\n')
+PASSES = READY.replace(
+    "sys.stdin.readline()\n", 'for line in sys.stdin: print(\'{"passed": "x", "graph_bytes": {}}\', flush=True)\n'
+)
 HANGS_IF = """
 import json
 for line in sys.stdin:
     if json.loads(line)["name"].startswith("slow"):
         time.sleep(600)
-    print('{"passed": "x"}', flush=True)
+    print('{"passed": "x", "graph_bytes": {}}', flush=True)
 """
 
 
@@ -182,13 +188,13 @@ def test_those_that_hang_hold_up_neither_others_nor_the_end(tmp_path: Path) -> N
     async def scenario() -> None:
         trials = Trials(settings(tmp_path, trial_seconds=600), ("-c", script))
         hanging = [
-            asyncio.create_task(trials.digest((f"slow-{index}", 1), (), asked=asked))
+            asyncio.create_task(trials.passed((f"slow-{index}", 1), (), asked=asked))
             for index, asked in enumerate((True, True, False))
         ]
         while len(trials._children) < 3:
             await asyncio.sleep(0.01)
         for asked in (True, False):
-            assert await trials.digest(("quick", 1), (("a", 1, 1, asked),), asked=asked) == "x"
+            assert (await trials.passed(("quick", 1), (("a", 1, 1, asked),), asked=asked)).digest == "x"
         pids = [child._process.pid for child in trials._children]
         trials.close()
         for answer in await asyncio.gather(*hanging, return_exceptions=True):
@@ -203,20 +209,92 @@ def test_a_child_is_used_again_and_let_go_when_nothing_comes(tmp_path: Path) -> 
         trials = Trials(settings(tmp_path), ("-c", PASSES))
         try:
             for version in range(1, 4):
-                assert await trials.digest(("a", version), (), asked=False) == "x"
+                assert (await trials.passed(("a", version), (), asked=False)).digest == "x"
             (child,) = trials._children
             while trials._children:
                 await asyncio.sleep(0.01)
             assert not runs(child._process.pid)
-            assert await trials.digest(("a", 4), (), asked=False) == "x"
+            assert (await trials.passed(("a", 4), (), asked=False)).digest == "x"
             (child,) = trials._children
             os.kill(child._process.pid, signal.SIGKILL)  # while it is idle
             wait_until(lambda: not runs(child._process.pid))
-            assert await trials.digest(("a", 5), (), asked=False) == "x"
+            assert (await trials.passed(("a", 5), (), asked=False)).digest == "x"
         finally:
             trials.close()
 
     asyncio.run(scenario())
+
+
+KILLED = """
+from pathlib import Path
+name = Path({folder!r}) / "seen"
+times = len(name.read_text()) if name.exists() else 0
+name.write_text("x" * (times + 1))
+if times < {times}:
+    os.kill(os.getpid(), signal.{signal})
+print('{{"passed": "x", "graph_bytes": {{}}}}', flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "refused"),
+    [("SIGKILL", 1, ""), ("SIGTERM", 1, ""), ("SIGKILL", 2, "by SIGKILL"), ("SIGSEGV", 1, "by SIGSEGV")],
+)
+def test_a_trial_that_somebody_else_killed_begins_again_once(
+    tmp_path: Path, name: str, times: int, refused: str
+) -> None:
+    """As the kernel does where others take the memory: a version would be refused for that until its files change."""
+    script = READY + KILLED.format(folder=str(tmp_path), times=times, signal=name)
+
+    async def scenario() -> None:
+        trials = Trials(settings(tmp_path), ("-c", script))
+        try:
+            with pytest.raises(InvalidArtifactError, match=refused) if refused else contextlib.nullcontext():
+                assert (await trials.passed(("a", 1), (), asked=False)).digest == "x"
+        finally:
+            trials.close()
+
+    asyncio.run(scenario())
+    assert (tmp_path / "seen").read_text() == "x" * (2 if name != "SIGSEGV" else 1)
+
+
+def test_what_has_passed_is_not_remembered_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.web.models.trials._REMEMBERED", 3)
+
+    async def scenario() -> None:
+        trials = Trials(settings(tmp_path), ("-c", PASSES))
+        try:
+            for version in (1, 2, 3, 4, 2, 5):
+                await trials.passed(("a", version), (("a", 1, 1, version),), asked=False)
+            assert [key[1] for key in trials._passed] == [3, 4, 5]
+        finally:
+            trials.close()
+
+    asyncio.run(scenario())
+
+
+def test_letting_a_child_go_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    close = TrialProcess.close
+
+    def note(self: TrialProcess) -> None:
+        threads.append(threading.current_thread())
+        close(self)
+
+    async def scenario() -> None:
+        trials = Trials(settings(tmp_path), ("-c", PASSES))
+        try:
+            await trials.passed(("a", 1), (), asked=False)
+            while trials._children:
+                await asyncio.sleep(0.01)
+        finally:
+            trials.close()
+
+    monkeypatch.setattr(TrialProcess, "close", note)
+    asyncio.run(scenario())
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize("script", ["raise SystemExit('no module')", "raise MemoryError"])
@@ -226,7 +304,7 @@ def test_a_child_that_does_not_start_is_not_the_versions_fault(tmp_path: Path, s
         trials.warm()
         try:
             with pytest.raises(NotReadyError, match=r"does not start: .* ended with status 1"):
-                await trials.digest(("a", 1), (), asked=False)
+                await trials.passed(("a", 1), (), asked=False)
         finally:
             trials.close()
 
@@ -244,7 +322,7 @@ def test_no_process_to_be_had_is_not_the_versions_fault(tmp_path: Path, monkeypa
         trials.warm()
         try:
             with pytest.raises(NotReadyError, match="no process can be started"):
-                await trials.digest(("a", 1), (), asked=False)
+                await trials.passed(("a", 1), (), asked=False)
         finally:
             trials.close()
 
@@ -253,7 +331,7 @@ def test_no_process_to_be_had_is_not_the_versions_fault(tmp_path: Path, monkeypa
 
 DIES = """
 import os, sys, threading
-from service.web.trial_process import TrialProcess
+from service.web.models.trial_process import TrialProcess
 child = TrialProcess()
 child.wait_until_ready()
 print(child._process.pid, flush=True)

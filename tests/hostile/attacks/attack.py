@@ -10,7 +10,7 @@ from tests.hostile.wire import Answer, Headers, request
 from tests.web.forms import npy
 
 NPY = {"Content-Type": "application/x-npy"}
-JSON = {"Content-Type": "application/json"}
+AS_JSON = {"Content-Type": "application/json"}
 IMAGE = npy(np.zeros((1, 28, 28), np.uint8))
 """One black digit, which every route that takes images takes."""
 ENCODE, DECODE, SAMPLES = "/v1/encode", "/v1/decode", "/v1/samples"

@@ -12,10 +12,10 @@ import numpy as np
 from tests.hostile import wire
 from tests.hostile.attacks.attack import (
     ANOMALY,
+    AS_JSON,
     DECODE,
     ENCODE,
     IMAGE,
-    JSON,
     MODELS,
     NPY,
     SAMPLES,
@@ -186,7 +186,7 @@ def crowds() -> Iterator[Attack]:
     drawn = request("GET", f"{SAMPLES}?n=2000&as=array", headers={"X-Request-Timeout-Ms": "2000"})
     yield crowd("30 long answers", all_ask(drawn, 30), num_answers=30, seconds=2)
     rows = b'{"latents":[' + b",".join([b"[0,0,0]"] * 20_000) + b"]}"
-    decoded = request("POST", DECODE, rows, {**JSON, "X-Request-Timeout-Ms": "1500"})
+    decoded = request("POST", DECODE, rows, {**AS_JSON, "X-Request-Timeout-Ms": "1500"})
     yield crowd("3 decodes of 20 000 latents", all_ask(decoded, 3), num_answers=3, seconds=1.5)
     others = [request("POST", f"{ENCODE}?version={1 + number % 2}", IMAGE, NPY) for number in range(100)]
     yield crowd("100 requests for two versions in turn", lambda service: each(service, others), num_answers=100)

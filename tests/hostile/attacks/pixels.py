@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tests.hostile.attacks.attack import ANOMALY, DECODE, ENCODE, JSON, NPY, SCORE, Attack, asks
+from tests.hostile.attacks.attack import ANOMALY, AS_JSON, DECODE, ENCODE, NPY, SCORE, Attack, asks
 from tests.web.forms import npy
 
 ROUTES = (ENCODE, SCORE, ANOMALY)
@@ -34,4 +34,4 @@ def pixel_attacks() -> Iterator[Attack]:
         latents = np.full((1, 3), value, np.float32)
         yield asks(f"a latent {what}", 200, "POST", DECODE, npy(latents), NPY)
     for text in ("NaN", "Infinity", "1e999", "-1e999", "0x10", "01", "1.", ".5", "+1", "1e", "--1", "\uff11"):
-        yield asks(f"the JSON number {text!a}", 422, "POST", DECODE, f'{{"latents":[[{text},0,0]]}}'.encode(), JSON)
+        yield asks(f"the JSON number {text!a}", 422, "POST", DECODE, f'{{"latents":[[{text},0,0]]}}'.encode(), AS_JSON)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tests.hostile import wire
-from tests.hostile.attacks.attack import DECODE, ENCODE, IMAGE, JSON, MODELS, NPY, SAMPLES, Attack, asks, whole
+from tests.hostile.attacks.attack import AS_JSON, DECODE, ENCODE, IMAGE, MODELS, NPY, SAMPLES, Attack, asks, whole
 from tests.hostile.attacks.crowds import BUSY, close, crowds, each, held, sockets
 from tests.hostile.attacks.heads import head_attacks
 from tests.hostile.attacks.pixels import pixel_attacks
@@ -78,8 +78,8 @@ def reported() -> Iterator[Attack]:
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(IMAGE), IMAGE)
     yield raw("a coding before chunked", (400, 501), whole("POST", ENCODE, chunks, coded))
     texts = b'{"images":[["' + b"a" * 150_000 + b'"' + b",1" * 2000 + b"]]}"
-    yield asks("a long text among numbers", 422, "POST", ENCODE, texts, JSON)
-    yield asks("a long text among latents", 422, "POST", DECODE, texts.replace(b"images", b"latents"), JSON)
+    yield asks("a long text among numbers", 422, "POST", ENCODE, texts, AS_JSON)
+    yield asks("a long text among latents", 422, "POST", DECODE, texts.replace(b"images", b"latents"), AS_JSON)
     digits = "9" * 3600
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({digits}, 28, 28), }}"
     yield asks("a dimension of 3600 digits", (413, 422), "POST", ENCODE, npy_head(header), NPY)
@@ -91,7 +91,7 @@ def reported() -> Iterator[Attack]:
     dots = request("POST", f"{ENCODE}?resize=true", npy(np.zeros((42_000, 1, 1), np.uint8)), {**NPY, **hurried})
     yield Attack("42 000 images of one pixel", together(dots, 1), LARGEST, SECONDS)
     inflated = base64.b64encode(many_scans)
-    quoted = request("POST", f"{ENCODE}?resize=true", b'{"images":["' + inflated + b'"]}', {**JSON, **hurried})
+    quoted = request("POST", f"{ENCODE}?resize=true", b'{"images":["' + inflated + b'"]}', {**AS_JSON, **hurried})
     yield Attack("a JPEG of 1500 scans in JSON", together(quoted, 1), LARGEST, SECONDS)
     largest = request("POST", ENCODE, npy(np.zeros((42_000, 28, 28), np.uint8)), NPY)
     for count in (1, 8):

@@ -1,0 +1,1 @@
+"""Anomaly scores: statistics of an image, scores, conformal p-values, the detector."""

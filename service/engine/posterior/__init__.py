@@ -1,0 +1,1 @@
+"""log P(x): the posterior's mode and curvature, samples by importance, the estimate."""

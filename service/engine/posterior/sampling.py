@@ -1,0 +1,216 @@
+"""Run the engine's graphs in chunks, over images and samples of any number, within a fixed memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from model_store import Description
+from service.engine import graphs
+from service.engine.arrays import Float32Array, Float64Array
+from service.engine.chunks import Chunks, complete
+from service.engine.graphs import DecoderGraphs
+from service.engine.likelihood import Likelihood
+from service.engine.posterior.laplace import PATTERN, SHARES, Mixture
+from service.engine.posterior.newton import Evaluation
+from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, NoiseCache, standard_normal
+from service.engine.runtime import Runtime, Session
+from service.engine.verification import CURVATURE_TOLERANCE
+
+_IGNORED_INFORMATION = 0.01
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images drawn from the model: z ~ N(0, temperature²·I) [N, D], and E[x|z] as pixels [N, C, H, W]."""
+
+    latents: NDArray[np.float32]
+    images: Float32Array
+
+
+class Sampler:
+    """The graphs around one decoder, as functions of arrays; each yields after every run on the device.
+
+    Args:
+        decoder: the decoder's graph, checked.
+        decode: the same graph, as it is.
+        chunk_rows: decoder rows of one run.
+    """
+
+    def __init__(
+        self,
+        decoder: ModelProto,
+        decode: Session,
+        likelihood: Likelihood,
+        description: Description,
+        *,
+        runtime: Runtime,
+        file: Path,
+        chunk_rows: int,
+    ) -> None:
+        self._chunk_rows = chunk_rows
+        self.rows_run = 0
+        """Decoder rows that have been run so far."""
+        self.latent_dim = description.latent_dim
+        self._num_pixels = description.image.size
+        self._noise = NoiseCache(description.latent_dim, runtime)
+        written = DecoderGraphs(decoder, likelihood, description)
+        self._log_weight = runtime.open(written.log_weight(), file)
+        self._mixture = runtime.open(written.mixture_log_weight(SHARES), file)
+        every = np.arange(description.latent_dim)
+        self._curvature = runtime.open(written.curvature(every), file)
+        self._familiar_curvature = self._curvature
+        self.familiar_dimensions = self._used_dimensions(decode, likelihood)
+        """The latent dimensions that the decoder takes notice of for familiar images, [A]; see `_used_dimensions`."""
+        if len(self.familiar_dimensions) < len(every):
+            self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file)
+        inputs = {
+            **self._rows(np.full((2, self._num_pixels), 0.5, np.float32), description.latent_dim + 1),
+            graphs.LATENTS: standard_normal(2, description.latent_dim, seed=DEFAULT_SEED)[:, None],
+        }
+        runtime.verify(written.curvature(every), self._curvature, inputs, file, tolerance=CURVATURE_TOLERANCE)
+
+    def log_weights(
+        self, x: Float32Array, gaussian: DiagonalGaussian, *, seed: int, start: int, stop: int
+    ) -> Chunks[Float64Array]:
+        """Log weights under the Gaussian, of noise rows start to stop: x [B, P] → [B, stop − start]."""
+        log_weight = np.empty((len(x), stop - start))
+        for images, samples in self._tiles(len(x), start, stop):
+            inputs = {
+                **self._rows(x[images], samples.stop - samples.start),
+                graphs.MEAN: gaussian.mean[images, None],
+                graphs.LOG_VAR: gaussian.log_var[images, None],
+                graphs.NOISE: self._noise.rows(seed, samples.start, samples.stop),
+            }
+            log_weight[images, _shift(samples, start)] = self._log_weight.run(inputs)[graphs.LOG_WEIGHT]
+            yield
+        return log_weight
+
+    def mixture_log_weights(
+        self, x: Float32Array, encoder: DiagonalGaussian, mixture: Mixture, *, seed: int, start: int, stop: int
+    ) -> Chunks[tuple[Float64Array, Float64Array]]:
+        """Log weights under the whole mixture and under its encoder part: x [B, P] → twice [B, stop − start]."""
+        by_mixture = np.empty((len(x), stop - start))
+        by_encoder = np.empty_like(by_mixture)
+        half_precisions = (0.5 / mixture.scales**2).transpose(0, 2, 1)  # [B, D, J]
+        log_dets = np.log(mixture.scales).sum(axis=2)[:, None]  # [B, 1, J]
+        for images, samples in self._tiles(len(x), start, stop):
+            inputs = {
+                **self._rows(x[images], samples.stop - samples.start),
+                graphs.MEAN: encoder.mean[images, None],
+                graphs.LOG_VAR: encoder.log_var[images, None],
+                graphs.MODE: mixture.mode[images, None],
+                graphs.BASIS: mixture.basis[images],
+                graphs.SCALES: mixture.scales[images],
+                graphs.HALF_PRECISIONS: half_precisions[images],
+                graphs.LOG_DETS: log_dets[images],
+                graphs.NOISE: self._noise.rows(seed, samples.start, samples.stop),
+                graphs.CHOSEN: np.eye(len(SHARES), dtype=np.float32)[
+                    None, part_of(np.arange(samples.start, samples.stop))
+                ],
+            }
+            outputs = self._mixture.run(inputs)
+            by_mixture[images, _shift(samples, start)] = outputs[graphs.LOG_WEIGHT]
+            by_encoder[images, _shift(samples, start)] = outputs[graphs.ENCODER_LOG_WEIGHT]
+            yield
+        return by_mixture, by_encoder
+
+    def evaluate(self, x: Float32Array, points: Float64Array) -> Chunks[Evaluation]:
+        """Log likelihood, gradient and information at points [B, D], or [B, A] of the familiar dimensions: x [B, P]."""
+        count = points.shape[1]
+        curvature = self._curvature if count == self.latent_dim else self._familiar_curvature
+        values, gradients, informations = np.empty(len(x)), np.empty((len(x), count)), np.empty((len(x), count, count))
+        batch = max(1, self._chunk_rows // (count + 1))
+        for first in range(0, len(x), batch):
+            images = slice(first, min(first + batch, len(x)))
+            inputs = {**self._rows(x[images], count + 1), graphs.LATENTS: self._embed(points[images, None])}
+            outputs = curvature.run(inputs)
+            values[images] = outputs[graphs.LOG_LIKELIHOOD][:, 0]
+            gradients[images], informations[images] = outputs[graphs.GRADIENT], outputs[graphs.INFORMATION]
+            yield
+        return Evaluation(values, gradients, informations)
+
+    def log_likelihoods(self, x: Float32Array, points: Float64Array) -> Chunks[Float64Array]:
+        """log p(x|z) at points [B, K, D], or [B, K, A] of the familiar dimensions: x [B, P] → [B, K]."""
+        values = np.empty(points.shape[:2])
+        for images, samples in self._tiles(len(x), 0, points.shape[1]):
+            zeros = np.zeros((images.stop - images.start, 1, self.latent_dim), np.float32)
+            inputs = {
+                **self._rows(x[images], samples.stop - samples.start),
+                graphs.MEAN: zeros,
+                graphs.LOG_VAR: zeros,
+                graphs.NOISE: self._embed(points[images, samples]),
+            }
+            values[images, samples] = self._log_weight.run(inputs)[graphs.LOG_WEIGHT]
+            yield
+        return values
+
+    def noise(self, samples: NDArray[np.intp], *, seed: int) -> Float32Array:
+        """The noise that samples were drawn with, by index: [...] → [..., D]."""
+        drawn = standard_normal(int(samples.max(initial=0)) + 1, self.latent_dim, seed=seed)
+        return drawn[samples]
+
+    @np.errstate(
+        over="ignore"
+    )  # a step may lead anywhere; what float32 cannot hold has no finite value, and is refused
+    def _embed(self, points: Float64Array) -> Float32Array:
+        """Points [..., A] or [..., D] as latents [..., D], zero in the dimensions left out."""
+        if points.shape[-1] == self.latent_dim:
+            return points.astype(np.float32)
+        latents = np.zeros((*points.shape[:-1], self.latent_dim), np.float32)
+        latents[..., self.familiar_dimensions] = points
+        return latents
+
+    def _rows(self, x: Float32Array, count: int) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
+        """The inputs that every graph takes, for images [B, P] and `count` decoder rows each, which are counted."""
+        self.rows_run += len(x) * count
+        return {graphs.X: x[:, None], graphs.SHAPE: np.array([len(x), count, self._num_pixels], np.int64)}
+
+    def _tiles(self, num_images: int, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+        """Cut images × samples start to stop into tiles of at most `chunk_rows`, samples first."""
+        columns = max(1, min(self._chunk_rows, stop - start))
+        rows = max(1, self._chunk_rows // columns)
+        for row in range(0, num_images, rows):
+            for column in range(start, stop, columns):
+                yield slice(row, min(row + rows, num_images)), slice(column, min(column + columns, stop))
+
+    def _used_dimensions(self, decode: Session, likelihood: Likelihood) -> NDArray[np.intp]:
+        """Dimensions that images tell of, judged by images the model draws, at the origin and some draws of the prior.
+
+        A trained decoder often ignores many (posterior collapse). For a familiar image the posterior there is the
+        prior, to within 1 % of its variance, and a forward difference would be a decoder row for nothing. Far from the
+        training set they may wake up, so an image that does not converge at once goes on in all dimensions.
+        """
+        points = np.concatenate(
+            [np.zeros((1, self.latent_dim)), standard_normal(15, self.latent_dim, seed=DEFAULT_SEED)]
+        )
+        with np.errstate(all="ignore"):  # a decoder may give anything
+            drawn = likelihood.sample(decode.run({"z": points.astype(np.float32)}), np.random.default_rng(DEFAULT_SEED))
+        evaluation = complete(self.evaluate(drawn.reshape(len(points), -1), points.astype(np.float64)))
+        diagonal = np.diagonal(evaluation.information, axis1=1, axis2=2)  # [N, D]
+        used = np.flatnonzero(~(diagonal.max(axis=0) < _IGNORED_INFORMATION))  # a NaN counts as used
+        return used if len(used) else np.arange(1)
+
+
+def part_of(samples: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Which part of the mixture draws each sample, by index."""
+    return np.asarray(PATTERN)[samples % len(PATTERN)]
+
+
+def balanced(log_weight: Float64Array) -> Float64Array:
+    """Mixture log weights [B, K] so that their plain mean is unbiased whatever K is.
+
+    The mixture's density has its shares exactly; the K samples have them only roughly. Each part's mean counts with its
+    exact share when its weights are multiplied by share·K/count.
+    """
+    num_samples = log_weight.shape[1]
+    part = part_of(np.arange(num_samples))
+    balance = np.array(SHARES) * num_samples / np.bincount(part, minlength=len(SHARES))
+    return np.asarray(log_weight + np.log(balance[part]))
+
+
+def _shift(samples: slice, start: int) -> slice:
+    return slice(samples.start - start, samples.stop - start)

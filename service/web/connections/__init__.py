@@ -1,0 +1,1 @@
+"""HTTP over one socket: heads, admission, bodies that come in, answers that leave."""

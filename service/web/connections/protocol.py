@@ -1,0 +1,288 @@
+"""One client's connection: uvicorn's protocol, with the bounds on a request's head that it lacks, and admission.
+
+Until a head is complete no application sees it, and uvicorn with httptools lets it grow, and trickle, for ever.
+Between requests uvicorn's own keep-alive timeout holds; from the connection's opening, and from each further request's
+first byte, to the end of its head, these do. A body that trickles is refused by the application:
+service/web/connections/request_limits.py.
+
+A client that has said all may close its side and still gets its answer; one that is gone takes its work with it.
+"""
+
+import asyncio
+from typing import Any, cast
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+
+from service.web.connections.admission import ADMISSION, Admission, AdmissionLimit, is_work
+from service.web.connections.connection_limit import ConnectionLimit, Permission
+from service.web.connections.framing import RefusedHeadError
+from service.web.connections.response_sender import AnsweringProtocol
+from service.web.operations.probes import QUIET_PATHS
+from service.web.outcome import QueueFullError
+from service.web.problems import HEADER_TOO_LARGE, PROBLEM_TYPES, REQUEST_TIMEOUT, TOO_MANY_CONNECTIONS, ProblemType
+
+_RETRY_SECONDS = 1
+_RETRY = f"Retry-After: {_RETRY_SECONDS}\r\n"
+MAX_PIPELINED = 8
+"""Requests of a connection that wait behind the one that is answered; what comes after them is kept unparsed."""
+_CHUNK_BYTES = 16  # of a chunk, beside its data: its size and two line ends
+
+
+class HttpConnection(AnsweringProtocol):
+    """Closes a connection whose request head is wrong (400), too large (431) or too slow (408); refuses work when full.
+
+    What it answers itself looks, and is logged and counted, as what the application answers.
+
+    Args:
+        admission_limit: shared by all connections.
+        max_header_bytes: that may arrive without completing a head or bringing a body; trailers count too. A head that
+            comes whole in one piece is the application's to refuse.
+        header_seconds: from a head's first byte to its last.
+        limit: of connections.
+        root_path: what a proxy has before all paths.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        admission_limit: AdmissionLimit,
+        max_header_bytes: int,
+        header_seconds: float,
+        limit: ConnectionLimit,
+        root_path: str = "",
+        **named: Any,
+    ) -> None:
+        super().__init__(*args, **named)
+        self._max_header_bytes = max_header_bytes
+        self._admission_limit = admission_limit
+        self._admission: Admission | None = None
+        self._turned_away = False
+        self._header_seconds = header_seconds
+        self._limit = limit
+        self._permission = Permission.ANY_REQUEST
+        self._idle_since = 0.0
+        self._prefix = root_path
+        self._timer: asyncio.TimerHandle | None = None
+        self._expects_100 = False  # and would keep the connection
+        self._num_turned_away = 0  # whose refusals have not been sent since
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The client has connected, and should say what it wants."""
+        self._idle_since = self.loop.time()
+        self._permission = self._limit.permission(cast(set[HttpConnection], self.connections), self._idle_since)
+        self._may_linger = self._permission is Permission.ANY_REQUEST
+        super().connection_made(transport)
+        if self._permission is Permission.NOTHING:
+            self._buffered.abort()
+        else:
+            self._start_timer()
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes, of a head or of a body."""
+        if self._ignores_input:
+            if self._lingering is not None:
+                self._lingering.discard(data)
+            return
+        if self._unparsed:  # it came before reading was paused
+            self._unparsed += data
+        else:
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
+        if not self.flow.write_paused:
+            self._num_turned_away = 0
+        self._bare_bytes += len(data)
+        self._unset_keepalive_if_required()
+        self.parse(data)
+        if self._ignores_input:
+            self._unparsed = b""
+        elif self._unparsed:
+            self._bare_bytes = 0
+            self.flow.hold()
+            if self._idle:
+                self.loop.call_soon(self._go_on)
+        elif self._bare_bytes > self._max_header_bytes:
+            self.refuse(HEADER_TOO_LARGE, f"at most {self._max_header_bytes} bytes of headers are accepted")
+        elif self._timer is None and self._idle and self.timeout_keep_alive_task is None:
+            self._start_timer()  # also for what is left of a body that was refused
+
+    def _go_on(self) -> None:
+        """Parse what had to wait, and read on, if there is room for it."""
+        if not self.flow.held or self.pipeline or self.flow.write_paused or self.transport.is_closing():
+            return
+        data, self._unparsed = self._unparsed, b""
+        self.flow.held = False
+        if data:
+            self._read(data)
+        self.flow.resume_reading()
+
+    def has_room(self) -> bool:
+        """Whether another request may be parsed."""
+        return len(self.pipeline) + self._num_turned_away < MAX_PIPELINED and not self._ignores_input
+
+    def on_message_begin(self) -> None:
+        """The first byte of a head."""
+        super().on_message_begin()
+        self._unset_keepalive_if_required()
+
+    def on_head(self) -> None:
+        """The head is read; from here the application bounds the request."""
+        self._stop_timer()
+        self._bare_bytes = self.num_left
+        idle = self._idle
+        if self._permission is Permission.PROBES and self._path not in QUIET_PATHS:
+            detail = f"{self._limit.most} connections are open; try again in {_RETRY_SECONDS} s"
+            raise RefusedHeadError(TOO_MANY_CONNECTIONS, detail, _RETRY)
+        if idle and self._admission_limit.is_full and self._wants_work:
+            self._turned_away = True
+            self._start_timer()  # of the body, which nobody reads
+            if self.expect_100_continue:
+                self._turn_away(keep_alive=False)
+            return
+        self.start_request()
+        if self.pipeline:
+            self.flow.resume_reading()  # uvicorn has paused it; but then nobody would notice that the client has gone
+        if self._permission is Permission.PROBES:
+            self.cycle.keep_alive = False
+        self._expects_100 = self.expect_100_continue and self.cycle.keep_alive
+        if self._expects_100:
+            self.cycle.keep_alive = False  # whoever is refused before its body may send it, or another request
+        if idle and is_work(self.scope["path"].removeprefix(self._prefix)):
+            self._admission = cast(dict[str, Any], self.scope)[ADMISSION] = Admission(self._admission_limit)
+
+    def on_data(self, body: bytes) -> None:
+        """Some of the body. What frames its chunks counts as headers do, beyond what a chunk needs."""
+        self._bare_bytes = max(0, self._bare_bytes - len(body) - _CHUNK_BYTES)
+        if self._turned_away:
+            return
+        self.keep_body(body)
+        if self.pipeline and sum(len(cycle.body) for cycle, _ in self.pipeline) > HIGH_WATER_LIMIT:
+            self.flow.hold()
+
+    def on_message_complete(self) -> None:
+        """The body is read; what comes now is another head."""
+        if self._has_offer:
+            return  # what looks like the end of the body is that of the head
+        self._in_head = True
+        self._bare_bytes = self.num_left
+        if self._admission is not None:
+            self._admission.enter()
+            self._admission = None
+        if self._turned_away:
+            self._turned_away = False
+            self._turn_away(keep_alive=self.parser.should_keep_alive())
+        else:
+            if self._expects_100 and not (self.cycle.response_started or self._shutting_down):
+                self.cycle.keep_alive = True
+            super().on_message_complete()
+            if not self.parser.should_keep_alive():  # a trailer may say so; the parser reads nothing more
+                self.cycle.keep_alive = False
+            if self.cycle.response_complete:  # the rest of a body that was refused
+                self._stop_timer()
+                if self.cycle.keep_alive:
+                    self._await_request()
+                else:
+                    self.transport.close()
+        self.url = b""
+
+    def on_response_complete(self) -> None:
+        """An answer is sent; the next is begun, or a refusal of what came after all of them."""
+        super().on_response_complete()
+        self._idle_since = self.loop.time()
+        if self._last_refusal is not None and self._idle and not self.transport.is_closing():
+            self._answer(*self._last_refusal, keep_alive=False)
+        elif self.flow.held:
+            self.loop.call_soon(self._go_on)  # the application may be handling an error, which the parser's would hide
+
+    def resume_writing(self) -> None:
+        """The system has taken all that there was."""
+        super().resume_writing()
+        self._go_on()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed, by either side."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    @property
+    def idle_since(self) -> float | None:
+        """When its last answer was sent, or it was opened; None while a request is being sent or answered."""
+        busy = not self._idle or not self._in_head or self.flow.write_paused or self.flow.held
+        busy = busy or self.transport.is_closing()
+        return None if busy else self._idle_since
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether something has come that nobody has looked at: then it is not idle."""
+        return self._buffered.unread > 0
+
+    @property
+    def served(self) -> bool:
+        """Whether a request of it has ever been answered."""
+        return self.cycle is not None
+
+    def on_close(self) -> None:
+        """The connection is about to be closed."""
+        self._stop_timer()
+
+    def drop(self) -> None:
+        """Close it; its client is owed nothing."""
+        self._ignores_input = True
+        self._buffered.abort()
+
+    @property
+    def _wants_work(self) -> bool:
+        """Whether the request would be computed, whose head has just come; a browser's preflight never is."""
+        return is_work(self._path) and self.parser.get_method() != b"OPTIONS"
+
+    @property
+    def _path(self) -> str:
+        """Of the request whose head has just come, without the prefix."""
+        return unquote(httptools.parse_url(self.url).path.decode("ascii")).removeprefix(self._prefix)
+
+    def _turn_away(self, *, keep_alive: bool) -> None:
+        """Answer 429, and be ready for the next request."""
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        detail = f"{self._admission_limit.max_inside} requests are being answered; try again in {_RETRY_SECONDS} s"
+        self._num_turned_away += 1
+        self._answer(PROBLEM_TYPES[QueueFullError], detail, _RETRY, keep_alive=keep_alive)
+        if keep_alive:
+            self.on_response_complete()
+
+    def _await_request(self) -> None:
+        handler = self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, handler)
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self._header_seconds, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        if self._in_head and self._bare_bytes:
+            self.refuse(REQUEST_TIMEOUT, f"the request's headers were not complete after {self._header_seconds:g} s")
+        elif self._turned_away:
+            self._turn_away(keep_alive=False)
+        else:
+            self.transport.close()  # it never said anything, or goes on sending what was refused
+
+    def refuse(self, problem_type: ProblemType, detail: str, headers: str = "") -> None:
+        """Answer, after what came before, and close; nothing more is read."""
+        self._stop_timer()
+        self._ignores_input = True
+        if self.transport.is_closing():
+            return
+        self.drop_unfinished()
+        if self._in_head and not self._idle:
+            self._last_refusal = problem_type, detail, headers
+        elif not (self._in_head or self._turned_away) and self.cycle.response_started:
+            self.transport.close()  # its answer has begun
+        else:
+            self._answer(problem_type, detail, headers, keep_alive=False)

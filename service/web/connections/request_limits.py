@@ -1,0 +1,175 @@
+"""The bounds of one request: what its head alone is refused for, and how much body may come, and for how long."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from urllib.parse import parse_qsl
+
+from fastapi import Response
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.web.connections.framing import MAX_HEADERS
+from service.web.connections.incoming_bodies import IncomingBodies, IncomingBody
+from service.web.memory import FREE_BYTES, MEMORY, SENT_AT_ONCE, Budget, Share
+from service.web.operations.settings import Settings
+from service.web.problems import (
+    HEADER_TOO_LARGE,
+    INVALID_PARAMETER,
+    PROBLEM_TYPES,
+    LimitError,
+    MemoryFullError,
+    RequestError,
+    SlowBodyError,
+    UnsupportedMediaTypeError,
+    problem,
+)
+
+MAX_PARAMETERS = 100
+_MAX_LISTED = 10
+
+
+class Limits:
+    """Refuses by the head, before anything is read; then counts what really arrives, and the seconds it takes.
+
+    Args:
+        budget: the memory of all requests, of which each has a share in `scope[MEMORY]` until its answer is sent.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, budget: Budget) -> None:
+        self._app = app
+        self._settings = settings
+        self._budget = budget
+        self._incoming_bodies = IncomingBodies(budget)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the lifespan, which passes through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if (refusal := self._refusal(scope)) is not None:
+            await refusal(scope, receive, send)
+            return
+        seconds = self._settings.body_seconds
+        deadline: float | None = None  # from when the application asks for the body, which may be late
+        arrived = 0
+        complete = False
+        share = scope[MEMORY] = Share(self._budget)
+        incoming: IncomingBody | None = None
+
+        async def receive_bounded() -> Message:
+            nonlocal arrived, complete, incoming, deadline
+            if complete:
+                return await receive()  # what is left is the client's going away, which may take as long as it likes
+            if incoming is not None and incoming.gave_way:
+                self._incoming_bodies.refuse()
+            if deadline is None:
+                deadline = asyncio.get_running_loop().time() + seconds
+            try:
+                async with asyncio.timeout_at(deadline) as timer:
+                    if incoming is not None:
+                        incoming.timer = timer
+                    message = await receive()
+            except TimeoutError:
+                if incoming is not None and incoming.gave_way:
+                    self._incoming_bodies.refuse()
+                raise SlowBodyError(f"the body was not complete after {seconds:g} s") from None
+            finally:
+                if incoming is not None:
+                    incoming.timer = None
+            arrived += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            self._check_length(arrived)
+            if incoming is not None or arrived > FREE_BYTES:
+                incoming = incoming or self._incoming_bodies.add()
+                self._incoming_bodies.grow(incoming, arrived)
+                if complete:
+                    self._incoming_bodies.end(incoming)
+            if arrived > share.held:  # it may hold what it will compute, and only now ask whether its client is there
+                share.hold(arrived)
+            return message
+
+        async def receive_or_end() -> Message:
+            """A body that is refused arrives no more, however long its client takes to read the refusal."""
+            try:
+                return await receive_bounded()
+            except RequestError:
+                if incoming is not None:
+                    self._incoming_bodies.end(incoming)
+                raise
+
+        async def send_counted(message: Message) -> None:
+            """By now nothing is left of the request but its answer, which may have to wait for a slow reader."""
+            if message["type"] == "http.response.start":
+                share.has(min(_content_length(message["headers"]), share.held))  # a file's is read piece by piece
+                await send(message)
+                return
+            view, more = memoryview(message.get("body", b"")), message.get("more_body", False)
+            if len(view) > share.held:
+                share.has(len(view))
+            if len(view) <= SENT_AT_ONCE and share.held == 0:
+                await send(message)
+                return
+            for start in range(0, max(1, len(view)), SENT_AT_ONCE):  # each waits until the one before is nearly sent
+                piece = bytes(view[start : start + SENT_AT_ONCE])  # a view would keep the whole answer
+                last = start + SENT_AT_ONCE >= len(view)
+                await send({"type": "http.response.body", "body": piece, "more_body": more or not last})
+
+        try:
+            await self._app(scope, receive_or_end, send_counted)
+        finally:
+            if incoming is not None:
+                self._incoming_bodies.end(incoming)
+            share.end()
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        size, coding, declared = len(scope["path"]) + len(scope["query_string"]), b"", b"0"
+        for name, value in scope["headers"]:  # every request comes by here: one pass
+            size += len(name) + len(value)
+            if name == b"content-encoding":
+                coding = value
+            elif name == b"content-length":
+                declared = value
+        count = len(scope["headers"])
+        if count > MAX_HEADERS or size > self._settings.max_header_bytes:
+            limits = f"{MAX_HEADERS} headers, {self._settings.max_header_bytes} bytes with path and query"
+            detail = f"at most {limits} are accepted; found {count}, {size} bytes"
+            return problem(Request(scope), HEADER_TOO_LARGE, detail)
+        if coding and coding.strip().lower() != b"identity":
+            detail = f"content coding {coding[:100].decode('latin-1')!r} is not accepted; send the body as it is"
+            problem_type = PROBLEM_TYPES[UnsupportedMediaTypeError]
+            return problem(Request(scope), problem_type, detail, headers={"Accept-Encoding": "identity"})
+        try:
+            length = int(declared[:20]) if declared.isdigit() else 0
+            self._check_length(length)
+            self._budget.check(length)
+        except LimitError as error:
+            return problem(Request(scope), PROBLEM_TYPES[LimitError], str(error))
+        except MemoryFullError as error:
+            headers = {"Retry-After": str(error.retry_after)}
+            return problem(Request(scope), PROBLEM_TYPES[MemoryFullError], str(error), headers=headers)
+        if scope["query_string"].count(b"&") >= MAX_PARAMETERS:  # to look at each takes longer than a request
+            detail = f"the query has more than {MAX_PARAMETERS} parameters"
+            return problem(Request(scope), INVALID_PARAMETER, detail)
+        if repeated := _repeated(scope["query_string"]):
+            detail = f"{', '.join(repeated)}: given more than once"
+            errors = [{"parameter": name, "problem": "given more than once"} for name in repeated[:_MAX_LISTED]]
+            return problem(Request(scope), INVALID_PARAMETER, detail, errors=errors)
+        return None
+
+    def _check_length(self, length: int) -> None:
+        most = self._settings.max_body_bytes
+        if length > most:
+            raise LimitError(f"the body has {length} bytes or more; at most {most} are accepted")
+
+
+def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    return next((int(value) for name, value in headers if name.lower() == b"content-length"), 0)
+
+
+def _repeated(query: bytes) -> list[str]:
+    """Parameters that are given more than once, of which one would silently win."""
+    if b"&" not in query:
+        return []
+    counts = Counter(name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    return [ascii(name)[1:-1] for name, count in counts.items() if count > 1]

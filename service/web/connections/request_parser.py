@@ -1,0 +1,230 @@
+"""HTTP/1.1 as it is read: uvicorn's protocol, strict about every head, and without other protocols on its connection.
+
+A client may offer to go on in another protocol: `Upgrade: h2c`, as curl --http2 and Java's client do with their first
+request, or `websocket`. A server may ignore that (RFC 9110, 7.8), and this one does: it answers as if it had not been
+offered. httptools cannot be told to ignore it: its parser takes what follows the head, a body too, for the other
+protocol's. So such a head is given to a new parser without the offer, and then what followed it.
+
+Nor can httptools be told to pause, so where it is in what it was given is counted along: a request for which there is
+no room is not parsed, and what has come of it is kept until there is, while nothing more is read.
+"""
+
+import re
+from typing import Any
+
+import httptools
+import structlog
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.web.connections.framing import FRAMING_HEADERS, MAX_HEADERS, RefusedHeadError, check_head
+from service.web.problems import BAD_REQUEST, HEADER_TOO_LARGE, HTTP_VERSION, INTERNAL, ProblemType
+
+_OTHER_VERSION = ("Invalid HTTP version", "Pause on PRI/Upgrade")
+"""How httptools says that a request names another version of HTTP, or opens HTTP/2."""
+_NO_HTTP = "what was sent cannot be read as HTTP/1.1"
+_LINE_ENDS = re.compile(rb"[\r\n]*")
+_log = structlog.get_logger()
+
+
+class _NoRoomError(Exception):
+    """The request that begins here has to wait."""
+
+
+class Flow(FlowControl):
+    """Whether a connection is read from; not while it is `held`, whoever asks for more.
+
+    Attributes:
+        held: nothing more is read.
+    """
+
+    held = False
+
+    def resume_reading(self) -> None:
+        """Read on, unless it is held."""
+        if not self.held:
+            super().resume_reading()
+
+    def hold(self) -> None:
+        """Read nothing more until `release`."""
+        self.held = True
+        self.pause_reading()
+
+    def release(self) -> None:
+        """Read on."""
+        self.held = False
+        self.resume_reading()
+
+
+class StrictProtocol(HttpToolsProtocol):
+    """Parses requests; what is refused here is the last thing that is read."""
+
+    flow: Flow
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.url = b""
+        self._in_head = True
+        self._has_begun = False  # some of a head has come, not all
+        self._in_last_chunk = False  # or at the beginning of another
+        self._begun = bytearray()  # what came of a head, or of trailers, before the segment that is parsed
+        self._segment: bytes | bytearray = b""  # that, and the segment
+        self._at = 0  # in the segment: where a head begins; within a body, how much of it has been read
+        self._unparsed = b""  # what came after the requests for which there was room
+        self._framing: list[tuple[bytes, bytes]] = []
+        self._has_offer = False  # of another protocol: the parser will stop at the end of the head
+        self._is_checked = False  # the head, which is parsed again without its offer
+
+    def refuse(self, problem_type: ProblemType, detail: str, headers: str = "") -> None:
+        """Answer with a refusal, and read nothing more."""
+        raise NotImplementedError
+
+    def on_head(self) -> None:
+        """A request's head has come, and can be served."""
+        raise NotImplementedError
+
+    def on_data(self, body: bytes) -> None:
+        """Some of a request's body has come."""
+        raise NotImplementedError
+
+    def has_room(self) -> bool:
+        """Whether another request may be parsed."""
+        raise NotImplementedError
+
+    @property
+    def num_left(self) -> int:
+        """Bytes of what is parsed that come after the head, the piece of a body or the message that was just read."""
+        return len(self._segment) - self._at
+
+    def parse(self, data: bytes) -> None:
+        """Read what has come, as far as there is room. It refuses what is no request, and raises nothing."""
+        if self._begun:
+            self._begun += data
+        self._segment = self._begun or data
+        self._at = 0
+        pieces: list[bytes | memoryview] = [data]
+        while pieces:
+            piece = pieces.pop()
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as offer:
+                pieces += [memoryview(piece)[offer.args[0] :], self._head_without_offer()]
+                self._renew_parser()
+                self._has_offer = False
+                self._is_checked = True
+            except httptools.HttpParserError as error:
+                if isinstance(error.__context__, _NoRoomError):
+                    self._unparsed = bytes(memoryview(self._segment)[self._at :])
+                    self._renew_parser()
+                else:
+                    self._refuse_error(error)
+                self._has_begun = self._in_last_chunk = False
+                break
+        if not (self._has_begun or self._in_last_chunk):
+            self._begun.clear()
+        elif self._begun:
+            del self._begun[: self._at]
+        else:
+            self._begun += memoryview(data)[self._at :]
+        self._segment = b""
+
+    def on_message_begin(self) -> None:
+        """The first byte of a head."""
+        if not (self._is_checked or self.has_room()):
+            raise _NoRoomError
+        super().on_message_begin()
+        self._has_begun = True
+        self._framing = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, kept; or a trailer, of which we know none."""
+        if self._in_head:
+            if len(self.headers) == MAX_HEADERS:  # each takes many times the bytes that were sent
+                raise RefusedHeadError(HEADER_TOO_LARGE, f"at most {MAX_HEADERS} headers are accepted")
+            name = name.lower()
+            self.headers.append((name, value))
+            if name in FRAMING_HEADERS:
+                self._framing.append((name, value))
+            elif name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+
+    def on_headers_complete(self) -> None:
+        """The head is read, and checked."""
+        version = self.parser.get_http_version()
+        if self._is_checked:
+            self._is_checked = False
+        else:
+            self._check_first_line(version)
+            self.url = check_head(self.parser.get_method(), self.url, version, self._framing)
+            if self.parser.should_upgrade():
+                self._has_offer = True
+                return
+        if version == "1.0":
+            self.expect_100_continue = False  # it knows no interim answers (RFC 9110, 10.1.1)
+        self._has_begun = False
+        self._in_head = False
+        try:
+            self.on_head()
+        except httptools.HttpParserInvalidURLError:
+            self._in_head = True
+            raise RefusedHeadError(BAD_REQUEST, "the request's target cannot be read") from None
+        except RefusedHeadError:
+            self._in_head = True
+            raise
+
+    def on_chunk_header(self) -> None:
+        """The line with a chunk's size. The parser takes none but CR LF for a line's end, and folds no line."""
+        self._at = self._segment.find(b"\n", self._at)
+        self._in_last_chunk = True
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body."""
+        self._at += len(body) + self._in_last_chunk  # the line end before it
+        self._in_last_chunk = False
+        self.on_data(body)
+
+    def on_chunk_complete(self) -> None:
+        """The line end after a chunk's data; or the empty line after the last chunk and its trailers."""
+        end = b"\n\r\n" if self._in_last_chunk else b"\n"
+        self._at = self._segment.find(end, self._at) + len(end)
+        self._in_last_chunk = False
+
+    def start_request(self) -> None:
+        """Hand the request to the application."""
+        super().on_headers_complete()
+
+    def keep_body(self, body: bytes) -> None:
+        """Hand some of its body to the application."""
+        super().on_body(body)
+
+    def _check_first_line(self, version: str) -> None:
+        """The parser also takes lines with more than one space between words, and the protocols RTSP and ICE."""
+        if version == "0.9":
+            return
+        found = _LINE_ENDS.match(self._segment, self._at)
+        start = found.end() if found else self._at
+        if not self._segment.startswith(b"%b %b HTTP/" % (self.parser.get_method(), self.url), start):
+            raise RefusedHeadError(BAD_REQUEST, _NO_HTTP)
+        self._at = self._segment.find(b"\n\r\n", start) + 3
+
+    def _head_without_offer(self) -> bytes:
+        """The head that was just read, less what offers another protocol."""
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _renew_parser(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's is
+
+    def _refuse_error(self, error: httptools.HttpParserError) -> None:
+        reason = error.__context__
+        if isinstance(reason, RefusedHeadError):
+            self.refuse(reason.problem_type, reason.detail, reason.headers)
+        elif isinstance(error, httptools.HttpParserCallbackError):
+            _log.error("unexpected error", exc_info=reason)
+            self.refuse(INTERNAL, "an unexpected error; the service's log has it")
+        elif str(error) in _OTHER_VERSION:
+            self.refuse(HTTP_VERSION, "only HTTP/1.1 and HTTP/1.0 are understood")
+        else:
+            self.refuse(BAD_REQUEST, _NO_HTTP)

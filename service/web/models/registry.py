@@ -1,0 +1,306 @@
+"""Which models and versions are served: each model's default version, and a few others that were asked for.
+
+The default is the newest version in the store that passes its checks: at start, and after each reload. A version is
+tried out (trials.py) and loaded before it takes the place of another, which serves until then; whoever computes with
+the old one holds it, and the last of them frees it.
+
+All state belongs to the event loop. Versions are opened beside one another: none waits for another's trial to end.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from weakref import WeakValueDictionary
+
+import structlog
+
+from model_store import (
+    BUNDLED,
+    BUNDLED_DEFAULT,
+    InvalidArtifactError,
+    Listing,
+    ModelNotFoundError,
+    StoreError,
+    list_store,
+    version_stamp,
+)
+from service.engine.model import Model
+from service.engine.runtime import DeviceLostError, Runtime
+from service.web.models.loading import Loads, repeat
+from service.web.models.opening import Opener, latest_version, runtime_of
+from service.web.models.refusals import Key, Refusal, Stamp, refused_versions
+from service.web.models.trials import Trials
+from service.web.operations.metrics import Metrics
+from service.web.operations.settings import Settings
+from service.web.problems import NotReadyError
+from service.web.schemas import ModelSummary
+
+_log = structlog.get_logger()
+_LONG_SECONDS = 1.0
+_PASSING = (ModelNotFoundError, InvalidArtifactError)  # gone at this moment; the next reload will see it
+
+
+class Registry:
+    """The models that requests can have.
+
+    Args:
+        on_device_lost: told, in the event loop, that the GPU failed while a version was opened.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        on_device_lost: Callable[[DeviceLostError], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._on_device_lost = on_device_lost
+        self._root = settings.model_store
+        self._runtime: Runtime | None = None
+        self._trials: Trials | None = None
+        self._opener: Opener | None = None
+        self._unnamed: str | None = None
+        self._defaults: dict[str, int] = {}
+        self._models: dict[Key, Model] = {}  # of those that are no default, the one used last comes last
+        self._stamps: dict[Key, Stamp] = {}
+        self._refused: dict[Key, Refusal] = {}
+        self._unreadable: dict[str, InvalidArtifactError] = {}  # models whose folder cannot be listed
+        self._changes = 0  # that reloads made
+        self._renewing = asyncio.Lock()
+        self._opening: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        self._loads: Loads[Model] = Loads()
+        metrics.refused_versions.set_function(lambda: len(self._refused) + len(self._unreadable))
+
+    async def load(self) -> None:
+        """Load each model's newest version that passes its checks.
+
+        The only model, if there is but one now, stays the one that a request means when it names none; of the bundled
+        store it is `mnist`.
+
+        Raises:
+            StoreError: the store has no model, or not the configured one, or no version of what must be served passes.
+            ExecutionProviderError: the wanted provider cannot be used.
+        """
+        settings = self._settings
+        self._trials = Trials(settings)
+        self._trials.warm()
+        runtime = await asyncio.to_thread(runtime_of, settings)
+        if runtime.fallback_reason:
+            _log.info("running on the CPU", reason=runtime.fallback_reason)
+        self._runtime, self._opener = runtime, Opener(settings, runtime, self._trials, self._on_device_lost)
+        listing = await asyncio.to_thread(list_store, self._root)
+        names = [*listing.versions, *listing.unreadable]
+        if not names:
+            raise StoreError(f"{self._root}: the model store holds no model")
+        if settings.model is not None and settings.model not in names:
+            raise ModelNotFoundError(f"the store has no model {settings.model!r} (LOGPX_MODEL)")
+        self._unnamed = settings.model or self._only(names)
+        async with self._renewing:
+            await self._renew(listing)
+        if not self._defaults or (self._unnamed is not None and self._unnamed not in self._defaults):
+            refused = [f"{refusal.file}: {refusal.problem}" for refusal in self._refused.values()]
+            problems = "; ".join([*refused, *map(str, self._unreadable.values())])
+            raise StoreError(f"no version of {self._unnamed or 'any model'} can be served: {problems}")
+        _log.info("models loaded", versions=dict(self._defaults), provider=runtime.provider)
+
+    def _only(self, names: Collection[str]) -> str | None:
+        """What a request means that names no model, where no setting says."""
+        if len(names) == 1:
+            return next(iter(names))
+        return BUNDLED_DEFAULT if self._root == BUNDLED and BUNDLED_DEFAULT in names else None
+
+    async def reload(self, *, retry: bool = False) -> None:
+        """Take up what the store holds now. `retry` reads refused versions again even if their files are the same.
+
+        Raises:
+            StoreError: the store cannot be read; all goes on as before.
+            DeviceLostError, OutOfDeviceMemoryError: the GPU failed, or has no room for a version.
+        """
+        async with self._renewing:
+            try:
+                listing = await asyncio.to_thread(list_store, self._root)
+                if retry:
+                    self._refused.clear()
+                    self._unreadable.clear()
+                changes, refused, unreadable = self._changes, dict(self._refused), set(self._unreadable)
+                await self._renew(listing)
+            except Exception:
+                self._metrics.reloads.labels("failed").inc()
+                raise
+            worse = self._refused.items() - refused.items() or self._unreadable.keys() - unreadable
+            outcome = "refused" if worse else "changed" if self._changes != changes else "unchanged"
+            self._metrics.reloads.labels(outcome).inc()
+
+    async def watch(self) -> None:
+        """Reload every `reload_seconds`; return at once where that is 0."""
+        await repeat(self.reload, self._settings.reload_seconds)
+
+    async def model(
+        self, name: str | None = None, version: int | None = None, *, timeout_seconds: float
+    ) -> tuple[Model, float]:
+        """A model, by default the configured or only one in its default version, and the seconds it took to load.
+
+        What is in memory took none. What is not is loaded, once for all who wait for it, however many give up.
+
+        Raises:
+            ModelNotFoundError: the store has no such model or version, or several and none was named.
+            InvalidArtifactError: its files are broken.
+            DeadlineError, TooManyLoadsError: it is not in memory, see loading.py.
+        """
+        name = name or self._only_name()
+        version = version or self._defaults.get(name) or await latest_version(self._root, name)
+        key = name, version
+        if key in self._models:
+            return self._used(key), 0.0
+        started = time.monotonic()
+        found = await self._loads.wait(key, lambda: self._load(key), timeout_seconds=timeout_seconds)
+        return found, time.monotonic() - started
+
+    async def summaries(self) -> list[ModelSummary]:
+        """What `/v1/models` tells: every model that is served or has a refused version."""
+        stored = (await asyncio.to_thread(list_store, self._root)).versions
+        names = sorted({name for name, _ in [*self._models, *self._refused]} | self._unreadable.keys())
+        return [self._summary(name, self._models.get((name, self._defaults.get(name, 0))), stored) for name in names]
+
+    async def summary(self, name: str, version: int | None) -> ModelSummary:
+        """What `/v1/models/{name}` tells of one version, by default the default one.
+
+        Raises: as `model`.
+        """
+        found, _ = await self.model(name, version, timeout_seconds=self._settings.timeout_seconds)
+        stored = (await asyncio.to_thread(list_store, self._root)).versions
+        return self._summary(name, found, stored)
+
+    @property
+    def batch_rows(self) -> int | None:
+        """Rows of one run on the device that is used; None before that is known."""
+        return self._settings.chunk_rows or (self._runtime.blocks.rows if self._runtime else None)
+
+    @property
+    def loaded(self) -> list[Model]:
+        """Those in memory."""
+        return list(self._models.values())
+
+    def close(self) -> None:
+        """Open nothing more."""
+        self._loads.cancel()
+        if self._trials is not None:
+            self._trials.close()
+        if self._opener is not None:
+            self._opener.close()
+
+    def _summary(self, name: str, model: Model | None, stored: Mapping[str, list[int]]) -> ModelSummary:
+        return ModelSummary(
+            name=name,
+            default=name == self._unnamed,
+            default_version=self._defaults.get(name),
+            versions=stored.get(name, []),
+            loaded_versions=sorted(number for other, number in self._models if other == name),
+            refused=refused_versions(name, self._refused, self._unreadable),
+            manifest=model.manifest if model else None,
+            execution_provider=model.provider if model else None,
+        )
+
+    def _only_name(self) -> str:
+        if self._unnamed is None:
+            names = ", ".join(sorted(self._defaults))
+            raise ModelNotFoundError(f"there are several models; name one with ?model=: {names}")
+        return self._unnamed
+
+    async def _load(self, key: Key) -> Model:
+        """Load a version that a request asks for, and drop another for it."""
+        await asyncio.to_thread(version_stamp, self._root, *key)  # what is not there need not wait for other loads
+        if not (key in self._models or await self._bring(key, asked=True)):
+            refusal = self._refused[key]
+            raise InvalidArtifactError(refusal.file, refusal.problem)
+        return self._used(key)
+
+    def _used(self, key: Key) -> Model:
+        if key[1] != self._defaults.get(key[0]):
+            self._models[key] = self._models.pop(key)
+            self._drop_least_recent()
+        return self._models[key]
+
+    async def _renew(self, listing: Listing) -> None:
+        """Make the newest versions that pass the defaults, and drop what the store has no more and is no default."""
+        for name, error in listing.unreadable.items():
+            if name not in self._unreadable or self._unreadable[name].problem != error.problem:
+                _log.error("model refused", model=name, file=str(error.file), problem=error.problem)
+        self._unreadable = listing.unreadable
+        listed = {(name, version) for name, versions in listing.versions.items() for version in versions}
+        self._refused = {key: refusal for key, refusal in self._refused.items() if key in listed}
+        for name, version in [key for key in self._models if key not in listed]:
+            if version != self._defaults.get(name) and name not in self._unreadable:
+                self._drop((name, version))
+                self._changes += 1
+        renewals = (self._renew_default(name, versions) for name, versions in listing.versions.items())
+        for failure in await asyncio.gather(*renewals, return_exceptions=True):
+            if failure is not None and not isinstance(failure, _PASSING):
+                raise failure
+        for key in list(self._models):
+            if key in listed and key in self._models:
+                with suppress(*_PASSING):
+                    await self._bring(key)
+        self._drop_least_recent()  # what was asked for meanwhile
+
+    async def _renew_default(self, name: str, versions: list[int]) -> None:
+        """Try the newest first; what is published while one is tried out for long comes before older ones."""
+        candidates, newest = list(versions), versions[-1]
+        while candidates:
+            version, serving, started = candidates.pop(), self._defaults.get(name), time.monotonic()
+            if await self._bring((name, version)):
+                self._defaults[name] = version
+                if serving not in (None, version):
+                    _log.info("another version is the default", model=name, version=version, replaced=serving)
+                    self._drop((name, serving))
+                    self._changes += 1
+                return
+            if version == serving:
+                return  # its files have been damaged since; what is in memory is whole
+            if time.monotonic() - started > _LONG_SECONDS:
+                found = (await asyncio.to_thread(list_store, self._root)).versions.get(name, [])
+                candidates += [later for later in found if later > newest]
+                newest = max(newest, *found, 0)
+
+    async def _bring(self, key: Key, *, asked: bool = False) -> bool:
+        """Have a version in memory as its files are now. False: it is refused, and what was in memory stays.
+
+        `asked`: by a request, see `Opener.open`.
+        """
+        async with self._opening.setdefault(key, asyncio.Lock()):
+            return await self._bring_alone(key, asked=asked)
+
+    async def _bring_alone(self, key: Key, *, asked: bool) -> bool:
+        stamp = await asyncio.to_thread(version_stamp, self._root, *key)
+        if self._stamps.get(key) == stamp:
+            return True
+        refused = self._refused.get(key)
+        if refused is not None and refused.stamp == stamp:
+            return False
+        if self._opener is None:
+            raise NotReadyError("the models are still loading")
+        labels = {"model": key[0], "version": key[1]}
+        opened, seconds = await self._opener.open(key, stamp, asked=asked)
+        if isinstance(opened, Refusal):
+            self._refused[key] = opened
+            _log.error("version refused", **labels, file=str(opened.file), problem=opened.problem)
+            return False
+        self._refused.pop(key, None)
+        self._changes += not asked
+        self._models[key], self._stamps[key] = opened, stamp
+        self._metrics.execution_provider.labels(**labels, provider=opened.provider).set(1)
+        _log.info("model loaded", **labels, provider=opened.provider, seconds=seconds)
+        return True
+
+    def _drop_least_recent(self) -> None:
+        others = [(name, version) for name, version in self._models if version != self._defaults.get(name)]
+        for key in others[: -self._settings.max_other_versions]:
+            self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        model = self._models.pop(key)
+        del self._stamps[key]
+        self._metrics.execution_provider.remove(*key, model.provider)
+        _log.info("model dropped", model=key[0], version=key[1])

@@ -1,0 +1,184 @@
+"""The child process in which versions are tried out, from outside; what runs there is service/engine/trial.py."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, cast
+
+PROGRAM = ("-m", "service.engine.trial")
+"""Python's arguments."""
+_START_SECONDS = 60.0
+_END_SECONDS = 1.0
+_REPORT_BYTES = 2**20
+_MAX_LAST_OUTPUT = 1000
+_PASSED_ON = ("HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "TEMP", "TMP", "TMPDIR", "TZ", "VIRTUAL_ENV")
+_OF_ITS_OWN = {"CUDA_VISIBLE_DEVICES": "", "MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
+_PASSED_ON_BEGINNINGS = ("LC_", "PYTHON", "ORT_")
+
+
+class EndedError(Exception):
+    """A child that will say nothing more.
+
+    Attributes:
+        file: what it looked at, where that is known.
+        killed_by_others: neither it nor `TrialProcess` has ended it; the kernel may have, for want of memory.
+    """
+
+    def __init__(self, file: str, problem: str, *, killed_by_others: bool = False) -> None:
+        super().__init__(problem)
+        self.file = file
+        self.problem = problem
+        self.killed_by_others = killed_by_others
+
+
+class TrialProcess:
+    """One process; used by one thread at a time, but killed by any."""
+
+    def __init__(self, program: Sequence[str] = PROGRAM) -> None:
+        self.was_ready = False
+        self._was_killed = False
+        self._file = ""
+        self._unread = b""
+        self._last_output = b""
+        self._killing = threading.Lock()
+        root = Path(__file__).parents[3]
+        self._process = subprocess.Popen(  # noqa: S603 (our own program)
+            [sys.executable, *program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=root,
+            env=_environment(os.environ, root),
+            start_new_session=True,  # no signal to the service's group is for it; it is killed with all it starts
+        )
+        streams = (self._process.stdin, self._process.stdout, self._process.stderr)
+        self._stdin, self._stdout, self._stderr = cast(tuple[IO[bytes], ...], streams)
+
+    def wait_until_ready(self) -> None:
+        """Wait until it takes requests.
+
+        Raises:
+            EndedError: it has ended, or takes too long to start.
+        """
+        if self.was_ready:
+            if self._has_ended():
+                raise self._ended()
+            return
+        self._read_until({"ready"}, time.monotonic() + _START_SECONDS, f"is not ready within {_START_SECONDS:g} s")
+        self.was_ready = True
+
+    def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """The report that ends a request.
+
+        Raises:
+            EndedError: there was none in time, or the process has ended; it is then killed.
+        """
+        deadline = time.monotonic() + seconds
+        self._file = ""
+        with suppress(OSError):  # what it said last tells why
+            self._stdin.write(json.dumps(request).encode() + b"\n")
+            self._stdin.flush()
+        late = f"was not tried out within {seconds:g} s (LOGPX_TRIAL_SECONDS)"
+        return self._read_until({"passed", "refused", "missing"}, deadline, late)
+
+    def kill(self) -> None:
+        """SIGKILL to it and all it has started; whoever waits for its report learns that it ended."""
+        with self._killing:
+            if self._process.returncode is None:
+                self._was_killed = self._was_killed or not self._has_ended()
+                with suppress(ProcessLookupError, PermissionError):  # the latter says of some systems that it has ended
+                    os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill it, and let go of all that belongs to it."""
+        self.kill()
+        with self._killing:
+            self._process.wait()
+        for stream in (self._stdin, self._stdout, self._stderr):
+            with suppress(OSError):  # what it has not read
+                stream.close()
+
+    def _read_until(self, wanted: set[str], deadline: float, late: str) -> dict[str, Any]:
+        received = 0
+        while True:
+            while b"\n" in self._unread:
+                line, _, self._unread = self._unread.partition(b"\n")
+                report = _parse(line)
+                if not wanted.isdisjoint(report):
+                    return report
+                self._file = str(report.get("file", self._file))
+            more = self._receive(deadline - time.monotonic())
+            received += len(more or b"")
+            if more is None or received > _REPORT_BYTES:
+                self.kill()
+                raise EndedError(self._file, late if more is None else "the process that tried it out wrote too much")
+            if not more:
+                raise self._ended()
+            self._unread += more
+
+    def _receive(self, seconds: float) -> bytes | None:
+        """What it wrote next; nothing once it has ended, None where that takes longer."""
+        out, err = self._stdout.fileno(), self._stderr.fileno()
+        end = time.monotonic() + seconds
+        open_errors = True
+        while (left := end - time.monotonic()) > 0:
+            poll = select.poll()
+            poll.register(out, select.POLLIN)
+            if open_errors:
+                poll.register(err, select.POLLIN)
+            ready = {descriptor for descriptor, _ in poll.poll(1000 * left)}
+            if err in ready:
+                words = os.read(err, 65536)
+                open_errors = bool(words)
+                self._last_output = (self._last_output + words)[-_MAX_LAST_OUTPUT:]
+            if out in ready:
+                return os.read(out, 65536)
+        return None
+
+    def _has_ended(self) -> bool:
+        """Whether it is over; its status is left for later: until then nothing else can have its number."""
+        if not hasattr(os, "waitid"):  # as on some systems
+            return self._process.poll() is not None
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def _ended(self) -> EndedError:
+        """How it ended, or was ended now, if it only said that it would say nothing more."""
+        end = time.monotonic() + _END_SECONDS
+        while not self._has_ended() and time.monotonic() < end:
+            time.sleep(0.005)
+        self.kill()
+        with self._killing:
+            status = self._process.wait()
+        if status >= 0:
+            words = self._last_output.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
+            return EndedError(self._file, f"the process that tried it out ended with status {status}: {words[0]}")
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+        by_others = -status in (signal.SIGKILL, signal.SIGTERM) and not self._was_killed
+        problem = f"the process that tried it out was ended by {name}"
+        return EndedError(self._file, problem, killed_by_others=by_others)
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """A report; what is none is no report of anything, for the process may be anything by now."""
+    try:
+        report = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _environment(variables: Mapping[str, str], root: Path) -> dict[str, str]:
+    """What the child needs: no key of the service is among it. Few threads share its memory, which is bounded."""
+    kept = {
+        name: value for name, value in variables.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_BEGINNINGS)
+    }
+    path = os.pathsep.join(filter(None, [str(root), variables.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path, **_OF_ITS_OWN}

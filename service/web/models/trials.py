@@ -1,0 +1,214 @@
+"""Trying versions out, each in a child process that is killed where it takes too long: see service/engine/trial.py."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import structlog
+
+from model_store import InvalidArtifactError, ModelNotFoundError
+from service.engine.trial import Request
+from service.web.models.refusals import Key, Stamp
+from service.web.models.trial_process import PROGRAM, EndedError, TrialProcess
+from service.web.operations.settings import Settings
+from service.web.problems import NotReadyError
+
+_log = structlog.get_logger()
+_IDLE_SECONDS = 1.0
+"""A child waits so long for another version before it is let go."""
+_MOST_THREADS = 4
+_RENEWALS, _ASKED = 2, 3
+"""Trials at once: of what the store has new, and of what requests ask for by number."""
+_REMEMBERED = 1000
+
+
+class Passed(NamedTuple):
+    """What has passed: the SHA-256 of its manifest, and the bytes that each of its graphs has, by the file's name."""
+
+    digest: str
+    graph_bytes: Mapping[str, int]
+
+
+class Trials:
+    """Tries versions out, a few at once; a child that has passed one takes the next.
+
+    Those of requests and those of reloads have places of their own: a version that hangs until its time is over keeps
+    one place, and what the others ask for goes on. What has passed is not tried again while its files stay the same.
+
+    Args:
+        program: what runs in a child, in the tests another.
+    """
+
+    def __init__(self, settings: Settings, program: Sequence[str] = PROGRAM) -> None:
+        self._settings = settings
+        self._program = program
+        self._renewals, self._asked = asyncio.Semaphore(_RENEWALS), asyncio.Semaphore(_ASKED)
+        self._passed: dict[Key, tuple[Stamp, Passed]] = {}  # the last one comes last
+        # A child ends with the thread that started it; these end when the service does.
+        self._threads = ThreadPoolExecutor(_RENEWALS + _ASKED + 1, thread_name_prefix="trial")
+        self._lock = threading.Lock()  # of what follows
+        self._children: set[TrialProcess] = set()
+        self._idle: list[TrialProcess] = []
+        self._closed = False
+        self._dismissal: asyncio.TimerHandle | None = None
+
+    def warm(self) -> None:
+        """Start a child in the background, for a trial that is about to come."""
+        self._threads.submit(self._start_idle)
+
+    async def passed(self, key: Key, stamp: Stamp, *, asked: bool) -> Passed:
+        """What has passed of a version; `asked`: by a request.
+
+        Raises:
+            InvalidArtifactError: it is refused, or its time was over, or it ended the child.
+            ModelNotFoundError: it is gone.
+            NotReadyError: no child can be started, or the service is about to end.
+        """
+        known = self._passed.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        async with self._asked if asked else self._renewals:
+            try:
+                passed = await asyncio.get_running_loop().run_in_executor(self._threads, self._try_out, key)
+            finally:
+                self._dismiss_later()
+        self._passed.pop(key, None)
+        self._passed[key] = stamp, passed
+        if len(self._passed) > _REMEMBERED:
+            del self._passed[next(iter(self._passed))]
+        return passed
+
+    def close(self) -> None:
+        """End all children at once, and with them what waits for them."""
+        with self._lock:
+            self._closed = True
+            children = list(self._children)
+        for child in children:
+            child.kill()  # the thread that waits for its report then lets go of it
+        if self._dismissal is not None:
+            self._dismissal.cancel()
+        self._dismiss()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # ── In the event loop
+
+    def _dismiss_later(self) -> None:
+        if self._dismissal is not None:
+            self._dismissal.cancel()
+        self._dismissal = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._threads.submit, self._dismiss)
+
+    # ── In one of the threads
+
+    def _dismiss(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for child in idle:
+            self._end(child)
+
+    def _try_out(self, key: Key) -> Passed:
+        settings = self._settings
+        folder = settings.model_store / key[0] / str(key[1])
+        request = Request(
+            root=str(settings.model_store.absolute()),
+            name=key[0],
+            version=key[1],
+            seconds=settings.trial_seconds,
+            memory_bytes=settings.trial_memory_bytes,
+            num_threads=min(settings.num_threads or os.cpu_count() or 1, _MOST_THREADS),
+            chunk_rows=settings.chunk_rows,
+            max_steps=settings.max_steps,
+            max_num_samples=settings.max_num_samples,
+        )
+        try:
+            report = self._report_or_again(request)
+        except EndedError as error:
+            if self._closed:
+                raise NotReadyError("the service is shutting down") from None
+            raise InvalidArtifactError(folder / error.file, error.problem) from None
+        if "missing" in report:
+            raise ModelNotFoundError(str(report["missing"]))
+        if "refused" in report:
+            raise InvalidArtifactError(folder / str(report.get("file", "")), str(report["refused"]))
+        return Passed(report["passed"], report["graph_bytes"])
+
+    def _report_or_again(self, request: Request) -> dict[str, Any]:
+        """A child that somebody else has killed says nothing of its version: memory may have run out by what others do.
+
+        Once only: it may be the version that takes the memory.
+        """
+        try:
+            return self.report(request)
+        except EndedError as error:
+            if not error.killed_by_others:
+                raise
+            _log.warning("a trial was killed and begins again", model=request.name, version=request.version)
+            return self.report(request)
+
+    def report(self, request: Request) -> dict[str, Any]:
+        """What a child says of a version.
+
+        Raises:
+            EndedError: it said nothing in time, or has ended.
+            NotReadyError: none can be started.
+        """
+        child = self._take()
+        passed = False
+        try:
+            report = child.ask(asdict(request), request.seconds)
+            passed = "passed" in report
+        finally:
+            self._let_go(child, again=passed)
+        return report
+
+    def _let_go(self, child: TrialProcess, *, again: bool) -> None:
+        """Keep a child for another version, or end it: who knows what a broken one has left behind."""
+        with self._lock:
+            kept = again and not self._closed
+            if kept:
+                self._idle.append(child)
+        if not kept:
+            self._end(child)
+
+    def _take(self) -> TrialProcess:
+        """An idle child, or a new one, that is ready."""
+        while True:
+            child = self._idle_or_new()
+            try:
+                child.wait_until_ready()
+            except EndedError as error:
+                self._end(child)
+                if child.was_ready:  # it has ended since: another will do
+                    continue
+                raise NotReadyError(f"the process that tries versions out does not start: {error.problem}") from None
+            return child
+
+    def _idle_or_new(self) -> TrialProcess:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            return self._start()
+
+    def _start_idle(self) -> None:
+        with self._lock, suppress(NotReadyError):  # whoever tries a version out will be told
+            self._idle.append(self._start())
+
+    def _start(self) -> TrialProcess:
+        """Begin a child, which is ready later; with the lock held."""
+        if self._closed:
+            raise NotReadyError("the service is shutting down")
+        try:
+            child = TrialProcess(self._program)
+        except OSError as error:
+            raise NotReadyError(f"no process can be started to try a version out: {error}") from error
+        self._children.add(child)
+        return child
+
+    def _end(self, child: TrialProcess) -> None:
+        child.close()
+        with self._lock:
+            self._children.discard(child)

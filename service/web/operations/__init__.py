@@ -1,0 +1,1 @@
+"""For operators: settings, keys, logs, metrics, traces and probes."""

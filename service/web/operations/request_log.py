@@ -1,0 +1,96 @@
+"""The log line and the counters of each answer, whoever gives it: the app, or the connection before any app."""
+
+import os
+import re
+from collections.abc import Collection, Iterable
+from functools import cache
+
+import structlog
+from starlette.types import Scope
+
+from service.web.operations.metrics import Metrics
+from service.web.operations.probes import QUIET_PATHS
+from service.web.problems import ProblemType, shortened
+
+_MAX_PATH = 200
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_log = structlog.get_logger()
+
+
+class RequestLog:
+    """Logs and counts answers.
+
+    Args:
+        metrics: where they are counted.
+        paths: of the routes, for what is refused before one is found.
+        root_path: what a proxy has before all of these.
+    """
+
+    def __init__(self, metrics: Metrics, paths: Collection[str], root_path: str = "") -> None:
+        # Finding a counter by its labels takes as long as counting.
+        self._requests = cache(metrics.requests.labels)
+        self._request_seconds = cache(metrics.request_seconds.labels)
+        self._refusals = metrics.refusals
+        self._paths = paths
+        self._root_path = root_path
+
+    def answered(self, scope: Scope, status: int, seconds: float) -> None:
+        """The app has answered; `scope` may hold more of the request: see `service.web.middleware.observe`."""
+        route = getattr(scope["route"], "path", "unknown") if "route" in scope else self._route(scope["path"])
+        observed = scope.get("observed", {})
+        model = observed.get("model", ""), observed.get("version", "")
+        self._requests(route, scope["method"], status, *model).inc()
+        self._request_seconds(route, *model).observe(seconds)
+        more = {**observed, **scope.get("problem", {})}
+        if "problem" in more:
+            self._refusals.labels(more["problem"]).inc()
+        write = _log.debug if route in QUIET_PATHS else _log.info
+        client = scope["client"][0] if scope.get("client") else None
+        write(
+            "request",
+            method=scope["method"],
+            path=shortened(scope["path"], _MAX_PATH),
+            status=status,
+            seconds=round(seconds, 6),
+            client=client,
+            **more,
+        )
+
+    def refused(
+        self,
+        problem_type: ProblemType,
+        detail: str,
+        *,
+        method: str,
+        path: str,
+        client: tuple[str, int] | None,
+        request_id: str,
+    ) -> None:
+        """The connection has answered; method and path are empty where they had not come."""
+        status = int(problem_type.status)
+        self._requests(self._route(path), method, status, "", "").inc()
+        self._refusals.labels(problem_type.slug).inc()
+        _log.info(
+            "request",
+            method=method,
+            path=path,
+            status=status,
+            client=client[0] if client else None,
+            problem=problem_type.slug,
+            detail=detail,
+            request_id=request_id,
+        )
+
+    def _route(self, path: str) -> str:
+        """One label for all unknown paths, so that a scanner cannot grow the metrics."""
+        path = path.removeprefix(self._root_path)
+        return path if path in self._paths else "unknown"
+
+
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's `X-Request-ID` where it is well formed, else a fresh one."""
+    given = b""
+    for name, value in headers:
+        if name == b"x-request-id":
+            given = value
+    return given.decode() if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()

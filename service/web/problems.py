@@ -1,0 +1,292 @@
+"""What a request can be refused for, and the one table that says how each refusal looks over HTTP (RFC 9457).
+
+RequestError
+├── InvalidBodyError            the body does not parse, or is not what the route takes
+│   └── InvalidLatentError      one latent of it; `index` says which
+├── UnsupportedMediaTypeError   a content type the route does not take
+├── NotAcceptableError          no form in `Accept` that the route can answer in
+├── LimitError                  bytes, pixels or rows beyond the settings
+├── SlowBodyError               the body took too long to arrive
+├── UnauthorizedError           no key, or a wrong one
+├── ForbiddenError              a right key for something else
+├── TooManyLoadsError           versions asked for by number drive one another out of memory
+├── MemoryFullError             other requests hold the memory that this one would take
+└── NotReadyError               models still loading, draining, or the inference thread is dead
+
+Images that cannot be read have errors of their own, see service/images/errors.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Scope
+
+from model_store import InvalidArtifactError, ModelNotFoundError, StoreError
+from service.engine.anomaly.detector import UncalibratedModelError, UnknownMethodError
+from service.engine.proposal import TooFewSamplesError, UnknownProposalError
+from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
+from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError
+from service.web.outcome import DeadlineError, QueueFullError, StoppedError
+
+PROBLEM_JSON = "application/problem+json"
+MAX_DETAIL = 1000
+"""Characters of a problem's detail: what it quotes of the request may be as long as the request."""
+_MAX_ERRORS = 10
+_MAX_QUOTED = 200
+_log = structlog.get_logger()
+
+
+class RequestError(Exception):
+    """A request that cannot be answered; the message is for its sender."""
+
+    headers: ClassVar[Mapping[str, str]] = {}
+
+
+class InvalidBodyError(RequestError):
+    """The body does not parse, or is not what the route takes."""
+
+
+class InvalidLatentError(InvalidBodyError):
+    """One latent of the body is wrong."""
+
+    def __init__(self, detail: str, index: int) -> None:
+        super().__init__(detail)
+        self.index = index
+
+
+class UnsupportedMediaTypeError(RequestError):
+    """A content type the route does not take."""
+
+    def __init__(self, content_type: str, accepted: Sequence[str]) -> None:
+        found = f"content type {content_type!r} is not accepted" if content_type else "the content type is missing"
+        super().__init__(f"{found}; accepted: {', '.join(accepted)}")
+
+
+class NotAcceptableError(RequestError):
+    """No form in `Accept` that the route can answer in."""
+
+
+class LimitError(RequestError):
+    """Bytes, pixels or rows beyond the settings."""
+
+
+class SlowBodyError(RequestError):
+    """The body was not complete in time."""
+
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
+
+
+class UnauthorizedError(RequestError):
+    """The request has no key, or none that fits."""
+
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="logpx"'}
+
+
+class ForbiddenError(RequestError):
+    """The request's key does not open this route."""
+
+
+class TooManyLoadsError(RequestError):
+    """Versions asked for by number drive one another out of memory; `retry_after` seconds will change that."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"versions asked for by number are loaded too often; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class MemoryFullError(RequestError):
+    """Other requests hold the memory that this one would take; `retry_after` seconds may change that."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NotReadyError(RequestError):
+    """Models still loading, draining, or the inference thread is dead."""
+
+
+@dataclass(frozen=True)
+class ProblemType:
+    """How one sort of refusal looks: its HTTP status and the stable end of its `type`."""
+
+    status: HTTPStatus
+    slug: str
+    title: str
+
+
+INVALID_PARAMETER = ProblemType(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-parameter", "A parameter is not valid")
+INVALID_BODY = ProblemType(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-body", "The body is not valid")
+LIMIT_EXCEEDED = ProblemType(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "limit-exceeded", "The request passes a limit")
+BROKEN_MODEL = ProblemType(HTTPStatus.SERVICE_UNAVAILABLE, "broken-model", "The model's files are broken")
+NOT_READY = ProblemType(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "The service is not ready")
+BAD_REQUEST = ProblemType(HTTPStatus.BAD_REQUEST, "bad-request", "The request is not HTTP")
+HEADER_TOO_LARGE = ProblemType(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The request's headers are too large"
+)
+METHOD_NOT_ALLOWED = ProblemType(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "Method Not Allowed")
+NOT_IMPLEMENTED = ProblemType(HTTPStatus.NOT_IMPLEMENTED, "not-implemented", "The service does not implement this")
+HTTP_VERSION = ProblemType(
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+    "http-version-not-supported",
+    "The service does not know this version of HTTP",
+)
+RANGE_NOT_SATISFIABLE = ProblemType(
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "range-not-satisfiable", "The file has no such range"
+)
+REQUEST_TIMEOUT = ProblemType(HTTPStatus.REQUEST_TIMEOUT, "request-timeout", "The request took too long to arrive")
+TOO_MANY_CONNECTIONS = ProblemType(
+    HTTPStatus.SERVICE_UNAVAILABLE, "too-many-connections", "As many connections are open as may be"
+)
+INTERNAL = ProblemType(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "The service failed")
+
+PROBLEM_TYPES: Mapping[type[Exception], ProblemType] = {
+    InvalidImageError: ProblemType(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-image", "An image is not valid"),
+    InvalidLatentError: ProblemType(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-latent", "A latent is not valid"),
+    InvalidBodyError: INVALID_BODY,
+    InvalidArrayError: INVALID_BODY,
+    RequestValidationError: INVALID_PARAMETER,
+    UnknownProposalError: INVALID_PARAMETER,
+    TooFewSamplesError: INVALID_PARAMETER,
+    UnknownMethodError: INVALID_PARAMETER,
+    UncalibratedModelError: ProblemType(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "uncalibrated-model", "The model is not calibrated"
+    ),
+    UnsupportedMediaTypeError: ProblemType(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "The content type is not accepted"
+    ),
+    NotAcceptableError: ProblemType(HTTPStatus.NOT_ACCEPTABLE, "not-acceptable", "No form in Accept can be given"),
+    ModelNotFoundError: ProblemType(HTTPStatus.NOT_FOUND, "unknown-model", "No such model or version"),
+    InvalidArtifactError: BROKEN_MODEL,
+    StoreError: BROKEN_MODEL,
+    LimitError: LIMIT_EXCEEDED,
+    PixelLimitError: LIMIT_EXCEEDED,
+    SlowBodyError: REQUEST_TIMEOUT,
+    UnauthorizedError: ProblemType(HTTPStatus.UNAUTHORIZED, "unauthorized", "The request needs a key"),
+    ForbiddenError: ProblemType(HTTPStatus.FORBIDDEN, "forbidden", "The key does not open this route"),
+    QueueFullError: ProblemType(HTTPStatus.TOO_MANY_REQUESTS, "queue-full", "No room in the queue"),
+    MemoryFullError: ProblemType(HTTPStatus.TOO_MANY_REQUESTS, "memory-full", "No memory for the request now"),
+    TooManyLoadsError: ProblemType(HTTPStatus.TOO_MANY_REQUESTS, "too-many-loads", "Versions are loaded too often"),
+    DeadlineError: ProblemType(HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"),
+    OutOfDeviceMemoryError: ProblemType(
+        HTTPStatus.SERVICE_UNAVAILABLE, "out-of-device-memory", "The GPU has no room for this request"
+    ),
+    NotReadyError: NOT_READY,
+    StoppedError: NOT_READY,
+    DeviceLostError: NOT_READY,
+}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the table, and Starlette's own, as `application/problem+json`."""
+    for error_type, problem_type in PROBLEM_TYPES.items():
+        app.add_exception_handler(error_type, _handler(problem_type))
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(ClientDisconnect, _gone)
+
+
+def problem(request: Request, problem_type: ProblemType, detail: str, **members: Any) -> Response:
+    """The answer of one refusal; `members` that are None are left out, and a detail that is too long is cut."""
+    headers = members.pop("headers", None)
+    detail = shortened(detail, MAX_DETAIL)
+    document = problem_document(problem_type, detail, request.scope.get("state", {}).get("request_id"), **members)
+    request.scope["problem"] = {"problem": problem_type.slug, "detail": detail}
+    return Response(document, int(problem_type.status), headers, PROBLEM_JSON)
+
+
+def problem_document(problem_type: ProblemType, detail: str, request_id: str | None, **members: Any) -> bytes:
+    """One problem document; `members` that are None are left out."""
+    return orjson.dumps(
+        {
+            "type": f"urn:logpx:problem:{problem_type.slug}",
+            "title": problem_type.title,
+            "status": int(problem_type.status),
+            "detail": detail,
+            "request_id": request_id,
+            **{key: value for key, value in members.items() if value is not None},
+        }
+    )
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters; of a text that is longer, the beginning and a mark.
+
+    >>> shortened("unknown", 7), shortened("unknown", 4)
+    ('unknown', 'unk…')
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def foreign_problem(scope: Scope, status: int, text: str) -> bytes:
+    """The problem document in place of a library's own refusal, which is this text."""
+    found = HTTPStatus(status)
+    problem_type = RANGE_NOT_SATISFIABLE if found == RANGE_NOT_SATISFIABLE.status else _type_of(found)
+    return bytes(problem(Request(scope), problem_type, text or problem_type.title).body)
+
+
+def _handler(problem_type: ProblemType) -> Any:
+    async def answer(request: Request, error: Exception) -> Response:
+        if isinstance(error, RequestValidationError):
+            return problem(request, problem_type, _sentence(error), errors=_located(error))
+        if isinstance(error, StoreError) and problem_type is BROKEN_MODEL:
+            _log.error(
+                "the store is broken", reason=str(error)
+            )  # the path is the operator's business, not the client's
+            detail = "the model's files are broken or gone; the service's log says which"
+            return problem(request, problem_type, detail)
+        headers = getattr(error, "headers", None)
+        if problem_type is NOT_READY:
+            headers = {"Connection": "close"}  # nobody should send into a service that is about to end
+        if isinstance(error, QueueFullError | MemoryFullError | TooManyLoadsError):
+            headers = {"Retry-After": str(error.retry_after)}
+        return problem(request, problem_type, str(error), index=getattr(error, "index", None), headers=headers)
+
+    return answer
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: no such path, no such method."""
+    if not isinstance(error, HTTPException):
+        raise error
+    status = HTTPStatus(error.status_code)
+    problem_type = _type_of(status)
+    path = shortened(request.url.path, _MAX_QUOTED)
+    detail = f"{request.method} {path}: {error.detail}; the routes are listed at /docs"
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = set(headers.get("Allow", "GET").split(", "))  # the pages' files, which are read, name none
+        headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
+    return problem(request, problem_type, detail, headers=headers)
+
+
+def _type_of(status: HTTPStatus) -> ProblemType:
+    """What has no name of ours goes by its status's."""
+    return ProblemType(status, status.phrase.lower().replace(" ", "-"), status.phrase)
+
+
+async def _gone(request: Request, _: Exception) -> Response:
+    """Nobody is left to read this; 499 is what logs call a client that closed its request."""
+    request.scope["problem"] = {"problem": "client-gone"}
+    return Response(status_code=499)
+
+
+def _located(error: RequestValidationError) -> list[dict[str, str]]:
+    """The first few of what is wrong, without more of the request than helps to find it."""
+    return [
+        {"parameter": shortened(str(item["loc"][-1]), _MAX_QUOTED), "problem": shortened(str(item["msg"]), MAX_DETAIL)}
+        for item in error.errors()[:_MAX_ERRORS]
+    ]
+
+
+def _sentence(error: RequestValidationError) -> str:
+    shown = [f"{item['parameter']}: {item['problem']}" for item in _located(error)]
+    more = len(error.errors()) - len(shown)
+    return "; ".join([*shown, *([f"and {more} more"] if more else [])])

@@ -1,0 +1,271 @@
+"""Arrays to responses, in the form that `Accept` asks for."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from fastapi import Request, Response
+from numpy.typing import NDArray
+from PIL import Image
+from starlette.types import Receive, Scope, Send
+
+from service.engine.anomaly.detector import AnomalyScores
+from service.web.media_types import JSON, NPY, PNG
+from service.web.problems import NotAcceptableError
+from service.web.serialisation import check_wanted
+
+IMAGE_FORMS = (JSON, PNG, NPY)
+_GRID_LINE, _GRID_LEVEL = 1, 128
+_PIECE_NUMBERS = 2**15  # written in about a millisecond; no other thread runs meanwhile
+_PIECE_BYTES = 2**20
+
+
+class PiecewiseResponse(Response):
+    """A large body, sent in pieces: joining it would copy it, and hold up every other request."""
+
+    def __init__(
+        self, pieces: Sequence[bytes | memoryview], headers: Mapping[str, str] | None, media_type: str
+    ) -> None:
+        length = str(sum(len(piece) for piece in pieces))
+        super().__init__(headers={**(headers or {}), "Content-Length": length}, media_type=media_type)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send each piece once there is room for it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def negotiate(request: Request, offered: Sequence[str]) -> str:
+    """The form the client likes best of those offered, first offered winning a tie (RFC 9110, 12.5.1).
+
+    Raises:
+        NotAcceptableError: it takes none of them.
+    """
+    accept = ",".join(request.headers.getlist("accept"))
+    if accept in ("", "*/*"):
+        return offered[0]
+    wanted = [_preference(item) for item in accept.split(",") if item.strip()]
+    best, best_quality = offered[0], 0.0
+    for form in offered:
+        matching = [entry for entry in wanted if entry[0] in (form, f"{form.split('/')[0]}/*", "*/*")]
+        quality = max(matching, key=lambda entry: _specificity(entry[0]), default=("", 0.0))[1]
+        if quality > best_quality:
+            best, best_quality = form, quality
+    if best_quality == 0:
+        raise NotAcceptableError(f"Accept is {accept!r}; this route answers in: {', '.join(offered)}")
+    return best
+
+
+def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """Strict JSON: NumPy arrays as nested lists, a value that is not finite as null."""
+    if all(_weight(value) <= _PIECE_NUMBERS for value in document.values()):
+        return Response(_dumps(document), headers=headers, media_type=JSON)
+    pieces: list[bytes] = []
+    for key, value in document.items():
+        pieces += (b"," if pieces else b"{", _dumps(key), b":", *_json_pieces(value))
+    return PiecewiseResponse([*pieces, b"}"], headers, JSON)
+
+
+def npy_reply(array: NDArray[Any], headers: Mapping[str, str] | None = None) -> Response:
+    """One npy file, format version 1.0."""
+    head = _npy_header(array.dtype.str, array.shape)
+    data = np.ascontiguousarray(array).data.cast("B")
+    if len(data) <= _PIECE_BYTES:
+        return Response(b"".join((head, data)), headers=headers, media_type=NPY)
+    pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
+    return PiecewiseResponse([head, *pieces], headers, NPY)
+
+
+def images_reply(
+    request: Request,
+    document: Mapping[str, Any],
+    images: NDArray[np.float32],
+    *,
+    form: Literal["png", "array"],
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Images [N, C, H, W] as JSON beside `document`, as one PNG (a grid when there are several), or as npy."""
+    match negotiate(request, IMAGE_FORMS):
+        case "image/png":
+            return Response(_png_of_levels(_grid(images)), headers=headers, media_type=PNG)
+        case "application/x-npy":
+            return npy_reply(images, headers)
+    listed = (
+        images if form == "array" else Written(len(images), lambda part: [_png_text(image) for image in images[part]])
+    )
+    return json_reply({**document, "images": listed}, headers)
+
+
+@lru_cache(maxsize=64)
+def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+class Written:
+    """A long list of which a part is made when it is written, because all of it would be as large as the answer.
+
+    Args:
+        length: of the list.
+        make: a part of it.
+    """
+
+    def __init__(self, length: int, make: Callable[[slice], list[Any]]) -> None:
+        self._length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> list[Any]:
+        return self._make(part)
+
+
+def rows_of(record: Any) -> Written:
+    """A record of arrays [B] as B objects; what is not per image is left out."""
+    columns = {item.name: getattr(record, item.name) for item in fields(record)}
+    arrays = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
+
+    def make(part: slice) -> list[dict[str, Any]]:
+        values = zip(*(array[part].tolist() for array in arrays.values()), strict=True)
+        return [dict(zip(arrays, row, strict=True)) for row in values]
+
+    return Written(len(next(iter(arrays.values()))), make)
+
+
+def anomaly_rows(scores: AnomalyScores, form: Literal["png", "array"]) -> Written:
+    """One object an image: the first method's judgement, each method's where there are several, and the map if any."""
+    by_method = {method: rows_of(judgement) for method, judgement in scores.by_method.items()}
+
+    def make(part: slice) -> list[dict[str, Any]]:
+        judged = {method: rows[part] for method, rows in by_method.items()}
+        log_likelihood, posterior_gap = scores.log_likelihood[part].tolist(), scores.posterior_gap[part].tolist()
+        made = []
+        for index, first in enumerate(next(iter(judged.values()))):
+            row = {**first, "log_likelihood": log_likelihood[index], "posterior_gap": posterior_gap[index]}
+            if len(judged) > 1:
+                row["scores"] = {method: rows[index] for method, rows in judged.items()}
+            if scores.explanation is not None:
+                row["explanation"] = _shown(scores.explanation[part][index], form)
+            made.append(row)
+        return made
+
+    return Written(len(scores.log_likelihood), make)
+
+
+def _shown(surprise: NDArray[np.float64], form: Literal["png", "array"]) -> Any:
+    """A map [C, H, W] as numbers, or as a grey PNG from 0 nats, black, to its own largest sum over channels, white."""
+    if not np.isfinite(surprise).all():
+        return None
+    if form == "array":
+        return surprise
+    nats = np.maximum(surprise.sum(axis=0, keepdims=True), 0)
+    return _png_text((nats / max(nats.max(), np.finfo(np.float64).tiny)).astype(np.float32))
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, _whole, orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _whole(value: Any) -> list[Any]:
+    """What orjson does not know: a short list that is made when it is written."""
+    if not isinstance(value, Written):
+        raise TypeError(f"{type(value).__name__} is not written as JSON")
+    return value[:]
+
+
+def _weight(value: Any) -> int:
+    """About how many numbers, or characters, a member of a document holds; the items of a list are alike."""
+    if isinstance(value, np.ndarray):
+        return value.size
+    if isinstance(value, str):
+        return len(value)
+    if not isinstance(value, list | Written) or not len(value):
+        return 1
+    (first,) = value[:1]
+    if isinstance(first, dict):
+        return len(value) * sum(map(_weight, first.values()))
+    return len(value) * (len(first) if isinstance(first, str | list) else 1)
+
+
+def _json_pieces(value: Any) -> Iterator[bytes]:
+    """JSON in pieces of about `_PIECE_NUMBERS`: the interpreter is given up to the event loop between two of them."""
+    weight = _weight(value)
+    check_wanted()
+    if weight <= _PIECE_NUMBERS or (isinstance(value, list | Written) and len(value) == 1):
+        yield _dumps(value)
+        return
+    step = max(1, _PIECE_NUMBERS * len(value) // weight)
+    yield b"["
+    for start in range(0, len(value), step):
+        check_wanted()
+        if start:
+            yield b","
+        if step == 1 and isinstance(value, np.ndarray):
+            yield from _json_pieces(value[start])
+        else:
+            yield _dumps(value[start : start + step])[1:-1]
+    yield b"]"
+
+
+def _preference(item: str) -> tuple[str, float]:
+    media_type, *parameters = (part.strip().lower() for part in item.split(";"))
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                return media_type, float(value)
+            except ValueError:
+                return media_type, 0.0
+    return media_type, 1.0
+
+
+def _specificity(media_range: str) -> int:
+    return 2 - media_range.count("*")
+
+
+def _png(image: NDArray[np.float32]) -> bytes:
+    """One image [C, H, W] in [0, 1] as 8-bit PNG."""
+    return _png_of_levels(_levels(image))
+
+
+def _png_text(image: NDArray[np.float32]) -> str:
+    return base64.b64encode(_png(image)).decode()
+
+
+def _levels(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint(image * 255).astype(np.uint8)
+
+
+def _png_of_levels(levels: NDArray[np.uint8]) -> bytes:
+    if len(levels) not in (1, 3):
+        raise NotAcceptableError(f"a PNG has 1 or 3 channels, the images have {len(levels)}; ask for npy or ?as=array")
+    check_wanted()
+    stream = io.BytesIO()
+    Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _grid(images: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Images [N, C, H, W] side by side, row by row, in the squarest grid: [C, rows·(H+1)−1, columns·(W+1)−1]."""
+    count, channels, height, width = images.shape
+    if count == 1:
+        return _levels(images[0])
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    down, across = height + _GRID_LINE, width + _GRID_LINE
+    grid = np.full((channels, rows * down - _GRID_LINE, columns * across - _GRID_LINE), _GRID_LEVEL, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * down, index % columns * across
+        grid[:, top : top + height, left : left + width] = _levels(image)
+    return grid

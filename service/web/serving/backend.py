@@ -1,0 +1,170 @@
+"""What stands behind the routes: the models, the scheduler, and whether they may be used yet, or still."""
+
+import asyncio
+from collections.abc import Callable, Generator
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from service.engine.blocks import CPU_BLOCKS
+from service.engine.model import Model
+from service.engine.runtime import DeviceLostError
+from service.web.decoding.interface import Decoding, InProcess
+from service.web.memory import computing_bytes
+from service.web.models.registry import Registry
+from service.web.operations.metrics import Metrics
+from service.web.operations.settings import Settings
+from service.web.outcome import Done
+from service.web.problems import LimitError, NotReadyError
+from service.web.serialisation import Writer
+from service.web.serving.batch_queue import Computation
+from service.web.serving.memory_ceiling import decoders_ceiling, resident_bytes, service_ceiling
+from service.web.serving.scheduler import Scheduler
+
+State = Literal["starting", "ready", "draining", "failed"]
+P = TypeVar("P")
+R = TypeVar("R")
+_log = structlog.get_logger()
+
+
+class Backend:
+    """Starts, serves, drains. `load` goes on while the port already answers `/livez`."""
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None], decoding: Decoding | None = None
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.decoding = decoding or InProcess()
+        self.state: State = "starting"
+        self._on_failure = on_failure
+        self._scheduler = Scheduler(
+            max_rows=settings.max_queued_rows,
+            max_rows_each=settings.max_rows,
+            max_jobs=settings.max_queued_requests,
+            batch_rows=settings.chunk_rows or CPU_BLOCKS.rows,
+            max_memory=computing_bytes(settings.max_memory_bytes),
+            fatal=DeviceLostError,
+            on_death=self._died,
+        )
+        self.writer = Writer()
+        self.registry = Registry(settings, metrics, on_device_lost=self._scheduler.fail)
+        # Finding a counter by its labels takes as long as counting.
+        self._rows = cache(metrics.rows.labels)
+        self._queue_seconds = cache(metrics.queue_seconds.labels)
+        self._compute_seconds = cache(metrics.compute_seconds.labels)
+        self._batch_rows = cache(metrics.batch_rows.labels)
+        metrics.queued_rows.set_function(lambda: self._scheduler.queued_rows)
+        metrics.queued_requests.set_function(lambda: self._scheduler.queued_jobs)
+        metrics.ready.set_function(lambda: self.reason_against_serving() is None)
+
+    async def load(self) -> None:
+        """Load the models, start what reads images, and be ready.
+
+        Raises: as `Registry.load` and `Decoding.start`.
+        """
+        starting = asyncio.create_task(self.decoding.start())
+        try:
+            await self.registry.load()
+        finally:
+            await starting
+        loaded, resident = self.registry.loaded, resident_bytes()
+        most = service_ceiling(self.settings, loaded, resident)
+        _log.info("memory", resident=resident, at_most=most, decoders_at_most=decoders_ceiling(self.settings))
+        self._scheduler.batch_rows = self.registry.batch_rows or CPU_BLOCKS.rows
+        if self.state == "starting":  # a signal may have come meanwhile
+            self.state = "ready"
+
+    def check_capacity(self) -> None:
+        """Refuse a request for which there is no room, before its body is read.
+
+        Raises:
+            QueueFullError: see scheduler.py.
+        """
+        self._scheduler.check_capacity(1)
+
+    def retry_seconds(self) -> int:
+        """When a request that is refused for want of memory should try again: when what is queued should be done."""
+        return self._scheduler.retry_seconds()
+
+    def submit(
+        self, computation: Computation[P, R], payload: P, *, rows: int, **named: Any
+    ) -> "asyncio.Future[Done[R]]":
+        """Queue a computation of `rows` rows that may share its runs with others of its kind; `named`: scheduler.py.
+
+        Raises:
+            LimitError: more rows than one request may have.
+            QueueFullError, StoppedError: see scheduler.py; what the answer may raise, too.
+        """
+        self._check_rows(rows)
+        return self._scheduler.submit(computation, payload, rows=rows, **named)
+
+    def submit_alone(self, chunks: Generator[None, None, R], *, rows: int, **named: Any) -> "asyncio.Future[Done[R]]":
+        """Queue a computation by itself, asked for `rows` rows, which may take more; raises what `submit` does."""
+        self._check_rows(rows)
+        return self._scheduler.submit_alone(chunks, rows=rows, **named)
+
+    def count_done(self, model: Model, rows: int, done: Done[R]) -> None:
+        """Count the rows and the seconds of a request that was computed."""
+        labels = model.manifest.name, model.manifest.version
+        self._rows(*labels).inc(rows)
+        self._queue_seconds(*labels).observe(done.queue_seconds)
+        self._compute_seconds(*labels).observe(done.compute_seconds)
+
+    def count_batch(self, model: Model) -> Callable[[int], None]:
+        """What counts the rows of each batch of this model."""
+        return self._batch_rows(model.manifest.name, model.manifest.version).observe
+
+    def count_estimates(self, model: Model, reliable: NDArray[np.bool_]) -> None:
+        """Count estimates by whether their error bars can be believed."""
+        for outcome in (True, False):
+            labels = model.manifest.name, model.manifest.version, str(outcome).lower()
+            self.metrics.estimates.labels(*labels).inc(int((reliable == outcome).sum()))
+
+    def count_p_values(self, model: Model, method: str, p_values: NDArray[np.float64]) -> None:
+        """Add p-values to their histogram, where a drift of the images shows."""
+        histogram = self.metrics.p_values.labels(model.manifest.name, model.manifest.version, method)
+        for p_value in p_values.tolist():
+            histogram.observe(p_value)
+
+    def reason_against_serving(self) -> str | None:
+        """Why `/readyz` is 503, or None."""
+        if self.state == "ready" and not self._scheduler.alive:
+            return "the inference thread is dead"
+        reasons = {"starting": "the models are still loading", "draining": "the service is shutting down"}
+        return None if self.state == "ready" else reasons.get(self.state, "the models could not be loaded")
+
+    def require_ready(self) -> None:
+        """Raise NotReadyError unless requests may be served."""
+        if reason := self.reason_against_serving():
+            raise NotReadyError(reason)
+
+    async def drain(self) -> None:
+        """Refuse new work, and give what was accepted up to `drain_seconds`."""
+        self.state = "draining"
+        try:
+            async with asyncio.timeout(self.settings.drain_seconds):
+                while self._scheduler.queued_jobs or self.decoding.jobs:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            left = self._scheduler.queued_jobs + self.decoding.jobs
+            _log.warning("drain ended with work left", requests=left)
+            await self.decoding.close()
+            await asyncio.to_thread(self._scheduler.stop)
+
+    def stop(self) -> None:
+        """End the threads."""
+        self._scheduler.stop()
+        self.registry.close()
+
+    def _check_rows(self, rows: int) -> None:
+        if rows > self.settings.max_rows:
+            raise LimitError(f"images × samples is {rows}; at most {self.settings.max_rows} are accepted in a request")
+
+    def _died(self) -> None:
+        """Nothing can be computed any more: the process should end, so that another takes its place."""
+        _log.error("the inference thread has died", reason=str(self._scheduler.fatal_error or "unknown"))
+        self._on_failure()

@@ -1,0 +1,61 @@
+"""The most memory that the service's processes can have, by its settings: what a container's limit must not be below.
+
+    resident    once the models are loaded: code, weights
+    graphs      that each model's graphs keep when they have run as many rows as they may
+    requests    `LOGPX_MAX_MEMORY_BYTES`, see memory.py and batch_queue.py
+    connections `LOGPX_MAX_CONNECTIONS`, each with what is not counted in memory.py
+    decoders    `LOGPX_DECODERS` processes beside this one, and a spare one
+
+Versions that are loaded later, by a reload or because a request asks for them, come on top.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from service.engine.model import Model
+from service.web.connections.connection_limit import MAX_RESERVE
+from service.web.decoding.process_pool import decoder_memory_bytes
+from service.web.memory import FREE_BYTES, SENT_AT_ONCE, computing_bytes
+from service.web.operations.settings import Settings
+
+CONNECTION_BYTES = FREE_BYTES + SENT_AT_ONCE + 2**18 + 2**16 + 2**16
+"""Of one: a request or an answer too small to be counted, a piece that is being sent, what is read at once and what is
+kept unread, and the objects for all that."""
+DECODER_CODE_BYTES = 2**26
+FRAGMENTED_SHARE = 1 / 8
+"""Of what requests hold, that the allocator may need beside it."""
+
+
+def service_ceiling(settings: Settings, models: Iterable[Model], resident: int) -> int:
+    """Bytes that the service's own process can have.
+
+    Args:
+        settings: the bounds.
+        models: those in memory.
+        resident: bytes that it has with them loaded, before requests come.
+    """
+    loaded = list(models)
+    graphs = sum(model.run_bytes for model in loaded)
+    quarter = computing_bytes(settings.max_memory_bytes)
+    largest = max((model.estimates_bytes(settings.max_rows, 1) for model in loaded), default=0)
+    samples = max((model.estimates_bytes(1, settings.max_num_samples) for model in loaded), default=0)
+    requests = settings.max_memory_bytes - quarter + max(quarter, largest, samples) + quarter // 8
+    connections = (settings.max_connections + MAX_RESERVE) * CONNECTION_BYTES
+    return resident + graphs + int(requests * (1 + FRAGMENTED_SHARE)) + connections
+
+
+def decoders_ceiling(settings: Settings) -> int:
+    """Bytes that the processes which read image files can have, all together."""
+    if not settings.decoders:
+        return 0
+    each = DECODER_CODE_BYTES + decoder_memory_bytes(settings.max_pixels, settings.max_body_bytes)
+    return settings.decoders * each + DECODER_CODE_BYTES
+
+
+def resident_bytes() -> int:
+    """What this process has now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -1,0 +1,200 @@
+"""Encoded images to pixels: loaded whole where they fit into memory, otherwise as a stream."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.images.file import ImageHeader
+from service.progress import Progress
+from training.data.image_files import EncodedImages, PixelFormat, Pixels, check_size, decode, read_header
+from training.data.streams import ImageStream, decode_batches, in_batches
+from training.errors import CorruptImageError, DataError
+
+_NAMED = 5  # corrupt images that one line of an error names
+_MAX_BLOCK_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a data set is read.
+
+    Attributes:
+        max_memory: GiB of decoded pixels up to which a set of encoded images is loaded whole; larger ones stream.
+        skip_corrupt: whether images that cannot be decoded are left out instead of refused.
+        workers: processes that decode a stream; 0 decodes in this one.
+        progress: whether to say on stderr how far it has come.
+    """
+
+    max_memory: float = 4.0
+    skip_corrupt: bool = False
+    workers: int = 0
+    progress: bool = False
+
+
+class ImageSet:
+    """The encoded images of a data set, by part, `train` first; `corrupt` says of which image what is wrong.
+
+    Raises:
+        DataError: an image is of a kind that the service does not take.
+        CorruptImageError: no training image can be decoded.
+    """
+
+    def __init__(self, parts: Mapping[str, EncodedImages], reading: Reading) -> None:
+        self.corrupt: dict[str, str] = {}
+        self._parts = parts
+        self._reading = reading
+        headers: set[ImageHeader] = set()
+        with self._progress("reading headers", sum(map(len, parts.values()))) as progress:
+            self._index = {part: self._read_headers(images, headers, progress) for part, images in parts.items()}
+        self._pixel_format = PixelFormat.of(headers)
+        self._first, self._chw = self._read_first()
+
+    @property
+    def fits(self) -> bool:
+        """Whether all pixels, decoded, take no more than `max_memory`."""
+        num_images = sum(map(len, self._index.values()))
+        num_bytes = num_images * math.prod(self._chw) * self._pixel_format.dtype.itemsize
+        return num_bytes <= self._reading.max_memory * 2**30
+
+    def load(self) -> dict[str, Pixels]:
+        """All images in memory, [N, C, H, W] a part.
+
+        Raises:
+            CorruptImageError: images cannot be decoded, and are not to be skipped; the message counts and names them.
+            DataError: an image is of another size than the first.
+        """
+        with self._progress("decoding", sum(map(len, self._index.values()))) as progress:
+            loaded = {part: self._load_part(part, progress) for part in self._parts}
+        self._check_corrupt()
+        return loaded
+
+    def stream(self) -> tuple[dict[str, ImageStream], str]:
+        """All images as streams, and the SHA-256 that they would have if they were loaded (see sources.py).
+
+        Everything is decoded once for this, and once more where images are left out or pixels turn out to be binary.
+
+        Raises:
+            CorruptImageError, DataError: as `load`.
+        """
+        self._check_blocks()
+        white = 1
+        while True:
+            digest = hashlib.sha256()
+            num_corrupt, largest = len(self.corrupt), 0.0
+            streams: dict[str, ImageStream] = {}
+            with self._progress("checking", sum(map(len, self._index.values()))) as progress:
+                for part in self._parts:
+                    streams[part], brightest = self._scan(part, white, digest, progress)
+                    largest = max(largest, brightest)
+            self._check_corrupt()
+            if len(self.corrupt) > num_corrupt:
+                continue
+            if largest == 1 and not self._pixel_format.deep:
+                white = 255
+                continue
+            if empty := [part for part, stream in streams.items() if not len(stream)]:
+                raise DataError(self._first, f"no image of the {empty[0]} part can be read")
+            if largest == 0:
+                raise DataError(self._first, "every pixel of this and of every other image is 0")
+            return streams, digest.hexdigest()
+
+    def _progress(self, what: str, num_images: int) -> Progress:
+        return Progress(what, num_images, shown=self._reading.progress)
+
+    def _read_headers(self, images: EncodedImages, headers: set[ImageHeader], progress: Progress) -> NDArray[np.int64]:
+        """Which images have a readable header; adds these to `headers`."""
+        good = np.ones(len(images), np.bool_)
+        for number in range(len(images)):
+            try:
+                headers.add(read_header(images, number))
+            except CorruptImageError as error:
+                self.corrupt[str(error.file)] = error.problem
+                good[number] = False
+            progress.advance(1)
+        return np.flatnonzero(good)
+
+    def _load_part(self, part: str, progress: Progress) -> Pixels:
+        images, index = self._parts[part], self._index[part]
+        pixels: Pixels = np.empty((len(index), *self._chw), self._pixel_format.dtype)
+        good = np.ones(len(index), np.bool_)
+        for place, number in enumerate(index.tolist()):
+            try:
+                image = decode(images, number, self._pixel_format)
+            except CorruptImageError as error:
+                self.corrupt[str(error.file)] = error.problem
+                good[place] = False
+            else:
+                check_size(image.shape, self._chw, images.name(number), self._first)
+                pixels[place] = image
+            progress.advance(1)
+        return pixels if good.all() else pixels[good]
+
+    def _read_first(self) -> tuple[str, tuple[int, int, int]]:
+        """Name and shape of the first training image that can be decoded."""
+        images = self._parts["train"]
+        for number in self._index["train"].tolist():
+            try:
+                channels, height, width = decode(images, number, self._pixel_format).shape
+            except CorruptImageError as error:
+                self.corrupt[str(error.file)] = error.problem
+            else:
+                return images.name(number), (channels, height, width)
+        name, problem = next(iter(self.corrupt.items()))
+        raise CorruptImageError(name, f"{problem}; none of the {len(images)} training images can be read")
+
+    def _scan(self, part: str, white: int, digest: "hashlib._Hash", progress: Progress) -> tuple[ImageStream, float]:
+        """Decode a part once: what a stream needs to know of it, and its largest pixel. Leaves out what is corrupt."""
+        index = self._index[part]
+        stream = ImageStream(
+            encoded=self._parts[part],
+            pixel_format=self._pixel_format,
+            chw=self._chw,
+            index=index,
+            pixel_sum=np.zeros(self._chw),
+            black_and_white=True,
+            white=white,
+            workers=self._reading.workers,
+        )
+        digest.update(f"{part} {stream.dtype} {stream.shape}\n".encode())
+        pixel_sum, black_and_white, largest = np.zeros(self._chw), True, 0.0
+        good = np.ones(len(index), np.bool_)
+        start = 0
+        for numbers, batch in zip(order := in_batches(index), decode_batches(stream, order), strict=True):
+            if batch.refused is not None:
+                raise DataError(*batch.refused)
+            for place, name, problem in batch.corrupt:
+                self.corrupt[name] = problem
+                good[start + place] = False
+            start += len(numbers)
+            progress.advance(len(numbers))
+            if len(batch.pixels):
+                digest.update(np.ascontiguousarray(batch.pixels).data)
+                pixel_sum += batch.pixels.sum(axis=0, dtype=np.float64)
+                largest = max(largest, float(batch.pixels.max()))
+                full = 1 if self._pixel_format.deep else 255
+                black_and_white &= bool(((batch.pixels == 0) | (batch.pixels == full)).all())
+        self._index[part] = index[good]
+        return replace(stream, index=index[good], pixel_sum=pixel_sum, black_and_white=black_and_white), largest
+
+    def _check_blocks(self) -> None:
+        for images in self._parts.values():
+            if len(images.block_bytes) and (largest := int(images.block_bytes.max())) > _MAX_BLOCK_BYTES:
+                number = int(np.argmax(np.asarray(images.blocks) == int(images.block_bytes.argmax())))
+                problem = f"lies in a row group of {largest / 2**20:.0f} MiB, and a worker holds a row group whole"
+                advice = f"write the file with smaller ones (row_group_size), at most {_MAX_BLOCK_BYTES // 2**20} MiB"
+                raise DataError(images.name(number), f"{problem}: {advice}")
+
+    def _check_corrupt(self) -> None:
+        if not self.corrupt or self._reading.skip_corrupt:
+            return
+        (name, problem), *others = self.corrupt.items()
+        total = sum(map(len, self._parts.values()))
+        counted = f"{len(self.corrupt)} of {total} images cannot be read"
+        named = ", ".join(other for other, _ in others[: _NAMED - 1])
+        more = f", and {len(others) - _NAMED + 1} more" if len(others) >= _NAMED else ""
+        also = f"; so are {named}{more}" if others else ""
+        raise CorruptImageError(name, f"{problem}{also}; {counted}: --skip-corrupt leaves them out")

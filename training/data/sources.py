@@ -1,0 +1,261 @@
+"""Where images come from: IDX files, folders of PNG, JPEG and WebP files, Parquet, `.npy` and `.npz`."""
+
+import hashlib
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.images.folder import SUFFIXES, Skipped, add_skipped, describe_skipped, list_files, printable
+from service.images.splits import PARTS, divide, exact_part
+from training.data.idx import read_idx_images
+from training.data.image_files import EncodedImages, ImageFiles, Pixels
+from training.data.image_sets import ImageSet, Reading
+from training.data.parquet import SUFFIX, ParquetImages, find_parquet
+from training.data.streams import ImageStream
+from training.errors import DataError
+
+_IDX_PREFIXES = {"train": ("train",), "validation": ("valid", "validation"), "test": ("t10k", "test")}
+_NPZ_WORDS = ("x", "images", "data")  # beside the part in an array's name, as in `x_train` and `train_images`
+# What NumPy, its reader of headers and zipfile let out when bytes are wrong, or claim more than fits into memory.
+_READER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, MemoryError),
+    *(RuntimeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it was found: parts that it does not have itself are None.
+
+    Attributes:
+        name: the name of the file or folder, with no path.
+        sha256: of the pixels, parts and shapes; however they were compressed, and wherever they lie.
+        train: [N, C, H, W], uint8 in 0..255 or float32 in [0, 1].
+        validation: like `train`, or None.
+        test: like `train`, or None.
+        skipped: what was left out because it cannot be decoded: by name, what is wrong.
+        ignored: what lies there and was not taken for images.
+    """
+
+    name: str
+    sha256: str
+    train: Pixels
+    validation: Pixels | None = None
+    test: Pixels | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    ignored: Skipped = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StreamedSource:
+    """A data set that is too large to be loaded; as `Source`, with the same SHA-256."""
+
+    name: str
+    sha256: str
+    train: ImageStream
+    validation: ImageStream | None = None
+    test: ImageStream | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    ignored: Skipped = field(default_factory=dict)
+
+
+def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
+    """The data set under `path`, see `read_source`; image files and Parquet stream where they take more than
+    `max_memory`, all else is read whole.
+
+    Raises:
+        DataError: as `read_source`.
+    """  # noqa: D205
+    if (found := _encoded_parts(path)) is None:
+        return read_source(path)
+    parts, ignored = found
+    images = ImageSet(parts, reading)
+    if images.fits:
+        return replace(_assemble(path, images.load()), skipped=images.corrupt, ignored=ignored)
+    streams, sha256 = images.stream()
+    return StreamedSource(
+        name=printable(path.resolve().name),
+        sha256=sha256,
+        train=streams["train"],
+        validation=streams.get("validation"),
+        test=streams.get("test"),
+        skipped=images.corrupt,
+        ignored=ignored,
+    )
+
+
+def read_source(path: Path, *, skip_corrupt: bool = False) -> Source:
+    """Read all images that lie under `path` into memory.
+
+    - A folder with IDX files, named as MNIST's are: `train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` (or `test-…`),
+      perhaps `valid-…`; each plain or `.gz`.
+    - A folder of image files, at any depth, so that class subfolders may be there or not: which are taken is in
+      service/images/folder.py. Folders such as `train` and `test` beside one another are parts, see splits.py there.
+      All grey gives one channel, otherwise three. As in the service, transparent parts are black and EXIF says which
+      way is up. One 16-bit image makes the whole set float32 in [0, 1].
+    - A `.parquet` file, or a folder of them, with a column of such files' bytes (see parquet.py for column and parts).
+    - An `.npy` file, [N, H, W] or [N, C, H, W]: 8-bit, boolean, or floats in [0, 1].
+    - An `.npz` file with such arrays called `train` and, if there, `validation` and `test` (also as Keras and MedMNIST
+      call them, `x_train` and `train_images`), or with one array.
+
+    8-bit pixels are 0 (black) to 255, unless no pixel of the whole set is above 1: then it is binarised data, of which
+    1 is white. The rule looks at all parts together, so that one dark part is not mistaken.
+
+    Raises:
+        DataError: naming the file that is missing, broken, truncated or of another size than the others.
+        CorruptImageError: encoded images cannot be decoded, and are not to be skipped; counts and names them.
+    """
+    if (found := _encoded_parts(path)) is not None:
+        encoded, ignored = found
+        images = ImageSet(encoded, Reading(skip_corrupt=skip_corrupt))
+        return replace(_assemble(path, images.load()), skipped=images.corrupt, ignored=ignored)
+    parts: Mapping[str, Pixels]
+    ignored = {}
+    if path.is_dir():
+        parts = _read_idx_folder(path)
+    elif path.suffix in (".npy", ".npz") and path.is_file():
+        parts, ignored = _read_numpy(path)
+    elif path.exists():
+        raise DataError(path, "not a folder and not an .npy, .npz or .parquet file")
+    else:
+        raise DataError(path, "does not exist")
+    return replace(_assemble(path, parts), ignored=ignored)
+
+
+def _encoded_parts(path: Path) -> tuple[dict[str, EncodedImages], Skipped] | None:
+    """The parts of a folder of image files or of Parquet in the order of PARTS, and what was skipped; else None."""
+    if path.is_dir():
+        if any(_idx_file(path, prefix) for prefixes in _IDX_PREFIXES.values() for prefix in prefixes):
+            return None
+    elif path.suffix.lower() != SUFFIX or not path.is_file():
+        return None
+    parquet, skipped = find_parquet(path)
+    if any(parquet.values()):
+        parts: dict[str, EncodedImages] = {part: ParquetImages(files) for part, files in parquet.items()}
+    else:
+        files, skipped = _image_files(path)
+        parts = {part: ImageFiles(path, found) for part, found in files.items()}
+    for part, images in parts.items():
+        if not len(images):
+            beside = f"; there are {describe_skipped(skipped)}" if skipped else ""
+            taken = f"no IDX files, no Parquet rows and no {', '.join(SUFFIXES)} files there"
+            raise DataError(path, (taken if part == "train" else f"the {part} part has no rows") + beside)
+    return parts, skipped
+
+
+def _image_files(folder: Path) -> tuple[dict[str, list[str]], Skipped]:
+    """The image files under a folder by part, and what was skipped."""
+    try:
+        listing = list_files(folder)
+    except OSError as error:
+        raise DataError(error.filename, f"cannot be read ({error.strerror})") from error
+    division = divide(listing.files)
+    if name := division.doubtful:
+        other = next(file for file in listing.files if not file.startswith(f"{name}/"))
+        raise DataError(
+            folder,
+            f"has a folder '{name}' beside other images ({other}), and none for "
+            f"{'validation or testing' if name.lower().startswith('train') else 'training'}: if it is a part of the "
+            f"data, give folders for all parts, or pass one of them as --data; if it is not, rename it",
+        )
+    skipped = dict(listing.skipped)
+    for file in division.outside:
+        add_skipped(skipped, "image file in no folder of a part", file)
+    return division.parts, skipped
+
+
+def _assemble(path: Path, parts: Mapping[str, Pixels]) -> Source:
+    parts = {part: pixels[:, None] if pixels.ndim == 3 else pixels for part, pixels in parts.items()}  # [N, C, H, W]
+    train = parts["train"]
+    for part, pixels in parts.items():
+        if pixels.size == 0:
+            raise DataError(path, f"the {part} part holds no pixels: its shape is {list(pixels.shape)}")
+        if pixels.shape[1:] != train.shape[1:] or pixels.dtype != train.dtype:
+            found = f"{pixels.dtype} {list(pixels.shape[1:])}, but train images {train.dtype} {list(train.shape[1:])}"
+            raise DataError(path, f"{part} images are {found}")
+    largest = max(pixels.max() for pixels in parts.values())
+    if largest == 0:
+        raise DataError(path, "every pixel of every image is 0")
+    if train.dtype == np.uint8 and largest == 1:
+        parts = {part: pixels * np.uint8(255) for part, pixels in parts.items()}
+    digest = hashlib.sha256()
+    for part in (part for part in PARTS if part in parts):
+        digest.update(f"{part} {parts[part].dtype} {parts[part].shape}\n".encode())
+        digest.update(np.ascontiguousarray(parts[part]).data)
+    name = printable(path.resolve().name)
+    return Source(name, digest.hexdigest(), parts["train"], parts.get("validation"), parts.get("test"))
+
+
+def _idx_file(folder: Path, prefix: str) -> Path | None:
+    names = (f"{prefix}-images-idx{axes}-ubyte{suffix}" for axes in (3, 4) for suffix in ("", ".gz"))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _read_idx_folder(folder: Path) -> dict[str, Pixels]:
+    parts: dict[str, Pixels] = {}
+    for part, prefixes in _IDX_PREFIXES.items():
+        file = next((found for prefix in prefixes if (found := _idx_file(folder, prefix))), None)
+        if file is not None:
+            parts[part] = read_idx_images(file)
+    if "train" not in parts:
+        raise DataError(folder / "train-images-idx3-ubyte", "missing (plain or .gz)")
+    return parts
+
+
+def _read_numpy(file: Path) -> tuple[dict[str, Pixels], Skipped]:
+    """The arrays by part, and those of none that could hold images."""
+    try:
+        with file.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+    except _READER_ERRORS as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(file, f"not a readable array file ({reason})") from error
+    if len(arrays) == 1:
+        return {"train": _as_pixels(file, *arrays.popitem())}, {}
+    parts: dict[str, Pixels] = {}
+    skipped: dict[str, tuple[int, str]] = {}
+    for key, array in arrays.items():
+        if (part := _part_of_array(key)) is None or part in parts:
+            if getattr(array, "ndim", 0) > 2:  # labels are none of ours
+                add_skipped(skipped, "array", key)
+        else:
+            parts[part] = _as_pixels(file, key, array)
+    if "train" not in parts:
+        raise DataError(file, f"holds the arrays {', '.join(arrays)}; one called 'train' is needed")
+    return parts, skipped
+
+
+def _part_of_array(key: str) -> str | None:
+    """The part that an array's name tells.
+
+    >>> _part_of_array("x_train"), _part_of_array("test_images"), _part_of_array("y_train")
+    ('train', 'test', None)
+    """
+    words = [word for word in key.lower().split("_") if word not in _NPZ_WORDS]
+    return exact_part(words[0]) if len(words) == 1 else None
+
+
+def _as_pixels(file: Path, key: str, array: NDArray[Any]) -> Pixels:
+    name = f"array {key!r}" if key else "the array"
+    if not isinstance(array, np.ndarray):  # a zip may hold anything
+        raise DataError(file, f"{key!r} is not an array")
+    if array.ndim not in (3, 4):
+        raise DataError(file, f"{name} has shape {list(array.shape)}; images are [N, H, W] or [N, C, H, W]")
+    if array.ndim == 4 and array.shape[1] > 4 and array.shape[3] in (1, 3, 4):
+        raise DataError(file, f"{name} has shape {list(array.shape)}: channels come second, [N, C, H, W], not last")
+    if array.dtype in (np.uint8, np.bool_):
+        return array.astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise DataError(file, f"{name} is {array.dtype}; pixels are 8-bit, boolean, or floats in [0, 1]")
+    if not ((array >= 0) & (array <= 1)).all():
+        raise DataError(file, f"{name} has pixels that are not in [0, 1]")
+    return array.astype(np.float32)

@@ -1,0 +1,204 @@
+"""Images divided into training, validation, calibration and test parts, and their pixels made ready for a model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.configuration import Binarisation, Configuration
+from training.data.image_files import Pixels
+from training.data.sources import Source, StreamedSource
+from training.data.streams import ImageStream, in_batches
+from training.errors import DataError
+
+Images = Pixels | ImageStream
+
+PARTS = ("train", "validation", "calibration", "test")
+_DEFAULT_HELD_OUT = {"num_validation": 2000, "num_calibration": 3000, "num_test": 10_000}
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """Four parts of a data set that share no image; each [N, C, H, W], uint8 in 0..255 or float32 in [0, 1].
+
+    `validation` watches training, `calibration` gives the scores that p-values compare with, `test` is held out of
+    everything. Of a data set that streams, `train` is a stream and the rest is in memory.
+    """
+
+    name: str
+    sha256: str
+    train: Images
+    validation: Pixels
+    calibration: Pixels
+    test: Pixels
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H and W."""
+        _, channels, height, width = self.train.shape
+        return channels, height, width
+
+    def pixel_mean(self) -> Tensor:
+        """Mean of the training pixels, [C, H, W], in [0, 1]."""
+        train = self.train
+        mean = train.mean() if isinstance(train, ImageStream) else train.mean(axis=0, dtype=np.float64)
+        return torch.from_numpy(mean / (255 if train.dtype == np.uint8 else 1)).float()
+
+
+def split(source: Source | StreamedSource, configuration: Configuration) -> DataSplits:
+    """Divide a data set by the configured numbers, at random but the same way for the same seed.
+
+    A test part of the source's own is the test part, whole, and so is a validation part; everything else comes out of
+    the training images. A data set that streams gives no more of its own parts than the numbers say or, where they say
+    nothing, 2000 and 10 000. Who is held out is decided by a permutation from the seed, never by the order on disk.
+
+    Raises:
+        DataError: the held-out parts leave no image to train on.
+    """
+    available = len(source.train)
+    own: dict[str, Images | None] = {"num_validation": source.validation, "num_test": source.test}
+    held_out = {
+        name: getattr(configuration, name) or min(default, available // 10)
+        for name, default in _DEFAULT_HELD_OUT.items()
+        if own.get(name) is None
+    }
+    if sum(held_out.values()) >= available or min(held_out.values()) < 1:
+        wanted = ", ".join(f"{name} = {count}" for name, count in held_out.items())
+        raise DataError(source.name, f"{available} images cannot be divided with {wanted}")
+    order = np.random.default_rng(configuration.seed).permutation(available)
+    places = [np.sort(part) for part in np.split(order, np.cumsum(list(held_out.values())))]
+    train: Images
+    if isinstance(source, StreamedSource):
+        train, taken = source.train.hold_out(places[:-1])
+    else:
+        train, taken = source.train[places[-1]], [source.train[part] for part in places[:-1]]
+    parts = dict(zip(held_out, taken, strict=True))
+    for name, images in own.items():
+        if isinstance(images, ImageStream):
+            count = getattr(configuration, name) or _DEFAULT_HELD_OUT[name]
+            permutation = np.random.default_rng(configuration.seed).permutation(len(images))
+            parts[name] = images.read(np.sort(permutation[:count]))
+        elif images is not None:
+            parts[name] = images
+    return DataSplits(
+        name=source.name,
+        sha256=source.sha256,
+        train=train,
+        validation=parts["num_validation"],
+        calibration=parts["num_calibration"],
+        test=parts["num_test"],
+    )
+
+
+def evenly_spaced(images: Images, most: int) -> Pixels:
+    """At most so many of the images, evenly spaced, in memory: [n, C, H, W].
+
+    >>> evenly_spaced(np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1), 3).ravel().tolist()
+    [0, 3, 6]
+    """
+    return take(images, np.linspace(0, len(images) - 1, min(most, len(images))).astype(np.int64))
+
+
+def take(images: Images, places: NDArray[np.int64]) -> Pixels:
+    """The images at these places, in memory: [n, C, H, W]."""
+    return images.read(places) if isinstance(images, ImageStream) else images[places]
+
+
+class TrainingImages(Protocol):
+    """What the trainer asks of its images, be they in memory or a stream."""
+
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, batch_size: int, *, generator: torch.Generator) -> Iterator[Tensor]:
+        """Every image once, in an order that the generator decides before the first batch: [B, C, H, W] each.
+
+        uint8 in 0..255 or float32 in [0, 1], on the trainer's device.
+        """
+        ...
+
+
+class LoadedImages:
+    """Images [N, C, H, W] that lie on the device as a whole."""
+
+    def __init__(self, pixels: Pixels, device: torch.device) -> None:
+        self.device = device
+        self._pixels = torch.from_numpy(pixels).to(device)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def epoch(self, batch_size: int, *, generator: torch.Generator) -> Iterator[Tensor]:
+        """See `TrainingImages`."""
+        order = torch.randperm(len(self), generator=generator, device=generator.device)
+        for batch in torch.split(order, batch_size):
+            yield self._pixels[batch]
+
+
+class StreamedImages:
+    """Images that come to the device batch by batch."""
+
+    def __init__(self, stream: ImageStream, device: torch.device) -> None:
+        self.device = device
+        self._stream = stream
+
+    def __len__(self) -> int:
+        return len(self._stream)
+
+    def epoch(self, batch_size: int, *, generator: torch.Generator) -> Iterator[Tensor]:
+        """See `TrainingImages`; the order is `ImageStream.shuffled`."""
+        order = in_batches(self._stream.shuffled(generator), batch_size)
+        for batch in self._stream.batches(order):
+            yield torch.from_numpy(batch).to(self.device)
+
+
+def on_device(images: Images, device: torch.device) -> TrainingImages:
+    """The images as the trainer takes them: in memory on the device, or a stream that goes there."""
+    return StreamedImages(images, device) if isinstance(images, ImageStream) else LoadedImages(images, device)
+
+
+def unit_pixels(pixels: Tensor) -> Tensor:
+    """Pixels as float32 in [0, 1], from uint8 in 0..255 or from what is in [0, 1] already.
+
+    >>> unit_pixels(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist()
+    [0.0, 0.20000000298023224, 1.0]
+    """
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def binarise(pixels: Tensor, binarisation: Binarisation, *, generator: torch.Generator) -> Tensor:
+    """Turn pixels in [0, 1] into what the model is trained on.
+
+    `dynamic` sets a pixel to 1 with probability equal to its value, afresh at each call (Salakhutdinov and Murray
+    2008); `threshold` sets it to 1 above 0.5; `none` leaves it.
+
+    >>> binarise(torch.tensor([0.2, 0.5, 0.7]), "threshold", generator=torch.Generator()).tolist()
+    [0.0, 0.0, 1.0]
+    """
+    if binarisation == "dynamic":
+        return (torch.rand(pixels.shape, generator=generator, device=pixels.device) < pixels).float()
+    return (pixels > 0.5).float() if binarisation == "threshold" else pixels
+
+
+def to_levels(pixels: Tensor, levels: int) -> Tensor:
+    """Pixels in [0, 1] moved to the nearest of the levels k / (levels - 1), as the service does.
+
+    >>> to_levels(torch.tensor([0.1, 0.13, 0.95]), 5).tolist()
+    [0.0, 0.25, 1.0]
+    """
+    return torch.round(pixels * (levels - 1)) / (levels - 1)
+
+
+def derive_seed(seed: int, *stream: int) -> int:
+    """A seed for one purpose, from the run's seed and a few numbers that name the purpose (say, phase and epoch).
+
+    >>> derive_seed(0, 1, 7) == derive_seed(0, 1, 7) != derive_seed(0, 7, 1)
+    True
+    """
+    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)
+    return int(state[0]) >> 1

@@ -1,0 +1,1 @@
+"""A training run: objective, loop, state, recovery, and the folder that holds it."""

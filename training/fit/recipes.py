@@ -1,0 +1,86 @@
+"""What a configuration is where the user does not say: by preset, and by what the pixels are."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from training.configuration import Configuration
+from training.data.splits import Images, evenly_spaced
+from training.networks.resnet import patch_size
+
+AUTO = "auto"
+LARGEST_OF_AN_MLP = 64 * 64
+"""Pixels times channels: an `mlp` has some thousand weights for each, and beyond that many a `resnet` costs less."""
+
+_RESNET: dict[str, Any] = {"width": 32, "latent_dim": 32, "learning_rate": 1e-3, "max_gradient_norm": 500.0}
+RECIPES: dict[str, dict[str, Any]] = {
+    "mlp": {},
+    "resnet": _RESNET,
+    # Many samples an image cost much there and tighten the bound little: one has nearly all the weight.
+    "resnet in patches": _RESNET | {"width": 16, "num_samples": 1, "batch_size": 32},
+}
+"""By preset, where it differs from `Configuration`'s own defaults; in patches: of images beyond 40 pixels."""
+
+WARM_UP_STEPS = 100
+_MOST_WARM_UP = 0.1  # of all epochs
+STEPS_AN_EPOCH, SMALLEST_BATCH = 100, 8
+"""In patches. Such sets are often small, and 120 epochs of five steps, which 150 images in batches of 32 are, leave a
+model that knows hardly more than the mean image."""
+
+GREY_SHARE = 0.2
+"""Of the pixels. Of MNIST's 9 % are grey, of Fashion-MNIST's 40 %."""
+_LOOKED_AT, _BYTES_LOOKED_AT = 10_000, 2**28
+
+
+def complete_configuration(given: Mapping[str, Any], train: Images) -> Configuration:
+    """The configuration of the options that were given, the rest by the preset's recipe and the images [N, C, H, W].
+
+    Without a preset, or with `auto`, images of more than 64×64 numbers get a `resnet`, others an `mlp`. The warm-up is
+    one epoch, or as many epochs as have 100 steps, but at most a tenth of all: where there are few images, an epoch is
+    a step or two, and Adam's first steps, before it knows the gradients' usual size, are its largest.
+
+    A batch of a `resnet` in patches is 32 images, or as many as leave an epoch 100 steps, but at least 8.
+
+    Without a likelihood, 8-bit images get a discretised logistic if more than a fifth of their pixels are grey (above
+    10 % and below 90 %); images that are nearly black and white, and those that are not 8-bit, are Bernoulli, and so
+    are all that are to be binarised. A likelihood other than Bernoulli takes pixels as they are.
+
+    Raises:
+        ConfigurationError: the options cannot work together.
+
+    >>> complete_configuration({"preset": "resnet", "width": 8}, np.full((1, 1, 2, 2), 99, np.uint8)).likelihood
+    'discretised_logistic'
+    >>> complete_configuration({}, np.full((1, 3, 48, 64), 99, np.uint8)).preset
+    'resnet'
+    """
+    _, *image_shape = train.shape
+    preset = given.get("preset", AUTO)
+    if preset == AUTO:
+        preset = "mlp" if math.prod(image_shape) <= LARGEST_OF_AN_MLP else "resnet"
+    in_patches = preset == "resnet" and patch_size(*image_shape[1:]) > 1
+    chosen = {**RECIPES.get("resnet in patches" if in_patches else preset, {}), **given, "preset": preset}
+    if in_patches and "batch_size" not in given:
+        for_steps = math.ceil(len(train) / STEPS_AN_EPOCH)
+        chosen["batch_size"] = min(chosen["batch_size"], max(SMALLEST_BATCH, for_steps))
+    if "likelihood" not in chosen:
+        plain = chosen.get("binarisation", "none") == "none" and "gaussian_scale" not in chosen
+        chosen["likelihood"] = "discretised_logistic" if plain and _is_grey(train) else "bernoulli"
+    if chosen["likelihood"] != "bernoulli":
+        chosen.setdefault("binarisation", "none")
+    configuration = Configuration(**chosen)
+    if "warm_up_epochs" in chosen:
+        return configuration
+    steps_per_epoch = math.ceil(len(train) / configuration.batch_size)
+    warm_up = min(math.ceil(WARM_UP_STEPS / steps_per_epoch), round(_MOST_WARM_UP * configuration.epochs))
+    return replace(configuration, warm_up_epochs=max(Configuration.warm_up_epochs, float(warm_up)))
+
+
+def _is_grey(train: Images) -> bool:
+    """Whether images are 8-bit and clearly more than black and white; of a large set, evenly spaced images tell."""
+    if train.dtype != np.uint8:
+        return False
+    some = evenly_spaced(train, max(1, min(_LOOKED_AT, _BYTES_LOOKED_AT // math.prod(train.shape[1:]))))
+    return bool(((some > 25) & (some < 230)).mean() > GREY_SHARE)

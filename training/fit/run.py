@@ -1,0 +1,300 @@
+"""The folder of one training run: what defines it, where it stands, and its figures.
+
+run.json          the configuration and the data set's identity; never changed
+checkpoint.pt     the state after the last finished epoch, replaced atomically
+metrics.jsonl     one line an epoch
+sessions.jsonl    one line each time that training began or went on: from which epoch, on what device, by which versions
+curves.png, reconstructions.png, samples.png
+.lock             while a process trains in the folder; see training/fit/lock.py
+"""
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model_store import MAX_IMAGE_SIZE, max_calibration_images
+from training.configuration import Configuration
+from training.data.splits import PARTS, DataSplits
+from training.errors import ConfigurationError, RunError
+from training.files import remove_unfinished, write_atomically
+from training.fit.devices import Acceleration
+from training.fit.lock import LOCK
+
+RUN_FORMAT_VERSION = 2
+MOST_PIXEL_WEIGHTS = 2**28
+"""With their gradient, Adam's two moments and their average 5 GiB."""
+RUN, CHECKPOINT, METRICS, SESSIONS = "run.json", "checkpoint.pt", "metrics.jsonl", "sessions.jsonl"
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What a run is made of; a run is resumed only with the very same.
+
+    A run may move to another kind of device, where it goes on within rounding and not bit for bit; compilation, which
+    changes no more than rounding either, may then change too. Elsewhere it may not, and the precision never.
+
+    Attributes:
+        configuration: the choices.
+        data_set: the data set's name.
+        sha256: of its pixels.
+        image_shape: C, H and W.
+        num_images: how many images each part has.
+        source: where the data was read from. Not part of the run's identity.
+        start: SHA-256 of the weights it began with, where they are another run's; see training/fit/start.py.
+        acceleration: how the networks run, `auto` resolved; None in runs begun before it was recorded.
+        device: the kind of device it began on, `cpu` or `cuda`; None likewise. Not part of the run's identity.
+    """
+
+    configuration: Configuration
+    data_set: str
+    sha256: str
+    image_shape: tuple[int, int, int]
+    num_images: Mapping[str, int]
+    source: str
+    start: str | None = None
+    acceleration: Acceleration | None = None
+    device: str | None = None
+
+    def differences(self, other: "RunDescription") -> list[str]:
+        """What `other` has otherwise, one phrase for each difference; empty when the two are the same run."""
+        mine, theirs = _identity(self), _identity(other)
+        if self.acceleration and other.acceleration:
+            mine["precision"], theirs["precision"] = self.acceleration.precision, other.acceleration.precision
+            if self.device == other.device:
+                mine["compiled"], theirs["compiled"] = self.acceleration.compiled, other.acceleration.compiled
+        return [f"{key} is {mine[key]!r} there, {theirs[key]!r} now" for key in mine if mine[key] != theirs[key]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One stretch of a run's epochs, trained by one call of `fit`: what the weights depend on besides the description.
+
+    Attributes:
+        first_epoch: counted from 1; the session's last is the one before the next session's first.
+        device: see `training.fit.devices.device_name`.
+        precision: of the networks.
+        compiled: whether `torch.compile` translated them.
+        num_threads: of each process, on a CPU.
+        num_processes: how many trained together.
+        library_versions: package to version, and Python's.
+    """
+
+    first_epoch: int
+    device: str
+    precision: str
+    compiled: bool
+    num_threads: int
+    num_processes: int
+    library_versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and description; see `create_run` and `open_run`."""
+
+    folder: Path
+    description: RunDescription
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.folder / CHECKPOINT).exists()
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint, atomically: a kill at any moment leaves the old one or the new one, whole."""
+        content = {"format_version": RUN_FORMAT_VERSION, **state}
+        write_atomically(self.folder / CHECKPOINT, lambda stream: torch.save(content, stream))
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """The last checkpoint, or None when no epoch has finished yet.
+
+        Raises:
+            RunError: the checkpoint cannot be read, or is of another format version.
+        """
+        if not self.has_checkpoint:
+            return None
+        file = self.folder / CHECKPOINT
+        try:
+            state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RunError(f"{file}: not a readable checkpoint ({reason})") from error
+        if state.get("format_version") != RUN_FORMAT_VERSION:
+            raise RunError(f"{file}: format version {state.get('format_version')!r}, not {RUN_FORMAT_VERSION}")
+        return state
+
+    def append_metrics(self, figures: Mapping[str, float]) -> None:
+        """Add one epoch's line; on disk when this returns."""
+        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(figures) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def append_session(self, session: Session) -> None:
+        """Add a session's line, atomically; a session of which no epoch was kept has none any more."""
+        kept = [*self.read_sessions(before=session.first_epoch), session]
+        text = "".join(json.dumps(asdict(each)) + "\n" for each in kept)
+        write_atomically(self.folder / SESSIONS, lambda stream: stream.write(text.encode()))
+
+    def read_sessions(self, *, before: int | None = None) -> list[Session]:
+        """The sessions in order, or those that began before an epoch; none in runs begun before they were recorded."""
+        file = self.folder / SESSIONS
+        sessions: list[Session] = []
+        for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                session = Session(**json.loads(text))
+            except (ValueError, TypeError) as error:
+                raise RunError(f"{file}: not a run's sessions ({error})") from error
+            if before is None or session.first_epoch < before:
+                sessions.append(session)
+        return sessions
+
+    def read_metrics(self, num_epochs: int) -> list[dict[str, float]]:
+        """The lines of the first `num_epochs` epochs; a line that a kill cut short, and any after it, is not there."""
+        file = self.folder / METRICS
+        lines: list[dict[str, float]] = []
+        for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                break
+            if line["epoch"] <= num_epochs:
+                lines.append(line)
+        return lines
+
+    def truncate_metrics(self, num_epochs: int) -> list[dict[str, float]]:
+        """Drop the lines of epochs that no checkpoint knows, so that a resumed run writes each epoch once.
+
+        Also what a kill has left of unfinished files. Only for the process that holds the folder.
+        """
+        for name in (CHECKPOINT, METRICS):
+            remove_unfinished(self.folder / name)
+        lines = self.read_metrics(num_epochs)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(self.folder / METRICS, lambda stream: stream.write(text.encode()))
+        return lines
+
+
+def describe_run(
+    configuration: Configuration,
+    splits: DataSplits,
+    *,
+    source: str,
+    start: str | None = None,
+    acceleration: Acceleration | None = None,
+    device: str | None = None,
+) -> RunDescription:
+    """The description of a run of `configuration` on `splits`, which were read from `source`.
+
+    Raises:
+        ConfigurationError: `shift` is not less than the images' height and width, an `mlp` of these images would
+            have more than 268 million weights, or what comes of the run is larger than a store takes.
+    """
+    _check_can_be_published(configuration, splits)
+    if (weights := num_pixel_weights(configuration, splits.image_shape)) > MOST_PIXEL_WEIGHTS:
+        raise ConfigurationError(
+            f"an mlp of width {configuration.width} for images of {list(splits.image_shape)} has {weights / 1e6:.0f} "
+            f"million weights, more than {MOST_PIXEL_WEIGHTS / 1e6:.0f}: choose the preset resnet, or a smaller width"
+        )
+    if configuration.shift >= (smallest := min(splits.image_shape[1:])):
+        raise ConfigurationError(f"shift must be less than the images' {smallest} pixels, not {configuration.shift}")
+    return RunDescription(
+        configuration=configuration,
+        data_set=splits.name,
+        sha256=splits.sha256,
+        image_shape=splits.image_shape,
+        num_images={part: len(getattr(splits, part)) for part in PARTS},
+        source=source,
+        start=start,
+        acceleration=acceleration,
+        device=device,
+    )
+
+
+def _check_can_be_published(configuration: Configuration, splits: DataSplits) -> None:
+    """Refuse before training what a store would refuse after it."""
+    if (size := math.prod(splits.image_shape)) > MAX_IMAGE_SIZE:
+        raise ConfigurationError(
+            f"images of {size} pixels and channels are too large: at most {MAX_IMAGE_SIZE} are taken"
+        )
+    most = max_calibration_images(configuration.latent_dim)
+    if len(splits.calibration) > most:
+        raise ConfigurationError(
+            f"num_calibration must be at most {most} with {configuration.latent_dim} latent dimensions, "
+            f"not {len(splits.calibration)}"
+        )
+
+
+def num_pixel_weights(configuration: Configuration, image_shape: tuple[int, int, int]) -> int:
+    """How many weights an `mlp` of this configuration has between pixels and hidden layers; 0 of other presets."""
+    outputs = 1 if configuration.likelihood == "bernoulli" or configuration.gaussian_scale is not None else 2
+    return (1 + outputs) * math.prod(image_shape) * configuration.width if configuration.preset == "mlp" else 0
+
+
+def create_run(folder: Path, description: RunDescription) -> Run:
+    """Begin a run in a folder that is new or empty, or holds its lock alone.
+
+    Raises:
+        RunError: something is there already.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(entry.name != LOCK for entry in folder.iterdir()):
+            raise RunError(f"{folder} is not empty: continue it with --resume, or choose another folder")
+        content = {"format_version": RUN_FORMAT_VERSION, **asdict(description)}
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(folder / RUN, lambda stream: stream.write(text.encode()))
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror})") from error
+    return Run(folder, description)
+
+
+def open_run(folder: Path) -> Run:
+    """Open the run in `folder`.
+
+    Raises:
+        RunError: there is none, or it is of another format version, or what it is cannot be; the message names it.
+    """
+    file = folder / RUN
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        if (version := fields.pop("format_version", None)) != RUN_FORMAT_VERSION:
+            raise RunError(f"{file}: format version {version!r}, not {RUN_FORMAT_VERSION}")
+        fields["configuration"] = Configuration(**fields["configuration"])
+        fields["image_shape"] = tuple(fields["image_shape"])
+        if fields.get("acceleration") is not None:
+            fields["acceleration"] = Acceleration(**fields["acceleration"])
+        return Run(folder, RunDescription(**fields))
+    except OSError as error:
+        raise RunError(f"{folder}: no training run there ({RUN}: {error.strerror})") from error
+    except (ConfigurationError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file}: not a run's description ({error})") from error
+
+
+def resume_run(folder: Path, description: RunDescription) -> Run:
+    """Open the run in `folder` to go on with it.
+
+    Raises:
+        RunError: there is none, or it is of another configuration or other data; the message names what differs.
+    """
+    run = open_run(folder)
+    if differences := run.description.differences(description):
+        raise RunError(f"{folder} is another run: {'; '.join(differences)}")
+    return run
+
+
+def _identity(description: RunDescription) -> dict[str, object]:
+    return {
+        **asdict(description.configuration),
+        "data set": description.data_set,
+        "data set's sha256": description.sha256,
+        "image shape": description.image_shape,
+        "start": description.start,
+    }

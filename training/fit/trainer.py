@@ -1,0 +1,188 @@
+"""The training loop: seeded, resumable bit for bit, and fast on images that fit into memory."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from training.configuration import Configuration
+from training.data.splits import DataSplits, derive_seed, on_device
+from training.errors import DivergenceError
+from training.fit.devices import PLAIN, Acceleration, compile_networks, device_name
+from training.fit.distributed import ALONE, ProcessGroup
+from training.fit.gradients import log_weight_in_parts
+from training.fit.loop import Loop, normal, prepare
+from training.fit.memory import Footprint, footprint, images_a_batch
+from training.fit.recovery import check_not_given_up, step_back
+from training.fit.run import Run, Session
+from training.fit.state import build_state
+from training.fit.versions import OF_TRAINING, library_versions
+from training.networks.precision import full_float32
+from training.networks.vae import Vae
+
+VALIDATION_SAMPLES = 16
+_VALIDATION_BATCH = 250
+_VALIDATION = 2  # a stream of random numbers
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """One line of metrics.jsonl; bounds are of log P(x), in nats an image.
+
+    Attributes:
+        epoch: counted from 1.
+        step: optimiser steps so far.
+        train_bound: mean over the epoch of the objective's bound, with the weights as they were at each step; without
+            KL warm-up and free bits.
+        validation_bound: importance weighted bound with 16 samples, averaged weights, always the same binarisation.
+        validation_elbo: evidence lower bound of the same samples.
+        learning_rate: at the last step.
+        skipped_steps: whose loss or gradient was not finite, and which therefore changed nothing; they are not in
+            `train_bound`.
+        setbacks: how often training had diverged by then, each time going back to the last good epoch with a smaller
+            learning rate.
+        images_per_second: training alone.
+        seconds: the epoch, validation included.
+    """
+
+    epoch: int
+    step: int
+    train_bound: float
+    validation_bound: float
+    validation_elbo: float
+    learning_rate: float
+    skipped_steps: int
+    setbacks: int
+    images_per_second: float
+    seconds: float
+
+
+def fit(
+    run: Run,
+    splits: DataSplits,
+    *,
+    device: torch.device,
+    on_epoch: Callable[[EpochFigures, Vae], None],
+    processes: ProcessGroup = ALONE,
+    acceleration: Acceleration = PLAIN,
+    progress: bool = False,
+    on_setback: Callable[[str], None] | None = None,
+) -> Vae:
+    """Train the run's model to its end, from its checkpoint if it has one; returns the averaged model.
+
+    The end is the last epoch, or, where the configuration has patience, that many epochs without a better validation
+    bound; the weights are then the best epoch's. After each epoch the figures go to metrics.jsonl, then the state to
+    the checkpoint, then both to `on_epoch`, all by the leading process alone. On the CPU the weights depend on nothing
+    but configuration, data, library versions and number of threads; with more processes, within rounding.
+
+    Args:
+        run: new or resumed.
+        splits: the run's data.
+        device: where to train.
+        on_epoch: told the figures and the averaged model at each epoch's end.
+        processes: the processes that train this model, of which this is one.
+        acceleration: how the networks run.
+        progress: draw a live bar on stderr.
+        on_setback: told, in a line, why training has diverged and from where it goes on; by the leading process alone.
+
+    Raises:
+        DivergenceError: training has diverged, and diverged again after each of two setbacks
+            (training/fit/recovery.py); the checkpoint has the last good epoch's weights, and goes on no further.
+    """
+    configuration = run.description.configuration
+    with full_float32():
+        train = on_device(splits.train, device)
+        validation = torch.from_numpy(splits.validation).to(device)
+        state = build_state(configuration, splits.pixel_mean(), device)
+        checkpoint = run.load_checkpoint(device)
+        processes.wait()  # until all have read it: the first epoch's end replaces it
+        epoch = state.restore(checkpoint) if checkpoint else 0
+        check_not_given_up(state, epoch, configuration)
+        if acceleration.compiled:
+            compile_networks(state.model.encoder, state.model.decoder)
+        if processes.leads:
+            run.truncate_metrics(epoch)
+            if not state.is_finished(epoch, configuration):
+                run.append_session(_session(epoch + 1, device, processes, acceleration))
+        loop = Loop(configuration, state, train, processes, acceleration, progress, start=run.description.start)
+        while not state.is_finished(epoch, configuration):
+            started = time.perf_counter()
+            try:
+                trained = loop.train_epoch(epoch + 1)
+                train_seconds = time.perf_counter() - started
+                elbo, bound = validate(state.averaged, validation, configuration, processes=processes, sizes=loop.sizes)
+                if not math.isfinite(bound):
+                    raise DivergenceError(f"the validation bound after epoch {epoch + 1} is {bound}")
+            except DivergenceError as error:
+                line = step_back(run, state, build_state(configuration, splits.pixel_mean(), device), error, processes)
+                check_not_given_up(state, epoch, configuration, reason=str(error))
+                if processes.leads and on_setback:
+                    on_setback(line)
+                continue
+            epoch += 1
+            state.reached = trained.reached
+            figures = EpochFigures(
+                epoch=epoch,
+                step=epoch * loop.steps_per_epoch,
+                train_bound=trained.bound,
+                validation_bound=bound,
+                validation_elbo=elbo,
+                learning_rate=loop.learning_rate,
+                skipped_steps=trained.skipped_steps,
+                setbacks=state.setbacks,
+                images_per_second=len(train) / train_seconds,
+                seconds=time.perf_counter() - started,
+            )
+            if configuration.patience:
+                state.note_bound(epoch, bound)
+            if processes.leads:
+                run.append_metrics(asdict(figures))
+                run.save_checkpoint(state.as_checkpoint(epoch))
+                on_epoch(figures, state.averaged)
+        processes.wait()  # until the last checkpoint is written
+        return state.result()
+
+
+def _session(first_epoch: int, device: torch.device, processes: ProcessGroup, acceleration: Acceleration) -> Session:
+    return Session(
+        first_epoch=first_epoch,
+        device=device_name(device),
+        precision=acceleration.precision,
+        compiled=acceleration.compiled,
+        num_threads=torch.get_num_threads(),
+        num_processes=processes.size,
+        library_versions=library_versions(OF_TRAINING),
+    )
+
+
+@full_float32()
+@torch.no_grad()
+def validate(
+    model: Vae,
+    images: Tensor,
+    configuration: Configuration,
+    *,
+    processes: ProcessGroup = ALONE,
+    sizes: Footprint | None = None,
+) -> tuple[float, float]:
+    """Mean ELBO and importance weighted bound of `images` [N, C, H, W] under 16 samples, in nats an image.
+
+    `sizes` are the model's `footprint`, where it is known already.
+    """
+    sizes = sizes or footprint(model)
+    generator = torch.Generator(images.device).manual_seed(derive_seed(configuration.seed, _VALIDATION))
+    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
+    for index, batch in enumerate(torch.split(images, images_a_batch(_VALIDATION_BATCH, model.image_shape))):
+        x = prepare(batch, configuration, model, generator=generator)
+        noise = normal((len(batch), VALIDATION_SAMPLES, model.latent_dim), generator)
+        if index % processes.size != processes.rank:
+            continue  # another process's batch: only the random numbers are drawn
+        log_weights = log_weight_in_parts(model, x, noise, sizes).double()  # [B, K]
+        sums[0] += log_weights.mean(1).sum()
+        sums[1] += (torch.logsumexp(log_weights, 1) - math.log(VALIDATION_SAMPLES)).sum()
+    processes.add([sums])
+    elbo, bound = (sums / len(images)).tolist()
+    return elbo, bound

@@ -1,0 +1,1 @@
+"""The PyTorch modules: encoders, decoders, and the autoencoder of both."""

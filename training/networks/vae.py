@@ -1,0 +1,123 @@
+"""Variational autoencoders: the PyTorch modules that are trained and then exported."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.configuration import Configuration, Preset
+from training.likelihoods.likelihood import Likelihood, build_likelihood
+from training.networks.layers import linear
+from training.networks.mlp import MlpDecoder, MlpEncoder
+from training.networks.precision import at_least_float32
+from training.networks.resnet import ResnetDecoder, ResnetEncoder
+
+ImageShape = tuple[int, int, int]
+
+LOWEST_LOG_VAR, HIGHEST_LOG_VAR = -30.0, 10.0
+"""Of the posterior's log variance. Beyond them z is the mean, in float32, or is 150 times as wide as the prior; within
+them no density that training or serving forms leaves float32."""
+
+# For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, M, C, H, W].
+_BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "mlp": (MlpEncoder, MlpDecoder),
+    "resnet": (ResnetEncoder, ResnetDecoder),
+}
+
+
+class Encoder(nn.Module):
+    """q(z|x) = N(mean, diag exp(log_var)): x [B, C, H, W] to `mean` and `log_var`, both [B, D]."""
+
+    def __init__(self, body: nn.Module, num_features: int, latent_dim: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.body = body
+        self.mean = linear(num_features, latent_dim, generator)
+        self.log_var = linear(num_features, latent_dim, generator)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the latent code, [B, D] each; these two layers are float32 under autocast, too."""
+        features = self.body(x)  # [B, F]
+        with torch.autocast(x.device.type, enabled=False):
+            features = at_least_float32(features)
+            return self.mean(features), self.log_var(features).clamp(LOWEST_LOG_VAR, HIGHEST_LOG_VAR)
+
+
+class Decoder(nn.Module):
+    """p(x|z): z [N, D] to the likelihood's parameters in their order, [N, C, H, W] each."""
+
+    def __init__(self, body: nn.Module, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.body = body
+        self.likelihood = likelihood
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The parameters, [N, C, H, W] each, float32 under autocast, too."""
+        return self.likelihood.parameters(at_least_float32(self.body(z)))
+
+
+class Vae(nn.Module):
+    """A variational autoencoder (Kingma and Welling 2013, arXiv 1312.6114) with prior N(0, I).
+
+    >>> configuration = Configuration(width=8, latent_dim=2, likelihood="gaussian", binarisation="none")
+    >>> vae = build_vae(configuration, torch.full((1, 4, 3), 0.1))
+    >>> mean, log_var = vae.encode(torch.zeros(5, 1, 4, 3))
+    >>> loc, log_scale = vae.decoder(mean)
+    >>> mean.shape, loc.shape
+    (torch.Size([5, 2]), torch.Size([5, 1, 4, 3]))
+    """
+
+    def __init__(self, image_shape: ImageShape, latent_dim: int, encoder: Encoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        self.latent_dim = latent_dim
+        self.encoder = encoder
+        self.decoder = decoder
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The decoder's."""
+        return self.decoder.likelihood
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z|x), [B, D] each, of images x [B, C, H, W]; float32 under autocast, too."""
+        mean, log_var = self.encoder(x)
+        return mean, log_var
+
+    def rate_scales(self) -> dict[str, float]:
+        """By a weight's name, what the learning rate is multiplied by, where not by 1; see `MlpEncoder.rate_scales`."""
+        body: Any = self.encoder.body
+        return {f"encoder.body.{name}": scale for name, scale in body.rate_scales().items()}
+
+    def expected_image(self, z: Tensor) -> Tensor:
+        """E[x|z], [N, C, H, W], of latent codes z [N, D]."""
+        return self.likelihood.mean(*self.decoder(z))
+
+    def conditional_log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x|z) in nats, [B, K], of images x [B, C, H, W] under latent codes z [B, K, D].
+
+        Under autocast, only the decoder runs in the lower precision: a sum over pixels would lose whole nats in it.
+        """
+        parameters = self.decoder(z.flatten(0, 1))  # [B·K, C, H, W]
+        with torch.autocast(x.device.type, enabled=False):
+            flat = (parameter.flatten(1).unflatten(0, z.shape[:2]) for parameter in parameters)  # [B, K, C·H·W]
+            return self.likelihood.log_prob(x.flatten(1).unsqueeze(1), *flat)
+
+
+def build_vae(configuration: Configuration, pixel_mean: Tensor) -> Vae:
+    """The configured preset and likelihood with freshly drawn weights, for images of `pixel_mean`'s shape [C, H, W].
+
+    An untrained decoder knows what an average image looks like. The same configuration and mean give the same weights.
+    """
+    channels, height, width_in_pixels = pixel_mean.shape
+    generator = torch.Generator().manual_seed(configuration.seed)
+    likelihood = build_likelihood(configuration)
+    encoder_body, decoder_body = _BODIES[configuration.preset]
+    sizes = {"width": configuration.width, "depth": configuration.depth, "generator": generator}
+    features = encoder_body((channels, height, width_in_pixels), **sizes)
+    return Vae(
+        (channels, height, width_in_pixels),
+        configuration.latent_dim,
+        Encoder(features, features.num_features, configuration.latent_dim, generator=generator),
+        Decoder(decoder_body(likelihood.initial_bias(pixel_mean), configuration.latent_dim, **sizes), likelihood),
+    )

@@ -1,0 +1,1 @@
+"""From a run to a version in the store: export, evaluation, publication."""

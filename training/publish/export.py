@@ -1,0 +1,123 @@
+"""A trained model as two ONNX graphs, and the proof that they compute what PyTorch does."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from model_store import DECODER, ENCODER
+from service.engine.runtime import Runtime
+from training.errors import ParityError
+from training.networks.precision import full_float32
+from training.networks.vae import Vae
+
+OPSET = 18
+PARITY_BATCHES = (1, 2, 7, 64)
+PARITY_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ExportedGraphs:
+    """`encoder.onnx` and `decoder.onnx` as the store's format wants them (model_store/README.md)."""
+
+    encoder: bytes
+    decoder: bytes
+
+
+def export(vae: Vae) -> ExportedGraphs:
+    """Both graphs, each one file with its weights, with a dynamic batch: B images, N latent codes.
+
+    The weights may be on any device; the graphs belong to none.
+    """
+    vae = copy.deepcopy(vae).cpu().eval()
+    x = torch.zeros(2, *vae.image_shape)
+    z = torch.zeros(2, vae.latent_dim)
+    return ExportedGraphs(
+        encoder=_export_graph(vae.encoder, x, "x", ["mean", "log_var"], batch="B"),
+        decoder=_export_graph(vae.decoder, z, "z", list(vae.likelihood.outputs), batch="N"),
+    )
+
+
+@full_float32()
+@torch.no_grad()
+def check_parity(vae: Vae, graphs: ExportedGraphs, x: Tensor, *, runtime: Runtime) -> float:
+    """The largest difference between the graphs and PyTorch, over real inputs x [B, C, H, W] at batch 1, 2, 7 and 64.
+
+    The encoder sees the images, the decoder the latent codes that PyTorch's encoder gives them.
+
+    Raises:
+        ParityError: a number differs by more than 1e-4; names the output, the batch size and the difference.
+    """
+    encoder = runtime.open(graphs.encoder, Path(ENCODER))
+    decoder = runtime.open(graphs.decoder, Path(DECODER))
+    largest = 0.0
+    for batch in PARITY_BATCHES:
+        images = x[torch.arange(batch) % len(x)].contiguous()
+        mean, log_var = vae.encode(images)
+        found = encoder.run({"x": images.numpy()}) | decoder.run({"z": mean.numpy()})
+        parameters = dict(zip(vae.likelihood.outputs, vae.decoder(mean), strict=True))
+        for output, expected in {"mean": mean, "log_var": log_var, **parameters}.items():
+            if found[output].shape != expected.shape:
+                shapes = f"{list(found[output].shape)}, PyTorch's is {list(expected.shape)}"
+                raise ParityError(f"output {output!r} at batch {batch} has the shape {shapes}")
+            difference = float(np.abs(found[output] - expected.numpy()).max())
+            if not difference <= PARITY_TOLERANCE:
+                excess = f"by {difference:.3g}, more than {PARITY_TOLERANCE:g}"
+                raise ParityError(f"output {output!r} at batch {batch} differs from PyTorch's {excess}")
+            largest = max(largest, difference)
+    return largest
+
+
+def _export_graph(module: nn.Module, example: Tensor, input_name: str, outputs: list[str], *, batch: str) -> bytes:
+    with exporter_quietened():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            input_names=[input_name],
+            output_names=outputs,
+            dynamic_shapes=({0: torch.export.Dim(batch)},),
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
+    model = program.model_proto
+    strip_notes(model)
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def strip_notes(model: onnx.ModelProto) -> None:
+    """Remove doc strings and metadata: the exporter writes stack traces into them, with this machine's paths."""
+    graph = model.graph
+    noted = [model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for item in noted:
+        item.ClearField("doc_string")
+        item.ClearField("metadata_props")
+
+
+@contextmanager
+def exporter_quietened() -> Iterator[None]:
+    """Keep back what the exporter of torch 2.13 says about itself; every other warning comes through."""
+    # At each export it logs that torchvision, which no model here uses, is not installed.
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # It copies tree specifications in a way that its own pytree module deprecates.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)

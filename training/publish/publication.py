@@ -1,0 +1,260 @@
+"""From a finished run to a version in the store: export, compare, evaluate, calibrate, publish."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from model_store import (
+    CalibrationProtocol,
+    Description,
+    ImageShape,
+    Metric,
+    PixelPreparation,
+    Provenance,
+    StoredModel,
+    open_version,
+    publish,
+)
+from service.engine.model import Model
+from service.engine.runtime import Runtime
+from service.images.bottom_k import BottomKSketch
+from service.progress import Progress
+from training.configuration import Configuration
+from training.data.image_files import Pixels
+from training.data.sources import Source, StreamedSource
+from training.data.splits import DataSplits, Images, binarise, derive_seed, split, unit_pixels
+from training.errors import ConfigurationError, RunError
+from training.fit.loaded_model import load_model
+from training.fit.run import Run, RunDescription, Session
+from training.fit.versions import OF_PUBLICATION, library_versions
+from training.likelihoods.likelihood import build_likelihood
+from training.publish.evaluation import Evaluation, Protocol, calibration_arrays, evaluate, image_batches
+from training.publish.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
+from training.publish.units import LatentUnits, latent_units
+
+SCORING_SEED = 0
+TRAINING_IMAGES = "training_images"
+"""In the manifest: a sketch of them, by which `service calibrate` tells images that the model was trained on."""
+_PARITY = 4  # a stream of random numbers
+_BESIDE = (
+    "num_images",
+    "start",
+    "precision",
+    "compiled",
+    "trained_on",
+    TRAINING_IMAGES,
+)  # in the manifest among the configuration's fields, without being one
+
+
+@dataclasses.dataclass(frozen=True)
+class Publication:
+    """What `publish_run` did.
+
+    Attributes:
+        stored: the version in the store.
+        evaluation: figures of the test images.
+        encoder_evaluation: the same by the literature's protocol, samples from the encoder; None where left out.
+        units: what each latent unit carries, over the test images.
+        largest_difference: how far ONNX is from PyTorch.
+        model: what was measured.
+    """
+
+    stored: StoredModel
+    evaluation: Evaluation
+    encoder_evaluation: Evaluation | None
+    units: LatentUnits
+    largest_difference: float
+    model: Model
+
+
+def describe(run: RunDescription, name: str, protocol: Protocol, *, sessions: Sequence[Session] = ()) -> Description:
+    """The manifest's fields, but for the metrics; no path and no name of a machine is in it.
+
+    `protocol` is that of the calibration scores; `sessions` say on what the model was trained, and by which versions.
+    """
+    channels, height, width = run.image_shape
+    return Description(
+        name=name,
+        image=ImageShape(channels=channels, height=height, width=width),
+        preparation=PixelPreparation(binarisation=run.configuration.binarisation),
+        latent_dim=run.configuration.latent_dim,
+        likelihood=build_likelihood(run.configuration).spec,
+        calibration=CalibrationProtocol(
+            proposal=protocol.proposal,
+            num_samples=protocol.num_samples,
+            seed=protocol.seed,
+            num_images=run.num_images["calibration"],
+            source=f"images of {run.data_set} held out of training, prepared as the service prepares a request's",
+        ),
+        provenance=Provenance(
+            data_set=f"{run.data_set} {_fingerprint(run.sha256)}",
+            seed=run.configuration.seed,
+            configuration=dataclasses.asdict(run.configuration) | _beside_the_configuration(run, sessions),
+            library_versions=library_versions(OF_PUBLICATION) | _versions_in_training(sessions),
+        ),
+    )
+
+
+def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> tuple[Images, str]:
+    """The images of `source` to score a model on, and what to call them in words.
+
+    Its own test part; where it has none and the model was trained on this very data, the images that were held out then
+    as the test part; otherwise all of it.
+
+    Raises:
+        RunError: the data is the model's own, and how it was split cannot be told from the manifest.
+    """
+    if source.test is not None:
+        return source.test, source.name
+    if _fingerprint(source.sha256) not in provenance.data_set:
+        return source.train, source.name
+    choices = {name: value for name, value in provenance.configuration.items() if name not in _BESIDE}
+    try:
+        configuration = Configuration(**choices)
+    except ConfigurationError as error:
+        raise RunError(f"{source.name}: the model was trained on these images, and on which is not known") from error
+    return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
+
+
+def load_engine(
+    description: Description, graphs: ExportedGraphs, *, runtime: Runtime, chunk_rows: int | None = None
+) -> Model:
+    """The serving engine's model of graphs that are not in a store (yet); `chunk_rows` as `Model` has it."""
+    return Model(description, graphs.encoder, graphs.decoder, runtime=runtime, chunk_rows=chunk_rows)
+
+
+def open_stored(path: Path) -> StoredModel:
+    """The version in the folder `store/NAME/VERSION`, or the latest one in `store/NAME`.
+
+    Raises:
+        StoreError: there is none, or it is not whole.
+    """
+    path = path.resolve()
+    if path.name.isdigit() and path.parent.name:
+        return open_version(path.parent.parent, path.parent.name, int(path.name))
+    return open_version(path.parent, path.name)
+
+
+def publish_run(
+    run: Run,
+    splits: DataSplits,
+    *,
+    name: str,
+    store: Path,
+    protocol: Protocol,
+    encoder_samples: int,
+    runtime: Runtime,
+    scoring: Protocol | None = None,
+    progress: bool = False,
+) -> Publication:
+    """Publish the run's model as the next version of `name`; nothing is written before every check has passed.
+
+    Args:
+        run: trained to its end.
+        splits: the run's data.
+        name: of the model in the store.
+        store: the store's root folder.
+        protocol: of the test figures.
+        encoder_samples: how many samples an image a second estimate takes from the encoder, as the literature's do; 0
+            leaves it out, and so does a protocol whose proposal is the encoder already.
+        runtime: where the exported graphs run.
+        scoring: of anomaly scores and the calibration; by default that of the test figures.
+        progress: say on stderr how far it has come.
+
+    Raises:
+        RunError: training has not finished, or the splits are of other data.
+        ParityError: ONNX and PyTorch differ; see `check_parity`.
+        StoreError: see `model_store.publish`.
+    """
+    vae, epoch, finished = load_model(run)
+    if splits.sha256 != run.description.sha256:
+        raise RunError(f"{run.folder}: was not trained on these images of {splits.name}: their SHA-256 differs")
+    if not finished:
+        epochs = run.description.configuration.epochs
+        raise RunError(f"{run.folder}: {epoch} of {epochs} epochs are done; finish it with fit --resume")
+    scoring = scoring or protocol
+    description = describe(run.description, name, scoring, sessions=run.read_sessions())
+    graphs = export(vae)
+    difference = check_parity(vae, graphs, _parity_inputs(run, splits), runtime=runtime)
+    model = load_engine(description, graphs, runtime=runtime)
+    evaluation = evaluate(model, splits.test, protocol, progress=progress)
+    encoder_evaluation = None
+    if encoder_samples and protocol.proposal != "encoder":
+        encoder_protocol = Protocol("encoder", encoder_samples, protocol.seed)
+        encoder_evaluation = evaluate(model, splits.test, encoder_protocol, progress=progress)
+    units = latent_units(model, splits.test, seed=protocol.seed)
+    calibration = calibration_arrays(model, splits.calibration, scoring, progress=progress)
+    with Progress("hashing training images", len(splits.train), shown=progress) as bar:
+        sketch = BottomKSketch.of(_counted(image_batches(splits.train), bar))
+    configuration = description.provenance.configuration | {TRAINING_IMAGES: sketch.as_json()}
+    provenance = description.provenance.model_copy(update={"configuration": configuration})
+    metrics = _metrics(evaluation, encoder_evaluation, units)
+    stored = publish(
+        store,
+        description.model_copy(update={"metrics": metrics, "provenance": provenance}),
+        encoder=graphs.encoder,
+        decoder=graphs.decoder,
+        calibration=calibration,
+    )
+    return Publication(stored, evaluation, encoder_evaluation, units, difference, model)
+
+
+def _counted(batches: Iterable[Pixels], progress: Progress) -> Iterator[Pixels]:
+    for batch in batches:
+        yield batch
+        progress.advance(len(batch))
+
+
+def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None, units: LatentUnits) -> tuple[Metric, ...]:
+    """The manifest's metrics; of the encoder's figures only log P(x), the others being near the same."""
+    metrics = (*evaluation.as_metrics(), units.as_metric())
+    if encoder_evaluation is None:
+        return metrics
+    by_encoder = encoder_evaluation.as_metrics()[0].model_copy(update={"name": "log_likelihood_encoder"})
+    return (metrics[0], by_encoder, *metrics[1:])
+
+
+def _beside_the_configuration(run: RunDescription, sessions: Sequence[Session]) -> dict[str, object]:
+    beside: dict[str, object] = {"num_images": dict(run.num_images)}
+    if run.start is not None:
+        beside["start"] = f"weights SHA-256 {run.start}"
+    if sessions:
+        beside["precision"] = _one_after_another([session.precision for session in sessions])
+        beside["compiled"] = _one_after_another(["yes" if session.compiled else "no" for session in sessions])
+        beside["trained_on"] = "; ".join(map(_in_words, sessions))
+    return beside
+
+
+def _in_words(session: Session) -> str:
+    """`from epoch 1: cpu (AVX2), 2 threads, 1 process`."""
+    threads = f"{session.num_threads} threads, " if session.device.startswith("cpu") else ""
+    processes = "1 process" if session.num_processes == 1 else f"{session.num_processes} processes"
+    return f"from epoch {session.first_epoch}: {session.device}, {threads}{processes}"
+
+
+def _versions_in_training(sessions: Sequence[Session]) -> dict[str, str]:
+    """Of the libraries that training uses; where a run went on with another version, both."""
+    libraries = {library for session in sessions for library in session.library_versions}
+    return {
+        library: _one_after_another([session.library_versions.get(library, "none") for session in sessions])
+        for library in sorted(libraries)
+    }
+
+
+def _one_after_another(values: Sequence[str]) -> str:
+    """Equal neighbours once: `2.12.1, then 2.13.0`."""
+    return ", then ".join(value for value, _ in itertools.groupby(values))
+
+
+def _fingerprint(sha256: str) -> str:
+    return f"(pixels SHA-256 {sha256})"
+
+
+def _parity_inputs(run: Run, splits: DataSplits) -> torch.Tensor:
+    configuration = run.description.configuration
+    generator = torch.Generator().manual_seed(derive_seed(configuration.seed, _PARITY))
+    images = unit_pixels(torch.from_numpy(splits.validation[: max(PARITY_BATCHES)]))
+    return binarise(images, configuration.binarisation, generator=generator)

@@ -1,0 +1,1 @@
+"""What a model is like, on one page of figures."""

@@ -1,0 +1,274 @@
+"""What a model is like, on one page: figures with their protocols, and pictures of what it makes of images."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.chunks import complete
+from service.engine.model import Model
+from training.data.splits import PARTS, Images, evenly_spaced, take
+from training.files import write_atomically
+from training.publish.evaluation import Evaluation, fresh_batches, in_unit_interval
+from training.publish.publication import TRAINING_IMAGES
+from training.publish.units import ACTIVE_VARIANCE, LatentUnits
+from training.report.charts import curves_chart, histogram_chart, units_chart
+from training.report.figures import grid_png
+
+REPORT = "report.html"
+_COLUMNS = 16
+_ROWS = 8
+_TRAVERSED, _REACH = 10, 3.0  # units, and standard deviations of the prior
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is reported of a model.
+
+    Attributes:
+        title: what the model is called.
+        data: what the images are, in words.
+        images: that were scored, [N, C, H, W].
+        evaluations: the estimates of log P(x), the most trusted first.
+        units: of the latent code.
+        seed: of the binarisation, and of the samples that are drawn.
+    """
+
+    title: str
+    data: str
+    images: Images
+    evaluations: Sequence[Evaluation]
+    units: LatentUnits
+    seed: int
+
+
+def write_report(file: Path, model: Model, measured: Measured, curves: Sequence[Mapping[str, float]] = ()) -> None:
+    """Write the page: one HTML file that needs no other, in light and in dark.
+
+    Args:
+        file: to write, atomically.
+        model: that was measured; the pictures are what it serves.
+        measured: figures and images.
+        curves: the lines of the run's metrics.jsonl, or nothing.
+    """
+    description = model.description
+    image = description.image
+    sections = [
+        _section("How likely the images are", _figures(measured)),
+        _section("The latent code", _units(measured.units)),
+        _section("Reconstructions", _reconstructions(model, measured)),
+        _section("Samples", _samples(model, measured.seed)),
+        _section("What single units do", _traversals(model, measured.units)),
+        _section("The most and the least likely images", _extremes(measured)),
+    ]
+    if curves:
+        sections.insert(1, _section("Training", _figure(curves_chart(curves), "Bounds of log P(x) over the epochs.")))
+    sections.append(_section("How it was made", _provenance(model)))
+    shape = f"{image.channels} × {image.height} × {image.width}"
+    intro = (
+        f"{measured.evaluations[0].num_images} images of {shape}: {measured.data}. Likelihood "
+        f"{description.likelihood.kind.replace('_', ' ')}, {description.latent_dim} latent units, prior N(0, I). "
+        "Measured through the serving engine on the exported graphs."
+    )
+    page = _PAGE.format(title=html.escape(measured.title), intro=html.escape(intro), sections="\n".join(sections))
+    write_atomically(file, lambda stream: stream.write(page.encode(errors="backslashreplace")))
+
+
+def _figures(measured: Measured) -> str:
+    rows = [
+        [
+            f"{evaluation.proposal}, K = {evaluation.num_samples}",
+            f"<b>{_number(evaluation.log_likelihood, 2)}</b> ± {evaluation.std_error:.2f}",
+            f"{_number(evaluation.bits_per_dim, 4)} ± {evaluation.bits_per_dim_std_error:.4f}",
+            f"{_number(evaluation.elbo, 2)} ± {evaluation.elbo_std_error:.2f}",
+            _number(evaluation.log_likelihood - evaluation.elbo, 2),
+            f"{100 * evaluation.reliable:.1f} %",
+        ]
+        for evaluation in measured.evaluations
+    ]
+    head = ["proposal", "log P(x), nats", "bits / dim", "ELBO, nats", "gap, nats", "reliable"]
+    protocols = "".join(f"<li>{html.escape(evaluation.protocol)}.</li>" for evaluation in measured.evaluations)
+    note = (
+        "<p>± is the standard error over images. The gap is log P(x) − ELBO, what the encoder's posterior misses. "
+        "Reliable are images whose own estimate the engine vouches for.</p>"
+    )
+    chart = histogram_chart(measured.evaluations[0].record.log_likelihood)
+    caption = f"log P(x) of each image, {measured.evaluations[0].proposal} proposal."
+    return _table(head, rows) + note + f"<ul>{protocols}</ul>" + _figure(chart, caption)
+
+
+def _units(units: LatentUnits) -> str:
+    active = units.variance_of_mean > ACTIVE_VARIANCE
+    text = (
+        f"<p><b>{units.num_active} of {len(active)}</b> units are active: over the images, the variance of their "
+        f"posterior mean is above {ACTIVE_VARIANCE} (Burda et al. 2016). The code carries {units.kl.sum():.2f} nats "
+        f"an image, of which the active units {units.kl[active].sum():.2f}.</p>"
+    )
+    return text + _figure(units_chart(units.kl, active), "KL[q(z_d|x) ‖ N(0, 1)] of each unit, mean over the images.")
+
+
+def _reconstructions(model: Model, measured: Measured) -> str:
+    images = evenly_spaced(measured.images, _COLUMNS * _ROWS // 2)
+    images = images[: len(images) // _COLUMNS * _COLUMNS or len(images)]  # whole rows
+    x = next(fresh_batches(model, images, seed=measured.seed))
+    decoded = complete(model.decode(complete(model.encode(x)).mean))
+    rows = []
+    for start in range(0, len(x), _COLUMNS):
+        rows += [x[start : start + _COLUMNS], decoded[start : start + _COLUMNS]]
+    caption = "Evenly spaced test images, and below each E[x|z] at the mean of its posterior."
+    return _grid(rows, caption)
+
+
+def _samples(model: Model, seed: int) -> str:
+    images = complete(model.sample(_COLUMNS * _ROWS, seed=seed)).images
+    return _grid(np.split(images, _ROWS), f"E[x|z] at z drawn from the prior, seed {seed}.")
+
+
+def _traversals(model: Model, units: LatentUnits) -> str:
+    chosen = np.argsort(-units.kl, kind="stable")[:_TRAVERSED]
+    latents = np.zeros((len(chosen), _COLUMNS, len(units.kl)), np.float32)
+    for row, unit in enumerate(chosen):
+        latents[row, :, unit] = np.linspace(-_REACH, _REACH, _COLUMNS)
+    images = complete(model.decode(latents.reshape(-1, len(units.kl))))
+    caption = (
+        f"A row a unit, the {len(chosen)} with the largest KL ({', '.join(map(str, chosen))}): z_d from "
+        f"−{_REACH:g} to {_REACH:g}, all others 0."
+    )
+    return _grid(np.split(images, len(chosen)), caption)
+
+
+def _extremes(measured: Measured) -> str:
+    log_likelihood = measured.evaluations[0].record.log_likelihood
+    order = np.argsort(-log_likelihood, kind="stable")
+    pictures = []
+    for places, word in ((order[:_COLUMNS], "most"), (order[::-1][:_COLUMNS], "least")):
+        ascending = np.sort(places)
+        images = in_unit_interval(take(measured.images, ascending))[np.searchsorted(ascending, places)]
+        values = log_likelihood[places]
+        span = f"from {_number(values[0], 1)} to {_number(values[-1], 1)} nats"
+        caption = f"The {word} likely, {span}, as they are in the data set."
+        pictures.append(_grid([images], caption))
+    return "".join(pictures)
+
+
+def _provenance(model: Model) -> str:
+    provenance = model.description.provenance
+    configuration: dict[str, Any] = {"data": provenance.data_set, "seed": provenance.seed}
+    configuration |= {name: value for name, value in provenance.configuration.items() if name != "seed"}
+    configuration |= {f"{name} version": version for name, version in provenance.library_versions.items()}
+    rows = [
+        [html.escape(name.replace("_", " ")), html.escape(in_words(name, configuration))]
+        for name in configuration
+        if name != TRAINING_IMAGES
+    ]
+    return f"<details><summary>Data, configuration and library versions</summary>{_table(None, rows)}</details>"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def in_words(name: str, configuration: Mapping[str, Any]) -> str:
+    """The value of a field; of one that was left open, what came of that.
+
+    >>> in_words("first_samples", {"first_samples": None, "num_samples": 8})
+    '8: as num samples, throughout'
+    """
+    value = configuration[name]
+    if value is None:
+        return _left_open(name, configuration)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{inner} {in_words(inner, value)}" for inner in value)
+    return str(value)
+
+
+def _left_open(name: str, configuration: Mapping[str, Any]) -> str:
+    if name == "first_samples":
+        return f"{configuration.get('num_samples')}: as num samples, throughout"
+    if name == "gaussian_scale":
+        gaussian = configuration.get("likelihood") == "gaussian"
+        return "learned, one for each pixel" if gaussian else "none: the likelihood is not gaussian"
+    part = name.removeprefix("num_")
+    if part in PARTS and part in (counts := configuration.get("num_images", {})):
+        return f"{counts[part]}: by default, or the data set's own part"
+    return "not set"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _table(head: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
+    first = "<tr>" + "".join(f"<th scope=col>{cell}</th>" for cell in head) + "</tr>" if head else ""
+    body = "".join(
+        "<tr><th scope=row>" + row[0] + "</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
+    return f"<div class=wide><table>{first}{body}</table></div>"
+
+
+def _figure(content: str, caption: str) -> str:
+    return f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _grid(rows: Sequence[NDArray[np.float32]], caption: str) -> str:
+    encoded = base64.b64encode(grid_png(rows)).decode()
+    columns, _, height, width = rows[0].shape
+    size = f'width="{columns * width}" height="{len(rows) * height}"'
+    picture = f'<img class=grid style="width: {100 * columns / _COLUMNS:.4g}%" src="data:image/png;base64,{encoded}" '
+    return _figure(f'{picture} {size} alt="{html.escape(caption)}">', caption)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}: a report</title>
+<style>
+:root {{
+  --paper: #fcfcfa; --ink: #1d2126; --faint: #646b73; --line: #dcdcd6;
+  --first: #2563a8; --second: #c2571a; --third: #8a9098;
+}}
+@media (prefers-color-scheme: dark) {{
+  :root {{
+    --paper: #14171a; --ink: #e4e6e8; --faint: #9aa1a9; --line: #30363c;
+    --first: #6ea8e6; --second: #eb955c; --third: #757d86;
+  }}
+}}
+* {{ box-sizing: border-box; }}
+body {{
+  margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, sans-serif;
+}}
+h1 {{ font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; }}
+h2 {{ font-size: 1.2rem; margin: 2.75rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line); }}
+p, ul {{ max-width: 46rem; }}
+ul, figcaption, .intro {{ color: var(--faint); }}
+ul {{ font-size: .85rem; padding-left: 1.1rem; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }}
+th, td {{
+  padding: .4rem 1.25rem .4rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top;
+}}
+th {{ font-weight: 500; }}
+th[scope=col] {{ color: var(--faint); }}
+td {{ overflow-wrap: anywhere; }}
+td b {{ white-space: nowrap; }}
+figure {{ margin: 1.25rem 0 1.75rem; }}
+figcaption {{ font-size: .85rem; margin-top: .4rem; }}
+figure svg {{ display: block; width: 100%; max-width: 44rem; height: auto; }}
+figure svg text {{ font-family: system-ui, sans-serif !important; }}
+.grid {{ display: block; height: auto; image-rendering: pixelated; border: 1px solid var(--line); }}
+summary {{ cursor: pointer; margin-bottom: .75rem; }}
+</style>
+<h1>{title}</h1>
+<p class=intro>{intro}</p>
+{sections}
+</html>
+"""
