@@ -14,16 +14,12 @@ from service.engine.operators import check_number_of_nodes, check_operators
 MIN_OPSET = 18
 
 
-def read_graph(
-    content: bytes, file: Path, *, inputs: Mapping[str, Sequence[int]], outputs: Mapping[str, Sequence[int]]
-) -> ModelProto:
-    """Parse a stored graph and check that it is what the manifest says.
-
-    `inputs` and `outputs` map each tensor's name to its shape without the batch dimension, which must be dynamic.
+def parse_graph(content: bytes, file: Path) -> ModelProto:
+    """Parse a stored graph, whatever it takes and gives.
 
     Raises:
         InvalidArtifactError: not an ONNX graph, an operator that is refused (see operators.py), external data, an old
-            opset, a name of ours, a missing tensor, another type or shape.
+            opset, a name of ours.
     """
     try:
         model = onnx.load_from_string(content)
@@ -47,6 +43,23 @@ def read_graph(
         raise InvalidArtifactError(
             file, f"names that begin with {PREFIX!r} are reserved: {', '.join(sorted(reserved))}"
         )
+    return model
+
+
+def read_graph(
+    content: bytes, file: Path, *, inputs: Mapping[str, Sequence[int]], outputs: Mapping[str, Sequence[int]]
+) -> ModelProto:
+    """Parse a stored graph and check that it is what the manifest says.
+
+    `inputs` and `outputs` map each tensor's name to its shape without the batch dimension, which must be dynamic.
+
+    Raises:
+        InvalidArtifactError: not an ONNX graph, an operator that is refused (see operators.py), external data, an old
+            opset, a name of ours, a missing tensor, another type or shape.
+    """
+    model = parse_graph(content, file)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     _check_tensors(file, "input", [value for value in model.graph.input if value.name not in constants], inputs)
     _check_tensors(file, "output", model.graph.output, outputs)
     return model

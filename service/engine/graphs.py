@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from model_store import Description
+from service.engine import likelihood_graph as of_likelihood
 from service.engine.builder import PREFIX, GraphBuilder
-from service.engine.likelihood import Likelihood
+from service.engine.likelihood_graph import LikelihoodGraph
 
 Shape = Sequence[str | int]
 """A tensor's dimensions, dynamic ones by name."""
@@ -22,7 +23,11 @@ HALF_PRECISIONS, LOG_DETS = PREFIX + "half_precisions", PREFIX + "log_dets"
 LOG_WEIGHT, ENCODER_LOG_WEIGHT = PREFIX + "log_weight", PREFIX + "encoder_log_weight"
 LOG_LIKELIHOOD, GRADIENT, INFORMATION = (PREFIX + n for n in ("log_likelihood", "gradient", "information"))
 
-_WIDE = (LOG_WEIGHT, ENCODER_LOG_WEIGHT, LOG_LIKELIHOOD, GRADIENT)
+UNIFORM, IMAGES, SURPRISE, PIXEL_LOG_PROB = (
+    PREFIX + n for n in ("uniform", "images", "surprise", "pixel_log_prob")
+)
+
+_WIDE = (LOG_WEIGHT, ENCODER_LOG_WEIGHT, LOG_LIKELIHOOD, GRADIENT, SURPRISE, PIXEL_LOG_PROB)
 
 DIFFERENCE_STEP = 0.005
 """Step h of forward differences, in latent units: small beside a posterior's width, large beside float32's rounding."""
@@ -31,16 +36,54 @@ DIFFERENCE_STEP = 0.005
 class DecoderGraphs:
     """Writes graphs around one decoder.
 
-    Every graph takes `x` [B, 1, P] float32, and `shape`, the three int64 numbers (B, K, P) of what it decodes. They
-    are an input because a graph that asked its tensors for their shape would run those nodes on the CPU, whatever the
-    execution provider. Outputs are float64, but for the information, which is float32.
+    Graphs of log weights and curvature take `x` [B, 1, P] float32, and `shape`, the three int64 numbers (B, K, -1) of
+    what they decode. They are an input because a graph that asked its tensors for their shape would run those nodes on
+    the CPU, whatever the execution provider. Their outputs are float64, but for the information, which is float32.
+
+    The others take latent codes `z` [N, D] as the decoder does.
     """
 
-    def __init__(self, decoder: ModelProto, likelihood: Likelihood, description: Description) -> None:
+    def __init__(self, decoder: ModelProto, likelihood: LikelihoodGraph, description: Description) -> None:
         self._decoder = decoder
         self._likelihood = likelihood
         self._num_pixels = description.image.size
+        self._chw = description.image.chw
         self._latent_dim = description.latent_dim
+
+    def mean(self) -> bytes:
+        """E[x|z] in x's unit: z → `images` [N, C, H, W]."""
+        builder = GraphBuilder()
+        (flat,) = self._likelihood.append(builder, [of_likelihood.MEAN], self._decode_rows(builder))
+        builder.add("Reshape", flat, builder.constant(np.array([-1, *self._chw])), output=IMAGES)
+        return self._assemble_rows(builder, {}, {IMAGES: ["N", *self._chw]})
+
+    def sample(self) -> bytes:
+        """x ~ p(x|z): z and `uniform` [N, 1, U] → `images` [N, 1, P]."""
+        builder = GraphBuilder()
+        inputs = {of_likelihood.UNIFORM: UNIFORM, **self._decode_rows(builder)}
+        (flat,) = self._likelihood.append(builder, [of_likelihood.SAMPLE], inputs)
+        builder.add("Identity", flat, output=IMAGES)
+        rows: dict[str, Shape] = {UNIFORM: ["N", 1, self._likelihood.num_uniforms]}
+        return self._assemble_rows(builder, rows, {IMAGES: ["N", 1, self._num_pixels]})
+
+    def pixel_log_prob(self) -> bytes:
+        """log p(x_i|z) of each pixel and channel, nats: z and x [1 or N, 1, P] → [N, 1, P]."""
+        builder = GraphBuilder()
+        inputs = {of_likelihood.X: X, **self._decode_rows(builder)}
+        (found,) = self._likelihood.append(builder, [of_likelihood.PIXEL_LOG_PROB], inputs)
+        builder.add("Identity", found, output=PIXEL_LOG_PROB)
+        shape: Shape = ["N", 1, self._num_pixels]
+        return self._assemble_rows(builder, {X: ["X", 1, self._num_pixels]}, {PIXEL_LOG_PROB: shape})
+
+    def surprise(self) -> bytes:
+        """-log p(x_i|z) - H[p(x_i|z)] of each pixel and channel, nats: z and x [1 or N, 1, P] → [N, 1, P]."""
+        builder = GraphBuilder()
+        parameters = self._decode_rows(builder)
+        wanted = [of_likelihood.PIXEL_LOG_PROB, of_likelihood.ENTROPY]
+        log_prob, entropy = self._likelihood.append(builder, wanted, {of_likelihood.X: X, **parameters})
+        builder.add("Neg", builder.add("Add", log_prob, entropy), output=SURPRISE)
+        shape: Shape = ["N", 1, self._num_pixels]
+        return self._assemble_rows(builder, {X: ["X", 1, self._num_pixels]}, {SURPRISE: shape})
 
     def log_weight(self) -> bytes:
         """The log weight of importance samples from a diagonal Gaussian.
@@ -56,7 +99,7 @@ class DecoderGraphs:
         scale = builder.add("Exp", builder.add("Mul", LOG_VAR, half))  # [B, 1, D]
         latents = builder.add("Add", MEAN, builder.add("Mul", scale, NOISE))  # [B, K, D]
         parameters = self._decode(builder, latents)
-        log_likelihood = self._likelihood.fragment(builder, X, parameters, self._num_pixels)  # [B, K]
+        log_likelihood = self._log_prob(builder, parameters)  # [B, K]
         squares = builder.add("Add", builder.add("Mul", NOISE, NOISE), LOG_VAR)  # [B, K, D]
         squares = builder.add("Sub", squares, builder.add("Mul", latents, latents))
         log_ratio = builder.add(
@@ -97,7 +140,7 @@ class DecoderGraphs:
         shift = builder.add("Mul", by_encoder, builder.add("Sub", from_encoder, MODE))
         latents = builder.add("Add", from_mode, shift)  # [B, K, D]
         parameters = self._decode(builder, latents)
-        log_likelihood = self._likelihood.fragment(builder, X, parameters, self._num_pixels)  # [B, K]
+        log_likelihood = self._log_prob(builder, parameters)  # [B, K]
 
         # Of each Gaussian's log density, what is left without −D/2·log(2π), which all of them and the prior share.
         standard = builder.add("Div", builder.add("Sub", latents, MEAN), scale)
@@ -126,8 +169,8 @@ class DecoderGraphs:
         """log p(x|z) at z, with its gradient and information in the given A of the D latent dimensions.
 
         The decoder's Jacobian J comes from forward differences, A + 1 rows an image: any decoder can do that. With
-        score s and observed information W of the likelihood in the decoder's outputs, gradient = Σ J·s and
-        information = Σ J·W·Jᵀ over the outputs and their pairs: minus the Hessian, but for the decoder's own
+        score s and observed information W of the likelihood in the decoder's outputs, it gives gradient = J·s and
+        information = J·W·Jᵀ: minus the Hessian, but for the decoder's own
         curvature (generalised Gauss-Newton: Schraudolph 2002, Neural Computation 14:1723). W need not be positive.
 
         Inputs beside x and shape: `latents` [B, 1, D]. Outputs: [B, 1], [B, A], [B, A, A]. The prior is not in them.
@@ -138,28 +181,17 @@ class DecoderGraphs:
         latents = builder.add("Add", LATENTS, builder.constant(offsets))  # [B, A + 1, D]
         parameters = self._decode(builder, latents)
         base = {name: builder.slice(tensor, 0, 1, axis=1) for name, tensor in parameters.items()}  # [B, 1, P]
-        log_likelihood = self._likelihood.fragment(builder, X, base, self._num_pixels)
-        builder.add("Identity", log_likelihood, output=LOG_LIKELIHOOD)
-
+        builder.add("Identity", self._log_prob(builder, base), output=LOG_LIKELIHOOD)
         inverse_step = builder.constant(np.float32(1 / DIFFERENCE_STEP))
-        jacobians = {}  # [B, A, P] each
+        inputs = {of_likelihood.X: X, **base}
         for name, tensor in parameters.items():
             moved = builder.slice(tensor, 1, len(dimensions) + 1, axis=1)
-            jacobians[name] = builder.add("Mul", builder.add("Sub", moved, base[name]), inverse_step)
-        curvature = self._likelihood.curvature(builder, X, base)
-        gradients = [  # [B, A] each
-            builder.sum_pixels(builder.add("Mul", jacobians[name], score), self._num_pixels)
-            for name, score in curvature.score.items()
-        ]
-        informations = []  # [B, A, A] each
-        for (name, other), information in curvature.information.items():
-            across = builder.add("Transpose", jacobians[other], perm=[0, 2, 1])
-            product = builder.add("MatMul", builder.add("Mul", jacobians[name], information), across)
-            informations.append(product)
-            if name != other:
-                informations.append(builder.add("Transpose", product, perm=[0, 2, 1]))
-        builder.add("Sum", *gradients, output=GRADIENT)
-        builder.add("Sum", *informations, output=INFORMATION)
+            jacobian = builder.add("Mul", builder.add("Sub", moved, base[name]), inverse_step)  # [B, A, Q]
+            inputs[of_likelihood.TANGENT + name] = jacobian
+        wanted = [of_likelihood.GRADIENT, of_likelihood.INFORMATION]
+        gradient, information = self._likelihood.append(builder, wanted, inputs)
+        builder.add("Identity", gradient, output=GRADIENT)
+        builder.add("Identity", information, output=INFORMATION)
         outputs: dict[str, Shape] = {
             LOG_LIKELIHOOD: ["B", 1],
             GRADIENT: ["B", len(dimensions)],
@@ -171,24 +203,44 @@ class DecoderGraphs:
     def _row(self) -> Shape:
         return ["B", 1, self._latent_dim]
 
+    def _log_prob(self, builder: GraphBuilder, parameters: Mapping[str, str]) -> str:
+        """log p(x|z) in nats, [B, K] float64, of parameters [B, K, Q]."""
+        inputs = {of_likelihood.X: X, **parameters}
+        return self._likelihood.append(builder, [of_likelihood.LOG_PROB], inputs)[0]
+
     def _decode(self, builder: GraphBuilder, latents: str) -> dict[str, str]:
-        """Run the decoder on latents [B, K, D]: its outputs, each [B, K, P]."""
+        """Run the decoder on latents [B, K, D]: its outputs, each [B, K, Q]."""
         flat = builder.constant(np.array([-1, self._latent_dim], np.int64))
         builder.add("Reshape", latents, flat, output="z")  # [B·K, D]
         builder.nodes.extend(self._decoder.graph.node)
         return {name: builder.add("Reshape", name, SHAPE) for name in self._likelihood.outputs}
+
+    def _decode_rows(self, builder: GraphBuilder) -> dict[str, str]:
+        """Run the decoder on its input z [N, D]: its outputs, each [N, 1, Q]."""
+        builder.nodes.extend(self._decoder.graph.node)
+        shape = builder.constant(np.array([0, 1, -1], np.int64))
+        return {name: builder.add("Reshape", name, shape) for name in self._likelihood.outputs}
 
     def _minus_half_square(self, builder: GraphBuilder, tensor: str) -> str:
         """−½·Σ t² over the last axis: [B, K, D] → [B, K], float64."""
         squares = builder.sum_last(builder.add("Mul", tensor, tensor), self._latent_dim)
         return builder.add("Mul", squares, builder.constant(np.float64(-0.5)))
 
-    def _assemble(
+    def _assemble(self, builder: GraphBuilder, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> bytes:
+        """Of a graph that takes images, and a number of samples of each."""
+        every: dict[str, Shape] = {X: ["B", 1, self._num_pixels], **inputs, SHAPE: [3]}
+        return self._assemble_rows(builder, every, outputs, takes_z=False)
+
+    def _assemble_rows(
         self,
         builder: GraphBuilder,
         inputs: Mapping[str, Shape],
         outputs: Mapping[str, Shape],
+        *,
+        takes_z: bool = True,
     ) -> bytes:
+        z: dict[str, Shape] = {"z": ["N", self._latent_dim]} if takes_z else {}
+
         def tensors(shapes: Mapping[str, Shape], types: Mapping[str, int]) -> list[ValueInfoProto]:
             float32 = TensorProto.FLOAT
             return [
@@ -199,9 +251,7 @@ class DecoderGraphs:
         graph = helper.make_graph(
             builder.nodes,
             "logpx",
-            inputs=[
-                *tensors({X: ["B", 1, self._num_pixels], **inputs, SHAPE: [3]}, {SHAPE: TensorProto.INT64}),
-            ],
+            inputs=tensors({**z, **inputs}, {SHAPE: TensorProto.INT64}),
             outputs=tensors(outputs, dict.fromkeys(_WIDE, TensorProto.DOUBLE)),
             initializer=[*decoder.graph.initializer, *builder.constants],
             sparse_initializer=decoder.graph.sparse_initializer,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnx import ModelProto, NodeProto, TensorProto, helper, version_converter
+from onnx import NodeProto, TensorProto, ValueInfoProto, inliner, version_converter
 
 from model_store import InvalidArtifactError
 from service.engine.builder import GraphBuilder
@@ -12,38 +12,61 @@ from service.engine.graph_check import parse_graph
 X, UNIFORM, TANGENT = "x", "uniform", "tangent."
 LOG_PROB, PIXEL_LOG_PROB, ENTROPY = "log_prob", "pixel_log_prob", "entropy"
 MEAN, SAMPLE, GRADIENT, INFORMATION = "mean", "sample", "gradient", "information"
-
-_Row = int | None
-"""Of an axis: its size; None where it is the graph's to say."""
+_TYPES = {
+    LOG_PROB: TensorProto.DOUBLE,
+    PIXEL_LOG_PROB: TensorProto.DOUBLE,
+    ENTROPY: TensorProto.DOUBLE,
+    MEAN: TensorProto.FLOAT,
+    SAMPLE: TensorProto.FLOAT,
+    GRADIENT: TensorProto.DOUBLE,
+    INFORMATION: TensorProto.FLOAT,
+}
 
 
 class LikelihoodGraph:
-    """What `likelihood.onnx` takes and gives (model_store/README.md).
+    """What `likelihood.onnx` takes and gives; model_store/README.md has the shapes.
+
+    Args:
+        content: the file.
+        file: where it came from, for error messages.
+        num_pixels: P = C·H·W.
+        opset: of the decoder's operators, which the likelihood's become part of.
 
     Attributes:
-        outputs: the decoder's outputs by name, in order, with the numbers of a row of each, Q.
+        outputs: the decoder's outputs by name, in order, each with its size Q of a row.
         num_uniforms: uniform numbers that one image of `sample` takes.
 
     Raises:
-        InvalidArtifactError: it lacks an input or output, or has one of another type or shape.
+        InvalidArtifactError: it lacks an input or output, or has one of another type or size.
     """
 
-    def __init__(self, content: bytes, file: Path, *, num_pixels: int) -> None:
+    def __init__(self, content: bytes, file: Path, *, num_pixels: int, opset: int) -> None:
         self._file = file
-        self._model = parse_graph(content, file)
-        sizes = {value.name: self._row(value.name, value) for value in self._model.graph.input}
-        self.num_uniforms = self._taken(sizes, UNIFORM)
-        if self._taken(sizes, X) != num_pixels:
-            raise InvalidArtifactError(file, f"input {X!r} has rows of {sizes[X]} numbers; images have {num_pixels}")
+        model = parse_graph(content, file)
+        if model.functions:
+            model = inliner.inline_local_functions(model)
+        if model.opset_import[0].version != opset:
+            try:
+                model = version_converter.convert_version(model, opset)
+            except RuntimeError as error:
+                raise InvalidArtifactError(file, f"cannot be converted to the decoder's opset {opset}") from error
+        self._graph = model.graph
+        sizes = {value.name: self._size(value) for value in self._graph.input}
+        for name in (X, UNIFORM):
+            if name not in sizes:
+                raise InvalidArtifactError(file, f"input {name!r} is missing; found {', '.join(sizes) or 'none'}")
+        self.num_uniforms = sizes.pop(UNIFORM)
+        if (found := sizes.pop(X)) != num_pixels:
+            raise InvalidArtifactError(file, f"input {X!r} has rows of {found} numbers; images have {num_pixels}")
         self.outputs = {name: size for name, size in sizes.items() if not name.startswith(TANGENT)}
-        for name, size in self.outputs.items():
-            if sizes.get(TANGENT + name) != size:
-                raise InvalidArtifactError(file, f"input {TANGENT + name!r} is missing, or of another size")
-        self._check_outputs()
-        self._opset = self._model.opset_import[0].version
-
-    def in_opset(self, version: int) -> "LikelihoodGraph":
-        """The same in another version of ONNX's operators, that of a decoder."""
+        if {TANGENT + name: size for name, size in self.outputs.items()} != {
+            name: size for name, size in sizes.items() if name.startswith(TANGENT)
+        }:
+            raise InvalidArtifactError(file, f"each of the decoder's outputs needs an input {TANGENT}NAME of its size")
+        types = {value.name: value.type.tensor_type.elem_type for value in self._graph.output}
+        for name, wanted in _TYPES.items():
+            if types.get(name) != wanted:
+                raise InvalidArtifactError(file, f"output {name!r} is missing, or of another type")
 
     def append(self, builder: GraphBuilder, wanted: Sequence[str], inputs: Mapping[str, str]) -> list[str]:
         """Append the nodes that compute some outputs; returns the names of their results.
@@ -51,24 +74,29 @@ class LikelihoodGraph:
         Args:
             builder: of the graph that they become part of.
             wanted: which outputs.
-            inputs: for each input that these need, the tensor to take: x [B, 1, P], the decoder's outputs [B, K, Q].
+            inputs: for each input that these need, the tensor to take.
         """
-        graph = self._model.graph
-        nodes = _needed(graph.node, wanted)
-        names = dict(inputs)
-        for tensor in graph.initializer:
-            if any(tensor.name in node.input for node in nodes):
-                names[tensor.name] = builder.add_tensor(tensor)
+        nodes = _needed(self._graph.node, wanted)
+        read = {name for node in nodes for name in node.input}
+        names = {"": "", **inputs}
+        names |= {tensor.name: builder.add_tensor(tensor) for tensor in self._graph.initializer if tensor.name in read}
         for node in nodes:
+            names |= {name: builder.name() for name in node.output if name}
             copy = NodeProto()
             copy.CopyFrom(node)
             copy.name = ""
-            for index, name in enumerate(node.input):
-                copy.input[index] = names[name] if name else ""
-            for index, name in enumerate(node.output):
-                names[name] = copy.output[index] = builder.name() if name else ""
+            copy.input[:] = [names[name] for name in node.input]
+            copy.output[:] = [names[name] for name in node.output]
             builder.nodes.append(copy)
         return [names[name] for name in wanted]
+
+    def _size(self, value: ValueInfoProto) -> int:
+        """Of a row: an input is float32 [B, rows, size]."""
+        kind = value.type.tensor_type
+        dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
+        if kind.elem_type != TensorProto.FLOAT or len(dims) != 3 or dims[0] is not None or not dims[2]:
+            raise InvalidArtifactError(self._file, f"input {value.name!r} is not float32 ['batch', rows, a size]")
+        return int(dims[2])
 
 
 def _needed(nodes: Sequence[NodeProto], wanted: Sequence[str]) -> list[NodeProto]:

@@ -118,7 +118,7 @@ class Likelihood(ABC):
             score = torch.autograd.grad(self.log_prob(x, *moved).sum(), moved, create_graph=True)
             slopes = torch.stack([(s * t).sum(-1) for s, t in zip(score, tangents, strict=True)]).sum(0)  # [B, A]
             along = torch.autograd.grad(slopes.sum(), moved, allow_unused=True)
-        information = [-torch.matmul(h, t.mT) for h, t in zip(along, tangents, strict=True) if h is not None]
+        information = [-torch.bmm(h, t.mT) for h, t in zip(along, tangents, strict=True) if h is not None]
         return slopes.detach(), torch.stack(information).sum(0)
 
 
@@ -142,7 +142,7 @@ class IndependentPixels(Likelihood):
         slopes = [sum_pixels(tangent * score) for tangent, score in zip(tangents, scores, strict=True)]
         products = []
         for (first, second), information in informations.items():
-            product = torch.matmul(tangents[first] * information, tangents[second].mT)  # [B, A, A]
+            product = torch.bmm(tangents[first] * information, tangents[second].mT)  # [B, A, A]
             products.append(product)
             if first != second:
                 products.append(product.mT)

@@ -54,10 +54,13 @@ def sum_pixels(terms: Tensor) -> Tensor:
 
 def dot_pixels(terms: Tensor, x: Tensor) -> Tensor:
     """Σ over pixels of terms [B, K, P] times x [B, 1, P]: [B, K], as exact as `sum_pixels`."""
-    if terms.shape[-1] > MAX_SUMMED and is_exporting():
+    if not is_exporting():
+        return torch.bmm(terms, x.mT).squeeze(-1)
+    num_pixels = terms.shape[-1]
+    if num_pixels > MAX_SUMMED:
         return sum_pixels(terms * x)
-    product = torch.matmul(terms, x.mT).squeeze(-1)
-    return product.double() if is_exporting() else product
+    column = _reshape(x, (0, num_pixels, 1), (x.shape[0], num_pixels, 1))
+    return torch.bmm(terms, column).squeeze(-1).double()
 
 
 def sum_log(factors: Tensor, *, most: int, rows: bool = False) -> Tensor:
@@ -115,11 +118,7 @@ def split(tensor: Tensor, *sizes: int) -> Tensor:
     """The last axis as several, [B, K, P] → [B, K, *sizes]; a graph does not ask the tensor for its shape."""
     if not is_exporting() or tensor.dim() != 3:
         return tensor.unflatten(-1, sizes)
-    shape = torch.tensor([0, 0, *sizes])  # 0: as it is
-    split_tensor: Tensor = torch.onnx.ops.symbolic(
-        "Reshape", (tensor, shape), dtype=tensor.dtype, shape=(*tensor.shape[:2], *sizes), version=18
-    )
-    return split_tensor
+    return _reshape(tensor, (0, 0, *sizes), (*tensor.shape[:2], *sizes))
 
 
 def largest_divisor(number: int, most: int) -> int:
@@ -136,4 +135,16 @@ def _sum_last(terms: Tensor) -> Tensor:
     length = terms.shape[-1]
     if length % _PACKET == 0:
         return terms.sum(-1).double()
-    return torch.matmul(terms.double(), torch.ones(length, 1, dtype=torch.float64)).squeeze(-1)
+    ones = torch.ones(length, 1, dtype=torch.float64)
+    return _operator("MatMul", (terms.double(), ones), (*terms.shape[:-1], 1), torch.float64).squeeze(-1)
+
+
+def _reshape(tensor: Tensor, sizes: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Sizes of 0 are the tensor's along that axis, for which PyTorch's own would first ask it."""
+    return _operator("Reshape", (tensor, torch.tensor(sizes)), shape, tensor.dtype)
+
+
+def _operator(name: str, inputs: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """One of ONNX's operators, as it is."""
+    result: Tensor = torch.onnx.ops.symbolic(name, inputs, dtype=dtype, shape=shape, version=18)
+    return result
