@@ -46,6 +46,7 @@ _LAYOUTS: Mapping[tuple[int, int], tuple[str, Sequence[str]]] = {
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 _MAX_CHUNKS = 2**16
 _PIECE_BYTES = 2**18
+_MOST_STORED = 2**16 - 1  # bytes of one block
 _MOST_PACKED_AGAIN = 2**24  # bytes, which are then twice in memory
 _KEPT = {b"IDAT", b"PLTE", b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
@@ -267,7 +268,7 @@ def _checked(data: Sequence[bytes], length: int) -> bytes:
     try:
         if length <= _MOST_PACKED_AGAIN:
             unpacked = zlib.decompressobj().decompress(packed, length + 1)
-            left, checked = length - len(unpacked), zlib.compress(unpacked, 0)
+            left, checked = length - len(unpacked), _uncompressed(unpacked)
         else:
             left, checked = _count_missing(packed, length), packed
     except zlib.error as error:
@@ -275,6 +276,18 @@ def _checked(data: Sequence[bytes], length: int) -> bytes:
     if left > 0:
         raise UnreadableImageError(f"its pixels are cut off: {left} of {length} bytes are missing")
     return checked
+
+
+def _uncompressed(data: bytes) -> bytes:
+    """A zlib stream of these bytes as they are (RFC 1950). zlib itself takes 256 KiB to write a small one.
+
+    >>> zlib.decompress(_uncompressed(b"pixels"))
+    b'pixels'
+    """
+    if len(data) > _MOST_STORED:
+        return zlib.compress(data, 0)
+    block = struct.pack("<BHH", 1, len(data), len(data) ^ _MOST_STORED)  # the last one, stored (RFC 1951, 3.2.4)
+    return b"\x78\x01" + block + data + struct.pack(">I", zlib.adler32(data))
 
 
 def _count_missing(packed: bytes, length: int) -> int:
