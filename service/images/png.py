@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.images.errors import UnreadableImageError
+from service.images.pixel_stream import checked_stream
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -46,7 +47,6 @@ _LAYOUTS: Mapping[tuple[int, int], tuple[str, Sequence[str]]] = {
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 _MAX_CHUNKS = 2**16
 _PIECE_BYTES = 2**18
-_MOST_PACKED_AGAIN = 2**24  # bytes, which are then twice in memory
 _KEPT = {b"IDAT", b"PLTE", b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _ORIENTING_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
@@ -160,7 +160,7 @@ class PngFile:
     def _samples(self) -> Levels:
         """As they were stored [h, w, samples of a pixel]; those of less than 8 bits scaled to 8, but not indices."""
         header = self.header
-        data = _checked(self._chunks[b"IDAT"], header.unpacked_bytes)
+        data = checked_stream(self._chunks[b"IDAT"], header.unpacked_bytes)
         mode, layouts = _LAYOUTS[header.colour_type, header.depth]
         found: Levels = self._decoded(data, mode, layouts[0])
         if len(layouts) > 1:
@@ -254,46 +254,6 @@ def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
         if kind == b"IEND":
             return
     raise UnreadableImageError(f"it has more than {_MAX_CHUNKS} chunks")
-
-
-def _checked(data: Sequence[bytes], length: int) -> bytes:
-    """The compressed pixels as one piece, refused where they unpack to less than this; what is too much is ignored.
-
-    Pillow takes a stream that ends early for whole, and may not get to the stream's own checksum, which zlib compares
-    here. What was unpacked for that is packed again without compression: Pillow then unpacks it in no time, and gets
-    nothing of a stranger's but the pixels. Very many are not kept, but unpacked twice.
-    """
-    packed = data[0] if len(data) == 1 else b"".join(data)
-    try:
-        if length <= _MOST_PACKED_AGAIN:
-            unpacked = zlib.decompressobj().decompress(packed, length + 1)
-            left, checked = length - len(unpacked), zlib.compress(unpacked, 0)
-        else:
-            left, checked = _count_missing(packed, length), packed
-    except zlib.error as error:
-        raise UnreadableImageError(f"its pixels are broken ({error})") from None
-    if left > 0:
-        raise UnreadableImageError(f"its pixels are cut off: {left} of {length} bytes are missing")
-    return checked
-
-
-def _count_missing(packed: bytes, length: int) -> int:
-    """The bytes that unpacked data lack of this length; none of them are kept."""
-    stream = zlib.decompressobj()
-    view = memoryview(packed)
-    pieces = (view[start : start + _PIECE_BYTES] for start in range(0, len(view), _PIECE_BYTES))
-    left = length
-    tail: bytes | memoryview = b""
-    while left >= 0:
-        most = min(left + 1, _PIECE_BYTES)
-        unpacked = len(stream.decompress(tail, most))
-        left -= unpacked
-        tail = stream.unconsumed_tail
-        if not tail and unpacked < most:
-            tail = next(pieces, b"")
-            if not tail:
-                break
-    return left
 
 
 def _file(header: PngHeader, data: bytes, chunks: Sequence[tuple[bytes, bytes]] = ()) -> bytes:

@@ -5,7 +5,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,20 @@ def connect(service: ChildService, stack: ExitStack) -> socket.socket:
     return connection
 
 
-def wait_for(service: ChildService, reason: str, more_than: float) -> None:
-    """Until so many connections have been closed for that reason."""
+NOT_READ = "stalled", "slow"
+"""Why a client that reads nothing is closed: its system may take a last few kilobytes late, and then it is slow."""
+
+
+def wait_for(service: ChildService, reasons: Sequence[str], more_than: float) -> None:
+    """Until so many connections have been closed for one of those reasons."""
     end = time.monotonic() + 60
-    while service.metric("logpx_closed_connections_total", reason=reason) <= more_than:
+    while closed(service, *reasons) <= more_than:
         assert time.monotonic() < end, service.log_tail()
         time.sleep(0.05)
 
 
-def closed(service: ChildService, reason: str) -> float:
-    return service.metric("logpx_closed_connections_total", reason=reason)
+def closed(service: ChildService, *reasons: str) -> float:
+    return sum(service.metric("logpx_closed_connections_total", reason=reason) for reason in reasons)
 
 
 def told(service: ChildService) -> list[dict[str, Any]]:
@@ -67,29 +71,30 @@ ASK: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", ASK)
 def test_a_client_that_reads_nothing_is_closed(service: ChildService, name: str) -> None:
-    before, lines = closed(service, "stalled"), len(told(service))
+    before, lines = closed(service, *NOT_READ), len(told(service))
     with watched(service), ExitStack() as stack:
         connection = connect(service, stack)
         request = ASK[name]
         connection.setblocking(False)
         while request and select.select([], [connection], [], 1)[1]:
             request = request[connection.send(request) :]
-        wait_for(service, "stalled", before)
+        wait_for(service, NOT_READ, before)
     while len(told(service)) == lines:
         pass
     line = told(service)[-1]
-    assert (line["reason"], line["client"], line["level"]) == ("stalled", "127.0.0.1", "warning")
+    assert line["reason"] in NOT_READ
+    assert (line["client"], line["level"]) == ("127.0.0.1", "warning")
     assert line["unsent"] > 0
     assert service.metric("logpx_queued_requests") == 0
 
 
 def test_a_client_that_closes_its_side_and_reads_nothing_is_closed(service: ChildService) -> None:
-    before = closed(service, "stalled")
+    before = closed(service, *NOT_READ)
     with ExitStack() as stack:
         connection = connect(service, stack)
         connection.sendall(LARGE + b"\r\n")
         connection.shutdown(socket.SHUT_WR)
-        wait_for(service, "stalled", before)
+        wait_for(service, NOT_READ, before)
 
 
 def test_a_client_that_sips_is_closed(service: ChildService) -> None:
@@ -133,7 +138,7 @@ def test_too_much_that_waits_goes_by_the_slowest_and_a_client_that_reads_is_serv
             connect(service, stack).sendall(LARGE + b"\r\n" + behind)
         answer = service.ask("GET", "/v1/samples?n=8000&seed=1", headers={"Accept": "application/x-npy"})
         assert len(answer.body) >= BYTES
-        wait_for(service, "memory", before)
+        wait_for(service, ["memory"], before)
     end = time.monotonic() + 60
     while service.resident() > watch.started_with + 64 * MIB:  # of the 150 that they asked for
         assert time.monotonic() < end
@@ -141,11 +146,11 @@ def test_too_much_that_waits_goes_by_the_slowest_and_a_client_that_reads_is_serv
 
 
 def test_the_log_names_the_answer_that_is_not_read(service: ChildService) -> None:
-    before = closed(service, "stalled")
+    before = closed(service, *NOT_READ)
     with ExitStack() as stack:
         behind = b"GET /livez HTTP/1.1\r\nHost: here\r\nX-Request-ID: behind\r\n\r\n"
         connect(service, stack).sendall(LARGE + b"X-Request-ID: unread\r\n\r\n" + behind)
-        wait_for(service, "stalled", before)
+        wait_for(service, NOT_READ, before)
     assert ("/v1/samples", "unread") in [(line["path"], line["request_id"]) for line in told(service)]
 
 

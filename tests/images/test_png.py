@@ -108,7 +108,7 @@ def test_an_image_is_turned_as_its_exif_says(orientation: int, after: bool) -> N
 @pytest.fixture(params=[2**24, 0], ids=["packed again", "unpacked twice"])
 def most_packed_again(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files as they are mostly read, and as very large ones are."""
-    monkeypatch.setattr("service.images.png._MOST_PACKED_AGAIN", request.param)
+    monkeypatch.setattr("service.images.pixel_stream._MOST_PACKED_AGAIN", request.param)
 
 
 def broken(content: bytes, tmp_path: Path) -> str:

@@ -10,6 +10,7 @@ no room is not parsed, and what has come of it is kept until there is, while not
 """
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any
 
 import httptools
@@ -56,7 +57,7 @@ class Flow(FlowControl):
         self.resume_reading()
 
 
-class StrictProtocol(HttpToolsProtocol):
+class StrictProtocol(HttpToolsProtocol, ABC):
     """Parses requests; what is refused here is the last thing that is read."""
 
     flow: Flow
@@ -75,21 +76,21 @@ class StrictProtocol(HttpToolsProtocol):
         self._has_offer = False  # of another protocol: the parser will stop at the end of the head
         self._is_checked = False  # the head, which is parsed again without its offer
 
+    @abstractmethod
     def refuse(self, problem_type: ProblemType, detail: str, headers: str = "") -> None:
         """Answer with a refusal, and read nothing more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_head(self) -> None:
         """A request's head has come, and can be served."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_data(self, body: bytes) -> None:
         """Some of a request's body has come."""
-        raise NotImplementedError
 
+    @abstractmethod
     def has_room(self) -> bool:
         """Whether another request may be parsed."""
-        raise NotImplementedError
 
     @property
     def num_left(self) -> int:
