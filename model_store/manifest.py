@@ -1,14 +1,16 @@
-"""What a published model says of itself: `manifest.json`, format version 1."""
+"""What a published model says of itself: `manifest.json`, format version 2. Version 1 is read too: see format1.py."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST, ENCODER, DECODER, CALIBRATION = "manifest.json", "encoder.onnx", "decoder.onnx", "calibration.npz"
-HASHED_FILES = (ENCODER, DECODER, CALIBRATION)
+LIKELIHOOD = "likelihood.onnx"
+HASHED_FILES = (ENCODER, DECODER, LIKELIHOOD, CALIBRATION)
+GRAPHS = (ENCODER, DECODER, LIKELIHOOD)
 
 MAX_VERSION = 999_999_999
 MAX_IMAGE_SIZE = 2**24
@@ -19,6 +21,7 @@ MAX_NUM_SAMPLES = 2**20
 MAX_SEED = 2**64 - 1
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+KIND_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
 ModelName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -75,33 +78,16 @@ class PixelPreparation(_Record):
     binarisation_seed: Seed = 0
 
 
-class BernoulliSpec(_Record):
-    """p(x|z) = Π Bernoulli(x; sigmoid(logits)); the decoder's output is `logits` [N,C,H,W]."""
+class LikelihoodSpec(_Record):
+    """Which density p(x|z) is; the density itself is `likelihood.onnx`.
 
-    kind: Literal["bernoulli"] = "bernoulli"
-
-
-class GaussianSpec(_Record):
-    """p(x|z) = Π N(x; loc, scale²); the decoder's output is `loc` [N,C,H,W], the scale (in x's unit) is fixed.
-
-    With `scale` null the decoder gives it too: a second output `log_scale` [N,C,H,W].
+    With `levels`, x lies on that many levels k/(levels - 1) in [0, 1]: pixels are moved to the nearest one, and
+    `scale` must be 1. `kind` and `options` are words for people and for training: nothing is computed from them.
     """
 
-    kind: Literal["gaussian"] = "gaussian"
-    scale: Scale | None
-
-
-class DiscretisedLogisticSpec(_Record):
-    """p(x|z) = Π P(level of x), a logistic density over each level's bin; outputs `loc` and `log_scale` [N,C,H,W].
-
-    x lies on `levels` levels k/(levels − 1) in [0, 1]: pixels are moved to the nearest one, and `scale` must be 1.
-    """
-
-    kind: Literal["discretised_logistic"] = "discretised_logistic"
-    levels: Annotated[int, Field(ge=2, le=65536)] = 256
-
-
-LikelihoodSpec = Annotated[BernoulliSpec | GaussianSpec | DiscretisedLogisticSpec, Field(discriminator="kind")]
+    kind: Annotated[str, Field(pattern=KIND_PATTERN)]
+    levels: Annotated[int, Field(ge=2, le=65536)] | None = None
+    options: dict[Annotated[str, Field(pattern=KIND_PATTERN)], bool | int | FiniteFloat | str | None] = {}
 
 
 class Metric(_Record):
@@ -148,24 +134,33 @@ class Description(_Record):
 
     @model_validator(mode="after")
     def _levels_need_unit_scale(self) -> Self:
-        if isinstance(self.likelihood, DiscretisedLogisticSpec) and self.preparation.scale != 1:
-            raise ValueError(
-                "preparation.scale must be 1 for a discretised_logistic likelihood, whose levels lie in [0, 1]"
-            )
+        if self.likelihood.levels is not None and self.preparation.scale != 1:
+            raise ValueError("preparation.scale must be 1 for a likelihood with levels, which lie in [0, 1]")
         return self
 
 
 class Manifest(Description):
     """`manifest.json`, whole."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     version: Annotated[int, Field(ge=1, le=MAX_VERSION)]
     created: datetime
     sha256: dict[str, Sha256]
 
     @field_validator("sha256")
     @classmethod
-    def _of_the_other_files(cls, hashes: dict[str, str]) -> dict[str, str]:
-        if unknown := sorted(hashes.keys() - set(HASHED_FILES)):
+    def _of_the_other_files(cls, hashes: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        known = files_of(info.data.get("format_version", FORMAT_VERSION))
+        if unknown := sorted(hashes.keys() - set(known)):
             raise ValueError(f"a version has no such file: {', '.join(unknown[:3])}")
         return hashes
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The version's files beside the manifest."""
+        return files_of(self.format_version)
+
+
+def files_of(format_version: int) -> tuple[str, ...]:
+    """The files beside the manifest; format version 1 has no likelihood.onnx."""
+    return tuple(file for file in HASHED_FILES if file != LIKELIHOOD or format_version > 1)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from model_store.errors import InvalidArtifactError
+from model_store.format1 import likelihood_of
 from model_store.manifest import FORMAT_VERSION, Manifest
 from model_store.text import forbidden_character
 
@@ -36,13 +37,18 @@ def parse_manifest(file: Path, content: bytes) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise InvalidArtifactError(file, f"not JSON ({error})") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
-    if version != FORMAT_VERSION:
-        raise InvalidArtifactError(file, f"format version {version!r}; this reader knows only {FORMAT_VERSION}")
+    if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
+        raise InvalidArtifactError(file, f"format version {version!r}; this reader knows 1 and {FORMAT_VERSION}")
+    within: tuple[str, ...] = ()
     try:
+        if version == 1 and "likelihood" in fields:
+            within = ("likelihood",)
+            fields["likelihood"] = likelihood_of(fields["likelihood"])
+            within = ()
         return Manifest.model_validate(fields)
     except ValidationError as error:
         shown = [
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
+            f"{'.'.join(map(str, within + item['loc']))}: {item['msg']}"
             for item in islice(
                 error.errors(include_url=False, include_context=False, include_input=False), _MAX_PROBLEMS
             )

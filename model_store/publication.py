@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model_store.calibration import check_calibration
 from model_store.errors import InvalidArtifactError, StoreError
-from model_store.manifest import CALIBRATION, DECODER, ENCODER, MANIFEST, Description, Manifest
+from model_store.manifest import CALIBRATION, DECODER, ENCODER, GRAPHS, LIKELIHOOD, MANIFEST, Description, Manifest
 from model_store.manifest_file import parse_manifest
 from model_store.store import MAX_GRAPH_BYTES, StoredModel, open_version, versions_of
 
@@ -37,6 +37,7 @@ def publish(
     *,
     encoder: bytes,
     decoder: bytes,
+    likelihood: bytes,
     calibration: Mapping[str, NDArray[np.float64]],
 ) -> StoredModel:
     """Add the next version of a model: written to a temporary folder, synced to disk, then renamed into place.
@@ -53,8 +54,8 @@ def publish(
     check_calibration(Path(CALIBRATION), scores, description.calibration.num_images, description.latent_dim)
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **scores)
-    contents = {ENCODER: encoder, DECODER: decoder, CALIBRATION: packed.getvalue()}
-    for file in (ENCODER, DECODER):
+    contents = {ENCODER: encoder, DECODER: decoder, LIKELIHOOD: likelihood, CALIBRATION: packed.getvalue()}
+    for file in GRAPHS:
         if len(contents[file]) > MAX_GRAPH_BYTES:
             raise InvalidArtifactError(file, f"has {len(contents[file])} bytes; at most {MAX_GRAPH_BYTES} are read")
     parse_manifest(Path(MANIFEST), _text_of(_manifest_of(description, 1, contents)))

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from model_store.calibration import max_file_bytes, parse_calibration
 from model_store.errors import InvalidArtifactError, ModelNotFoundError, StoreError
 from model_store.files import open_folder, read_file
-from model_store.manifest import CALIBRATION, DECODER, ENCODER, HASHED_FILES, MANIFEST, NAME_PATTERN, Manifest
+from model_store.manifest import (
+    CALIBRATION,
+    DECODER,
+    ENCODER,
+    GRAPHS,
+    HASHED_FILES,
+    LIKELIHOOD,
+    MANIFEST,
+    NAME_PATTERN,
+    Manifest,
+)
 from model_store.manifest_file import MAX_MANIFEST_BYTES, parse_manifest
 
 BUNDLED = Path(__file__).parent / "artifacts"
@@ -42,6 +52,8 @@ class StoredModel:
     """SHA-256 of manifest.json in hex; with the hashes that it holds, of the whole version."""
     encoder: bytes
     decoder: bytes
+    likelihood: bytes | None
+    """None of format version 1, whose likelihood the manifest names."""
     calibration: Mapping[str, NDArray[np.float64]]
 
 
@@ -107,7 +119,7 @@ def versions_of(root: Path, name: str) -> list[int]:
 def version_stamp(root: Path, name: str, version: int) -> tuple[tuple[str, int, int, int], ...]:
     """Something that differs once any file of a version does, without reading one: name, inode, size, time of change.
 
-    Of its folder and of the four files: the folder's time is that of the last file added, renamed or removed.
+    Of its folder and of its files: the folder's time is that of the last file added, renamed or removed.
 
     Raises:
         ModelNotFoundError: the store has no such model or version.
@@ -161,15 +173,16 @@ def open_version(
             raise InvalidArtifactError(path / MANIFEST, problem)
         most = {
             CALIBRATION: max_file_bytes(manifest.calibration.num_images, manifest.latent_dim),
-            **(graph_bytes or dict.fromkeys((ENCODER, DECODER), MAX_GRAPH_BYTES)),
+            **(graph_bytes or dict.fromkeys(GRAPHS, MAX_GRAPH_BYTES)),
         }
-        files = {file: _read_verified(path / file, folder, manifest, most[file]) for file in HASHED_FILES}
+        files = {file: _read_verified(path / file, folder, manifest, most[file]) for file in manifest.files}
     return StoredModel(
         path=path,
         manifest=manifest,
         digest=found,
         encoder=files[ENCODER],
         decoder=files[DECODER],
+        likelihood=files.get(LIKELIHOOD),
         calibration=parse_calibration(
             path / CALIBRATION, files[CALIBRATION], manifest.calibration.num_images, manifest.latent_dim
         ),
