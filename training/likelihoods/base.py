@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from training.likelihoods.reductions import sum_pixels, sums_for_serving
+from training.likelihoods.reductions import sum_pixels, use_sums
 
 ImageShape = tuple[int, int, int]
 NUM_DRAWS = 32
@@ -113,7 +113,7 @@ class Likelihood(ABC):
             parameters: [B, 1, Q] each.
             tangents: the directions t, [B, A, Q] each, in the parameters' order.
         """
-        with torch.enable_grad(), sums_for_serving(False):
+        with torch.enable_grad(), use_sums("plain"):
             moved = [(p + 0 * t).detach().requires_grad_() for p, t in zip(parameters, tangents, strict=True)]
             score = torch.autograd.grad(self.log_prob(x, *moved).sum(), moved, create_graph=True)
             slopes = torch.stack([(s * t).sum(-1) for s, t in zip(score, tangents, strict=True)]).sum(0)  # [B, A]

@@ -33,7 +33,7 @@ class Gaussian(IndependentPixels):
     def __init__(self, image_shape: ImageShape, scale: float) -> None:
         super().__init__(image_shape)
         self.scale = scale
-        self._log_normaliser = math.log(scale) + HALF_LOG_2_PI
+        self.log_normaliser = math.log(scale) + HALF_LOG_2_PI
 
     @property
     def outputs(self) -> Mapping[str, tuple[int, ...]]:
@@ -56,16 +56,16 @@ class Gaussian(IndependentPixels):
     def log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """As above; scale and normaliser are applied to the sum."""
         difference = parameters[0] - x
-        return -sum_pixels(difference * difference) * (0.5 / self.scale**2) - self.num_pixels * self._log_normaliser
+        return -sum_pixels(difference * difference) * (0.5 / self.scale**2) - self.num_pixels * self.log_normaliser
 
     def pixel_log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """-(x - loc)² / (2·scale²) - log(scale·√(2π))."""
         standardised = (x - parameters[0]) / self.scale
-        return -0.5 * standardised * standardised - self._log_normaliser
+        return -0.5 * standardised * standardised - self.log_normaliser
 
     def entropy(self, *parameters: Tensor) -> Tensor:
         """log(scale·√(2πe)), which is negative where the scale is small."""
-        return 0 * parameters[0] + (self._log_normaliser + 0.5)
+        return 0 * parameters[0] + (self.log_normaliser + 0.5)
 
     def mean(self, *parameters: Tensor) -> Tensor:
         """The location."""

@@ -9,6 +9,7 @@ not show it. An exported graph therefore sums odd rows as products, and takes lo
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,23 +19,32 @@ MAX_SUMMED = 1024
 """Pixels that are added in float32. A float32 sum of a large image's nats, some -6·10⁵, would have steps of 0.06."""
 _SUMMED_GROUP = 16
 _PACKET = 4
-_for_serving: ContextVar[bool | None] = ContextVar("for_serving", default=None)
+Sums = Literal["plain", "serving", "any size"]
+_sums: ContextVar[Sums | None] = ContextVar("sums", default=None)
 
 
 @contextmanager
-def sums_for_serving(serving: bool = True) -> Iterator[None]:  # noqa: FBT001, FBT002
-    """In here sums are an exported graph's, by whatever means PyTorch traces them; or, with False, plain ones."""
-    token = _for_serving.set(serving)
+def use_sums(sums: Sums) -> Iterator[None]:
+    """In here sums are as said, by whatever means PyTorch traces them.
+
+    `plain` as in training; `serving` as in an exported graph; `any size` as in one whose number of pixels is left
+    open: of padded rows, which takes longer.
+    """
+    token = _sums.set(sums)
     try:
         yield
     finally:
-        _for_serving.reset(token)
+        _sums.reset(token)
 
 
 def is_exporting() -> bool:
     """Whether the computation is being traced into a graph that will serve."""
-    serving = _for_serving.get()
-    return torch.compiler.is_exporting() if serving is None else serving
+    sums = _sums.get()
+    return torch.compiler.is_exporting() if sums is None else sums != "plain"
+
+
+def _any_size() -> bool:
+    return _sums.get() == "any size"
 
 
 def sum_pixels(terms: Tensor) -> Tensor:
@@ -44,6 +54,8 @@ def sum_pixels(terms: Tensor) -> Tensor:
     """
     if not is_exporting():
         return terms.sum(-1)
+    if _any_size():
+        return _padded(terms.double(), _PACKET, 0.0).sum(-1)
     length = terms.shape[-1]
     if length <= MAX_SUMMED or terms.dtype == torch.float64:
         return _sum_last(terms)
@@ -57,7 +69,7 @@ def dot_pixels(terms: Tensor, x: Tensor) -> Tensor:
     if not is_exporting():
         return torch.bmm(terms, x.mT).squeeze(-1)
     num_pixels = terms.shape[-1]
-    if num_pixels > MAX_SUMMED:
+    if _any_size() or num_pixels > MAX_SUMMED:
         return sum_pixels(terms * x)
     column = _reshape(x, (0, num_pixels, 1), (x.shape[0], num_pixels, 1))
     return torch.bmm(terms, column).squeeze(-1).double()
@@ -75,6 +87,9 @@ def sum_log(factors: Tensor, *, most: int, rows: bool = False) -> Tensor:
     """
     if not is_exporting():
         return torch.log(factors).sum(-1)
+    if _any_size():
+        groups = _reshape(_padded(factors, most, 1.0), (0, 0, -1, most), (*factors.shape[:2], 1, most))
+        return _padded(torch.log(groups.prod(-1).double()), _PACKET, 0.0).sum(-1)
     num_pixels = factors.shape[-1]
     group = largest_divisor(num_pixels, most)
     if rows:
@@ -128,6 +143,11 @@ def largest_divisor(number: int, most: int) -> int:
     56
     """
     return max(size for size in range(1, most + 1) if number % size == 0)
+
+
+def _padded(tensor: Tensor, multiple: int, value: float) -> Tensor:
+    """More entries along the last axis, until their number is a multiple."""
+    return F.pad(tensor, (0, -tensor.shape[-1] % multiple), value=value)
 
 
 def _sum_last(terms: Tensor) -> Tensor:
