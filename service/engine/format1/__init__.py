@@ -11,11 +11,23 @@ import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
 
-from model_store import InvalidArtifactError, LikelihoodSpec
+from model_store import MANIFEST, InvalidArtifactError, LikelihoodSpec, StoredModel
 
 _FOLDER = Path(__file__).parent
 _LEVELS = 256
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+
+
+def likelihood_graph_of(stored: StoredModel) -> bytes:
+    """A version's likelihood.onnx; of format version 1, the graph of the likelihood that its manifest names.
+
+    Raises:
+        InvalidArtifactError: see `likelihood_of_format_1`.
+    """
+    if stored.likelihood is not None:
+        return stored.likelihood
+    manifest = stored.manifest
+    return likelihood_of_format_1(manifest.likelihood, manifest.image.size, stored.path / MANIFEST)
 
 
 def likelihood_of_format_1(spec: LikelihoodSpec, num_pixels: int, file: Path) -> bytes:
