@@ -46,7 +46,8 @@ class DiscretisedLogistic(LocationScale):
     def __init__(self, image_shape: ImageShape, levels: int = 256) -> None:
         super().__init__(image_shape)
         self.levels: int = levels
-        self._half_step = 0.5 / (levels - 1)
+        self.top: float | Tensor = levels - 1
+        self.half_step: float | Tensor = 0.5 / (levels - 1)
 
     def log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """-Σ log(1 + exp(-a)) + log(1 + exp(b)) + log 1/(1 - exp(-2δ/s)).
@@ -65,7 +66,7 @@ class DiscretisedLogistic(LocationScale):
     def pixel_log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """log P(x), in the product form."""
         loc, log_scale = parameters
-        return bin_log_prob(x, loc, log_scale, self._half_step)
+        return bin_log_prob(x, loc, log_scale, self.half_step)
 
     def entropy(self, *parameters: Tensor) -> Tensor:
         """-Σ P(level)·log P(level); a P too small to be told as a difference of sigmoids adds nothing."""
@@ -76,8 +77,7 @@ class DiscretisedLogistic(LocationScale):
         entropy, below = 0 * parameters[0], 0 * loc
         for first in range(0, self.levels, _LEVELS_AT_ONCE):
             after = torch.arange(first, min(first + _LEVELS_AT_ONCE, self.levels), dtype=loc.dtype) + 0.5
-            edges = after / (self.levels - 1)
-            edges = torch.where(after > self.levels - 1, FAR, edges)  # the last reaches to infinity
+            edges = torch.where(after > self.top, FAR, after / self.top)  # the last reaches to infinity
             above = 0.5 + 0.5 * torch.tanh((edges - loc) * half_inverse)  # [B, K, P, levels]
             probability = above - torch.cat([below, above[..., :-1]], dim=-1)
             cost = probability * torch.log(torch.clamp(probability, min=_SMALLEST))
@@ -88,7 +88,7 @@ class DiscretisedLogistic(LocationScale):
     def sample(self, uniform: Tensor, *parameters: Tensor) -> Tensor:
         """loc + s·logit(u), moved to the nearest level."""
         loc, log_scale = parameters
-        return to_levels(loc + torch.exp(log_scale) * standard_logistic(uniform), self.levels)
+        return to_levels(loc + torch.exp(log_scale) * standard_logistic(uniform), self.top)
 
     def derivatives(
         self, x: Tensor, *parameters: Tensor
@@ -102,9 +102,9 @@ class DiscretisedLogistic(LocationScale):
         loc, log_scale = parameters
         inverse = torch.exp(-log_scale)
         difference = x - loc
-        above, below = (difference + self._half_step) * inverse, (difference - self._half_step) * inverse
-        width = inverse * (2 * self._half_step)
-        first, last = x < self._half_step, x > 1 - self._half_step
+        above, below = (difference + self.half_step) * inverse, (difference - self.half_step) * inverse
+        width = inverse * (2 * self.half_step)
+        first, last = x < self.half_step, x > 1 - self.half_step
         zero = torch.zeros((), dtype=x.dtype)
         up = torch.where(last, zero, torch.sigmoid(-above))
         down = torch.where(first, zero, torch.sigmoid(below))
@@ -125,13 +125,13 @@ class DiscretisedLogistic(LocationScale):
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x + δ, x - δ and δ, those out of reach that have no term: [B, 1, P] each."""
-        first, last = x < self._half_step, x > 1 - self._half_step
-        upper = torch.where(last, FAR, x + self._half_step)
-        lower = torch.where(first, -FAR, x - self._half_step)
-        return upper, lower, torch.where(first | last, FAR, self._half_step)
+        first, last = x < self.half_step, x > 1 - self.half_step
+        upper = torch.where(last, FAR, x + self.half_step)
+        lower = torch.where(first, -FAR, x - self.half_step)
+        return upper, lower, torch.where(first | last, FAR, torch.as_tensor(self.half_step, dtype=x.dtype))
 
 
-def bin_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor, half_step: float) -> Tensor:
+def bin_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor, half_step: float | Tensor) -> Tensor:
     """log P(x) of a logistic over the bin x ± δ, in the product form; the outer bins of [0, 1] reach to infinity."""
     inverse = torch.exp(-log_scale)
     difference = x - loc
@@ -150,6 +150,6 @@ def standard_logistic(uniform: Tensor) -> Tensor:
     return torch.log(inside) - torch.log(1 - uniform)
 
 
-def to_levels(x: Tensor, levels: int) -> Tensor:
-    """The nearest of the levels k/(levels - 1) in [0, 1]."""
-    return torch.round(torch.clamp(x, 0, 1) * (levels - 1)) / (levels - 1)
+def to_levels(x: Tensor, top: float | Tensor) -> Tensor:
+    """The nearest of the levels k/top in [0, 1]."""
+    return torch.round(torch.clamp(x, 0, 1) * top) / top

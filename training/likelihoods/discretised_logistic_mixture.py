@@ -127,7 +127,7 @@ class DiscretisedLogisticMixture(Likelihood):
             scale = (one_hot * torch.exp(log_scales[channel])).sum(2)
             start = (channel + 1) * self._places
             noise = standard_logistic(uniform[..., start : start + self._places])
-            drawn.append(to_levels(centre + scale * noise, self.levels))
+            drawn.append(to_levels(centre + scale * noise, self.levels - 1))
         return torch.cat(drawn, dim=-1)
 
     def _channel_terms(self, x: Tensor, parameters: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:

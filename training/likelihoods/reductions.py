@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.engine.arrays import largest_divisor
+
 MAX_SUMMED = 1024
 """Pixels that are added in float32. A float32 sum of a large image's nats, some -6·10⁵, would have steps of 0.06."""
 _SUMMED_GROUP = 16
 _PACKET = 4
-Sums = Literal["plain", "serving", "any size"]
+Sums = Literal["plain", "serving", "any size", "any small size"]
 _sums: ContextVar[Sums | None] = ContextVar("sums", default=None)
 
 
@@ -27,8 +29,10 @@ _sums: ContextVar[Sums | None] = ContextVar("sums", default=None)
 def use_sums(sums: Sums) -> Iterator[None]:
     """In here sums are as said, by whatever means PyTorch traces them.
 
-    `plain` as in training; `serving` as in an exported graph; `any size` as in one whose number of pixels is left
-    open: of padded rows, which takes longer.
+    `plain` as in training; `serving` as in an exported graph. `any size` and `any small size` leave the number of
+    pixels open, as service/engine/format1 needs it: the former adds padded rows in float64, and the latter is for
+    multiples of 4 up to 1024, whose sums it takes as `serving` does. There a negative size of a `Reshape`, other than
+    -1, stands for the largest divisor of the number of pixels up to its absolute value.
     """
     token = _sums.set(sums)
     try:
@@ -47,6 +51,10 @@ def _any_size() -> bool:
     return _sums.get() == "any size"
 
 
+def _any_small_size() -> bool:
+    return _sums.get() == "any small size"
+
+
 def sum_pixels(terms: Tensor) -> Tensor:
     """Sum over the last axis: [B, K, P] → [B, K], in nats; float64 in an exported graph.
 
@@ -56,6 +64,8 @@ def sum_pixels(terms: Tensor) -> Tensor:
         return terms.sum(-1)
     if _any_size():
         return _padded(terms.double(), _PACKET, 0.0).sum(-1)
+    if _any_small_size():
+        return terms.sum(-1).double()
     length = terms.shape[-1]
     if length <= MAX_SUMMED or terms.dtype == torch.float64:
         return _sum_last(terms)
@@ -69,9 +79,9 @@ def dot_pixels(terms: Tensor, x: Tensor) -> Tensor:
     if not is_exporting():
         return torch.bmm(terms, x.mT).squeeze(-1)
     num_pixels = terms.shape[-1]
-    if _any_size() or num_pixels > MAX_SUMMED:
+    if _any_size() or (not _any_small_size() and num_pixels > MAX_SUMMED):
         return sum_pixels(terms * x)
-    column = _reshape(x, (0, num_pixels, 1), (x.shape[0], num_pixels, 1))
+    column = _reshape(x, (0, -1, 1), (x.shape[0], num_pixels, 1))
     return torch.bmm(terms, column).squeeze(-1).double()
 
 
@@ -90,6 +100,10 @@ def sum_log(factors: Tensor, *, most: int, rows: bool = False) -> Tensor:
     if _any_size():
         groups = _reshape(_padded(factors, most, 1.0), (0, 0, -1, most), (*factors.shape[:2], 1, most))
         return _padded(torch.log(groups.prod(-1).double()), _PACKET, 0.0).sum(-1)
+    if _any_small_size():
+        sizes, rest = ((-1, -most), (1, most)) if rows else ((-most, -1), (most, 1))
+        product = _reshape(factors, (0, 0, *sizes), (*factors.shape[:2], *rest)).prod(-1 if rows else 2)
+        return _padded(torch.log(product.double()), _PACKET, 0.0).sum(-1)
     num_pixels = factors.shape[-1]
     group = largest_divisor(num_pixels, most)
     if rows:
@@ -134,15 +148,6 @@ def split(tensor: Tensor, *sizes: int) -> Tensor:
     if not is_exporting() or tensor.dim() != 3:
         return tensor.unflatten(-1, sizes)
     return _reshape(tensor, (0, 0, *sizes), (*tensor.shape[:2], *sizes))
-
-
-def largest_divisor(number: int, most: int) -> int:
-    """The largest number up to `most` that divides another.
-
-    >>> largest_divisor(784, 64)
-    56
-    """
-    return max(size for size in range(1, most + 1) if number % size == 0)
 
 
 def _padded(tensor: Tensor, multiple: int, value: float) -> Tensor:

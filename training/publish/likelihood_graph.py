@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from training.publish.export import OPSET, exporter_quietened, strip_notes
 from training.likelihoods import Likelihood
 from training.likelihoods.base import IndependentPixels
-from training.likelihoods.reductions import use_sums
+from training.likelihoods.reductions import Sums, use_sums
 
 OUTPUTS = ("log_prob", "pixel_log_prob", "entropy", "mean", "sample", "gradient", "information")
 TANGENT = "tangent."
@@ -25,20 +25,22 @@ _OF_ONE_SAMPLE = "one."
 
 def export_likelihood(likelihood: Likelihood) -> bytes:
     """The graph with all that the service asks of a likelihood: see model_store/README.md for inputs and outputs."""
-    return _export(likelihood, any_size=False)
+    return _export(likelihood, "serving")
 
 
-def export_for_any_size(likelihood: IndependentPixels, *numbers: str) -> bytes:
-    """The same for images of any size, with sums that take longer: how the service reads format version 1.
+def export_for_any_size(likelihood: IndependentPixels, *numbers: str, small: bool) -> bytes:
+    """The same for images of any size: how the service reads format version 1.
 
     Args:
         likelihood: of images of some size.
         numbers: attributes that become inputs of the graph, float64 [].
+        small: of multiples of 4 up to 1024 pixels; see `use_sums`.
     """
-    return _export(likelihood, any_size=True, numbers=numbers)
+    return _export(likelihood, "any small size" if small else "any size", numbers)
 
 
-def _export(likelihood: Likelihood, *, any_size: bool, numbers: Sequence[str] = ()) -> bytes:
+def _export(likelihood: Likelihood, sums: Sums, numbers: Sequence[str] = ()) -> bytes:
+    any_size = sums != "serving"
     sizes = {name: math.prod(shape) for name, shape in likelihood.outputs.items()}
     count = len(sizes)
     traced = copy(likelihood)
@@ -67,9 +69,10 @@ def _export(likelihood: Likelihood, *, any_size: bool, numbers: Sequence[str] = 
     inputs |= {_OF_ONE_SAMPLE + name: _example(size) for name, size in sizes.items()}
     inputs |= {f"{TANGENT}{name}": _example(size, rows=_DIRECTIONS) for name, size in sizes.items()}
     inputs |= {number: torch.tensor(0.5, dtype=torch.float64) for number in numbers}
-    model = _trace(everything, inputs, likelihood.num_pixels if any_size else None)
+    model = _trace(everything, inputs, sums, likelihood.num_pixels if any_size else None)
     _join_inputs(model, {_OF_ONE_SAMPLE + name: name for name in sizes})
-    onnx.checker.check_model(model, full_check=True)
+    if sums != "any small size":  # whose sizes are no sizes yet
+        onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
@@ -78,7 +81,9 @@ def _example(size: int, *, rows: int = 1) -> Tensor:
     return torch.full((_IMAGES, rows, size), 0.5)
 
 
-def _trace(method: Callable[..., Any], inputs: Mapping[str, Tensor], any_pixels: int | None) -> ModelProto:
+def _trace(
+    method: Callable[..., Any], inputs: Mapping[str, Tensor], sums: Sums, any_pixels: int | None
+) -> ModelProto:
     """A graph whose batch B is dynamic, and so are the numbers of samples K and of directions A.
 
     With `any_pixels`, the examples' number of pixels, rows of so many numbers are dynamic too.
@@ -93,7 +98,7 @@ def _trace(method: Callable[..., Any], inputs: Mapping[str, Tensor], any_pixels:
         sizes = {1: rows.get(of_image), 2: columns.get(of_row)}
         sizes[0] = batch if example.dim() else None
         dynamic.append({axis: size for axis, size in sizes.items() if size is not None})
-    with exporter_quietened(), use_sums("any size" if any_pixels else "serving"), torch.no_grad():
+    with exporter_quietened(), use_sums(sums), torch.no_grad():
         # torch.export alone does not trace gradients of gradients; make_fx does not leave the number of pixels open.
         if any_pixels:
             traced = torch.export.export(_Module(method), examples, dynamic_shapes={"inputs": tuple(dynamic)})

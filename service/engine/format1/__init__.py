@@ -1,10 +1,11 @@
 """Format version 1 of the store had no likelihood.onnx: the graphs of the likelihoods that it named.
 
-They are exported by training/publish/format1.py from the same classes as every other, for images of any size: their
-sums take longer than those of a version in format 2, and give the same numbers.
+They are exported by training/publish/format1.py from the same classes as every other, for images of any size. Here they
+get the size, and the numbers that the manifest gives.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import onnx
 from onnx import ModelProto, numpy_helper
 
 from model_store import MANIFEST, InvalidArtifactError, LikelihoodSpec, StoredModel
+from service.engine.arrays import largest_divisor
 
 _FOLDER = Path(__file__).parent
-_LEVELS = 256
+_MOST_LEVELS = 256
+_SMALL, _PACKET = 1024, 4
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -34,27 +37,31 @@ def likelihood_of_format_1(spec: LikelihoodSpec, num_pixels: int, file: Path) ->
     """What would be `likelihood.onnx`, for images of P = C·H·W pixels; `file` is what an error names.
 
     Raises:
-        InvalidArtifactError: pixels lie on another number of levels than 256, which no model trained here ever had.
+        InvalidArtifactError: pixels lie on more than 256 levels, which no model trained here ever had.
     """
-    if spec.levels not in (None, _LEVELS):
-        raise InvalidArtifactError(
-            file,
-            f"format version 1 is read with 256 levels only, and this likelihood has {spec.levels}: "
-            "write version 2 by `python -m training upgrade`",
-        )
+    name, numbers = spec.kind, dict[str, float]()
     scale = spec.options.get("scale")
-    name = spec.kind if scale is None else f"{spec.kind}_of_scale"
-    model = onnx.load_from_string((_FOLDER / f"{name}.onnx").read_bytes())
-    _set_num_pixels(model, num_pixels)
     if scale is not None:
-        _set_number(model, "scale", float(scale))
-        _set_number(model, "log_normaliser", math.log(float(scale)) + _HALF_LOG_2_PI)
+        name = f"{name}_of_scale"
+        numbers = {"scale": float(scale), "log_normaliser": math.log(float(scale)) + _HALF_LOG_2_PI}
+    if spec.levels is not None:
+        if spec.levels > _MOST_LEVELS:
+            problem = f"likelihood.levels is {spec.levels}; of format version 1, up to {_MOST_LEVELS} are read"
+            raise InvalidArtifactError(file, problem)
+        numbers = {"top": spec.levels - 1, "half_step": 0.5 / (spec.levels - 1)}
+    size = ".small" if num_pixels <= _SMALL and num_pixels % _PACKET == 0 else ""
+    model = onnx.load_from_string((_FOLDER / f"{name}{size}.onnx").read_bytes())
+    _set_num_pixels(model, num_pixels)
+    _set_numbers(model, numbers)
     content: bytes = model.SerializeToString()
     return content
 
 
 def _set_num_pixels(model: ModelProto, num_pixels: int) -> None:
-    """Write P for the symbol that stands for it, and for each node that asks a tensor for its shape the answer."""
+    """Write P for the symbol that stands for it, and for each node that asks a tensor for its shape the answer.
+
+    A negative size of a `Reshape`, other than -1, stands for P's largest divisor up to its absolute value.
+    """
     graph = model.graph
     dims = {value.name: value.type.tensor_type.shape.dim for value in graph.input}
     symbol = dims["x"][2].dim_param
@@ -68,10 +75,15 @@ def _set_num_pixels(model: ModelProto, num_pixels: int) -> None:
         found = [dim.dim_value for dim in dims[node.input[0]][axes["start"] : axes["end"]]]
         graph.initializer.append(numpy_helper.from_array(np.array(found), node.output[0]))
         graph.node.remove(node)
+    wanted = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    for tensor in graph.initializer:
+        if tensor.name in wanted:
+            found = [largest_divisor(num_pixels, -n) if n < -1 else n for n in numpy_helper.to_array(tensor).tolist()]
+            tensor.CopyFrom(numpy_helper.from_array(np.array(found), tensor.name))
 
 
-def _set_number(model: ModelProto, name: str, value: float) -> None:
-    """A constant in place of an input."""
-    (given,) = (given for given in model.graph.input if given.name == name)
-    model.graph.input.remove(given)
-    model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+def _set_numbers(model: ModelProto, numbers: Mapping[str, float]) -> None:
+    """Constants in place of inputs."""
+    for given in [given for given in model.graph.input if given.name in numbers]:
+        model.graph.input.remove(given)
+        model.graph.initializer.append(numpy_helper.from_array(np.array(numbers[given.name], float), given.name))
