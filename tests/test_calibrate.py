@@ -37,7 +37,14 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 def store(tmp_path: Path) -> Path:
     toy = bernoulli_toy(SHAPE, 3, name="toy", preparation=PixelPreparation(binarisation="dynamic"))
     root = tmp_path / "store"
-    publish(root, toy.description, encoder=toy.encoder, decoder=toy.decoder, calibration=toy.calibration)
+    publish(
+        root,
+        toy.description,
+        encoder=toy.encoder,
+        decoder=toy.decoder,
+        likelihood=toy.likelihood,
+        calibration=toy.calibration,
+    )
     return root
 
 
@@ -121,6 +128,7 @@ def publish_trained_on(store: Path, trained: AnyArray) -> None:
         Description(**{name: fields[name] for name in Description.model_fields} | {"provenance": provenance}),
         encoder=stored.encoder,
         decoder=stored.decoder,
+        likelihood=stored.likelihood,
         calibration=stored.calibration,
     )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gpu_parts.record import Options, Record
 from model_store import BUNDLED, DECODER, ENCODER, Description, list_versions, open_version
+from service.engine.format1 import likelihood_graph_of
 from service.engine.model import Model, Pixels
 from service.engine.runtime import Runtime
 
@@ -26,12 +27,19 @@ class Graphs:
     description: Description
     encoder: bytes
     decoder: bytes
+    likelihood: bytes
     calibration: Mapping[str, NDArray[np.float64]] | None = None
 
     def open(self, runtime: Runtime, **keywords: Any) -> Model:
         """The engine's model."""
         return Model(
-            self.description, self.encoder, self.decoder, runtime=runtime, calibration=self.calibration, **keywords
+            self.description,
+            self.encoder,
+            self.decoder,
+            self.likelihood,
+            runtime=runtime,
+            calibration=self.calibration,
+            **keywords,
         )
 
 
@@ -57,7 +65,9 @@ def load(name: str, options: Options) -> Graphs:
     """A model by its name."""
     if name in list_versions(BUNDLED):
         stored = open_version(BUNDLED, name)
-        return Graphs(name, stored.manifest, stored.encoder, stored.decoder, stored.calibration)
+        return Graphs(
+            name, stored.manifest, stored.encoder, stored.decoder, likelihood_graph_of(stored), stored.calibration
+        )
     if options.models is not None:
         return _read(options.models / name)
     return exported(name)
@@ -72,7 +82,7 @@ def exported(name: str) -> Graphs:
     shape = SMALL_IMAGE if size == "small" else REAL_IMAGE
     images = np.random.default_rng(11).integers(0, 256, (64, *shape), np.uint8)
     found = export(PRESETS[PRESETS.index(preset)], likelihood, images, **(SMALL if size == "small" else {}))
-    return Graphs(name, found.description, found.graphs.encoder, found.graphs.decoder)
+    return Graphs(name, found.description, found.graphs.encoder, found.graphs.decoder, found.graphs.likelihood)
 
 
 def digits(count: int) -> Pixels:

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from training.likelihoods.base import ImageShape
 from training.likelihoods.location_scale import LocationScale
-from training.likelihoods.reductions import sum_softplus
+from training.likelihoods.reductions import softplus, sum_softplus
 
 FLOOR = -7.0
 """Of log_scale: a fifth of a grey level, of 256, which then has 90 % of the probability."""
@@ -137,8 +136,8 @@ def bin_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor, half_step: float | T
     difference = x - loc
     first, last = x < half_step, x > 1 - half_step
     zero = torch.zeros((), dtype=difference.dtype)
-    above = torch.where(last, zero, -F.softplus((-half_step - difference) * inverse))  # log sigmoid(a)
-    below = torch.where(first, zero, -F.softplus((difference - half_step) * inverse))  # log sigmoid(-b)
+    above = torch.where(last, zero, -softplus((-half_step - difference) * inverse))  # log sigmoid(a)
+    below = torch.where(first, zero, -softplus((difference - half_step) * inverse))  # log sigmoid(-b)
     h = torch.tanh(half_step * inverse)  # 1 - exp(-2δ/s) = 2h/(1 + h)
     width = torch.where(first | last, zero, torch.log((h + h) / (h + 1)))
     return above + below + width

@@ -133,6 +133,13 @@ def sum_softplus(terms: Sequence[Tensor], *, most: int, factor: Tensor | None = 
     return sum_pixels(positive) + sum_log(factor, most=most, rows=rows)
 
 
+def softplus(tensor: Tensor) -> Tensor:
+    """log(1 + exp(t)); ONNX Runtime's own has no float64."""
+    if not is_exporting():
+        return F.softplus(tensor)
+    return torch.relu(tensor) + torch.log1p(torch.exp(-torch.abs(tensor)))
+
+
 def positive_part(tensor: Tensor) -> Tensor:
     """max(t, 0); with a gradient of which PyTorch can trace another."""
     return torch.relu(tensor) if is_exporting() else torch.where(tensor > 0, tensor, 0)
