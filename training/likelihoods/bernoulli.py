@@ -19,6 +19,8 @@ class Bernoulli(IndependentPixels):
     """
 
     name = "bernoulli"
+    pixel = "black or white"
+    is_binary = True
 
     @property
     def outputs(self) -> Mapping[str, tuple[int, ...]]:

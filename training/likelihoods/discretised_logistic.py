@@ -41,6 +41,7 @@ class DiscretisedLogistic(LocationScale):
     """
 
     name = "discretised_logistic"
+    pixel = "256 levels"
     floor = FLOOR
 
     def __init__(self, image_shape: ImageShape, levels: int = 256) -> None:

@@ -10,9 +10,9 @@ from onnx import ModelProto
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from training.publish.export import OPSET, exporter_quietened, strip_notes
 from training.likelihoods import Likelihood
 from training.likelihoods.reductions import sums_for_serving
+from training.publish.exporter import OPSET, exporter_quietened, strip_notes
 
 OUTPUTS = ("log_prob", "pixel_log_prob", "entropy", "mean", "sample", "gradient", "information")
 TANGENT = "tangent."
