@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.stats import multivariate_normal
 
 from model_store import CalibrationProtocol, Description, ImageShape, LikelihoodSpec, PixelPreparation, Provenance
-from tests.likelihoods import BERNOULLI, AnyArray, gaussian, graph_of, reference_of
+from tests.likelihoods import BERNOULLI, gaussian, graph_of, reference_of
+from tests.likelihoods import AnyArray as AnyArray
 
 
 @dataclass(frozen=True)

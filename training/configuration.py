@@ -1,6 +1,6 @@
 """The choices that define a training run; two runs of one configuration on the same data give the same weights."""
 
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import (
     ConfigDict,
@@ -17,11 +17,16 @@ from pydantic.dataclasses import dataclass
 from model_store import MAX_LATENT_DIM
 from service.arguments import requirement
 from training.errors import ConfigurationError
+from training.likelihoods import BLACK_AND_WHITE, LIKELIHOODS
 
 Objective = Literal["iwae", "elbo"]
 Binarisation = Literal["dynamic", "threshold", "none"]
 Preset = Literal["mlp", "resnet"]
-LikelihoodKind = Literal["bernoulli", "discretised_logistic", "gaussian"]
+if TYPE_CHECKING:
+    LikelihoodKind = str
+else:
+    LikelihoodKind = Literal[tuple(LIKELIHOODS)]
+"""The names of all classes in training/likelihoods/."""
 
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
@@ -35,7 +40,7 @@ class Configuration:
 
     `width` is units of each hidden layer of an `mlp`, and channels at the image's own size of a `resnet`; `depth` is
     hidden layers of the one, residual blocks at each size of the other. `gaussian_scale` is in units of pixels in
-    [0, 1]; None learns it, a scale a pixel. `num_validation`, `num_calibration` and `num_test` are numbers of images
+    [0, 1]; None learns it, a scale a pixel. `num_components` is of a mixture, 10 with None. `num_validation`, `num_calibration` and `num_test` are numbers of images
     held out of training (`num_test` only where the data set brings no test images of its own); None means 2000, 3000
     and 10 000, or a tenth of the images where that is fewer. `flip` and `shift` (pixels) vary training images each time
     they are seen (training/data/augmentation.py). `ema_decay` d averages the weights over about 1/(1 - d)
@@ -58,8 +63,9 @@ class Configuration:
     width: PositiveInt = 512
     depth: PositiveInt = 2
     latent_dim: Annotated[int, Field(ge=1, le=MAX_LATENT_DIM)] = 50
-    likelihood: LikelihoodKind = "bernoulli"
+    likelihood: LikelihoodKind = BLACK_AND_WHITE
     gaussian_scale: Positive | None = None
+    num_components: Annotated[int, Field(ge=1, le=100)] | None = None
     binarisation: Binarisation = "dynamic"
     flip: bool = False
     shift: NonNegativeInt = 0
@@ -101,10 +107,23 @@ class Configuration:
             raise ConfigurationError(f"first_samples must be at most num_samples, not {self.first_samples}")
         if self.first_samples is not None and self.patience:
             raise ConfigurationError("patience would end a run before first_samples has grown to num_samples")
-        if self.likelihood != "bernoulli" and self.binarisation != "none":
+        if self.binarisation != "none" and not LIKELIHOODS[self.likelihood].is_binary:
             raise ConfigurationError(f"binarisation must be none with the likelihood {self.likelihood}")
-        if self.gaussian_scale is not None and self.likelihood != "gaussian":
-            raise ConfigurationError(f"gaussian_scale belongs to the likelihood gaussian, not to {self.likelihood}")
+        for kind, likelihood in LIKELIHOODS.items():
+            for name in likelihood.configured:
+                if kind != self.likelihood and getattr(self, name) is not None:
+                    raise ConfigurationError(f"{name} belongs to the likelihood {kind}, not to {self.likelihood}")
         for name in ("kl_warm_up_epochs", "free_bits"):
             if getattr(self, name) and self.objective != "elbo":
                 raise ConfigurationError(f"{name} belongs to the objective elbo, not to {self.objective}")
+
+    @property
+    def likelihood_options(self) -> dict[str, Any]:
+        """The arguments of the likelihood's class that were chosen.
+
+        >>> Configuration(likelihood="gaussian", gaussian_scale=0.1, binarisation="none").likelihood_options
+        {'scale': 0.1}
+        """
+        options = LIKELIHOODS[self.likelihood].configured
+        chosen = {option.argument: getattr(self, name) for name, option in options.items()}
+        return {argument: value for argument, value in chosen.items() if value is not None}

@@ -2,6 +2,7 @@
 
 TrainingError
 ├── ConfigurationError   an option has a value that cannot work
+├── LikelihoodError      a manifest names a likelihood that no class here is
 ├── DataError            a file or folder of images is missing, broken or of the wrong size; the message names it
 │   ├── CorruptImageError  one or more images cannot be decoded; --skip-corrupt leaves them out
 │   └── DownloadError      a known data set could not be fetched, or is not what it should be
@@ -19,6 +20,10 @@ class TrainingError(Exception):
 
 class ConfigurationError(TrainingError):
     """An option has a value that cannot work."""
+
+
+class LikelihoodError(TrainingError):
+    """A manifest names a likelihood that no class here is, or that has not these levels and options."""
 
 
 class DataError(TrainingError):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_parts.record import Options, Record
-from model_store import BUNDLED, DECODER, ENCODER, Description, list_versions, open_version
+from model_store import BUNDLED, DECODER, ENCODER, LIKELIHOOD, Description, list_versions, open_version
 from service.engine.format1 import likelihood_graph_of
 from service.engine.model import Model, Pixels
 from service.engine.runtime import Runtime
@@ -115,10 +115,12 @@ def export_all(record: Record, options: Options) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ENCODER).write_bytes(graphs.encoder)
             (folder / DECODER).write_bytes(graphs.decoder)
+            (folder / LIKELIHOOD).write_bytes(graphs.likelihood)
             (folder / DESCRIPTION).write_text(graphs.description.model_dump_json())
             record.row("models", model=name, bytes=len(graphs.encoder) + len(graphs.decoder))
 
 
 def _read(folder: Path) -> Graphs:
     description = Description.model_validate_json((folder / DESCRIPTION).read_text())
-    return Graphs(folder.name, description, (folder / ENCODER).read_bytes(), (folder / DECODER).read_bytes())
+    encoder, decoder, likelihood = ((folder / file).read_bytes() for file in (ENCODER, DECODER, LIKELIHOOD))
+    return Graphs(folder.name, description, encoder, decoder, likelihood)

@@ -13,6 +13,7 @@ from service.engine.runtime import Runtime
 from tests.toys import describe
 from training.configuration import LikelihoodKind, Preset
 from training.fit.recipes import complete_configuration
+from training.likelihoods import spec_of
 from training.networks.vae import Vae, build_vae
 from training.publish.export import ExportedGraphs, export
 

@@ -359,7 +359,7 @@ def test_scores_made_with_an_unknown_proposal_are_refused_at_load() -> None:
     protocol = toy.description.calibration.model_copy(update={"proposal": "magic"})
     description = toy.description.model_copy(update={"calibration": protocol})
     with pytest.raises(InvalidArtifactError, match=r"^calibration\.npz: made with the proposal 'magic'; known here: "):
-        reference.load(Toy(description, toy.encoder, toy.decoder, toy.likelihood, toy.calibration))
+        reference.load(Toy(description, toy.encoder, toy.decoder, toy.calibration))
 
 
 def test_a_stored_model_is_the_model(tmp_path: Path) -> None:

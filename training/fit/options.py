@@ -7,6 +7,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from service.arguments import add_number
 from training.configuration import Configuration, Preset
 from training.fit.recipes import AUTO, RECIPES
+from training.likelihoods import BLACK_AND_WHITE, GREY, LIKELIHOODS
 
 _HELP = {
     "preset": "networks: mlp, hidden layers with SiLU; resnet, residual convolutions without normalisation, in patches "
@@ -14,9 +15,10 @@ _HELP = {
     "width": "units of each hidden layer of an mlp; channels of a resnet at the size of the image or its patches",
     "depth": "hidden layers of an mlp; residual blocks at each size, halved until 8 or fewer, of a resnet",
     "latent_dim": "dimensions of the latent code",
-    "likelihood": "of a pixel: bernoulli, black or white; discretised_logistic, 256 levels; gaussian, real values",
+    "likelihood": "of a pixel: " + "; ".join(f"{name}, {kind.pixel}" for name, kind in LIKELIHOODS.items()),
     "gaussian_scale": "standard deviation of a gaussian pixel in [0, 1]",
-    "binarisation": "of bernoulli pixels: dynamic, afresh each time an image is seen; threshold, above 0.5; none, grey "
+    "num_components": "logistics of a mixture",
+    "binarisation": f"of {BLACK_AND_WHITE} pixels: dynamic, afresh each time an image is seen; threshold, above 0.5; none, grey "
     "values as they are, which is all that other likelihoods take",
     "flip": "mirror each training image, left to right, every other time it is seen: the model's images are then both",
     "shift": "move each training image by up to so many pixels, down or up and right or left, each time it is seen",
@@ -43,15 +45,14 @@ _HELP = {
 }
 _UNSET = {
     "preset": "auto, an mlp up to 64×64 numbers an image, a resnet for larger ones",
-    "likelihood": "discretised_logistic for 8-bit images of which more than a fifth is grey, else bernoulli",
-    "gaussian_scale": "learned, one for each pixel",
+    "likelihood": f"{GREY} for 8-bit images of which more than a fifth is grey, else {BLACK_AND_WHITE}",
     "binarisation": "dynamic, or none",
     "first_samples": "--num-samples throughout",
     "warm_up_epochs": "1, or as many as have 100 steps, but at most a tenth of all",
     "num_validation": "2000, at most a tenth of the images",
     "num_calibration": "3000, at most a tenth",
     "num_test": "10000, at most a tenth",
-}
+} | {name: option.unset for kind in LIKELIHOODS.values() for name, option in kind.configured.items()}
 """What an option is where it is not given, if the data or another option decides."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from training.configuration import Configuration
 from training.data.splits import Images, evenly_spaced
+from training.likelihoods import BLACK_AND_WHITE, GREY, LIKELIHOODS
 from training.networks.resnet import patch_size
 
 AUTO = "auto"
@@ -66,9 +67,10 @@ def complete_configuration(given: Mapping[str, Any], train: Images) -> Configura
         for_steps = math.ceil(len(train) / STEPS_AN_EPOCH)
         chosen["batch_size"] = min(chosen["batch_size"], max(SMALLEST_BATCH, for_steps))
     if "likelihood" not in chosen:
-        plain = chosen.get("binarisation", "none") == "none" and "gaussian_scale" not in chosen
-        chosen["likelihood"] = "discretised_logistic" if plain and _is_grey(train) else "bernoulli"
-    if chosen["likelihood"] != "bernoulli":
+        of_one = {name for likelihood in LIKELIHOODS.values() for name in likelihood.configured}
+        plain = chosen.get("binarisation", "none") == "none" and of_one.isdisjoint(chosen)
+        chosen["likelihood"] = GREY if plain and _is_grey(train) else BLACK_AND_WHITE
+    if not LIKELIHOODS[chosen["likelihood"]].is_binary:
         chosen.setdefault("binarisation", "none")
     configuration = Configuration(**chosen)
     if "warm_up_epochs" in chosen:

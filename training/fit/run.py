@@ -26,6 +26,7 @@ from training.errors import ConfigurationError, RunError
 from training.files import remove_unfinished, write_atomically
 from training.fit.devices import Acceleration
 from training.fit.lock import LOCK
+from training.likelihoods import build_likelihood
 
 RUN_FORMAT_VERSION = 2
 MOST_PIXEL_WEIGHTS = 2**28
@@ -234,8 +235,11 @@ def _check_can_be_published(configuration: Configuration, splits: DataSplits) ->
 
 def num_pixel_weights(configuration: Configuration, image_shape: tuple[int, int, int]) -> int:
     """How many weights an `mlp` of this configuration has between pixels and hidden layers; 0 of other presets."""
-    outputs = 1 if configuration.likelihood == "bernoulli" or configuration.gaussian_scale is not None else 2
-    return (1 + outputs) * math.prod(image_shape) * configuration.width if configuration.preset == "mlp" else 0
+    if configuration.preset != "mlp":
+        return 0
+    likelihood = build_likelihood(configuration.likelihood, image_shape, **configuration.likelihood_options)
+    outputs = sum(map(math.prod, likelihood.outputs.values()))
+    return (math.prod(image_shape) + outputs) * configuration.width
 
 
 def create_run(folder: Path, description: RunDescription) -> Run:

@@ -10,8 +10,10 @@ from training.errors import RunError
 from training.fit.loaded_model import load_model
 from training.fit.run import Run, RunDescription
 from training.fit.state import build_state
+from training.likelihoods import LIKELIHOODS
 
-_OF_THE_NETWORKS = ("preset", "width", "depth", "latent_dim", "likelihood", "gaussian_scale")
+_OF_THE_LIKELIHOODS = (name for likelihood in LIKELIHOODS.values() for name in likelihood.configured)
+_OF_THE_NETWORKS = ("preset", "width", "depth", "latent_dim", "likelihood", *_OF_THE_LIKELIHOODS)
 _OF_THE_SPLIT = ("seed", "num_validation", "num_calibration", "num_test")
 
 

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,15 @@ _FEWEST_AT_ONCE, _NUMBERS_AT_ONCE = 4, 2**20
 _GOLDEN_RATIO = 0.6180339887498949
 
 
+class Option(NamedTuple):
+    """A choice of the configuration that one likelihood alone takes."""
+
+    argument: str
+    """Of the class, by which it is given."""
+    unset: str
+    """What it is where the user does not say, in words."""
+
+
 class Likelihood(ABC):
     """A density over images x, given the decoder's outputs. All logarithms are natural: nats.
 
@@ -24,7 +33,7 @@ class Likelihood(ABC):
     of the decoder's outputs [B, K, Q], where Q is the product of its shape. Methods are traced by
     `torch.onnx.export`: they take no Python decision on numbers, and sum by training/likelihoods/reductions.py.
 
-    A new likelihood is a subclass with `name`, `outputs` and the abstract methods, and its name in
+    A new likelihood is a subclass with `name`, `pixel` and the abstract members, and a line in
     training/likelihoods/__init__.py. `log_prob`, `entropy` and `curvature` may be written more quickly than here.
 
     Args:
@@ -32,17 +41,34 @@ class Likelihood(ABC):
 
     Attributes:
         name: what configuration and manifest call it.
+        pixel: what a pixel is under it, in a few words for the command line's help.
+        is_binary: whether pixels are 0 or 1, so that grey ones may be binarised.
+        configured: by name, the fields of the configuration that it takes and no other likelihood does.
+        options: its arguments but for shape and levels, as the manifest has them.
         outputs: the decoder's outputs in order, each with its shape [*, H, W] without the batch.
         levels: how many values a pixel can take, k/(levels - 1); None where it is not bound to levels.
         num_uniforms: uniform numbers that one image of `sample` takes.
     """
 
     name: ClassVar[str]
+    pixel: ClassVar[str]
+    is_binary: ClassVar[bool] = False
+    configured: ClassVar[Mapping[str, Option]] = {}
     levels: int | None = None
 
     def __init__(self, image_shape: ImageShape) -> None:
         self.image_shape = image_shape
         self.num_pixels = image_shape[0] * image_shape[1] * image_shape[2]
+
+    @classmethod
+    def build(cls, image_shape: ImageShape, **arguments: Any) -> "Likelihood":
+        """The likelihood of this name with the arguments that are given; others have their defaults."""
+        return cls(image_shape, **arguments)
+
+    @property
+    def options(self) -> Mapping[str, int | float]:
+        """Its arguments but for shape and levels."""
+        return {}
 
     @property
     @abstractmethod
@@ -97,9 +123,7 @@ class Likelihood(ABC):
             total = total - self.pixel_log_prob(x, *parameters).sum(1, keepdim=True)  # [B, 1, P]
         return total / NUM_DRAWS
 
-    def curvature(
-        self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """How log p(x|z) changes along A directions of the parameters: slopes [B, A] and information [B, A, A].
 
         slope_a = ∂ log p · t_a, and information_ab = -t_a · ∂² log p · t_b, the observed information, which is minus the
@@ -129,14 +153,10 @@ class IndependentPixels(Likelihood):
     """
 
     @abstractmethod
-    def derivatives(
-        self, x: Tensor, *parameters: Tensor
-    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+    def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
         """∂ log p(x_i|z) / ∂ output, and -∂² log p / ∂ output ∂ output′ of each pair of outputs, once: [B, 1, P]."""
 
-    def curvature(
-        self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Slopes Σ t·score [B, A] and information Σ t·W·tᵀ [B, A, A], over pixels and pairs of outputs."""
         scores, informations = self.derivatives(x, *parameters)
         slopes = [sum_pixels(tangent * score) for tangent, score in zip(tangents, scores, strict=True)]

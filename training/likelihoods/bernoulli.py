@@ -18,6 +18,8 @@ class Bernoulli(IndependentPixels):
     """
 
     name = "bernoulli"
+    pixel = "black or white"
+    is_binary = True
 
     @property
     def outputs(self) -> Mapping[str, tuple[int, ...]]:
@@ -55,9 +57,7 @@ class Bernoulli(IndependentPixels):
         """1 where u < sigmoid(l)."""
         return (uniform < torch.sigmoid(parameters[0])).to(uniform.dtype)
 
-    def derivatives(
-        self, x: Tensor, *parameters: Tensor
-    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+    def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
         """Score x - p and information p·(1 - p), with p = sigmoid(l)."""
         probability = torch.sigmoid(parameters[0])
         return [x - probability], {(0, 0): probability * (1 - probability)}

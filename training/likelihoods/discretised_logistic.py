@@ -40,6 +40,7 @@ class DiscretisedLogistic(LocationScale):
     """
 
     name = "discretised_logistic"
+    pixel = "256 levels"
     floor = FLOOR
 
     def __init__(self, image_shape: ImageShape, levels: int = 256) -> None:
@@ -89,9 +90,7 @@ class DiscretisedLogistic(LocationScale):
         loc, log_scale = parameters
         return to_levels(loc + torch.exp(log_scale) * standard_logistic(uniform), self.top)
 
-    def derivatives(
-        self, x: Tensor, *parameters: Tensor
-    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+    def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
         """Exact; the outer two levels lack what stems from the edge that they do not have.
 
         With up = sigmoid(-a), down = sigmoid(b), p = up·(1 - up), q = down·(1 - down), t = 2δ/s and

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from training.likelihoods.base import ImageShape, Likelihood
+from training.likelihoods.base import ImageShape, Likelihood, Option
 from training.likelihoods.discretised_logistic import FAR, FLOOR, standard_logistic, to_levels
 from training.likelihoods.location_scale import INITIAL_LOG_SCALE, LOC_UNIT, bounded_log_scale
 from training.likelihoods.reductions import magnitude, positive_part, split, sum_pixels
@@ -33,6 +33,8 @@ class DiscretisedLogisticMixture(Likelihood):
     """
 
     name = "discretised_logistic_mixture"
+    pixel = "256 levels, by several logistics under which channels depend on one another"
+    configured = {"num_components": Option("num_components", str(NUM_COMPONENTS))}
 
     def __init__(self, image_shape: ImageShape, num_components: int = NUM_COMPONENTS, levels: int = 256) -> None:
         super().__init__(image_shape)
@@ -42,6 +44,11 @@ class DiscretisedLogisticMixture(Likelihood):
         self._channels = image_shape[0]
         self._places = image_shape[1] * image_shape[2]
         self._num_coefficients = self._channels * (self._channels - 1) // 2
+
+    @property
+    def options(self) -> Mapping[str, int | float]:
+        """The number of components."""
+        return {"num_components": self.num_components}
 
     @property
     def outputs(self) -> Mapping[str, tuple[int, ...]]:
@@ -149,9 +156,7 @@ class DiscretisedLogisticMixture(Likelihood):
             bracket = (h + 1) / (h + h) * (torch.exp(-magnitude(above)) + 1) * (torch.exp(-magnitude(below)) + 1)
             yield positive_part(-above) + positive_part(below), bracket
 
-    def _location(
-        self, channel: int, loc: Tensor, parameters: tuple[Tensor, ...], earlier: list[Tensor]
-    ) -> Tensor:
+    def _location(self, channel: int, loc: Tensor, parameters: tuple[Tensor, ...], earlier: list[Tensor]) -> Tensor:
         """A channel's loc, [B, K, n, places], moved by the earlier channels' values, [B, K, 1 or n, places] each."""
         if channel:
             coefficients = self._split(parameters[3], self._num_coefficients).unbind(-2)

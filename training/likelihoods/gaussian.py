@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from training.likelihoods.base import ImageShape, IndependentPixels
+from training.likelihoods.base import ImageShape, IndependentPixels, Likelihood, Option
 from training.likelihoods.location_scale import LOC_UNIT, LocationScale
 from training.likelihoods.reductions import sum_pixels
 
@@ -29,11 +30,23 @@ class Gaussian(IndependentPixels):
     """
 
     name = "gaussian"
+    pixel = "real values"
+    configured = {"gaussian_scale": Option("scale", "learned, one for each pixel")}
 
     def __init__(self, image_shape: ImageShape, scale: float) -> None:
         super().__init__(image_shape)
         self.scale = scale
         self.log_normaliser = math.log(scale) + HALF_LOG_2_PI
+
+    @classmethod
+    def build(cls, image_shape: ImageShape, **arguments: Any) -> Likelihood:
+        """With a scale that the decoder gives, where none is given here."""
+        return cls(image_shape, **arguments) if arguments else GaussianWithScale(image_shape)
+
+    @property
+    def options(self) -> Mapping[str, int | float]:
+        """The scale."""
+        return {"scale": self.scale}
 
     @property
     def outputs(self) -> Mapping[str, tuple[int, ...]]:
@@ -75,9 +88,7 @@ class Gaussian(IndependentPixels):
         """loc + scale·N(0, 1)."""
         return parameters[0] + self.scale * standard_normal(uniform, self.num_pixels)
 
-    def derivatives(
-        self, x: Tensor, *parameters: Tensor
-    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+    def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
         """Score (x - loc)/scale² and information 1/scale²."""
         precision = 1 / self.scale**2
         difference = x - parameters[0]
@@ -95,6 +106,7 @@ class GaussianWithScale(LocationScale):
     """
 
     name = "gaussian"
+    pixel = Gaussian.pixel
     floor = FLOOR
 
     @property
@@ -123,9 +135,7 @@ class GaussianWithScale(LocationScale):
         loc, log_scale = parameters
         return loc + torch.exp(log_scale) * standard_normal(uniform, self.num_pixels)
 
-    def derivatives(
-        self, x: Tensor, *parameters: Tensor
-    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+    def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
         """With u = (x - loc)/scale: scores u/scale and u² - 1, information 1/scale² and 2·u², of both 2·u/scale."""
         loc, log_scale = parameters
         inverse = torch.exp(-log_scale)

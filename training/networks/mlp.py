@@ -40,9 +40,9 @@ class MlpEncoder(nn.Module):
 
 
 class MlpDecoder(nn.Module):
-    """Latent codes z [N, D] to raw outputs [N, M, C, H, W], through `depth` hidden layers.
+    """Latent codes z [N, D] to raw outputs [N, *shape of `bias`], through `depth` hidden layers.
 
-    `bias` [M, C, H, W] is what the outputs' own bias starts from.
+    `bias`, [M, C, H, W] or [M, 1, H, W], is what the outputs' own bias starts from.
     """
 
     def __init__(self, bias: Tensor, latent_dim: int, *, width: int, depth: int, generator: torch.Generator) -> None:
@@ -54,8 +54,8 @@ class MlpDecoder(nn.Module):
             self.pixels.bias.copy_(bias.flatten())
 
     def forward(self, z: Tensor) -> Tensor:
-        """Raw outputs, [N, M, C, H, W]."""
-        pixels: Tensor = self.pixels(self.hidden(z))  # [N, M·C·H·W]
+        """Raw outputs, [N, *shape of the bias]."""
+        pixels: Tensor = self.pixels(self.hidden(z))  # [N, numbers of the bias]
         return torch.unflatten(pixels, 1, self.output_shape)
 
 

@@ -106,14 +106,14 @@ class ResnetEncoder(nn.Module):
 
 
 class ResnetDecoder(nn.Module):
-    """Latent codes z [N, D] to raw outputs [N, M, C, H, W]: the encoder's sizes and channels in the other direction.
+    """Latent codes z [N, D] to raw outputs [N, *shape of `bias`]: the encoder's sizes and channels in the other direction.
 
-    `bias` [M, C, H, W], one number a pixel, is learned too.
+    `bias`, [M, C, H, W] or [M, 1, H, W], one number a pixel, is learned too.
     """
 
     def __init__(self, bias: Tensor, latent_dim: int, *, width: int, depth: int, generator: torch.Generator) -> None:
         super().__init__()
-        outputs, image_channels, *image_size = bias.shape
+        outputs, channels_each, *image_size = bias.shape
         self.patch = patch_size(*image_size)
         sizes = halved_sizes(*_in_patches(image_size, self.patch))
         channels = _channels(width, len(sizes))
@@ -127,7 +127,7 @@ class ResnetDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.pixels = convolution(
             width,
-            outputs * image_channels * self.patch**2,
+            outputs * channels_each * self.patch**2,
             kernel=3 if self.patch == 1 else 1,
             after_silu=True,
             generator=generator,
@@ -136,7 +136,7 @@ class ResnetDecoder(nn.Module):
         self.bias = nn.Parameter(bias.clone())
 
     def forward(self, z: Tensor) -> Tensor:
-        """Raw outputs, [N, M, C, H, W]."""
+        """Raw outputs, [N, *shape of the bias]."""
         hidden = self.layers(self.latent(z).unflatten(1, self.smallest))  # [N, width, ⌈H/p⌉, ⌈W/p⌉]
         pixels: Tensor = self.pixels(F.silu(hidden))  # [N, M·C·p², ⌈H/p⌉, ⌈W/p⌉]
         if self.patch > 1:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from training.configuration import Configuration, Preset
-from training.likelihoods.likelihood import Likelihood, build_likelihood
+from training.likelihoods import Likelihood, build_likelihood
 from training.networks.layers import linear
 from training.networks.mlp import MlpDecoder, MlpEncoder
 from training.networks.precision import at_least_float32
@@ -19,7 +19,7 @@ LOWEST_LOG_VAR, HIGHEST_LOG_VAR = -30.0, 10.0
 """Of the posterior's log variance. Beyond them z is the mean, in float32, or is 150 times as wide as the prior; within
 them no density that training or serving forms leaves float32."""
 
-# For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, M, C, H, W].
+# For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, *shape of their bias].
 _BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "mlp": (MlpEncoder, MlpDecoder),
     "resnet": (ResnetEncoder, ResnetDecoder),
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """p(x|z): z [N, D] to the likelihood's parameters in their order, [N, C, H, W] each."""
+    """p(x|z): z [N, D] to the likelihood's parameters in their order, each [N, *its shape]."""
 
     def __init__(self, body: nn.Module, likelihood: Likelihood) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         self.likelihood = likelihood
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The parameters, [N, C, H, W] each, float32 under autocast, too."""
+        """The parameters, each [N, *its shape], float32 under autocast, too."""
         return self.likelihood.parameters(at_least_float32(self.body(z)))
 
 
@@ -91,16 +91,17 @@ class Vae(nn.Module):
 
     def expected_image(self, z: Tensor) -> Tensor:
         """E[x|z], [N, C, H, W], of latent codes z [N, D]."""
-        return self.likelihood.mean(*self.decoder(z))
+        flat = (parameter.flatten(1).unsqueeze(1) for parameter in self.decoder(z))  # [N, 1, Q]
+        return self.likelihood.mean(*flat).reshape(-1, *self.image_shape)
 
     def conditional_log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z) in nats, [B, K], of images x [B, C, H, W] under latent codes z [B, K, D].
 
         Under autocast, only the decoder runs in the lower precision: a sum over pixels would lose whole nats in it.
         """
-        parameters = self.decoder(z.flatten(0, 1))  # [B·K, C, H, W]
+        parameters = self.decoder(z.flatten(0, 1))  # [B·K, *shape]
         with torch.autocast(x.device.type, enabled=False):
-            flat = (parameter.flatten(1).unflatten(0, z.shape[:2]) for parameter in parameters)  # [B, K, C·H·W]
+            flat = (parameter.flatten(1).unflatten(0, z.shape[:2]) for parameter in parameters)  # [B, K, Q]
             return self.likelihood.log_prob(x.flatten(1).unsqueeze(1), *flat)
 
 
@@ -111,12 +112,13 @@ def build_vae(configuration: Configuration, pixel_mean: Tensor) -> Vae:
     """
     channels, height, width_in_pixels = pixel_mean.shape
     generator = torch.Generator().manual_seed(configuration.seed)
-    likelihood = build_likelihood(configuration)
+    image_shape = (channels, height, width_in_pixels)
+    likelihood = build_likelihood(configuration.likelihood, image_shape, **configuration.likelihood_options)
     encoder_body, decoder_body = _BODIES[configuration.preset]
     sizes = {"width": configuration.width, "depth": configuration.depth, "generator": generator}
-    features = encoder_body((channels, height, width_in_pixels), **sizes)
+    features = encoder_body(image_shape, **sizes)
     return Vae(
-        (channels, height, width_in_pixels),
+        image_shape,
         configuration.latent_dim,
         Encoder(features, features.num_features, configuration.latent_dim, generator=generator),
         Decoder(decoder_body(likelihood.initial_bias(pixel_mean), configuration.latent_dim, **sizes), likelihood),

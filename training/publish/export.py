@@ -1,15 +1,10 @@
-"""A trained model as two ONNX graphs, and the proof that they compute what PyTorch does."""
+"""A trained model as ONNX graphs, and the proof that they compute what PyTorch does."""
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -18,22 +13,24 @@ from service.engine.runtime import Runtime
 from training.errors import ParityError
 from training.networks.precision import full_float32
 from training.networks.vae import Vae
+from training.publish.exporter import OPSET, exporter_quietened, serialised
+from training.publish.likelihood_graph import export_likelihood
 
-OPSET = 18
 PARITY_BATCHES = (1, 2, 7, 64)
 PARITY_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class ExportedGraphs:
-    """`encoder.onnx` and `decoder.onnx` as the store's format wants them (model_store/README.md)."""
+    """The graphs as the store's format wants them (model_store/README.md)."""
 
     encoder: bytes
     decoder: bytes
+    likelihood: bytes
 
 
 def export(vae: Vae) -> ExportedGraphs:
-    """Both graphs, each one file with its weights, with a dynamic batch: B images, N latent codes.
+    """All graphs, each one file with its weights, with a dynamic batch: B images, N latent codes.
 
     The weights may be on any device; the graphs belong to none.
     """
@@ -43,6 +40,7 @@ def export(vae: Vae) -> ExportedGraphs:
     return ExportedGraphs(
         encoder=_export_graph(vae.encoder, x, "x", ["mean", "log_var"], batch="B"),
         decoder=_export_graph(vae.decoder, z, "z", list(vae.likelihood.outputs), batch="N"),
+        likelihood=export_likelihood(vae.likelihood),
     )
 
 
@@ -89,35 +87,4 @@ def _export_graph(module: nn.Module, example: Tensor, input_name: str, outputs: 
             external_data=False,
             verbose=False,
         )
-    if program is None:
-        raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
-    model = program.model_proto
-    strip_notes(model)
-    onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
-
-
-def strip_notes(model: onnx.ModelProto) -> None:
-    """Remove doc strings and metadata: the exporter writes stack traces into them, with this machine's paths."""
-    graph = model.graph
-    noted = [model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
-    for item in noted:
-        item.ClearField("doc_string")
-        item.ClearField("metadata_props")
-
-
-@contextmanager
-def exporter_quietened() -> Iterator[None]:
-    """Keep back what the exporter of torch 2.13 says about itself; every other warning comes through."""
-    # At each export it logs that torchvision, which no model here uses, is not installed.
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # It copies tree specifications in a way that its own pytree module deprecates.
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    return serialised(program)

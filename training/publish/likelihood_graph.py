@@ -11,10 +11,10 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from training.publish.export import OPSET, exporter_quietened, strip_notes
 from training.likelihoods import Likelihood
 from training.likelihoods.base import IndependentPixels
 from training.likelihoods.reductions import Sums, use_sums
+from training.publish.exporter import OPSET, exporter_quietened, strip_notes
 
 OUTPUTS = ("log_prob", "pixel_log_prob", "entropy", "mean", "sample", "gradient", "information")
 TANGENT = "tangent."
@@ -81,9 +81,7 @@ def _example(size: int, *, rows: int = 1) -> Tensor:
     return torch.full((_IMAGES, rows, size), 0.5)
 
 
-def _trace(
-    method: Callable[..., Any], inputs: Mapping[str, Tensor], sums: Sums, any_pixels: int | None
-) -> ModelProto:
+def _trace(method: Callable[..., Any], inputs: Mapping[str, Tensor], sums: Sums, any_pixels: int | None) -> ModelProto:
     """A graph whose batch B is dynamic, and so are the numbers of samples K and of directions A.
 
     With `any_pixels`, the examples' number of pixels, rows of so many numbers are dynamic too.

@@ -30,7 +30,7 @@ from training.errors import ConfigurationError, RunError
 from training.fit.loaded_model import load_model
 from training.fit.run import Run, RunDescription, Session
 from training.fit.versions import OF_PUBLICATION, library_versions
-from training.likelihoods.likelihood import build_likelihood
+from training.likelihoods import build_likelihood, spec_of
 from training.publish.evaluation import Evaluation, Protocol, calibration_arrays, evaluate, image_batches
 from training.publish.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
 from training.publish.units import LatentUnits, latent_units
@@ -76,12 +76,13 @@ def describe(run: RunDescription, name: str, protocol: Protocol, *, sessions: Se
     `protocol` is that of the calibration scores; `sessions` say on what the model was trained, and by which versions.
     """
     channels, height, width = run.image_shape
+    kind = run.configuration.likelihood
     return Description(
         name=name,
         image=ImageShape(channels=channels, height=height, width=width),
         preparation=PixelPreparation(binarisation=run.configuration.binarisation),
         latent_dim=run.configuration.latent_dim,
-        likelihood=build_likelihood(run.configuration).spec,
+        likelihood=spec_of(build_likelihood(kind, run.image_shape, **run.configuration.likelihood_options)),
         calibration=CalibrationProtocol(
             proposal=protocol.proposal,
             num_samples=protocol.num_samples,
@@ -123,7 +124,7 @@ def load_engine(
     description: Description, graphs: ExportedGraphs, *, runtime: Runtime, chunk_rows: int | None = None
 ) -> Model:
     """The serving engine's model of graphs that are not in a store (yet); `chunk_rows` as `Model` has it."""
-    return Model(description, graphs.encoder, graphs.decoder, runtime=runtime, chunk_rows=chunk_rows)
+    return Model(description, graphs.encoder, graphs.decoder, graphs.likelihood, runtime=runtime, chunk_rows=chunk_rows)
 
 
 def open_stored(path: Path) -> StoredModel:
@@ -197,6 +198,7 @@ def publish_run(
         description.model_copy(update={"metrics": metrics, "provenance": provenance}),
         encoder=graphs.encoder,
         decoder=graphs.decoder,
+        likelihood=graphs.likelihood,
         calibration=calibration,
     )
     return Publication(stored, evaluation, encoder_evaluation, units, difference, model)

@@ -190,9 +190,10 @@ def in_words(name: str, configuration: Mapping[str, Any]) -> str:
 def _left_open(name: str, configuration: Mapping[str, Any]) -> str:
     if name == "first_samples":
         return f"{configuration.get('num_samples')}: as num samples, throughout"
-    if name == "gaussian_scale":
-        gaussian = configuration.get("likelihood") == "gaussian"
-        return "learned, one for each pixel" if gaussian else "none: the likelihood is not gaussian"
+    for kind, likelihood in LIKELIHOODS.items():
+        if option := likelihood.configured.get(name):
+            own = configuration.get("likelihood") == kind
+            return option.unset if own else f"none: the likelihood is not {kind.replace('_', ' ')}"
     part = name.removeprefix("num_")
     if part in PARTS and part in (counts := configuration.get("num_images", {})):
         return f"{counts[part]}: by default, or the data set's own part"
