@@ -6,6 +6,7 @@ last bit of its float32 logarithm depends on where a tensor is cut between threa
 not show it. An exported graph therefore sums odd rows as products, and takes logarithms of float64.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -102,6 +103,11 @@ def sum_softplus(terms: Sequence[Tensor], *, most: int, factor: Tensor | None = 
     assert positive is not None  # noqa: S101
     assert factor is not None  # noqa: S101
     return sum_pixels(positive) + sum_log(factor, most=most, rows=rows)
+
+
+def add(tensors: Sequence[Tensor]) -> Tensor:
+    """Their sum, from the first on."""
+    return functools.reduce(torch.add, tensors)
 
 
 def positive_part(tensor: Tensor) -> Tensor:

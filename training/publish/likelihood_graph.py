@@ -1,35 +1,37 @@
 """A likelihood as one ONNX graph: what `likelihood.onnx` in the store is (model_store/README.md)."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import onnx
 import torch
 from onnx import ModelProto
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from training.likelihoods import Likelihood
 from training.likelihoods.reductions import sums_for_serving
-from training.publish.exporter import OPSET, exporter_quietened, strip_notes
+from training.publish.exporter import OPSET, exporter_quietened, serialised
 
 OUTPUTS = ("log_prob", "pixel_log_prob", "entropy", "mean", "sample", "gradient", "information")
 TANGENT = "tangent."
-# Of the examples that are traced: neither 0 nor 1, which tracing takes for constants, and no two the same.
-_IMAGES, _SAMPLES, _DIRECTIONS = 3, 4, 5
 _OF_ONE_SAMPLE = "one."
 
 
-def export_likelihood(likelihood: Likelihood) -> bytes:
-    """The graph with all that the service asks of a likelihood: see model_store/README.md for inputs and outputs."""
-    sizes = {name: math.prod(shape) for name, shape in likelihood.outputs.items()}
-    count = len(sizes)
+class _Everything(nn.Module):
+    """All that the service asks of a likelihood, as one module to trace."""
 
-    def everything(x: Tensor, uniform: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        many, one, tangents = rest[:count], rest[count : 2 * count], rest[2 * count :]
+    def __init__(self, likelihood: Likelihood, curvature: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+        self.curvature = curvature
+
+    def forward(self, x: Tensor, uniform: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in their order, of the parameters of many samples, those of one, and the tangents."""
+        likelihood, count = self.likelihood, len(self.likelihood.outputs)
+        many, one = rest[:count], rest[count : 2 * count]
         wide = [parameter.double() for parameter in one]
-        gradient, information = likelihood.curvature(x, one, tangents)
+        gradient, information = self.curvature(x, *rest[count:])
         return (
             likelihood.log_prob(x, *many),
             likelihood.pixel_log_prob(x.double(), *wide),
@@ -40,42 +42,54 @@ def export_likelihood(likelihood: Likelihood) -> bytes:
             information,
         )
 
-    inputs = {"x": _example(likelihood.num_pixels), "uniform": _example(likelihood.num_uniforms)}
-    inputs |= {name: _example(size, rows=_SAMPLES) for name, size in sizes.items()}
-    inputs |= {_OF_ONE_SAMPLE + name: _example(size) for name, size in sizes.items()}
-    inputs |= {f"{TANGENT}{name}": _example(size, rows=_DIRECTIONS) for name, size in sizes.items()}
-    model = _trace(everything, inputs, [*OUTPUTS])
-    _join_inputs(model, {_OF_ONE_SAMPLE + name: name for name in sizes})
-    onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
 
+def export_likelihood(likelihood: Likelihood) -> bytes:
+    """The graph with all that the service asks of a likelihood: see model_store/README.md for inputs and outputs."""
+    sizes = {name: math.prod(shape) for name, shape in likelihood.outputs.items()}
+    fixed = {likelihood.num_pixels, likelihood.num_uniforms, *sizes.values()}
+    # Tracing takes 0 and 1 for constants, and numbers that are equal in its examples for the same everywhere.
+    batch, samples, directions = itertools.islice((size for size in itertools.count(2) if size not in fixed), 3)
 
-def _example(size: int, *, rows: int = 1) -> Tensor:
-    return torch.full((_IMAGES, rows, size), 0.5)
+    def example(size: int, rows: int = 1) -> Tensor:
+        return torch.full((batch, rows, size), 0.5)
 
-
-def _trace(method: Callable[..., Any], inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> ModelProto:
-    """A graph whose batch B is dynamic, and so are the numbers of samples K and of directions A."""
+    inputs = {"x": example(likelihood.num_pixels), "uniform": example(likelihood.num_uniforms)}
+    inputs |= {name: example(size, samples) for name, size in sizes.items()}
+    inputs |= {_OF_ONE_SAMPLE + name: example(size) for name, size in sizes.items()}
+    inputs |= {TANGENT + name: example(size, directions) for name, size in sizes.items()}
     examples = tuple(inputs.values())
-    batch, rows = torch.export.Dim("B"), {_SAMPLES: torch.export.Dim("K"), _DIRECTIONS: torch.export.Dim("A")}
-    dynamic = tuple({0: batch} | {1: rows[n] for n in (example.shape[1],) if n in rows} for example in examples)
+    rows = {samples: torch.export.Dim("K"), directions: torch.export.Dim("A")}
+    dynamic = [{0: torch.export.Dim("B")} | {1: rows[n] for n in (one.shape[1],) if n in rows} for one in examples]
     with exporter_quietened(), sums_for_serving(), torch.no_grad():
-        # torch.export alone does not trace gradients of gradients.
-        traced = make_fx(method, tracing_mode="symbolic")(*examples)
+        module = _Everything(likelihood, _traceable_curvature(likelihood, examples)).eval()
         program = torch.onnx.export(
-            torch.export.export(traced, examples, dynamic_shapes=dynamic),
+            torch.export.export(module, examples, dynamic_shapes=(*dynamic[:2], tuple(dynamic[2:]))),
             dynamo=True,
             input_names=[*inputs],
-            output_names=[*outputs],
+            output_names=[*OUTPUTS],
             opset_version=OPSET,
             external_data=False,
             verbose=False,
         )
     if program is None:
         raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
-    strip_notes(program.model_proto)
-    return program.model_proto
+    _join_inputs(program.model_proto, {_OF_ONE_SAMPLE + name: name for name in sizes})
+    return serialised(program)
+
+
+def _traceable_curvature(
+    likelihood: Likelihood, examples: Sequence[Tensor]
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`curvature` without automatic differentiation: torch.export by itself does not trace gradients of gradients."""
+    count = len(likelihood.outputs)
+
+    def curvature(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        return likelihood.curvature(x, rest[:count], rest[count:])
+
+    if type(likelihood).curvature is not Likelihood.curvature:
+        return curvature
+    traced: nn.Module = make_fx(curvature, tracing_mode="symbolic")(examples[0], *examples[2 + count :])
+    return traced
 
 
 def _join_inputs(model: ModelProto, same: Mapping[str, str]) -> None:
