@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from training.likelihoods import Likelihood
 from training.likelihoods.reductions import sums_for_serving
-from training.publish.exporter import OPSET, exporter_quietened, serialised
+from training.publish.exporter import OPSET, exporter_quietened, model_of, serialised
 
 OUTPUTS = ("log_prob", "pixel_log_prob", "entropy", "mean", "sample", "gradient", "information")
 TANGENT = "tangent."
@@ -71,10 +71,9 @@ def export_likelihood(likelihood: Likelihood) -> bytes:
             external_data=False,
             verbose=False,
         )
-    if program is None:
-        raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
-    _join_inputs(program.model_proto, {_OF_ONE_SAMPLE + name: name for name in sizes})
-    return serialised(program)
+    model = model_of(program)
+    _join_inputs(model, {_OF_ONE_SAMPLE + name: name for name in sizes})
+    return serialised(model)
 
 
 def _traceable_curvature(
