@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import log_ndtr, logsumexp
@@ -30,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from service.engine.arrays import Float64Array
 from service.engine.chunks import complete
-from service.engine.likelihood import DiscretisedLogistic, Gaussian, GaussianWithScale, Parameters, likelihood_of
+from service.engine.format1 import likelihood_graph_of
 from service.engine.model import DEFAULT_MAX_STEPS, Model
 from service.engine.posterior.estimate import LogLikelihood, estimate, evidence_lower_bound
 from service.engine.posterior.laplace import SHARES, Mixture, mixture
@@ -38,6 +37,8 @@ from service.engine.posterior.mode_search import ModeSearch
 from service.engine.posterior.sampling import Sampler, balanced, part_of
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, standard_normal
 from service.engine.runtime import Runtime
+from service.engine.verification import read_graphs
+from tests.likelihoods import DiscretisedLogistic, Gaussian, GaussianWithScale, Parameters, reference_of
 from training.data.download import locate
 from training.data.image_sets import Reading
 from training.data.sources import open_source
@@ -85,11 +86,12 @@ class EightBitModel:
             run = open_run(path)
             graphs = export(load_model(run)[0])
             description = describe(run.description, "run", Protocol("laplace", 1, DEFAULT_SEED))
-            encoder, decoder = graphs.encoder, graphs.decoder
+            encoder, decoder, likelihood = graphs.encoder, graphs.decoder, graphs.likelihood
         else:
             stored = open_stored(path)
             description, encoder, decoder = stored.manifest, stored.encoder, stored.decoder
-        trained = likelihood_of(description.likelihood)
+            likelihood = likelihood_graph_of(stored)
+        trained = reference_of(description.likelihood)
         match trained:
             case DiscretisedLogistic(levels=256):
                 self.likelihood: DiscretisedLogistic | DiscretisedGaussian = trained
@@ -101,10 +103,10 @@ class EightBitModel:
                 raise SystemExit(f"{path}: {description.likelihood.kind} pixels have no 256 levels")
         self.kind = description.likelihood.kind
         self.provenance = description.provenance
-        self.engine = Model(description, encoder, decoder, runtime=runtime)
+        self.engine = Model(description, encoder, decoder, likelihood, runtime=runtime)
         self._decoder = runtime.open(decoder, path)
-        graph = onnx.load_from_string(decoder)
-        sampler = Sampler(graph, self._decoder, trained, description, runtime=runtime, file=path, chunk_rows=ROWS)
+        written = read_graphs(description, encoder, decoder, likelihood, path)
+        sampler = Sampler(written, description, runtime=runtime, file=path, chunk_rows=ROWS)
         self._search = ModeSearch(sampler, max_steps=DEFAULT_MAX_STEPS, block_images=runtime.blocks.contested)
         self._latent_dim = description.latent_dim
 

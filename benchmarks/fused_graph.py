@@ -29,10 +29,10 @@ from onnx import numpy_helper
 from model_store import BUNDLED, DECODER, StoredModel, open_version
 from service.engine import graphs
 from service.engine.chunks import complete
-from service.engine.graphs import DecoderGraphs
-from service.engine.likelihood import likelihood_of
+from service.engine.format1 import likelihood_graph_of
 from service.engine.model import Model, Pixels
 from service.engine.runtime import Runtime
+from service.engine.verification import read_graphs
 
 ROOT = Path(__file__).parents[1]
 THREADS = 2
@@ -58,11 +58,9 @@ def timed(run: Callable[[], object], rows: int) -> Way:
 def ours(stored: StoredModel, images: Pixels) -> dict[str, Way]:
     """The decoder alone, the fused graph, and the whole estimate."""
     manifest, runtime = stored.manifest, Runtime("cpu", THREADS)
-    likelihood = likelihood_of(manifest.likelihood)
+    written = read_graphs(manifest, stored.encoder, stored.decoder, likelihood_graph_of(stored), stored.path)
     pixels, latent_dim = manifest.image.size, manifest.latent_dim
-    fused = runtime.open(
-        DecoderGraphs(onnx.load_from_string(stored.decoder), likelihood, manifest).log_weight(), stored.path / DECODER
-    )
+    fused = runtime.open(written.log_weight(), stored.path / DECODER)
     decoder = runtime.open(stored.decoder, stored.path / DECODER)
     model = Model.open(stored, runtime=runtime)
     z = np.random.default_rng(0).standard_normal((ROWS, latent_dim)).astype(np.float32)
@@ -73,7 +71,7 @@ def ours(stored: StoredModel, images: Pixels) -> dict[str, Way]:
         graphs.MEAN: zeros,
         graphs.LOG_VAR: zeros,
         graphs.NOISE: z[None],
-        graphs.SHAPE: np.array([1, ROWS, pixels], np.int64),
+        graphs.SHAPE: np.array([1, ROWS, -1], np.int64),
     }
 
     def decode_then_numpy() -> NDArray[np.float32]:

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store import StoredModel
-from service.engine.likelihood import likelihood_of
 from training.data.sources import read_source
 from training.networks.vae import Decoder
 from training.publish.evaluation import fresh_binarisation
@@ -38,10 +37,10 @@ def image_sets(
         return chosen.astype(np.float32) / np.float32(255 if test.dtype == np.uint8 else 1)
 
     z = torch.randn(num_images[drawn], stored.manifest.latent_dim, generator=generator, dtype=torch.float64)
-    parameters = zip(decoder.likelihood.outputs, decoder(z.float()), strict=True)
-    likelihood = likelihood_of(stored.manifest.likelihood)
-    pixels = likelihood.sample({name: each.numpy() for name, each in parameters}, np.random.default_rng([seed, 1]))
-    yield drawn, torch.from_numpy(pixels), z
+    parameters = [each.flatten(1).unsqueeze(1) for each in decoder(z.float())]
+    uniform = torch.rand(len(z), 1, decoder.likelihood.num_uniforms, generator=generator)
+    pixels = decoder.likelihood.sample(uniform, *parameters)
+    yield drawn, pixels.reshape(-1, *stored.manifest.image.chw), z
     grey = draw(inside, num_images[own])
     familiar = fresh_binarisation(grey, "dynamic", seed=seed) if binary else grey
     images = torch.from_numpy(familiar).float()

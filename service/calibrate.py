@@ -25,6 +25,7 @@ from service.arguments import add_number
 from service.engine.acceptance import DEFAULT_MAX_NUM_SAMPLES, accept
 from service.engine.arrays import Float64Array
 from service.engine.calibration import calibrate, guarantees
+from service.engine.format1 import likelihood_graph_of
 from service.engine.model import Pixels
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS, TooFewSamplesError, check_request
 from service.engine.runtime import DEVICE_ERRORS, Runtime
@@ -133,7 +134,12 @@ def _run(parsed: argparse.Namespace) -> None:
         f"graphs and metrics are those of version {stored.manifest.version}",
     )
     published = publish(
-        parsed.store, _described(stored, new), encoder=stored.encoder, decoder=stored.decoder, calibration=arrays
+        parsed.store,
+        _described(stored, new),
+        encoder=stored.encoder,
+        decoder=stored.decoder,
+        likelihood=likelihood_graph_of(stored),
+        calibration=arrays,
     )
     print(f"published {published.path}")
 

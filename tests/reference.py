@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from service.engine.calibration import calibrate
-from service.engine.likelihood import likelihood_of
 from service.engine.model import Model
 from service.engine.preparation import Preparation
 from service.engine.proposal import standard_normal
 from service.engine.runtime import Runtime
+from tests.likelihoods import reference_of
 from tests.toys import AnyArray, Toy
 
 
@@ -23,6 +23,7 @@ def load(toy: Toy, *, chunk_rows: int = 512) -> Model:
         toy.description,
         toy.encoder,
         toy.decoder,
+        toy.likelihood,
         runtime=Runtime("cpu"),
         calibration=toy.calibration,
         chunk_rows=chunk_rows,
@@ -57,5 +58,5 @@ def log_weights(toy: Toy, pixels: AnyArray, *, proposal: str, num_samples: int, 
     log_ratio = (norm.logpdf(z) - norm.logpdf(z, mean, scale)).sum(axis=-1)  # [B, K]
     parameters = run(toy.decoder, z=z.reshape(-1, z.shape[2]))
     shaped = {name: value.reshape(*z.shape[:2], *x.shape[1:]) for name, value in parameters.items()}
-    likelihood = likelihood_of(toy.description.likelihood)
+    likelihood = reference_of(toy.description.likelihood)
     return np.asarray(likelihood.log_prob(x[:, None].astype(np.float64), shaped) + log_ratio)

@@ -118,12 +118,11 @@ def test_nothing_that_serves_can_unpickle() -> None:
 # (app.py, problems.py, model.py) is used by rooms only where it is named here, and then uses no room itself.
 ROOMS: dict[str, dict[str, set[str]]] = {
     "service.engine": {
-        "likelihood": {"builder"},
+        "format1": {"arrays"},
         "posterior": {
-            "arrays", "blocks", "chunks", "graphs", "likelihood", "matrices", "preparation", "proposal",
-            "runtime", "verification",
+            "arrays", "blocks", "chunks", "graphs", "matrices", "preparation", "proposal", "runtime", "verification",
         },
-        "anomaly": {"arrays", "chunks", "likelihood", "proposal"},
+        "anomaly": {"arrays", "chunks", "posterior", "preparation", "proposal"},
     },
     "service.web": {
         "operations": {"answer_size", "memory", "problems", "responses", "schemas"},
@@ -214,8 +213,7 @@ def test_no_room_uses_what_is_put_together_from_rooms() -> None:
             further = {name for name in graph[waiting.pop()] if within(name, {package})} - below
             below |= further
             waiting += further
-        allowed = {"service.engine.likelihood"}  # by graphs.py, until densities live in the store
-        assert below & named - allowed == set(), package
+        assert below & named == set(), package
 
 
 def test_the_map_shows_every_room_and_no_other() -> None:

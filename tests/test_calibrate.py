@@ -14,6 +14,7 @@ from model_store import Description, ImageShape, PixelPreparation, list_versions
 from service.__main__ import main
 from service.engine.anomaly.detector import fitting_images
 from service.engine.chunks import complete
+from service.engine.format1 import likelihood_graph_of
 from service.engine.model import Model
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.bottom_k import BottomKSketch
@@ -37,7 +38,14 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 def store(tmp_path: Path) -> Path:
     toy = bernoulli_toy(SHAPE, 3, name="toy", preparation=PixelPreparation(binarisation="dynamic"))
     root = tmp_path / "store"
-    publish(root, toy.description, encoder=toy.encoder, decoder=toy.decoder, calibration=toy.calibration)
+    publish(
+        root,
+        toy.description,
+        encoder=toy.encoder,
+        decoder=toy.decoder,
+        likelihood=toy.likelihood,
+        calibration=toy.calibration,
+    )
     return root
 
 
@@ -121,6 +129,7 @@ def publish_trained_on(store: Path, trained: AnyArray) -> None:
         Description(**{name: fields[name] for name in Description.model_fields} | {"provenance": provenance}),
         encoder=stored.encoder,
         decoder=stored.decoder,
+        likelihood=likelihood_graph_of(stored),
         calibration=stored.calibration,
     )
 

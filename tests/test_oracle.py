@@ -7,12 +7,12 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from model_store import DiscretisedLogisticSpec, GaussianSpec, ImageShape, LikelihoodSpec
+from model_store import ImageShape, LikelihoodSpec
 from service.engine.chunks import complete
-from service.engine.likelihood import Bernoulli, Gaussian, likelihood_of
 from service.engine.posterior.estimate import LogLikelihood
 from service.engine.proposal import standard_normal
 from tests import reference
+from tests.likelihoods import GAUSSIAN_WITH_SCALE, Bernoulli, Gaussian, discretised_logistic, gaussian, reference_of
 from tests.rounding import FLOAT64, FUNCTION, gamma, network_error, sampling_error, sum_error
 from tests.toys import AnyArray, LinearGaussian, bernoulli_toy, nonlinear_toy
 
@@ -182,9 +182,7 @@ def test_bernoulli_evidence_is_the_integral_over_z_and_sums_to_one(latent_dim: i
 
 @pytest.mark.parametrize("proposal", ["encoder", "laplace"])
 @pytest.mark.parametrize("latent_dim", [1, 2])
-@pytest.mark.parametrize(
-    "likelihood", [GaussianSpec(scale=None), GaussianSpec(scale=0.3), DiscretisedLogisticSpec(levels=3)], ids=str
-)
+@pytest.mark.parametrize("likelihood", [GAUSSIAN_WITH_SCALE, gaussian(0.3), discretised_logistic(3)], ids=str)
 def test_evidence_is_the_integral_over_z_whatever_the_likelihood(
     likelihood: LikelihoodSpec, latent_dim: int, proposal: str
 ) -> None:
@@ -193,9 +191,9 @@ def test_evidence_is_the_integral_over_z_whatever_the_likelihood(
     x = np.array(list(itertools.product([0, 0.5, 1], repeat=shape.size)), np.float32).reshape(-1, *shape.chw)
     nodes, log_measure = quadrature(latent_dim)
     parameters = reference.run(toy.decoder, z=nodes)
-    log_prob = likelihood_of(likelihood).log_prob(x[:, None], parameters)
+    log_prob = reference_of(likelihood).log_prob(x[:, None], parameters)
     exact = logsumexp(log_prob + log_measure, axis=1)
-    if isinstance(likelihood, DiscretisedLogisticSpec):
+    if likelihood.levels:
         # every image of three levels
         np.testing.assert_allclose(logsumexp(exact), 0, atol=quadrature_error(log_prob, log_measure))
 

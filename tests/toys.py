@@ -9,19 +9,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from scipy.stats import multivariate_normal
 
-from model_store import (
-    BernoulliSpec,
-    CalibrationProtocol,
-    Description,
-    GaussianSpec,
-    ImageShape,
-    LikelihoodSpec,
-    PixelPreparation,
-    Provenance,
-)
-from service.engine.likelihood import likelihood_of
-
-AnyArray = NDArray[Any]
+from model_store import CalibrationProtocol, Description, ImageShape, LikelihoodSpec, PixelPreparation, Provenance
+from tests.likelihoods import BERNOULLI, gaussian, graph_of, reference_of
+from tests.likelihoods import AnyArray as AnyArray
 
 
 @dataclass(frozen=True)
@@ -32,6 +22,11 @@ class Toy:
     encoder: bytes
     decoder: bytes
     calibration: dict[str, NDArray[np.float64]]
+
+    @property
+    def likelihood(self) -> bytes:
+        """likelihood.onnx."""
+        return graph_of(self.description.likelihood, self.description.image.size)
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ class LinearGaussian:
         )
         scores = self.log_likelihood(self.draw(200, shape, seed=99))
         return Toy(
-            describe(name, shape, gain.shape[1], GaussianSpec(scale=self.scale), num_images=200),
+            describe(name, shape, gain.shape[1], gaussian(self.scale), num_images=200),
             encoder,
             decoder,
             {"log_likelihood": scores, "elbo": scores - 0.5},
@@ -132,14 +127,14 @@ def bernoulli_toy(
         outputs={"mean": ["batch", latent_dim], "log_var": ["batch", latent_dim]},
     )
     scores = rng.normal(-0.7 * shape.size, 2, 50)
-    description = describe(name, shape, latent_dim, BernoulliSpec(), num_images=50, preparation=preparation)
+    description = describe(name, shape, latent_dim, BERNOULLI, num_images=50, preparation=preparation)
     return Toy(description, encoder, decoder, {"log_likelihood": scores, "elbo": scores - 1})
 
 
 def nonlinear_toy(likelihood: LikelihoodSpec, shape: ImageShape, latent_dim: int, *, seed: int = 6) -> Toy:
     """A random two-layer pair for any likelihood; a scale, where the decoder gives one, varies about exp(−1.5)."""
     rng = np.random.default_rng(seed)
-    outputs = likelihood_of(likelihood).outputs
+    outputs = reference_of(likelihood).outputs
     nodes = [
         node("MatMul", "z", constant("w1", rng.standard_normal((latent_dim, 8))), out="h"),
         node("Tanh", "h", out="a"),

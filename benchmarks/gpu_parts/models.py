@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_parts.record import Options, Record
-from model_store import BUNDLED, DECODER, ENCODER, Description, list_versions, open_version
+from model_store import BUNDLED, DECODER, ENCODER, LIKELIHOOD, Description, list_versions, open_version
+from service.engine.format1 import likelihood_graph_of
 from service.engine.model import Model, Pixels
 from service.engine.runtime import Runtime
 
@@ -26,12 +27,19 @@ class Graphs:
     description: Description
     encoder: bytes
     decoder: bytes
+    likelihood: bytes
     calibration: Mapping[str, NDArray[np.float64]] | None = None
 
     def open(self, runtime: Runtime, **keywords: Any) -> Model:
         """The engine's model."""
         return Model(
-            self.description, self.encoder, self.decoder, runtime=runtime, calibration=self.calibration, **keywords
+            self.description,
+            self.encoder,
+            self.decoder,
+            self.likelihood,
+            runtime=runtime,
+            calibration=self.calibration,
+            **keywords,
         )
 
 
@@ -57,7 +65,9 @@ def load(name: str, options: Options) -> Graphs:
     """A model by its name."""
     if name in list_versions(BUNDLED):
         stored = open_version(BUNDLED, name)
-        return Graphs(name, stored.manifest, stored.encoder, stored.decoder, stored.calibration)
+        return Graphs(
+            name, stored.manifest, stored.encoder, stored.decoder, likelihood_graph_of(stored), stored.calibration
+        )
     if options.models is not None:
         return _read(options.models / name)
     return exported(name)
@@ -72,7 +82,7 @@ def exported(name: str) -> Graphs:
     shape = SMALL_IMAGE if size == "small" else REAL_IMAGE
     images = np.random.default_rng(11).integers(0, 256, (64, *shape), np.uint8)
     found = export(PRESETS[PRESETS.index(preset)], likelihood, images, **(SMALL if size == "small" else {}))
-    return Graphs(name, found.description, found.graphs.encoder, found.graphs.decoder)
+    return Graphs(name, found.description, found.graphs.encoder, found.graphs.decoder, found.graphs.likelihood)
 
 
 def digits(count: int) -> Pixels:
@@ -105,10 +115,12 @@ def export_all(record: Record, options: Options) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ENCODER).write_bytes(graphs.encoder)
             (folder / DECODER).write_bytes(graphs.decoder)
+            (folder / LIKELIHOOD).write_bytes(graphs.likelihood)
             (folder / DESCRIPTION).write_text(graphs.description.model_dump_json())
             record.row("models", model=name, bytes=len(graphs.encoder) + len(graphs.decoder))
 
 
 def _read(folder: Path) -> Graphs:
     description = Description.model_validate_json((folder / DESCRIPTION).read_text())
-    return Graphs(folder.name, description, (folder / ENCODER).read_bytes(), (folder / DECODER).read_bytes())
+    encoder, decoder, likelihood = ((folder / file).read_bytes() for file in (ENCODER, DECODER, LIKELIHOOD))
+    return Graphs(folder.name, description, encoder, decoder, likelihood)

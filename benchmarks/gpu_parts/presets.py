@@ -13,6 +13,7 @@ from service.engine.runtime import Runtime
 from tests.toys import describe
 from training.configuration import LikelihoodKind, Preset
 from training.fit.recipes import complete_configuration
+from training.likelihoods import spec_of
 from training.networks.vae import Vae, build_vae
 from training.publish.export import ExportedGraphs, export
 
@@ -33,7 +34,8 @@ class Exported:
 
     def open(self, runtime: Runtime, **keywords: Any) -> Model:
         """The engine's model of it."""
-        return Model(self.description, self.graphs.encoder, self.graphs.decoder, runtime=runtime, **keywords)
+        made = self.graphs
+        return Model(self.description, made.encoder, made.decoder, made.likelihood, runtime=runtime, **keywords)
 
 
 def exported(preset: Preset, likelihood: str, images: NDArray[np.uint8], **sizes: Any) -> Exported:
@@ -42,5 +44,5 @@ def exported(preset: Preset, likelihood: str, images: NDArray[np.uint8], **sizes
     vae = build_vae(configuration, torch.from_numpy(np.asarray(images.mean(axis=0) / 255, np.float32)))
     channels, height, width = images.shape[1:]
     shape = ImageShape(channels=channels, height=height, width=width)
-    description = describe(preset, shape, configuration.latent_dim, vae.likelihood.spec, num_images=1)
+    description = describe(preset, shape, configuration.latent_dim, spec_of(vae.likelihood), num_images=1)
     return Exported(vae, description, export(vae))

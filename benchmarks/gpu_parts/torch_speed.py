@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,9 +17,8 @@ from torch import Tensor
 from gpu_parts.presets import PRESETS, SMALL, Exported, exported
 from gpu_parts.record import Options, Record, quartiles, repeated
 from service.engine import graphs
-from service.engine.graphs import DecoderGraphs
-from service.engine.likelihood import likelihood_of
 from service.engine.runtime import Runtime
+from service.engine.verification import read_graphs
 
 REPEATS, SECONDS = 30, 4.0
 SAME = 1e-5
@@ -86,13 +84,13 @@ def _onnxruntime(
     runtime = Runtime("cuda" if options.device == "cuda" else "cpu")
     output = {"encode": "mean", "decode": "logits", "log weight": graphs.LOG_WEIGHT}[operation]
     if operation == "log weight":
-        likelihood = likelihood_of(model.description.likelihood)
-        written = DecoderGraphs(onnx.load_from_string(model.graphs.decoder), likelihood, model.description)
+        made = model.graphs
+        written = read_graphs(model.description, made.encoder, made.decoder, made.likelihood, Path(operation))
         graph = written.log_weight()
         x, size = inputs["x"], model.description.image.size
         given: dict[str, Any] = {graphs.X: x.reshape(len(x), 1, size), graphs.MEAN: inputs["mean"]}
         given |= {graphs.LOG_VAR: inputs["log_var"], graphs.NOISE: inputs["noise"]}
-        given[graphs.SHAPE] = np.array([len(x), SAMPLES, size], np.int64)
+        given[graphs.SHAPE] = np.array([len(x), SAMPLES, -1], np.int64)
     else:
         graph, given = getattr(model.graphs, f"{operation}r"), dict(inputs)
     session = runtime.open(graph, Path(operation))

@@ -5,6 +5,7 @@ model draws itself, to which an honest model has honest answers however odd its 
 stored scores say of the decoder.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store import CALIBRATION, DECODER, ENCODER, LATENT, MANIFEST, Description, InvalidArtifactError, StoredModel
+from model_store import (
+    CALIBRATION,
+    DECODER,
+    ENCODER,
+    LATENT,
+    LIKELIHOOD,
+    MANIFEST,
+    Description,
+    InvalidArtifactError,
+    StoredModel,
+)
+from service.engine import graphs
 from service.engine.anomaly.statistics import restored
-from service.engine.arrays import Float64Array
+from service.engine.arrays import Float32Array, Float64Array
+from service.engine.builder import PREFIX
 from service.engine.chunks import complete
-from service.engine.graph_check import check_shape, read_graph
-from service.engine.likelihood import likelihood_of
-from service.engine.likelihood.base import Parameters
+from service.engine.format1 import likelihood_graph_of
+from service.engine.graph_check import check_shape
+from service.engine.graphs import DecoderGraphs
 from service.engine.model import DEFAULT_MAX_STEPS, Model, Pixels
 from service.engine.preparation import Preparation
 from service.engine.proposal import DEFAULT_SEED, MIN_NUM_SAMPLES, standard_normal
 from service.engine.runtime import Runtime, Session, blaming
+from service.engine.verification import read_graphs
 
 DEFAULT_MAX_NUM_SAMPLES = 100_000
 _LARGEST = 1e6
 """Of a decoder's output, or a code: neither logits nor codes under a standard normal prior come near it."""
 _LARGEST_LOG_VAR = 87.0
 """float32 holds exp(±87), and not much beyond."""
-_SCALES = (1e-9, 1e9)
-"""Between these a scale, its inverse and their squares are numbers of float32."""
 _SCORED_IMAGES = 4
 _SCORED_SAMPLES = 400
 _CODES = 64
 _FEWEST_CODES = 8
+_CHECKED_IMAGES, _DISAGREEMENT = 4, 1e-3
+_DRAWS = 4
+"""Among which a likely image is looked for: the mean of a distribution with two peaks is none."""
 _SLACK, _RELATIVE_SLACK = 10.0, 0.1  # nats, and of the larger figure
 
 
@@ -53,8 +68,7 @@ def accept(
     """
     description, folder = stored.manifest, stored.path
     check_description(description, folder / MANIFEST, max_num_samples=max_num_samples)
-    rows = chunk_rows or runtime.blocks.chunk_rows(description.image.size)
-    pixels = _check_graphs(stored, runtime, rows)
+    pixels = _check_graphs(stored, runtime, chunk_rows)
     model = Model.open(stored, runtime=runtime, chunk_rows=chunk_rows, max_steps=max_steps)
     with blaming(folder / DECODER):
         _check_scores(model, pixels[:_SCORED_IMAGES], folder / DECODER)
@@ -67,15 +81,6 @@ def check_description(description: Description, file: Path, *, max_num_samples: 
     Raises:
         InvalidArtifactError.
     """
-    scales = {
-        "preparation.scale": description.preparation.scale,
-        "likelihood.scale": getattr(description.likelihood, "scale", None),
-    }
-    for name, scale in scales.items():
-        if scale is not None and not _SCALES[0] <= scale <= _SCALES[1]:
-            raise InvalidArtifactError(
-                file, f"{name} is {scale:g}; it must be between {_SCALES[0]:g} and {_SCALES[1]:g}"
-            )
     if description.calibration.num_samples > max_num_samples:
         raise InvalidArtifactError(
             file,
@@ -84,30 +89,32 @@ def check_description(description: Description, file: Path, *, max_num_samples: 
         )
 
 
-def _check_graphs(stored: StoredModel, runtime: Runtime, num_rows: int) -> Pixels:
-    """Run both graphs on as many rows as requests make them run at once; the images [N, C, H, W] they were asked of.
+def _check_graphs(stored: StoredModel, runtime: Runtime, chunk_rows: int | None) -> Pixels:
+    """Run all graphs on as many rows as requests make them run at once; the images [N, C, H, W] they were asked of.
 
     Latent codes are the origin and draws from the prior; the images are what the decoder makes of them.
     """
     description, folder = stored.manifest, stored.path
-    chw, latent = description.image.chw, (description.latent_dim,)
-    likelihood = likelihood_of(description.likelihood)
-    preparation = Preparation(description.preparation, description.image, likelihood.levels)
-    file = folder / DECODER
-    read_graph(stored.decoder, file, inputs={"z": latent}, outputs=dict.fromkeys(likelihood.outputs, chw))
+    likelihood = likelihood_graph_of(stored)
+    written = read_graphs(description, stored.encoder, stored.decoder, likelihood, folder)
+    preparation = Preparation(description.preparation, description.image, description.likelihood.levels)
+    num_rows = chunk_rows or runtime.blocks.chunk_rows(written.numbers_a_row)
     latents = standard_normal(max(2, num_rows), description.latent_dim, seed=DEFAULT_SEED)
     latents[0] = 0
-    decoder = runtime.open(stored.decoder, file)
-    parameters = _run(decoder, {"z": latents}, dict.fromkeys(likelihood.outputs, chw), file)
+    file = folder / DECODER
+    parameters = _run(runtime.open(stored.decoder, file), {"z": latents}, written.outputs, file)
     for name, values in parameters.items():
         _check_finite(file, name, values, "latent codes drawn from the prior", allowed=0)
         _check_range(file, name, values, _LARGEST)
-    _check_codes(stored, decoder, preparation)
-    pixels = preparation.restore(likelihood.mean(parameters))
 
-    file = folder / ENCODER
-    read_graph(stored.encoder, file, inputs={"x": chw}, outputs={"mean": latent, "log_var": latent})
-    codes = {"mean": latent, "log_var": latent}
+    density = _Density(written, description, preparation, runtime, folder / LIKELIHOOD)
+    x = density.mean(latents)
+    _check_finite(density.file, "mean", x, "latent codes drawn from the prior", allowed=0)
+    density.check(latents[:_CHECKED_IMAGES])
+    _check_codes(stored, density)
+
+    pixels = preparation.restore(x)
+    file, codes = folder / ENCODER, {"mean": description.latent_dim, "log_var": description.latent_dim}
     posterior = _run(runtime.open(stored.encoder, file), {"x": preparation.prepare(pixels)}, codes, file)
     for name, largest in (("mean", _LARGEST), ("log_var", _LARGEST_LOG_VAR)):
         _check_finite(file, name, posterior[name], "images that the model draws", allowed=len(pixels) // 2)
@@ -115,14 +122,90 @@ def _check_graphs(stored: StoredModel, runtime: Runtime, num_rows: int) -> Pixel
     return pixels
 
 
+class _Density:
+    """p(x|z), asked by the graphs that are built of decoder.onnx and likelihood.onnx; `file` is what errors name."""
+
+    def __init__(
+        self, written: DecoderGraphs, description: Description, preparation: Preparation, runtime: Runtime, file: Path
+    ) -> None:
+        self.file = file
+        self._description = description
+        self._preparation = preparation
+        self._num_uniforms = written.num_uniforms
+        self._mean = runtime.open(written.mean(), file)
+        self._sample = runtime.open(written.sample(), file)
+        self._pixel_log_prob = runtime.open(written.pixel_log_prob(), file)
+        self._surprise = runtime.open(written.surprise(), file)
+        self._log_weight = runtime.open(written.log_weight(), file)
+
+    def mean(self, latents: Float32Array) -> Float32Array:
+        """E[x|z]: [N, D] → [N, C, H, W]."""
+        images: Float32Array = self._ask(self._mean, graphs.IMAGES, self._description.image.chw, {"z": latents})
+        return images
+
+    def check(self, latents: Float32Array) -> None:
+        """Refuse a graph whose outputs have other shapes, or contradict one another.
+
+        Raises:
+            InvalidArtifactError.
+        """
+        count, size = len(latents), self._description.image.size
+        x = self.draw(latents, seed=DEFAULT_SEED)
+        with np.errstate(all="ignore"):
+            by_pixel = self._by_pixel(latents, x)
+            self._ask(self._surprise, graphs.SURPRISE, (1, size), {"z": latents, graphs.X: x})
+            zeros = np.zeros((count, 1, self._description.latent_dim), np.float32)
+            inputs = {graphs.X: x, graphs.MEAN: zeros, graphs.LOG_VAR: zeros, graphs.NOISE: latents[:, None]}
+            shape = np.array([count, 1, -1], np.int64)
+            found = self._ask(self._log_weight, graphs.LOG_WEIGHT, (1,), {**inputs, graphs.SHAPE: shape})[:, 0]
+            allowed = _DISAGREEMENT * (1 + np.abs(by_pixel).sum(axis=1))
+            wrong = int((np.abs(found - by_pixel.sum(axis=1)) > allowed).sum())
+        if wrong:
+            problem = f"log_prob is not the sum of pixel_log_prob for {wrong} of {count} images that the model draws"
+            raise InvalidArtifactError(self.file, problem)
+
+    def draw(self, latents: Float32Array, *, seed: int) -> Float32Array:
+        """x ~ p(x|z): [N, D] → [N, 1, P]."""
+        uniform = np.random.default_rng(seed).random((len(latents), 1, self._num_uniforms), np.float32)
+        shape = (1, self._description.image.size)
+        x: Float32Array = self._ask(self._sample, graphs.IMAGES, shape, {"z": latents, graphs.UNIFORM: uniform})
+        return x
+
+    def highest_log_prob(self, latents: Float32Array) -> Float64Array:
+        """max over x of log p(x|z), nats [N]: pixel by pixel the best of black, white, the mean, and some draws."""
+        nearest = self._preparation.prepare(self._preparation.restore(self.mean(latents)))
+        nearest = nearest.reshape(len(latents), 1, -1)
+        white = np.full_like(nearest, self._description.preparation.scale)
+        candidates = [np.zeros_like(nearest), white, nearest]
+        candidates += [self.draw(latents, seed=seed) for seed in range(_DRAWS)]
+        best = np.maximum.reduce([self._by_pixel(latents, x) for x in candidates])  # [N, P]
+        return np.asarray(best.sum(axis=1))
+
+    def _by_pixel(self, latents: Float32Array, x: Float32Array) -> Float64Array:
+        """log p(x_i|z): x [N, 1, P] → [N, P], nats."""
+        shape = (1, self._description.image.size)
+        inputs = {"z": latents, graphs.X: x}
+        found: Float64Array = self._ask(self._pixel_log_prob, graphs.PIXEL_LOG_PROB, shape, inputs)
+        return found[:, 0]
+
+    def _ask(self, session: Session, name: str, shape: tuple[int, ...], inputs: Mapping[str, NDArray[Any]]) -> Any:
+        with blaming(self.file):
+            found = session.run(inputs)[name]
+        rows = len(next(value for key, value in inputs.items() if key in ("z", graphs.X)))
+        check_shape(self.file, name.removeprefix(PREFIX), found.shape, (rows, *shape))
+        return found
+
+
 def _run(
-    session: Session, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, tuple[int, ...]], file: Path
+    session: Session, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, int], file: Path
 ) -> dict[str, NDArray[Any]]:
+    """Run a graph: outputs, each with its numbers of a row, by name."""
     with blaming(file):
         found = session.run(inputs)
     (given,) = inputs.values()
-    for name, shape in outputs.items():
-        check_shape(file, name, found[name].shape, (len(given), *shape))
+    for name, size in outputs.items():
+        rows, *rest = found[name].shape or (0,)
+        check_shape(file, name, (rows, math.prod(rest)), (len(given), size))
     return {name: found[name] for name in outputs}
 
 
@@ -140,7 +223,7 @@ def _check_range(file: Path, name: str, values: NDArray[Any], largest: float) ->
         raise InvalidArtifactError(file, f"output {name!r} is beyond ±{largest:g} in most places")
 
 
-def _check_codes(stored: StoredModel, decoder: Session, preparation: Preparation) -> None:
+def _check_codes(stored: StoredModel, density: _Density) -> None:
     """Hold the decoder against the calibration, where that has its images' codes.
 
     No image x has a higher log p(x|z) than the likeliest image at z. Stored is E_q[log p(x|z)] = ELBO + KL of each
@@ -158,10 +241,8 @@ def _check_codes(stored: StoredModel, decoder: Session, preparation: Preparation
         return
     chosen = usable[:: -(-len(usable) // _CODES)]
     file = stored.path / DECODER
-    shapes = dict.fromkeys(likelihood_of(description.likelihood).outputs, description.image.chw)
     with np.errstate(all="ignore"):
-        parameters = _run(decoder, {"z": codes[chosen].astype(np.float32)}, shapes, file)
-        highest = _highest_log_prob(description, parameters, preparation)
+        highest = density.highest_log_prob(codes[chosen].astype(np.float32))
         slack = _SLACK + _RELATIVE_SLACK * np.maximum(np.abs(highest), np.abs(expected[chosen]))
         worse = int((~(expected[chosen] <= highest + slack)).sum())
     if worse > len(chosen) / 2:
@@ -170,15 +251,6 @@ def _check_codes(stored: StoredModel, decoder: Session, preparation: Preparation
             f"cannot have given the scores in {CALIBRATION}: at the codes of {worse} of {len(chosen)} calibration "
             "images no image is as likely as those are said to be",
         )
-
-
-def _highest_log_prob(description: Description, parameters: Parameters, preparation: Preparation) -> Float64Array:
-    """max over x of log p(x|z), nats [N]: pixel by pixel the best of black, white and what is nearest to the mean."""
-    likelihood = likelihood_of(description.likelihood)
-    nearest = preparation.prepare(preparation.restore(likelihood.mean(parameters)))
-    candidates = (np.zeros_like(nearest), np.full_like(nearest, description.preparation.scale), nearest)
-    best = np.maximum.reduce([likelihood.pixel_log_prob(x, parameters) for x in candidates])  # [N, C, H, W]
-    return np.asarray(best.sum(axis=(1, 2, 3)))
 
 
 def _check_scores(model: Model, pixels: Pixels, file: Path) -> None:

@@ -9,3 +9,12 @@ Float64Array = NDArray[np.float64]
 """Of reductions, and of matrices in the latent space."""
 Indices = NDArray[np.intp]
 """Of images in a batch."""
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest number up to `most` that divides another.
+
+    >>> largest_divisor(784, 64)
+    56
+    """
+    return max(size for size in range(1, most + 1) if number % size == 0)

@@ -1,5 +1,6 @@
 """Is a stored graph what the manifest says? Checked before anything is built on it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -47,11 +48,12 @@ def parse_graph(content: bytes, file: Path) -> ModelProto:
 
 
 def read_graph(
-    content: bytes, file: Path, *, inputs: Mapping[str, Sequence[int]], outputs: Mapping[str, Sequence[int]]
+    content: bytes, file: Path, *, inputs: Mapping[str, Sequence[int]], outputs: Mapping[str, Sequence[int] | int]
 ) -> ModelProto:
     """Parse a stored graph and check that it is what the manifest says.
 
-    `inputs` and `outputs` map each tensor's name to its shape without the batch dimension, which must be dynamic.
+    `inputs` and `outputs` map each tensor's name to its shape without the batch dimension, which must be dynamic, or to
+    the product of that shape.
 
     Raises:
         InvalidArtifactError: not an ONNX graph, an operator that is refused (see operators.py), external data, an old
@@ -80,7 +82,10 @@ def _computed(model: ModelProto) -> Iterator[str]:
 
 
 def _check_tensors(
-    file: Path, role: str, found: Sequence[ValueInfoProto], expected: Mapping[str, Sequence[int]]
+    file: Path,
+    role: str,
+    found: Sequence[ValueInfoProto],
+    expected: Mapping[str, Sequence[int]] | Mapping[str, Sequence[int] | int],
 ) -> None:
     tensors = {value.name: value.type.tensor_type for value in found}
     for name in expected:
@@ -93,15 +98,18 @@ def _check_tensors(
         if tensor.elem_type != TensorProto.FLOAT:
             raise InvalidArtifactError(file, f"{role} {name!r} is not float32")
         dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-        wanted = [None, *shape]
-        if (
-            len(dims) != len(wanted)
-            or dims[0] is not None
-            or any(have not in (None, want) for have, want in zip(dims[1:], shape, strict=True))
-        ):
+        if not dims or dims[0] is not None or not _fits(dims[1:], shape):
             stated = [size if size is not None else "batch" for size in dims]
-            problem = f"{role} {name!r} has shape {stated}; the manifest says ['batch', {', '.join(map(str, shape))}]"
-            raise InvalidArtifactError(file, problem)
+            wanted = f"{shape} numbers a row" if isinstance(shape, int) else f"['batch', {', '.join(map(str, shape))}]"
+            raise InvalidArtifactError(file, f"{role} {name!r} has shape {stated}; it should have {wanted}")
+
+
+def _fits(dims: Sequence[int | None], shape: Sequence[int] | int) -> bool:
+    """Whether these dimensions, None where unknown, may be that shape, or have that product."""
+    if isinstance(shape, int):
+        known = math.prod(size for size in dims if size is not None)
+        return known == shape if None not in dims else shape % max(known, 1) == 0
+    return len(dims) == len(shape) and all(have in (None, want) for have, want in zip(dims, shape, strict=True))
 
 
 def check_shape(file: Path, output: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

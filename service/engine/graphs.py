@@ -23,9 +23,7 @@ HALF_PRECISIONS, LOG_DETS = PREFIX + "half_precisions", PREFIX + "log_dets"
 LOG_WEIGHT, ENCODER_LOG_WEIGHT = PREFIX + "log_weight", PREFIX + "encoder_log_weight"
 LOG_LIKELIHOOD, GRADIENT, INFORMATION = (PREFIX + n for n in ("log_likelihood", "gradient", "information"))
 
-UNIFORM, IMAGES, SURPRISE, PIXEL_LOG_PROB = (
-    PREFIX + n for n in ("uniform", "images", "surprise", "pixel_log_prob")
-)
+UNIFORM, IMAGES, SURPRISE, PIXEL_LOG_PROB = (PREFIX + n for n in ("uniform", "images", "surprise", "pixel_log_prob"))
 
 _WIDE = (LOG_WEIGHT, ENCODER_LOG_WEIGHT, LOG_LIKELIHOOD, GRADIENT, SURPRISE, PIXEL_LOG_PROB)
 
@@ -44,11 +42,31 @@ class DecoderGraphs:
     """
 
     def __init__(self, decoder: ModelProto, likelihood: LikelihoodGraph, description: Description) -> None:
+        opset = next(entry.version for entry in decoder.opset_import if entry.domain in ("", "ai.onnx"))
+        likelihood.convert(opset)
         self._decoder = decoder
         self._likelihood = likelihood
         self._num_pixels = description.image.size
         self._chw = description.image.chw
         self._latent_dim = description.latent_dim
+
+    @property
+    def outputs(self) -> Mapping[str, int]:
+        """The decoder's outputs by name, each with its numbers of a row."""
+        return self._likelihood.outputs
+
+    @property
+    def numbers_a_row(self) -> int:
+        """What one decoder row is counted as, where memory is: its pixels, or what it says of them where that is more.
+
+        A mixture says a hundred numbers of each pixel.
+        """
+        return max(self._num_pixels, sum(self._likelihood.outputs.values()) - self._num_pixels)
+
+    @property
+    def num_uniforms(self) -> int:
+        """Uniform numbers that one image of `sample` takes."""
+        return self._likelihood.num_uniforms
 
     def mean(self) -> bytes:
         """E[x|z] in x's unit: z → `images` [N, C, H, W]."""

@@ -30,7 +30,6 @@ class LikelihoodGraph:
         content: the file.
         file: where it came from, for error messages.
         num_pixels: P = C·H·W.
-        opset: of the decoder's operators, which the likelihood's become part of.
 
     Attributes:
         outputs: the decoder's outputs by name, in order, each with its size Q of a row.
@@ -40,17 +39,11 @@ class LikelihoodGraph:
         InvalidArtifactError: it lacks an input or output, or has one of another type or size.
     """
 
-    def __init__(self, content: bytes, file: Path, *, num_pixels: int, opset: int) -> None:
-        self._file = file
+    def __init__(self, content: bytes, file: Path, *, num_pixels: int) -> None:
+        self.file = file
         model = parse_graph(content, file)
-        if model.functions:
-            model = inliner.inline_local_functions(model)
-        if model.opset_import[0].version != opset:
-            try:
-                model = version_converter.convert_version(model, opset)
-            except RuntimeError as error:
-                raise InvalidArtifactError(file, f"cannot be converted to the decoder's opset {opset}") from error
-        self._graph = model.graph
+        self._model = inliner.inline_local_functions(model) if model.functions else model
+        self._graph = self._model.graph
         sizes = {value.name: self._size(value) for value in self._graph.input}
         for name in (X, UNIFORM):
             if name not in sizes:
@@ -67,6 +60,20 @@ class LikelihoodGraph:
         for name, wanted in _TYPES.items():
             if types.get(name) != wanted:
                 raise InvalidArtifactError(file, f"output {name!r} is missing, or of another type")
+
+    def convert(self, opset: int) -> None:
+        """Write it in another version of ONNX's operators: those of the decoder, whose graph it becomes part of.
+
+        Raises:
+            InvalidArtifactError: that cannot be done.
+        """
+        if next(entry.version for entry in self._model.opset_import if entry.domain in ("", "ai.onnx")) == opset:
+            return
+        try:
+            self._model = version_converter.convert_version(self._model, opset)
+        except RuntimeError as error:
+            raise InvalidArtifactError(self.file, f"cannot be converted to the decoder's opset {opset}") from error
+        self._graph = self._model.graph
 
     def append(self, builder: GraphBuilder, wanted: Sequence[str], inputs: Mapping[str, str]) -> list[str]:
         """Append the nodes that compute some outputs; returns the names of their results.
@@ -95,7 +102,7 @@ class LikelihoodGraph:
         kind = value.type.tensor_type
         dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
         if kind.elem_type != TensorProto.FLOAT or len(dims) != 3 or dims[0] is not None or not dims[2]:
-            raise InvalidArtifactError(self._file, f"input {value.name!r} is not float32 ['batch', rows, a size]")
+            raise InvalidArtifactError(self.file, f"input {value.name!r} is not float32 ['batch', rows, a size]")
         return int(dims[2])
 
 

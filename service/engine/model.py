@@ -10,15 +10,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
+from model_store import (
+    CALIBRATION,
+    DECODER,
+    ENCODER,
+    Description,
+    InvalidArtifactError,
+    Manifest,
+    StoredModel,
+)
 from service.engine.anomaly.complexity import complexity
 from service.engine.anomaly.detector import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
-from service.engine.anomaly.explanation import NUM_DRAWS, surprise
+from service.engine.anomaly.explanation import NUM_DRAWS, surprise_maps
 from service.engine.anomaly.statistics import Statistics, divergence
 from service.engine.blocks import BYTES_A_PIXEL
 from service.engine.chunks import Chunks, complete
-from service.engine.graph_check import read_graph
-from service.engine.likelihood import likelihood_of
+from service.engine.format1 import likelihood_graph_of
 from service.engine.posterior.estimate import LogLikelihood
 from service.engine.posterior.estimator import Estimator
 from service.engine.posterior.sampling import Sampler, Samples
@@ -33,7 +40,7 @@ from service.engine.proposal import (
     standard_normal,
 )
 from service.engine.runtime import CPU, Runtime, blaming
-from service.engine.verification import try_out, verify_decoder, verify_encoder
+from service.engine.verification import read_graphs, try_out, verify_decoder, verify_encoder
 
 DEFAULT_MAX_STEPS = 100
 
@@ -46,7 +53,7 @@ class Model:
 
     Args:
         description: the manifest, or what will become one.
-        encoder, decoder: the graphs' bytes, as the store's format wants them.
+        encoder, decoder, likelihood: the graphs' bytes, as the store's format wants them.
         runtime: where they run.
         calibration: scores of held-out training images; without them there are no anomaly scores.
         folder: where the files came from, for error messages.
@@ -64,6 +71,7 @@ class Model:
         description: Description,
         encoder: bytes,
         decoder: bytes,
+        likelihood: bytes,
         *,
         runtime: Runtime,
         calibration: Mapping[str, NDArray[np.float64]] | None = None,
@@ -74,30 +82,22 @@ class Model:
     ) -> None:
         self.description = description
         self.provider = runtime.provider
-        self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(description.image.size)
         self._detector = None if calibration is None else Detector(calibration)
-        self._likelihood = likelihood_of(description.likelihood)
-        self._preparation = Preparation(description.preparation, description.image, self._likelihood.levels)
-        chw, latent = description.image.chw, (description.latent_dim,)
-        read_graph(encoder, folder / ENCODER, inputs={"x": chw}, outputs={"mean": latent, "log_var": latent})
-        parameters = dict.fromkeys(self._likelihood.outputs, chw)
-        decoder_graph = read_graph(decoder, folder / DECODER, inputs={"z": latent}, outputs=parameters)
+        self._preparation = Preparation(description.preparation, description.image, description.likelihood.levels)
+        written = read_graphs(description, encoder, decoder, likelihood, folder)
+        self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(written.numbers_a_row)
+        self._run_bytes = 6 * self._chunk_rows * BYTES_A_PIXEL * written.numbers_a_row
         self._encoder = runtime.open(encoder, folder / ENCODER)
-        self._decoder = runtime.open(decoder, folder / DECODER)
-        try_out(self._encoder, self._decoder, self._preparation, description, self._likelihood.outputs, folder)
+        decoder_alone = runtime.open(decoder, folder / DECODER)
+        try_out(self._encoder, decoder_alone, self._preparation, description, written.outputs, folder)
+        chw = description.image.chw
         with blaming(folder):
             noise = np.random.default_rng(DEFAULT_SEED).random((2, *chw), np.float32)
             verify_encoder(runtime, encoder, self._encoder, self._preparation.prepare(noise), folder / ENCODER)
-            verify_decoder(runtime, decoder, self._decoder, description.latent_dim, folder / DECODER)
+            verify_decoder(runtime, decoder, decoder_alone, description.latent_dim, folder / DECODER)
         with blaming(folder / DECODER):
             self._sampler = Sampler(
-                decoder_graph,
-                self._decoder,
-                self._likelihood,
-                description,
-                runtime=runtime,
-                file=folder / DECODER,
-                chunk_rows=self._chunk_rows,
+                written, description, runtime=runtime, file=folder / DECODER, chunk_rows=self._chunk_rows
             )
             self._estimator = Estimator(
                 self._sampler, num_pixels=description.image.size, max_steps=max_steps, blocks=runtime.blocks
@@ -123,6 +123,7 @@ class Model:
             stored.manifest,
             stored.encoder,
             stored.decoder,
+            likelihood_graph_of(stored),
             runtime=runtime,
             calibration=stored.calibration,
             folder=stored.path,
@@ -150,7 +151,7 @@ class Model:
     @property
     def run_bytes(self) -> int:
         """Bytes of memory that its graphs keep once each has run as many rows as it may."""
-        return 6 * self._chunk_rows * BYTES_A_PIXEL * self.description.image.size
+        return self._run_bytes
 
     def encode(self, pixels: Pixels) -> Chunks[DiagonalGaussian]:
         """q(z|x): images [B, C, H, W] → mean and log_var [B, D]."""
@@ -161,8 +162,7 @@ class Model:
         images = np.empty((len(latents), *self.description.image.chw), np.float32)
         for start in range(0, len(latents), self._chunk_rows):
             rows = slice(start, start + self._chunk_rows)
-            parameters = self._decoder.run({"z": np.asarray(latents[rows], np.float32)})
-            images[rows] = self._preparation.restore(self._likelihood.mean(parameters))
+            images[rows] = self._preparation.restore(self._sampler.decode(latents[rows]))
             yield
         return images
 
@@ -250,7 +250,9 @@ class Model:
             num_draws=NUM_DRAWS if explain else 0,
         )
         scores = yield from self._detector.judge(statistics, chosen, alpha=alpha, fdr=fdr)
-        return replace(scores, explanation=(yield from self._explain(x, latents))) if explain else scores
+        if not explain:
+            return scores
+        return replace(scores, explanation=(yield from surprise_maps(x, latents, self._sampler)))
 
     def _encode(self, x: PreparedImages) -> Chunks[DiagonalGaussian]:
         mean = np.empty((len(x), self.description.latent_dim), np.float32)
@@ -285,12 +287,3 @@ class Model:
             mean=posterior.mean.astype(np.float64),
         )
         return statistics, inference.latents
-
-    def _explain(self, x: PreparedImages, latents: NDArray[np.float32]) -> Chunks[NDArray[np.float64]]:
-        """Prepared images [B, C, H, W] and draws from their posteriors [B, R, D] → surprise [B, C, H, W], nats."""
-        maps = np.empty(x.shape)
-        for index in range(len(x)):
-            self._sampler.rows_run += len(latents[index])
-            maps[index] = surprise(x[index : index + 1][0], self._decoder.run({"z": latents[index]}), self._likelihood)
-            yield
-        return maps

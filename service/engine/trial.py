@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from model_store import (
-    CALIBRATION,
     DECODER,
     ENCODER,
+    HASHED_FILES,
+    LIKELIHOOD,
     MANIFEST,
     InvalidArtifactError,
     StoreError,
@@ -88,7 +89,8 @@ def try_out(request: Request, send: Send) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - whatever a version brings about is the end of this version only
         refusal = InvalidArtifactError(runtime.file, f"{type(error).__name__}: {error}")
     else:
-        graph_bytes = {ENCODER: len(stored.encoder), DECODER: len(stored.decoder)}
+        graphs = {ENCODER: stored.encoder, DECODER: stored.decoder, LIKELIHOOD: stored.likelihood or b""}
+        graph_bytes = {file: len(content) for file, content in graphs.items()}
         return {"passed": stored.digest, "graph_bytes": graph_bytes}
     return {"refused": refusal.problem, "file": refusal.file.name}
 
@@ -162,7 +164,7 @@ def _end_with_parent() -> None:
 def _limit(request: Request) -> None:
     """Bound memory and processor time from here on, beside what earlier requests have taken."""
     folder, size = Path(request.root, request.name, str(request.version)), 0
-    for file in (ENCODER, DECODER, CALIBRATION):
+    for file in HASHED_FILES:
         with suppress(OSError):
             size += min((folder / file).stat().st_size, _LARGEST_FILE)
     _lower(resource.RLIMIT_AS, _address_space() + request.memory_bytes + _BYTES_A_BYTE * size)

@@ -1,13 +1,16 @@
-"""Do a model's graphs run, and does a GPU compute their numbers as the CPU does?"""
+"""Are a model's graphs what the manifest says, do they run, and does a GPU compute their numbers as the CPU does?"""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store import DECODER, ENCODER, Description
-from service.engine.graph_check import check_shape
+from model_store import DECODER, ENCODER, LIKELIHOOD, Description
+from service.engine.graph_check import check_shape, read_graph
+from service.engine.graphs import DecoderGraphs
+from service.engine.likelihood_graph import LikelihoodGraph
 from service.engine.preparation import Preparation
 from service.engine.proposal import DEFAULT_SEED, standard_normal
 from service.engine.runtime import Runtime, Session, blaming
@@ -19,19 +22,34 @@ CURVATURE_TOLERANCE = 0.02
 makes some 10⁻³, TF32 0.1."""
 
 
+def read_graphs(
+    description: Description, encoder: bytes, decoder: bytes, likelihood: bytes, folder: Path
+) -> DecoderGraphs:
+    """Check a version's graphs against its description and one another; what is to be built around its decoder.
+
+    Raises:
+        InvalidArtifactError: one of them is not what the store's format says; the message names the file.
+    """
+    chw, latent = description.image.chw, (description.latent_dim,)
+    read_graph(encoder, folder / ENCODER, inputs={"x": chw}, outputs={"mean": latent, "log_var": latent})
+    density = LikelihoodGraph(likelihood, folder / LIKELIHOOD, num_pixels=description.image.size)
+    checked = read_graph(decoder, folder / DECODER, inputs={"z": latent}, outputs=density.outputs)
+    return DecoderGraphs(checked, density, description)
+
+
 def try_out(
     encoder: Session,
     decoder: Session,
     preparation: Preparation,
     description: Description,
-    outputs: Sequence[str],
+    outputs: Mapping[str, int],
     folder: Path,
 ) -> None:
     """Run both graphs once on two images: a shape that only shows at run time is refused here, and not later.
 
     Raises:
-        InvalidArtifactError: a graph does not run, or one of its outputs (the decoder's have these names) is of another
-            shape than the description says.
+        InvalidArtifactError: a graph does not run, or one of its outputs (the decoder's have these names, and so many
+            numbers a row) is of another shape than was said.
     """
     pixels = np.zeros((2, *description.image.chw), np.float32)
     latent_shape = (2, description.latent_dim)
@@ -41,8 +59,9 @@ def try_out(
         check_shape(folder / ENCODER, name, found[name].shape, latent_shape)
     with blaming(folder / DECODER):
         found = decoder.run({"z": np.zeros(latent_shape, np.float32)})
-    for name in outputs:
-        check_shape(folder / DECODER, name, found[name].shape, pixels.shape)
+    for name, size in outputs.items():
+        rows, *rest = found[name].shape or (0,)
+        check_shape(folder / DECODER, name, (rows, math.prod(rest)), (len(pixels), size))
 
 
 def verify_encoder(runtime: Runtime, graph: bytes, session: Session, x: NDArray[np.float32], file: Path) -> None:

@@ -106,17 +106,17 @@ def test_a_model_that_cuda_computes_with_fewer_digits_is_refused(
     """cuDNN may take TF32 for one layer alone: the probe passes, the model's own numbers do not."""
     toy = bernoulli_toy(SHAPE, 3)
     card()
-    good = Model(toy.description, toy.encoder, toy.decoder, runtime=Runtime("cuda"))
+    good = Model(toy.description, toy.encoder, toy.decoder, toy.likelihood, runtime=Runtime("cuda"))
     assert good.provider == CUDA
     pixels = np.zeros((2, *SHAPE.chw), np.float32)
-    plain = Model(toy.description, toy.encoder, toy.decoder, runtime=Runtime("cpu"))
+    plain = Model(toy.description, toy.encoder, toy.decoder, toy.likelihood, runtime=Runtime("cpu"))
     np.testing.assert_array_equal(
         complete(good.log_likelihood(pixels)).log_likelihood, complete(plain.log_likelihood(pixels)).log_likelihood
     )
     monkeypatch.setattr(Runtime, "_probe", lambda runtime: None)
     card(ten_bits("MatMul", "Gemm"))
     with pytest.raises(InvalidArtifactError, match="CUDAExecutionProvider computes other numbers than the CPU: "):
-        Model(toy.description, toy.encoder, toy.decoder, runtime=Runtime("cuda"))
+        Model(toy.description, toy.encoder, toy.decoder, toy.likelihood, runtime=Runtime("cuda"))
 
 
 def test_a_difference_is_told_by_the_output_and_no_number_is_the_worst() -> None:

@@ -4,68 +4,100 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from model_store import BernoulliSpec, DiscretisedLogisticSpec, GaussianSpec, ImageShape, LikelihoodSpec
-from service.engine.anomaly.explanation import NUM_DRAWS, surprise
+from model_store import ImageShape, LikelihoodSpec
+from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.chunks import complete
-from service.engine.likelihood import likelihood_of
 from service.engine.posterior.estimator import resample
 from tests import reference
+from tests.likelihoods import (
+    BERNOULLI,
+    GAUSSIAN_WITH_SCALE,
+    discretised_logistic,
+    gaussian,
+    graph_of,
+    reference_of,
+    run_likelihood,
+)
 from tests.toys import AnyArray, LinearGaussian, bernoulli_toy, nonlinear_toy
 
 GREY = ImageShape(channels=1, height=6, width=5)
 COLOUR = ImageShape(channels=3, height=4, width=5)
 SPECS: list[LikelihoodSpec] = [
-    BernoulliSpec(),
-    GaussianSpec(scale=0.3),
-    GaussianSpec(scale=None),
-    DiscretisedLogisticSpec(levels=2),
-    DiscretisedLogisticSpec(levels=256),
+    BERNOULLI,
+    gaussian(0.3),
+    GAUSSIAN_WITH_SCALE,
+    discretised_logistic(2),
+    discretised_logistic(),
 ]
 
 
-def parameters_of(spec: LikelihoodSpec, shape: tuple[int, ...], *, seed: int = 1) -> dict[str, AnyArray]:
+def parameters_of(spec: LikelihoodSpec, *, num_images: int, num_pixels: int, seed: int = 1) -> dict[str, AnyArray]:
+    """Of each image, [B, 1, P]."""
     rng = np.random.default_rng(seed)
+    shape = num_images, 1, num_pixels
     drawn = {
         "logits": 2 * rng.standard_normal(shape),
         "loc": rng.uniform(-0.1, 1.1, shape),
         "log_scale": rng.uniform(-5, -1, shape),
     }
-    return {name: drawn[name].astype(np.float32) for name in likelihood_of(spec).outputs}
+    return {name: drawn[name].astype(np.float32) for name in reference_of(spec).outputs}
+
+
+def ask(spec: LikelihoodSpec, wanted: str, parameters: dict[str, AnyArray], **inputs: AnyArray) -> AnyArray:
+    """One output of the likelihood's graph."""
+    num_pixels = next(iter(parameters.values())).shape[-1]
+    content = graph_of(spec, num_pixels)
+    given = {"x": np.zeros((1, 1, num_pixels)), **inputs}
+    return run_likelihood(content, [wanted], {**given, **parameters})[0]
+
+
+def draw(spec: LikelihoodSpec, parameters: dict[str, AnyArray]) -> AnyArray:
+    """x ~ p(x|z): [B, 1, P]."""
+    values = next(iter(parameters.values()))
+    num_uniforms = values.shape[-1] * (2 if spec.kind == "gaussian" else 1)
+    uniform = np.random.default_rng(2).random((len(values), 1, num_uniforms), np.float32)
+    return ask(spec, "sample", parameters, uniform=uniform)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_pixels_add_up_to_the_image(spec: LikelihoodSpec) -> None:
-    likelihood, parameters = likelihood_of(spec), parameters_of(spec, (4, 3, 6, 5))
-    x = likelihood.sample(parameters, np.random.default_rng(2))
-    by_pixel = likelihood.pixel_log_prob(x, parameters)
-    assert by_pixel.shape == (4, 3, 6, 5)
-    np.testing.assert_allclose(by_pixel.sum(axis=(1, 2, 3)), likelihood.log_prob(x, parameters))
+@pytest.mark.parametrize("num_pixels", [90, 96])
+def test_pixels_add_up_to_the_image(spec: LikelihoodSpec, num_pixels: int) -> None:
+    parameters = parameters_of(spec, num_images=4, num_pixels=num_pixels)
+    x = draw(spec, parameters)
+    by_pixel = ask(spec, "pixel_log_prob", parameters, x=x)
+    assert by_pixel.shape == (4, 1, num_pixels)
+    whole = ask(spec, "log_prob", parameters, x=x)
+    np.testing.assert_allclose(by_pixel.sum(axis=2), whole, rtol=0, atol=1e-5 * np.abs(by_pixel).sum())
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_entropy_is_the_expected_cost(spec: LikelihoodSpec) -> None:
-    likelihood, parameters = likelihood_of(spec), parameters_of(spec, (20, 1, 1))
-    rng = np.random.default_rng(3)
-    cost = np.stack([-likelihood.pixel_log_prob(likelihood.sample(parameters, rng), parameters) for _ in range(20_000)])
+    """Of 20 pixels, over 20 000 draws: images of as many pixels, with the same parameters."""
+    one = parameters_of(spec, num_images=1, num_pixels=20)
+    many = {name: np.repeat(value, 20_000, axis=0) for name, value in one.items()}
+    cost = -ask(spec, "pixel_log_prob", many, x=draw(spec, many))[:, 0]
     noise = cost.std(axis=0) / np.sqrt(len(cost))
-    assert (np.abs(cost.mean(axis=0) - likelihood.pixel_entropy(parameters)) < 4.5 * noise + 1e-3).all()
+    assert (np.abs(cost.mean(axis=0) - ask(spec, "entropy", one)[0, 0]) < 4.5 * noise + 1e-3).all()
 
 
 def test_the_entropy_of_levels_is_a_sum_over_them() -> None:
-    likelihood = likelihood_of(DiscretisedLogisticSpec(levels=16))
-    parameters = parameters_of(DiscretisedLogisticSpec(), (30, 1, 1, 1))
-    log_prob = likelihood.pixel_log_prob(np.arange(16).reshape(1, 1, 1, 16) / 15, parameters)  # [30, 1, 1, 16]
-    expected = -(np.exp(log_prob) * log_prob).sum(axis=-1, keepdims=True)
-    np.testing.assert_allclose(likelihood.pixel_entropy(parameters), expected, atol=1e-9)
+    spec = discretised_logistic(16)
+    one = parameters_of(spec, num_images=30, num_pixels=1)
+    levels = np.broadcast_to(np.arange(16, dtype=np.float32) / 15, (30, 1, 16))
+    log_prob = ask(
+        spec, "pixel_log_prob", {name: np.repeat(value, 16, axis=2) for name, value in one.items()}, x=levels
+    )
+    expected = -(np.exp(log_prob) * log_prob).sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(ask(spec, "entropy", one), expected, atol=1e-6)  # of float32 levels, k/15
 
 
 @pytest.mark.parametrize("logit", [-2000.0, 2000.0])
 def test_a_sure_pixel_has_no_entropy_and_an_unsure_one_no_surprise(logit: float) -> None:
-    likelihood = likelihood_of(BernoulliSpec())
-    parameters = {"logits": np.array([[[[0.0, logit, logit]]]], np.float32)}
+    parameters = {"logits": np.array([[[0.0, logit, logit]]], np.float32)}
     sure = float(logit > 0)
-    found = surprise(np.array([[[1, sure, 1 - sure]]], np.float32), parameters, likelihood)
-    np.testing.assert_allclose(found, [[[0, 0, 2000]]], atol=1e-12)
+    log_prob = ask(BERNOULLI, "pixel_log_prob", parameters, x=np.array([[[1, sure, 1 - sure]]], np.float32))
+    surprise = -log_prob - ask(BERNOULLI, "entropy", parameters)
+    np.testing.assert_allclose(surprise, [[[0, 0, 2000]]], atol=1e-12)
 
 
 def test_resampling_follows_the_weights() -> None:
@@ -110,7 +142,7 @@ def test_a_map_has_the_images_shape_and_does_not_depend_on_the_batch(spec: Likel
     toy = nonlinear_toy(spec, shape, 3)
     rng = np.random.default_rng(5)
     pixels = rng.random((30, *shape.chw), np.float32)
-    if isinstance(spec, BernoulliSpec):
+    if spec == BERNOULLI:
         pixels = np.rint(pixels)
     model = reference.load(reference.calibrated(toy, pixels, proposal="laplace", num_samples=40))
     together = complete(model.anomaly_scores(pixels[:4], explain=True)).explanation

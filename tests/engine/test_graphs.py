@@ -6,9 +6,10 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from model_store import BernoulliSpec, ImageShape, InvalidArtifactError
+from model_store import ImageShape, InvalidArtifactError
 from service.engine.chunks import complete
 from tests import reference
+from tests.likelihoods import BERNOULLI
 from tests.rounding import FUNCTION, density_error, gamma, network_error
 from tests.toys import AnyArray, Toy, bernoulli_toy, constant, describe, graph, node
 
@@ -244,7 +245,7 @@ def test_a_convolutional_decoder(channels: int) -> None:
         outputs={"logits": ["n", *shape.chw]},
     )
     toy = Toy(
-        describe("convolutional", shape, latent_dim, BernoulliSpec(), num_images=50),
+        describe("convolutional", shape, latent_dim, BERNOULLI, num_images=50),
         bernoulli_toy(shape, latent_dim).encoder,
         decoder,
         TOY.calibration,

@@ -147,7 +147,7 @@ def test_a_search_cut_short_is_unreliable_and_does_not_sample_on() -> None:
     shape = ImageShape(channels=1, height=9, width=7)
     toy = bernoulli_toy(shape, 5)
     noise = (np.random.default_rng(3).random((4, *shape.chw)) < 0.5).astype(np.float32)
-    one_step = Model(toy.description, toy.encoder, toy.decoder, runtime=Runtime("cpu"), max_steps=1)
+    one_step = Model(toy.description, toy.encoder, toy.decoder, toy.likelihood, runtime=Runtime("cpu"), max_steps=1)
     record = complete(one_step.log_likelihood(noise, max_std_error=1e-3, max_num_samples=4000))
     assert not record.reliable.any()
     assert (record.num_samples == 400).all()

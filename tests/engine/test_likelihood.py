@@ -1,14 +1,20 @@
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
 from scipy import stats
 from scipy.special import expit
 
-from service.engine.builder import GraphBuilder
-from service.engine.likelihood import Bernoulli, DiscretisedLogistic, Gaussian, GaussianWithScale, Likelihood
+from tests.likelihoods import (
+    Bernoulli,
+    DiscretisedLogistic,
+    Gaussian,
+    GaussianWithScale,
+    Reference,
+    graph_of,
+    run_likelihood,
+    spec_of,
+)
 from tests.rounding import FLOAT32, FLOAT64, FUNCTION, gamma, sum_error
 from tests.toys import AnyArray
 
@@ -16,35 +22,17 @@ from tests.toys import AnyArray
 SHAPES = [(1, 1, 1), (1, 1, 61), (1, 1, 127), (1, 16, 8), (1, 28, 28), (3, 6, 5)]
 
 
-def run_fragment(likelihood: Likelihood, x: AnyArray, parameters: AnyArray) -> AnyArray:
-    """The likelihood's ONNX nodes alone, of one parameter: x [B, C, H, W], parameters [B, K, C, H, W] → [B, K]."""
-    return run_fragments(likelihood, x, {likelihood.outputs[0]: parameters})
+def run_graph(likelihood: Reference, x: AnyArray, parameters: AnyArray) -> AnyArray:
+    """log p by the likelihood's graph, of one parameter: x [B, C, H, W], parameters [B, K, C, H, W] → [B, K]."""
+    return run_graphs(likelihood, x, {likelihood.outputs[0]: parameters})
 
 
-def run_fragments(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray]) -> AnyArray:
+def run_graphs(likelihood: Reference, x: AnyArray, parameters: dict[str, AnyArray]) -> AnyArray:
     """The same of all its parameters, each [B, K, C, H, W]."""
     num_images, num_samples = next(iter(parameters.values())).shape[:2]
-    num_pixels = x[0].size
-    builder = GraphBuilder()
-    result = likelihood.fragment(builder, "x", {name: name for name in parameters}, num_pixels)
-    builder.add("Identity", result, output="y")
-    graph = helper.make_graph(
-        builder.nodes,
-        "fragment",
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 1, num_pixels]),
-            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "K", num_pixels]) for name in parameters),
-        ],
-        [helper.make_tensor_value_info("y", TensorProto.DOUBLE, ["B", "K"])],
-        initializer=builder.constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    inputs = {"x": x.reshape(num_images, 1, -1).astype(np.float32)}
-    for name, value in parameters.items():
-        inputs[name] = value.reshape(num_images, num_samples, -1).astype(np.float32)
-    result_array: AnyArray = session.run(["y"], inputs)[0]
-    return result_array
+    inputs = {"x": x.reshape(num_images, 1, -1)}
+    inputs |= {name: value.reshape(num_images, num_samples, -1) for name, value in parameters.items()}
+    return run_likelihood(graph_of(spec_of(likelihood), x[0].size), ["log_prob"], inputs)[0]
 
 
 def draw(shape: tuple[int, int, int], *, scale: float, seed: int = 1) -> tuple[AnyArray, AnyArray]:
@@ -69,7 +57,7 @@ def test_bernoulli_graph_is_the_reference(shape: tuple[int, int, int], scale: fl
     x, logits = draw(shape, scale=scale)
     reference = Bernoulli().log_prob(x[:, None], {"logits": logits})
     error = sum_error(x[0].size, bernoulli_terms(x[:, None], logits))
-    assert (np.abs(run_fragment(Bernoulli(), x, logits) - reference) <= error).all()
+    assert (np.abs(run_graph(Bernoulli(), x, logits) - reference) <= error).all()
 
 
 @pytest.mark.parametrize("extreme", [60.0, 88.0, 104.0, 1000.0, 1e30])
@@ -82,7 +70,7 @@ def test_bernoulli_stays_exact_at_extreme_logits(extreme: float) -> None:
         # Half of the pixels are certain and wrong; 1e30 is not a number of float32.
         np.testing.assert_allclose(reference, -64 * extreme, rtol=FLOAT32 + gamma(x.size + FUNCTION, FLOAT64))
         error = sum_error(x.size, bernoulli_terms(x, logits))
-        assert (np.abs(run_fragment(Bernoulli(), x, logits[None])[0] - reference) <= error).all()
+        assert (np.abs(run_graph(Bernoulli(), x, logits[None])[0] - reference) <= error).all()
 
 
 def test_bernoulli_is_scipys() -> None:
@@ -92,15 +80,8 @@ def test_bernoulli_is_scipys() -> None:
     lost = np.exp(np.abs(logits.astype(np.float64))).sum(axis=(-3, -2, -1))
     error = sum_error(x[0].size, bernoulli_terms(x[:, None], logits) + lost, FLOAT64)
     assert (np.abs(Bernoulli().log_prob(x[:, None], {"logits": logits}) - expected) <= error).all()
-    mean = Bernoulli().mean({"logits": logits})
-    assert np.abs(mean - expit(logits.astype(np.float64))).max() <= gamma(FUNCTION)  # ½ + ½·tanh, which is below 1
-    assert Bernoulli().mean({"logits": np.array([-1e30, -1000, 0, 1000, 1e30], np.float32)}).tolist() == [
-        0,
-        0,
-        0.5,
-        1,
-        1,
-    ]
+    found = run_likelihood(graph_of(spec_of(Bernoulli()), 60), ["mean"], {"x": x, "logits": logits})[0]
+    assert np.abs(found - expit(logits.astype(np.float64))).max() <= gamma(FUNCTION)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -112,7 +93,7 @@ def test_gaussian_graph_is_the_reference(shape: tuple[int, int, int], scale: flo
     cost = likelihood.log_prob(loc, {"loc": loc}) - reference  # the squares alone, all positive
     # A square has the rounding of a difference, twice, and its own; the normaliser is in float64.
     error = sum_error(x[0].size, cost, roundings_of_a_term=3) + gamma(FUNCTION, FLOAT64) * np.abs(reference)
-    assert (np.abs(run_fragment(likelihood, x, loc) - reference) <= error).all()
+    assert (np.abs(run_graph(likelihood, x, loc) - reference) <= error).all()
 
 
 def test_gaussian_is_scipys() -> None:
@@ -122,15 +103,14 @@ def test_gaussian_is_scipys() -> None:
         x[0].size, np.abs(Gaussian(0.3).pixel_log_prob(x[:, None], {"loc": loc})).max() * x[0].size, FLOAT64
     )
     assert (np.abs(Gaussian(0.3).log_prob(x[:, None], {"loc": loc}) - expected) <= error).all()
-    assert Gaussian(0.3).mean({"loc": loc}) is loc
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.5)], ids=["bernoulli", "gaussian"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_parameter_that_is_no_number_is_not_hidden(likelihood: Likelihood, value: float) -> None:
+def test_a_parameter_that_is_no_number_is_not_hidden(likelihood: Reference, value: float) -> None:
     x, parameters = draw((1, 5, 5), scale=1.0)
     parameters[1, 2, 0, 3, 4] = value
-    log_prob: Any = run_fragment(likelihood, x, parameters)
+    log_prob: Any = run_graph(likelihood, x, parameters)
     assert not np.isfinite(log_prob[1, 2])
     log_prob[1, 2] = 0
     assert np.isfinite(log_prob).all()
@@ -139,7 +119,7 @@ def test_a_parameter_that_is_no_number_is_not_hidden(likelihood: Likelihood, val
 ALL = [Bernoulli(), Gaussian(0.05), GaussianWithScale(), DiscretisedLogistic()]
 
 
-def photograph(likelihood: Likelihood, shape: tuple[int, int, int]) -> tuple[AnyArray, dict[str, AnyArray]]:
+def photograph(likelihood: Reference, shape: tuple[int, int, int]) -> tuple[AnyArray, dict[str, AnyArray]]:
     """An image [1, C, H, W] and parameters [1, 2, C, H, W], all float32."""
     rng = np.random.default_rng(5)
     x = rng.random((1, *shape))
@@ -171,16 +151,16 @@ def test_a_gaussians_sum_over_a_photograph_is_exact(shape: tuple[int, int, int])
     bound = 6 * FLOAT32 * np.sqrt(5 * (squares**2).sum() + 15 * (sums**2).sum()) / 2
     exact = -0.5 * distance / scale**2 - x.size * (np.log(scale) + 0.5 * np.log(2 * np.pi))
     assert abs(exact) > 1e6
-    error = run_fragment(Gaussian(scale), x, loc)[0, 0] - exact
+    error = run_graph(Gaussian(scale), x, loc)[0, 0] - exact
     assert abs(error) < bound / scale**2 < 0.2
-    wide = run_fragment(Gaussian(1.0), x, loc)[0, 0] - (-0.5 * distance - x.size * 0.5 * np.log(2 * np.pi))
+    wide = run_graph(Gaussian(1.0), x, loc)[0, 0] - (-0.5 * distance - x.size * 0.5 * np.log(2 * np.pi))
     assert abs(wide) < bound
 
 
 @pytest.mark.parametrize("likelihood", ALL, ids=lambda item: type(item).__name__)
 @pytest.mark.parametrize("shape", [(3, 300, 300), (1, 33, 35), (1, 1, 1031)])
 def test_sums_over_many_pixels_lose_nothing_that_their_terms_have(
-    likelihood: Likelihood, shape: tuple[int, int, int]
+    likelihood: Reference, shape: tuple[int, int, int]
 ) -> None:
     """A term is off by a few units of float32's last place at random, so a sum of P by √P of them, and not by its own.
 
@@ -188,7 +168,7 @@ def test_sums_over_many_pixels_lose_nothing_that_their_terms_have(
     """
     x, parameters = photograph(likelihood, shape)
     terms = likelihood.pixel_log_prob(x[:, None].astype(np.float64), parameters)
-    found = run_fragments(likelihood, x, parameters)
+    found = run_graphs(likelihood, x, parameters)
     independent = min(x.size, likelihood.levels or x.size)
     bound = 8 * np.finfo(np.float32).eps * (8 + np.abs(terms).max()) * x.size / np.sqrt(independent)
     error = np.abs(found - terms.sum(axis=(-3, -2, -1))).max()
@@ -197,11 +177,11 @@ def test_sums_over_many_pixels_lose_nothing_that_their_terms_have(
 
 @pytest.mark.parametrize("likelihood", ALL, ids=lambda item: type(item).__name__)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 21, 30), (3, 21, 30), (1, 1, 1031), (1, 1, 61)])
-def test_an_images_sum_is_the_same_alone_and_in_a_batch(likelihood: Likelihood, shape: tuple[int, int, int]) -> None:
+def test_an_images_sum_is_the_same_alone_and_in_a_batch(likelihood: Reference, shape: tuple[int, int, int]) -> None:
     x, parameters = photograph(likelihood, shape)
     for samples in (1, 2):
         one = {name: value[:, :samples] for name, value in parameters.items()}
         many = {name: np.concatenate([value + 1, value, value]) for name, value in one.items()}
-        together = run_fragments(likelihood, np.repeat(x, 3, axis=0), many)
-        alone = run_fragments(likelihood, x, one)
+        together = run_graphs(likelihood, np.repeat(x, 3, axis=0), many)
+        alone = run_graphs(likelihood, x, one)
         np.testing.assert_array_equal(together[1:], np.repeat(alone, 2, axis=0))

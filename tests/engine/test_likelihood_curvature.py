@@ -1,25 +1,23 @@
 """Scores and information of every likelihood against numerical derivatives of its NumPy reference; all sum to one."""
 
 from itertools import combinations_with_replacement
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
 from scipy.stats import norm
 
-from model_store import BernoulliSpec, DiscretisedLogisticSpec, GaussianSpec, ImageShape, PixelPreparation
-from service.engine.builder import GraphBuilder
-from service.engine.likelihood import (
+from model_store import ImageShape, PixelPreparation
+from service.engine.preparation import Preparation
+from tests.likelihoods import (
     Bernoulli,
     DiscretisedLogistic,
     Gaussian,
     GaussianWithScale,
-    Likelihood,
-    likelihood_of,
+    Reference,
+    graph_of,
+    run_likelihood,
+    spec_of,
 )
-from service.engine.preparation import Preparation
 from tests.rounding import FLOAT32, FLOAT64, FUNCTION, gamma, sampling_error
 from tests.toys import AnyArray
 
@@ -27,7 +25,7 @@ RNG = np.random.default_rng(8)
 SIZE = 60
 
 
-def example(likelihood: Likelihood) -> tuple[AnyArray, dict[str, AnyArray]]:
+def example(likelihood: Reference) -> tuple[AnyArray, dict[str, AnyArray]]:
     """x [SIZE] and parameters [SIZE], one pixel each, float64 of float32 values; edge levels among them."""
     loc = RNG.normal(0.5, 0.4, SIZE).astype(np.float32).astype(np.float64)
     log_scale = RNG.uniform(-6, 0, SIZE).astype(np.float32).astype(np.float64)
@@ -49,33 +47,32 @@ def example(likelihood: Likelihood) -> tuple[AnyArray, dict[str, AnyArray]]:
 LIKELIHOODS = [Bernoulli(), Gaussian(0.3), GaussianWithScale(), DiscretisedLogistic()]
 
 
-def run(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray]) -> dict[str, AnyArray]:
-    """The ONNX nodes alone, on SIZE images of one pixel: log probability, score and information of each output."""
-    builder = GraphBuilder()
-    names = {name: name for name in likelihood.outputs}
-    outputs = ["log_prob"]
-    builder.add("Identity", likelihood.fragment(builder, "x", names, 1), output="log_prob")
-    curvature = likelihood.curvature(builder, "x", names)
-    for name, score in curvature.score.items():
-        outputs.append(builder.add("Identity", score, output=f"{name} score"))
-    for pair, information in curvature.information.items():
-        outputs.append(builder.add("Identity", information, output=f"{' '.join(pair)} information"))
-    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 1, 1]) for name in ("x", *names)]
-    types = {"log_prob": TensorProto.DOUBLE}
-    results = [helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), None) for name in outputs]
-    graph = helper.make_graph(builder.nodes, "likelihood", tensors, results, initializer=builder.constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    inputs = {name: np.asarray(value, np.float32).reshape(-1, 1, 1) for name, value in {"x": x, **parameters}.items()}
-    return {name: np.asarray(value).ravel() for name, value in zip(outputs, session.run(outputs, inputs), strict=True)}
+def run(likelihood: Reference, x: AnyArray, parameters: dict[str, AnyArray]) -> dict[str, AnyArray]:
+    """The graph of SIZE images of one pixel: log probability, score and information of each output."""
+    names, size = likelihood.outputs, len(x)
+    inputs = {"x": x.reshape(-1, 1, 1)}
+    for index, name in enumerate(names):
+        inputs[name] = parameters[name].reshape(-1, 1, 1)
+        direction = np.zeros((size, len(names), 1))
+        direction[:, index] = 1
+        inputs[f"tangent.{name}"] = direction
+    wanted = ["log_prob", "gradient", "information"]
+    log_prob, gradient, information = run_likelihood(graph_of(spec_of(likelihood), 1), wanted, inputs)
+    found = {"log_prob": log_prob[:, 0]}
+    for index, name in enumerate(names):
+        found[f"{name} score"] = gradient[:, index]
+        for other_index, other in enumerate(names[index:], index):
+            found[f"{name} {other} information"] = information[:, index, other_index]
+            np.testing.assert_array_equal(information[:, index, other_index], information[:, other_index, index])
+    return found
 
 
-def log_prob(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray]) -> AnyArray:
+def log_prob(likelihood: Reference, x: AnyArray, parameters: dict[str, AnyArray]) -> AnyArray:
     shaped = {name: value.reshape(-1, 1, 1, 1) for name, value in parameters.items()}
     return likelihood.log_prob(x.reshape(-1, 1, 1, 1), shaped)
 
 
-def inverse_scale(likelihood: Likelihood, parameters: dict[str, AnyArray]) -> AnyArray:
+def inverse_scale(likelihood: Reference, parameters: dict[str, AnyArray]) -> AnyArray:
     """1/scale, by which each derivative in `loc` is larger."""
     match likelihood:
         case Bernoulli():
@@ -86,7 +83,7 @@ def inverse_scale(likelihood: Likelihood, parameters: dict[str, AnyArray]) -> An
             return np.asarray(np.exp(-parameters["log_scale"]))
 
 
-def size(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray]) -> AnyArray:
+def size(likelihood: Reference, x: AnyArray, parameters: dict[str, AnyArray]) -> AnyArray:
     """What terms of log p, of its score and of its information add up to without their signs, beside powers of 1/scale.
 
     With u = (x − loc)/scale, of a Gaussian 2·u² and less; of logistic sigmoids |a| + |b| and numbers below 4.
@@ -100,7 +97,7 @@ def size(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray]) -
     return np.asarray(1 + 2 * away**2 + np.abs(np.log(inverse)))
 
 
-def rounding(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray], unit: float) -> AnyArray:
+def rounding(likelihood: Reference, x: AnyArray, parameters: dict[str, AnyArray], unit: float) -> AnyArray:
     """Error of log p, or of a score or an information in units of powers of 1/scale.
 
     Roundings of the terms, and of u itself: x − loc loses what x and loc share, and the exponential is rounded.
@@ -116,7 +113,7 @@ def rounding(likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray
 
 
 def difference_error(
-    likelihood: Likelihood, x: AnyArray, parameters: dict[str, AnyArray], names: tuple[str, ...], step: float
+    likelihood: Reference, x: AnyArray, parameters: dict[str, AnyArray], names: tuple[str, ...], step: float
 ) -> AnyArray:
     """Of a central difference of first or second order, in units of powers of 1/scale.
 
@@ -131,7 +128,7 @@ def difference_error(
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
-def test_graph_and_reference_agree_and_scores_are_derivatives(likelihood: Likelihood) -> None:
+def test_graph_and_reference_agree_and_scores_are_derivatives(likelihood: Reference) -> None:
     x, parameters = example(likelihood)
     found = run(likelihood, x, parameters)
     error = rounding(likelihood, x, parameters, FLOAT32)
@@ -146,7 +143,7 @@ def test_graph_and_reference_agree_and_scores_are_derivatives(likelihood: Likeli
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
-def test_information_is_minus_the_second_derivative(likelihood: Likelihood) -> None:
+def test_information_is_minus_the_second_derivative(likelihood: Reference) -> None:
     x, parameters = example(likelihood)
     found = run(likelihood, x, parameters)
     step = 2e-5
@@ -167,11 +164,11 @@ def test_information_is_minus_the_second_derivative(likelihood: Likelihood) -> N
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
-def test_its_mean_is_the_mean_square_of_the_score(likelihood: Likelihood) -> None:
+def test_its_mean_is_the_mean_square_of_the_score(likelihood: Reference) -> None:
     """Over draws from the likelihood itself: the two faces of Fisher's information."""
     middle: dict[str, float] = {"logits": 0.7, "loc": 0.5, "log_scale": -3.0}
     parameters = {name: np.full(40_000, middle[name]) for name in likelihood.outputs}
-    drawn = likelihood.sample({name: value.astype(np.float32) for name, value in parameters.items()}, RNG)
+    drawn = draw(likelihood, parameters)
     found = run(likelihood, drawn, parameters)
     for name, other in combinations_with_replacement(likelihood.outputs, 2):
         products = found[f"{name} score"] * found[f"{other} score"]
@@ -210,22 +207,29 @@ def test_the_gaussian_with_scale_is_scipys() -> None:
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda item: type(item).__name__)
-def test_draws_have_the_mean(likelihood: Likelihood) -> None:
+def test_draws_have_the_mean(likelihood: Reference) -> None:
     middle: dict[str, float] = {"logits": 0.7, "loc": 0.5, "log_scale": -3.0}
-    parameters: dict[str, Any] = {name: np.full((100_000, 1, 1), middle[name]) for name in likelihood.outputs}
-    drawn = likelihood.sample(parameters, RNG)
-    assert drawn.dtype == np.float32
+    parameters = {name: np.full(100_000, middle[name]) for name in likelihood.outputs}
+    drawn = draw(likelihood, parameters)
+    inputs = {name: value[:1].reshape(1, 1, 1) for name, value in parameters.items()}
+    (mean,) = run_likelihood(graph_of(spec_of(likelihood), 1), ["mean"], {"x": np.zeros((1, 1, 1)), **inputs})
     error = sampling_error(drawn.std(dtype=np.float64), len(drawn), num_means=len(LIKELIHOODS))
-    assert abs(drawn.mean(dtype=np.float64) - likelihood.mean(parameters).mean()) < error
+    assert abs(drawn.mean(dtype=np.float64) - mean.item()) < error
 
 
-def test_a_manifest_names_its_class_and_levels_are_prepared() -> None:
-    assert isinstance(likelihood_of(BernoulliSpec()), Bernoulli)
-    assert isinstance(likelihood_of(GaussianSpec(scale=None)), GaussianWithScale)
-    assert isinstance(likelihood_of(GaussianSpec(scale=0.2)), Gaussian)
-    likelihood = likelihood_of(DiscretisedLogisticSpec(levels=5))
+def draw(likelihood: Reference, parameters: dict[str, AnyArray]) -> AnyArray:
+    """One pixel each: [N] → [N]."""
+    size = len(next(iter(parameters.values())))
+    inputs = {name: value.reshape(-1, 1, 1) for name, value in parameters.items()}
+    count = 2 if isinstance(likelihood, Gaussian | GaussianWithScale) else 1
+    uniform = RNG.random((size, 1, count))
+    zeros = np.zeros((size, 1, 1))
+    (drawn,) = run_likelihood(graph_of(spec_of(likelihood), 1), ["sample"], {"x": zeros, "uniform": uniform, **inputs})
+    assert drawn.dtype == np.float32
+    return drawn.ravel()
+
+
+def test_levels_are_prepared() -> None:
     shape = ImageShape(channels=1, height=1, width=3)
-    prepared = Preparation(PixelPreparation(), shape, likelihood.levels).prepare(
-        np.array([[[[0.1, 0.13, 0.95]]]], np.float32)
-    )
+    prepared = Preparation(PixelPreparation(), shape, 5).prepare(np.array([[[[0.1, 0.13, 0.95]]]], np.float32))
     assert prepared.tolist() == [[[[0.0, 0.25, 1.0]]]]

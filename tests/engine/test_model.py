@@ -343,7 +343,7 @@ def test_anomaly_scores_follow_the_calibration_protocol() -> None:
 
 def test_what_cannot_be_answered_is_refused() -> None:
     toy = TOYS["gaussian"]
-    uncalibrated = Model(toy.description, toy.encoder, toy.decoder, runtime=Runtime("cpu"))
+    uncalibrated = Model(toy.description, toy.encoder, toy.decoder, toy.likelihood, runtime=Runtime("cpu"))
     with pytest.raises(UncalibratedModelError):
         complete(uncalibrated.anomaly_scores(images("gaussian", 1)))
     with pytest.raises(UnknownMethodError):
@@ -364,7 +364,14 @@ def test_scores_made_with_an_unknown_proposal_are_refused_at_load() -> None:
 
 def test_a_stored_model_is_the_model(tmp_path: Path) -> None:
     toy = TOYS["dynamic"]
-    publish(tmp_path, toy.description, encoder=toy.encoder, decoder=toy.decoder, calibration=toy.calibration)
+    publish(
+        tmp_path,
+        toy.description,
+        encoder=toy.encoder,
+        decoder=toy.decoder,
+        likelihood=toy.likelihood,
+        calibration=toy.calibration,
+    )
     model = Model.open(open_version(tmp_path, "bernoulli"), runtime=Runtime("cpu"))
     x = images("dynamic", 3)
     assert_same(complete(model.log_likelihood(x)), complete(model_of("dynamic").log_likelihood(x)))
@@ -375,7 +382,14 @@ def test_a_stored_model_is_the_model(tmp_path: Path) -> None:
 
 def test_a_fault_names_the_file_in_its_folder(tmp_path: Path) -> None:
     toy = TOYS["dynamic"]
-    publish(tmp_path, toy.description, encoder=toy.decoder, decoder=toy.decoder, calibration=toy.calibration)
+    publish(
+        tmp_path,
+        toy.description,
+        encoder=toy.decoder,
+        decoder=toy.decoder,
+        likelihood=toy.likelihood,
+        calibration=toy.calibration,
+    )
     with pytest.raises(InvalidArtifactError, match="input 'x' is missing; found z") as caught:
         Model.open(open_version(tmp_path, "bernoulli"), runtime=Runtime("cpu"))
     assert caught.value.file == tmp_path / "bernoulli" / "1" / "encoder.onnx"

@@ -402,7 +402,7 @@ BOMBS: dict[str, tuple[Bomb, str, str]] = {
     # ── links
     **{
         f"{name} is a link": (linked(name), name, "cannot be read \\(a link;")
-        for name in (MANIFEST, "encoder.onnx", "decoder.onnx", CALIBRATION)
+        for name in (MANIFEST, "encoder.onnx", "decoder.onnx", "likelihood.onnx", CALIBRATION)
     },
     "the version's folder is a link": (linked(""), "1", "^a link; a version's folder and its files must be there"),
 }

@@ -33,7 +33,14 @@ def add(store: Path, name: str, edit: Edit = lambda _: None, seed: int = 5) -> P
 
 
 def put(store: Path, toy: Toy) -> Path:
-    stored = publish(store, toy.description, encoder=toy.encoder, decoder=toy.decoder, calibration=toy.calibration)
+    stored = publish(
+        store,
+        toy.description,
+        encoder=toy.encoder,
+        decoder=toy.decoder,
+        likelihood=toy.likelihood,
+        calibration=toy.calibration,
+    )
     return stored.path
 
 

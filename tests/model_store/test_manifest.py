@@ -8,17 +8,16 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 import model_store
-from model_store import FORMAT_VERSION, GaussianSpec, ImageShape, Manifest
+from model_store import FORMAT_VERSION, ImageShape, Manifest
+from tests.likelihoods import gaussian
 from tests.toys import describe
 
 README = Path(model_store.__file__).parent / "README.md"
 
 
 def manifest_fields() -> dict[str, Any]:
-    description = describe(
-        "toy-1.a_b", ImageShape(channels=3, height=4, width=5), 2, GaussianSpec(scale=0.5), num_images=9
-    )
-    hashes = dict.fromkeys(("encoder.onnx", "decoder.onnx", "calibration.npz"), "0" * 64)
+    description = describe("toy-1.a_b", ImageShape(channels=3, height=4, width=5), 2, gaussian(0.5), num_images=9)
+    hashes = dict.fromkeys(("encoder.onnx", "decoder.onnx", "likelihood.onnx", "calibration.npz"), "0" * 64)
     manifest = Manifest(
         **dict(description), version=7, created=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), sha256=hashes
     )
@@ -29,7 +28,7 @@ def manifest_fields() -> dict[str, Any]:
 def test_a_manifest_survives_json_unchanged() -> None:
     manifest = Manifest.model_validate(manifest_fields())
     assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
-    assert (manifest.format_version, manifest.version, manifest.likelihood) == (1, 7, GaussianSpec(scale=0.5))
+    assert (manifest.format_version, manifest.version, manifest.likelihood) == (2, 7, gaussian(0.5))
     assert (manifest.image.chw, manifest.image.size) == ((3, 4, 5), 60)
 
 
@@ -56,10 +55,11 @@ def test_a_manifest_cannot_be_changed() -> None:
         (["latent_dim"], -1, "latent_dim"),
         (["preparation", "scale"], 0.0, "preparation.scale"),
         (["preparation", "binarisation"], "sometimes", "preparation.binarisation"),
-        (["likelihood"], {"kind": "poisson"}, "likelihood"),
-        (["likelihood"], {"kind": "gaussian"}, "likelihood.gaussian.scale"),
-        (["likelihood"], {"kind": "bernoulli", "scale": 1.0}, "likelihood.bernoulli.scale"),
-        (["likelihood", "scale"], -0.5, "likelihood.gaussian.scale"),
+        (["likelihood"], {}, "likelihood.kind"),
+        (["likelihood"], {"kind": "Gaussian"}, "likelihood.kind"),
+        (["likelihood"], {"kind": "bernoulli", "scale": 1.0}, "likelihood.scale"),
+        (["likelihood", "levels"], 1, "likelihood.levels"),
+        (["sha256", "features.onnx"], "0" * 64, "sha256"),
         (["calibration", "num_images"], 0, "calibration.num_images"),
         (["sha256", "encoder.onnx"], "0" * 63, "sha256.encoder.onnx"),
         (
@@ -99,6 +99,6 @@ def records_of(record: type[BaseModel]) -> set[type[BaseModel]]:
 def test_the_readme_names_every_field_of_the_manifest() -> None:
     text = README.read_text()
     records = records_of(Manifest)
-    assert {kind.__name__ for kind in records} > {"Manifest", "ImageShape", "BernoulliSpec", "Metric", "Provenance"}
+    assert {kind.__name__ for kind in records} > {"Manifest", "ImageShape", "LikelihoodSpec", "Metric", "Provenance"}
     fields = {name for kind in records for name in kind.model_fields}
     assert sorted(name for name in fields if f"`{name}`" not in text) == []

@@ -19,7 +19,6 @@ import pytest
 from pydantic import ValidationError
 
 from model_store import (
-    GaussianSpec,
     ImageShape,
     InvalidArtifactError,
     Listing,
@@ -34,9 +33,10 @@ from model_store import (
     publish,
     version_stamp,
 )
+from tests.likelihoods import gaussian
 from tests.toys import AnyArray, describe
 
-FILES = ("calibration.npz", "decoder.onnx", "encoder.onnx", "manifest.json")
+FILES = ("calibration.npz", "decoder.onnx", "encoder.onnx", "likelihood.onnx", "manifest.json")
 NUM_IMAGES = 5
 ROOT = Path(__file__).parents[2]
 SCORES = np.linspace(-91.5, -80.25, NUM_IMAGES)
@@ -44,11 +44,16 @@ SCORES = np.linspace(-91.5, -80.25, NUM_IMAGES)
 
 def add(root: Path, name: str = "toy", mark: int = 0, scores: AnyArray = SCORES) -> StoredModel:
     """Publish a version whose files tell which publisher wrote them; the store does not read graphs."""
-    description = describe(
-        name, ImageShape(channels=1, height=2, width=3), 2, GaussianSpec(scale=0.5), num_images=NUM_IMAGES
-    )
+    description = describe(name, ImageShape(channels=1, height=2, width=3), 2, gaussian(0.5), num_images=NUM_IMAGES)
     calibration = {"log_likelihood": scores - mark, "elbo": scores - mark - 1}
-    return publish(root, description, encoder=b"e%d" % mark, decoder=b"d%d" % mark, calibration=calibration)
+    return publish(
+        root,
+        description,
+        encoder=b"e%d" % mark,
+        decoder=b"d%d" % mark,
+        likelihood=b"l%d" % mark,
+        calibration=calibration,
+    )
 
 
 def add_many(root: Path, marks: range) -> list[tuple[int, int]]:
@@ -75,7 +80,12 @@ def test_what_is_published_is_what_is_opened(tmp_path: Path) -> None:
 def test_an_opened_model_can_be_published_again(tmp_path: Path) -> None:
     first = add(tmp_path)
     second = publish(
-        tmp_path, first.manifest, encoder=b"better", decoder=first.decoder, calibration=first.calibration
+        tmp_path,
+        first.manifest,
+        encoder=b"better",
+        decoder=first.decoder,
+        likelihood=b"l",
+        calibration=first.calibration,
     ).manifest
     assert (second.version, second.latent_dim) == (2, first.manifest.latent_dim)
     assert second.sha256["encoder.onnx"] != first.manifest.sha256["encoder.onnx"]
@@ -566,7 +576,7 @@ def shorten(file: Path) -> None:
 Damage = Callable[[Path], object]
 
 
-@pytest.mark.parametrize("file", ["encoder.onnx", "decoder.onnx", "calibration.npz"])
+@pytest.mark.parametrize("file", ["encoder.onnx", "decoder.onnx", "likelihood.onnx", "calibration.npz"])
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
@@ -682,6 +692,7 @@ def test_what_no_reader_would_take_is_not_published(
             described.model_copy(update={"provenance": provenance}),
             encoder=b"e",
             decoder=b"d",
+            likelihood=b"l",
             calibration={"log_likelihood": SCORES, "elbo": SCORES},
         )
     assert caught.value.file == Path("manifest.json")

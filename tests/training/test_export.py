@@ -6,9 +6,9 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from service.engine.likelihood import likelihood_of
 
 from model_store import ImageShape
-from service.engine.likelihood import likelihood_of
 from service.engine.runtime import Runtime
 from tests.cuda_operators import without_kernel
 from tests.opened import RecordingRuntime

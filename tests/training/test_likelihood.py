@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from service.engine.likelihood import likelihood_of
 from torch import Tensor
 
-from service.engine.likelihood import likelihood_of
 from tests.engine.test_likelihood_curvature import inverse_scale, rounding, run
 from tests.rounding import FLOAT32, density_error, gamma
 from training.configuration import Configuration

@@ -25,7 +25,14 @@ Serve = Callable[..., TestClient]
 
 def put(store: Path, toy: Toy) -> None:
     """Publish a toy."""
-    publish(store, toy.description, encoder=toy.encoder, decoder=toy.decoder, calibration=toy.calibration)
+    publish(
+        store,
+        toy.description,
+        encoder=toy.encoder,
+        decoder=toy.decoder,
+        likelihood=toy.likelihood,
+        calibration=toy.calibration,
+    )
 
 
 def wait_until_ready(client: TestClient) -> None:

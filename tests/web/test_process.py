@@ -179,7 +179,8 @@ from model_store import open_version, publish
 root = Path(sys.argv[1])
 model = open_version(root, "digits", 1)
 while True:
-    publish(root, model.manifest, encoder=model.encoder, decoder=model.decoder, calibration=model.calibration)
+    graphs = {"encoder": model.encoder, "decoder": model.decoder, "likelihood": model.likelihood}
+    publish(root, model.manifest, **graphs, calibration=model.calibration)
     print("published", flush=True)
 """
 

@@ -166,7 +166,14 @@ def test_nothing_is_taken_up_unasked(run: Run, tmp_path: Path) -> None:
 def hide_a_contradiction(store: Path) -> None:
     """Hashes fit, but the graphs are of colour images."""
     grey, colour = bernoulli_toy(DIGIT_SHAPE, name="digits"), bernoulli_toy(COLOUR_SHAPE)
-    publish(store, grey.description, encoder=colour.encoder, decoder=grey.decoder, calibration=grey.calibration)
+    publish(
+        store,
+        grey.description,
+        encoder=colour.encoder,
+        decoder=grey.decoder,
+        likelihood=grey.likelihood,
+        calibration=grey.calibration,
+    )
 
 
 def publish_and_damage(store: Path) -> None:
@@ -281,7 +288,14 @@ def test_a_number_that_is_used_again_is_another_version(run: Run, tmp_path: Path
         shutil.rmtree(folder)
         other = bernoulli_toy(DIGIT_SHAPE, name="digits", seed=seed)
         described = stored.manifest.model_copy(update={"name": "aside"})
-        kept = publish(tmp_path, described, encoder=other.encoder, decoder=other.decoder, calibration=other.calibration)
+        kept = publish(
+            tmp_path,
+            described,
+            encoder=other.encoder,
+            decoder=other.decoder,
+            likelihood=other.likelihood,
+            calibration=other.calibration,
+        )
         manifest = kept.manifest.model_copy(update={"name": "digits", "version": version})
         (kept.path / "manifest.json").write_text(manifest.model_dump_json())
         kept.path.rename(folder)

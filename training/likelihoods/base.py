@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from training.likelihoods.reductions import add, sum_pixels, sums_for_serving
+from training.likelihoods.reductions import add, sum_pixels, use_sums
 
 ImageShape = tuple[int, int, int]
 NUM_DRAWS = 32
@@ -126,9 +126,7 @@ class Likelihood(ABC):
             total = total - self.pixel_log_prob(x, *parameters).sum(1, keepdim=True)  # [B, 1, P]
         return total / num_draws
 
-    def curvature(
-        self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """How log p(x|z) changes along A directions of the parameters: slopes [B, A] and information [B, A, A].
 
         slope_a = ∂ log p · t_a, and information_ab = -t_a · ∂² log p · t_b, the observed information, which is minus the
@@ -142,7 +140,7 @@ class Likelihood(ABC):
             parameters: [B, 1, Q] each.
             tangents: the directions t, [B, A, Q] each, in the parameters' order.
         """
-        with torch.enable_grad(), sums_for_serving(False):
+        with torch.enable_grad(), use_sums("plain"):
             moved = [(p + 0 * t).detach().requires_grad_() for p, t in zip(parameters, tangents, strict=True)]
             score = torch.autograd.grad(self.log_prob(x, *moved).sum(), moved, create_graph=True)
             slopes = torch.stack([(s * t).sum(-1) for s, t in zip(score, tangents, strict=True)]).sum(0)  # [B, A]
@@ -158,14 +156,10 @@ class IndependentPixels(Likelihood):
     """
 
     @abstractmethod
-    def derivatives(
-        self, x: Tensor, *parameters: Tensor
-    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+    def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
         """∂ log p(x_i|z) / ∂ output, and -∂² log p / ∂ output ∂ output′ of each pair of outputs, once: [B, 1, P]."""
 
-    def curvature(
-        self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Slopes Σ t·score [B, A] and information Σ t·W·tᵀ [B, A, A], over pixels and pairs of outputs."""
         scores, informations = self.derivatives(x, *parameters)
         slopes = [sum_pixels(tangent * score) for tangent, score in zip(tangents, scores, strict=True)]

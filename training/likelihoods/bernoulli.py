@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from training.likelihoods.base import IndependentPixels
-from training.likelihoods.reductions import dot_pixels, sum_softplus
+from training.likelihoods.reductions import dot_pixels, softplus, sum_softplus
 
 
 class Bernoulli(IndependentPixels):
@@ -43,7 +42,7 @@ class Bernoulli(IndependentPixels):
     def pixel_log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """x·l - log(1 + exp(l))."""
         (logits,) = parameters
-        return x * logits - F.softplus(logits)
+        return x * logits - softplus(logits)
 
     def entropy(self, *parameters: Tensor) -> Tensor:
         """log(1 + exp(l)) - p·l, with p = sigmoid(l)."""
@@ -58,9 +57,7 @@ class Bernoulli(IndependentPixels):
         """1 where u < sigmoid(l)."""
         return (uniform < torch.sigmoid(parameters[0])).to(uniform.dtype)
 
-    def derivatives(
-        self, x: Tensor, *parameters: Tensor
-    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+    def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
         """Score x - p and information p·(1 - p), with p = sigmoid(l)."""
         probability = torch.sigmoid(parameters[0])
         return [x - probability], {(0, 0): probability * (1 - probability)}

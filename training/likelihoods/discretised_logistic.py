@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from training.likelihoods.base import NUMBERS_AT_ONCE, ImageShape
 from training.likelihoods.location_scale import LocationScale
-from training.likelihoods.reductions import sum_softplus
+from training.likelihoods.reductions import softplus, sum_softplus
 
 FLOOR = -7.0
 """Of log_scale: a fifth of a grey level, of 256, which then has 90 % of the probability."""
@@ -47,7 +46,8 @@ class DiscretisedLogistic(LocationScale):
     def __init__(self, image_shape: ImageShape, levels: int = 256) -> None:
         super().__init__(image_shape)
         self.levels: int = levels
-        self._half_step = 0.5 / (levels - 1)
+        self.top: float | Tensor = levels - 1
+        self.half_step: float | Tensor = 0.5 / (levels - 1)
 
     def log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """-Σ log(1 + exp(-a)) + log(1 + exp(b)) + log 1/(1 - exp(-2δ/s)).
@@ -66,7 +66,7 @@ class DiscretisedLogistic(LocationScale):
     def pixel_log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """log P(x), in the product form."""
         loc, log_scale = parameters
-        return bin_log_prob(x, loc, log_scale, self._half_step)
+        return bin_log_prob(x, loc, log_scale, self.half_step)
 
     def entropy(self, *parameters: Tensor) -> Tensor:
         """-Σ P(level)·log P(level); a P too small to be told as a difference of sigmoids adds nothing."""
@@ -75,11 +75,12 @@ class DiscretisedLogistic(LocationScale):
         loc, log_scale = (parameter.unsqueeze(-1) for parameter in parameters)  # [B, K, P, 1]
         half_inverse = 0.5 * torch.exp(-log_scale)
         entropy, below = 0 * parameters[0], 0 * loc
-        at_once = min(self.levels, max(_FEWEST_LEVELS_AT_ONCE, NUMBERS_AT_ONCE // self.num_pixels))
+        at_once = _FEWEST_LEVELS_AT_ONCE
+        if isinstance(self.num_pixels, int):  # else it is a symbol, for any
+            at_once = max(at_once, NUMBERS_AT_ONCE // self.num_pixels)
         for first in range(0, self.levels, at_once):
             after = torch.arange(first, min(first + at_once, self.levels), dtype=loc.dtype) + 0.5
-            edges = after / (self.levels - 1)
-            edges = torch.where(after > self.levels - 1, FAR, edges)  # the last reaches to infinity
+            edges = torch.where(after > self.top, FAR, after / self.top)  # the last reaches to infinity
             above = 0.5 + 0.5 * torch.tanh((edges - loc) * half_inverse)  # [B, K, P, levels]
             probability = above - torch.cat([below, above[..., :-1]], dim=-1)
             cost = probability * torch.log(torch.clamp(probability, min=_SMALLEST))
@@ -90,38 +91,36 @@ class DiscretisedLogistic(LocationScale):
     def sample(self, uniform: Tensor, *parameters: Tensor) -> Tensor:
         """loc + s·logit(u), moved to the nearest level."""
         loc, log_scale = parameters
-        return to_levels(loc + torch.exp(log_scale) * standard_logistic(uniform), self.levels)
+        return to_levels(loc + torch.exp(log_scale) * standard_logistic(uniform), self.top)
 
-    def derivatives(
-        self, x: Tensor, *parameters: Tensor
-    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+    def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
         """Exact: see `bin_derivatives`."""
         loc, log_scale = parameters
-        return bin_derivatives(x, loc, log_scale, self._half_step)
+        return bin_derivatives(x, loc, log_scale, self.half_step)
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x + δ, x - δ and δ, those out of reach that have no term: [B, 1, P] each."""
-        first, last = x < self._half_step, x > 1 - self._half_step
-        upper = torch.where(last, FAR, x + self._half_step)
-        lower = torch.where(first, -FAR, x - self._half_step)
-        return upper, lower, torch.where(first | last, torch.full((), FAR, dtype=x.dtype), self._half_step)
+        first, last = x < self.half_step, x > 1 - self.half_step
+        upper = torch.where(last, FAR, x + self.half_step)
+        lower = torch.where(first, -FAR, x - self.half_step)
+        return upper, lower, torch.where(first | last, FAR, torch.as_tensor(self.half_step, dtype=x.dtype))
 
 
-def bin_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor, half_step: float) -> Tensor:
+def bin_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor, half_step: float | Tensor) -> Tensor:
     """log P(x) of a logistic over the bin x ± δ, in the product form; the outer bins of [0, 1] reach to infinity."""
     inverse = torch.exp(-log_scale)
     difference = x - loc
     first, last = x < half_step, x > 1 - half_step
     zero = torch.zeros((), dtype=difference.dtype)
-    above = torch.where(last, zero, -F.softplus((-half_step - difference) * inverse))  # log sigmoid(a)
-    below = torch.where(first, zero, -F.softplus((difference - half_step) * inverse))  # log sigmoid(-b)
+    above = torch.where(last, zero, -softplus((-half_step - difference) * inverse))  # log sigmoid(a)
+    below = torch.where(first, zero, -softplus((difference - half_step) * inverse))  # log sigmoid(-b)
     h = torch.tanh(half_step * inverse)  # 1 - exp(-2δ/s) = 2h/(1 + h)
     width = torch.where(first | last, zero, torch.log((h + h) / (h + 1)))
     return above + below + width
 
 
 def bin_derivatives(
-    x: Tensor, loc: Tensor, log_scale: Tensor, half_step: float
+    x: Tensor, loc: Tensor, log_scale: Tensor, half_step: float | Tensor
 ) -> tuple[tuple[Tensor, Tensor], Mapping[tuple[int, int], Tensor]]:
     """Scores of log P(x) in loc and log_scale, and information; the outer levels lack what stems from one edge.
 
@@ -159,6 +158,6 @@ def standard_logistic(uniform: Tensor) -> Tensor:
     return torch.log(inside) - torch.log(1 - uniform)
 
 
-def to_levels(x: Tensor, levels: int) -> Tensor:
-    """The nearest of the levels k/(levels - 1) in [0, 1]."""
-    return torch.round(torch.clamp(x, 0, 1) * (levels - 1)) / (levels - 1)
+def to_levels(x: Tensor, top: float | Tensor) -> Tensor:
+    """The nearest of the levels k/top in [0, 1]."""
+    return torch.round(torch.clamp(x, 0, 1) * top) / top

@@ -130,7 +130,7 @@ class DiscretisedLogisticMixture(Likelihood):
         while len(drawn) < self._channels:
             this = slice(len(drawn), len(drawn) + 1)
             centre = one._centre(drawn, (logits, loc, log_scale, *coefficients))
-            drawn.append(to_levels(centre + noise[..., this, :], self.levels))
+            drawn.append(to_levels(centre + noise[..., this, :], self.levels - 1))
         return torch.cat(drawn, dim=3).flatten(2)
 
     def curvature(

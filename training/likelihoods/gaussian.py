@@ -36,7 +36,7 @@ class Gaussian(IndependentPixels):
     def __init__(self, image_shape: ImageShape, scale: float) -> None:
         super().__init__(image_shape)
         self.scale = scale
-        self._log_normaliser = math.log(scale) + HALF_LOG_2_PI
+        self.log_normaliser = math.log(scale) + HALF_LOG_2_PI
 
     @classmethod
     def build(cls, image_shape: ImageShape, **arguments: Any) -> Likelihood:
@@ -69,16 +69,16 @@ class Gaussian(IndependentPixels):
     def log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """As above; scale and normaliser are applied to the sum."""
         difference = parameters[0] - x
-        return -sum_pixels(difference * difference) * (0.5 / self.scale**2) - self.num_pixels * self._log_normaliser
+        return -sum_pixels(difference * difference) * (0.5 / self.scale**2) - self.num_pixels * self.log_normaliser
 
     def pixel_log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """-(x - loc)² / (2·scale²) - log(scale·√(2π))."""
         standardised = (x - parameters[0]) / self.scale
-        return -0.5 * standardised * standardised - self._log_normaliser
+        return -0.5 * standardised * standardised - self.log_normaliser
 
     def entropy(self, *parameters: Tensor) -> Tensor:
         """log(scale·√(2πe)), which is negative where the scale is small."""
-        return 0 * parameters[0] + (self._log_normaliser + 0.5)
+        return 0 * parameters[0] + (self.log_normaliser + 0.5)
 
     def mean(self, *parameters: Tensor) -> Tensor:
         """The location."""
@@ -88,9 +88,7 @@ class Gaussian(IndependentPixels):
         """loc + scale·N(0, 1)."""
         return parameters[0] + self.scale * standard_normal(uniform, self.num_pixels)
 
-    def derivatives(
-        self, x: Tensor, *parameters: Tensor
-    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+    def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
         """Score (x - loc)/scale² and information 1/scale²."""
         precision = 1 / self.scale**2
         difference = x - parameters[0]
@@ -137,9 +135,7 @@ class GaussianWithScale(LocationScale):
         loc, log_scale = parameters
         return loc + torch.exp(log_scale) * standard_normal(uniform, self.num_pixels)
 
-    def derivatives(
-        self, x: Tensor, *parameters: Tensor
-    ) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
+    def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
         """With u = (x - loc)/scale: scores u/scale and u² - 1, information 1/scale² and 2·u², of both 2·u/scale."""
         loc, log_scale = parameters
         inverse = torch.exp(-log_scale)

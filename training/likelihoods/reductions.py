@@ -10,32 +10,50 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.engine.arrays import largest_divisor
+
 MAX_SUMMED = 1024
 """Pixels that are added in float32. A float32 sum of a large image's nats, some -6·10⁵, would have steps of 0.06."""
 _SUMMED_GROUP = 16
 _PACKET = 4
-_for_serving: ContextVar[bool | None] = ContextVar("for_serving", default=None)
+Sums = Literal["plain", "serving", "any size", "any small size"]
+_sums: ContextVar[Sums | None] = ContextVar("sums", default=None)
 
 
 @contextmanager
-def sums_for_serving(serving: bool = True) -> Iterator[None]:  # noqa: FBT001, FBT002
-    """In here sums are an exported graph's, by whatever means PyTorch traces them; or, with False, plain ones."""
-    token = _for_serving.set(serving)
+def use_sums(sums: Sums) -> Iterator[None]:
+    """In here sums are as said, by whatever means PyTorch traces them.
+
+    `plain` as in training; `serving` as in an exported graph. `any size` and `any small size` leave the number of
+    pixels open, as service/engine/format1 needs it: the former adds padded rows in float64, and the latter is for
+    multiples of 4 up to 1024, whose sums it takes as `serving` does. There a negative size of a `Reshape`, other than
+    -1, stands for the largest divisor of the number of pixels up to its absolute value.
+    """
+    token = _sums.set(sums)
     try:
         yield
     finally:
-        _for_serving.reset(token)
+        _sums.reset(token)
 
 
 def is_exporting() -> bool:
     """Whether the computation is being traced into a graph that will serve."""
-    serving = _for_serving.get()
-    return torch.compiler.is_exporting() if serving is None else serving
+    sums = _sums.get()
+    return torch.compiler.is_exporting() if sums is None else sums != "plain"
+
+
+def _any_size() -> bool:
+    return _sums.get() == "any size"
+
+
+def _any_small_size() -> bool:
+    return _sums.get() == "any small size"
 
 
 def sum_pixels(terms: Tensor) -> Tensor:
@@ -45,6 +63,10 @@ def sum_pixels(terms: Tensor) -> Tensor:
     """
     if not is_exporting():
         return terms.sum(-1)
+    if _any_size():
+        return _padded(terms.double(), _PACKET, 0.0).sum(-1)
+    if _any_small_size():
+        return terms.sum(-1).double()
     length = terms.shape[-1]
     if length <= MAX_SUMMED or terms.dtype == torch.float64:
         return _sum_last(terms)
@@ -58,9 +80,9 @@ def dot_pixels(terms: Tensor, x: Tensor) -> Tensor:
     if not is_exporting():
         return torch.bmm(terms, x.mT).squeeze(-1)
     num_pixels = terms.shape[-1]
-    if num_pixels > MAX_SUMMED:
+    if _any_size() or (not _any_small_size() and num_pixels > MAX_SUMMED):
         return sum_pixels(terms * x)
-    column = _reshape(x, (0, num_pixels, 1), (x.shape[0], num_pixels, 1))
+    column = _reshape(x, (0, -1, 1), (x.shape[0], num_pixels, 1))
     return torch.bmm(terms, column).squeeze(-1).double()
 
 
@@ -76,6 +98,13 @@ def sum_log(factors: Tensor, *, most: int, rows: bool = False) -> Tensor:
     """
     if not is_exporting():
         return torch.log(factors).sum(-1)
+    if _any_size():
+        groups = _reshape(_padded(factors, most, 1.0), (0, 0, -1, most), (*factors.shape[:2], 1, most))
+        return _padded(torch.log(groups.prod(-1).double()), _PACKET, 0.0).sum(-1)
+    if _any_small_size():
+        sizes, rest = ((-1, -most), (1, most)) if rows else ((-most, -1), (most, 1))
+        product = _reshape(factors, (0, 0, *sizes), (*factors.shape[:2], *rest)).prod(-1 if rows else 2)
+        return _padded(torch.log(product.double()), _PACKET, 0.0).sum(-1)
     num_pixels = factors.shape[-1]
     group = largest_divisor(num_pixels, most)
     if rows:
@@ -105,6 +134,13 @@ def sum_softplus(terms: Sequence[Tensor], *, most: int, factor: Tensor | None = 
     return sum_pixels(positive) + sum_log(factor, most=most, rows=rows)
 
 
+def softplus(tensor: Tensor) -> Tensor:
+    """log(1 + exp(t)); ONNX Runtime's own has no float64."""
+    if not is_exporting():
+        return F.softplus(tensor)
+    return torch.relu(tensor) + torch.log1p(torch.exp(-torch.abs(tensor)))
+
+
 def add(tensors: Sequence[Tensor]) -> Tensor:
     """Their sum, from the first on."""
     return functools.reduce(torch.add, tensors)
@@ -127,13 +163,9 @@ def split(tensor: Tensor, *sizes: int) -> Tensor:
     return _reshape(tensor, (0, 0, *sizes), (*tensor.shape[:2], *sizes))
 
 
-def largest_divisor(number: int, most: int) -> int:
-    """The largest number up to `most` that divides another.
-
-    >>> largest_divisor(784, 64)
-    56
-    """
-    return max(size for size in range(1, most + 1) if number % size == 0)
+def _padded(tensor: Tensor, multiple: int, value: float) -> Tensor:
+    """More entries along the last axis, until their number is a multiple."""
+    return F.pad(tensor, (0, -tensor.shape[-1] % multiple), value=value)
 
 
 def _sum_last(terms: Tensor) -> Tensor:

@@ -124,9 +124,7 @@ def load_engine(
     description: Description, graphs: ExportedGraphs, *, runtime: Runtime, chunk_rows: int | None = None
 ) -> Model:
     """The serving engine's model of graphs that are not in a store (yet); `chunk_rows` as `Model` has it."""
-    return Model(
-        description, graphs.encoder, graphs.decoder, graphs.likelihood, runtime=runtime, chunk_rows=chunk_rows
-    )
+    return Model(description, graphs.encoder, graphs.decoder, graphs.likelihood, runtime=runtime, chunk_rows=chunk_rows)
 
 
 def open_stored(path: Path) -> StoredModel:

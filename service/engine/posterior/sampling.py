@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
 
 from model_store import Description
 from service.engine import graphs
 from service.engine.arrays import Float32Array, Float64Array
 from service.engine.chunks import Chunks, complete
 from service.engine.graphs import DecoderGraphs
-from service.engine.likelihood import Likelihood
 from service.engine.posterior.laplace import PATTERN, SHARES, Mixture
 from service.engine.posterior.newton import Evaluation
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, NoiseCache, standard_normal
@@ -35,43 +33,48 @@ class Sampler:
     """The graphs around one decoder, as functions of arrays; each yields after every run on the device.
 
     Args:
-        decoder: the decoder's graph, checked.
-        decode: the same graph, as it is.
+        written: the graphs.
+        description: of the model.
+        runtime: where they run.
+        file: what an error names.
         chunk_rows: decoder rows of one run.
     """
 
     def __init__(
-        self,
-        decoder: ModelProto,
-        decode: Session,
-        likelihood: Likelihood,
-        description: Description,
-        *,
-        runtime: Runtime,
-        file: Path,
-        chunk_rows: int,
+        self, written: DecoderGraphs, description: Description, *, runtime: Runtime, file: Path, chunk_rows: int
     ) -> None:
         self._chunk_rows = chunk_rows
         self.rows_run = 0
         """Decoder rows that have been run so far."""
         self.latent_dim = description.latent_dim
-        self._num_pixels = description.image.size
         self._noise = NoiseCache(description.latent_dim, runtime)
-        written = DecoderGraphs(decoder, likelihood, description)
+        self._mean = runtime.open(written.mean(), file)
+        self._surprise = runtime.open(written.surprise(), file)
         self._log_weight = runtime.open(written.log_weight(), file)
         self._mixture = runtime.open(written.mixture_log_weight(SHARES), file)
         every = np.arange(description.latent_dim)
         self._curvature = runtime.open(written.curvature(every), file)
         self._familiar_curvature = self._curvature
-        self.familiar_dimensions = self._used_dimensions(decode, likelihood)
+        self.familiar_dimensions = self._used_dimensions(runtime.open(written.sample(), file), written.num_uniforms)
         """The latent dimensions that the decoder takes notice of for familiar images, [A]; see `_used_dimensions`."""
         if len(self.familiar_dimensions) < len(every):
             self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file)
         inputs = {
-            **self._rows(np.full((2, self._num_pixels), 0.5, np.float32), description.latent_dim + 1),
+            **self._rows(np.full((2, description.image.size), 0.5, np.float32), description.latent_dim + 1),
             graphs.LATENTS: standard_normal(2, description.latent_dim, seed=DEFAULT_SEED)[:, None],
         }
         runtime.verify(written.curvature(every), self._curvature, inputs, file, tolerance=CURVATURE_TOLERANCE)
+
+    def decode(self, latents: Float32Array) -> Float32Array:
+        """E[x|z] in x's unit, by one run: latents [N, D], at most `chunk_rows` of them → [N, C, H, W]."""
+        images: Float32Array = self._mean.run({"z": np.asarray(latents, np.float32)})[graphs.IMAGES]
+        return images
+
+    def surprise(self, x: Float32Array, latents: Float32Array) -> Float64Array:
+        """−log p(x_i|z) − H[p(x_i|z)] of each pixel, nats: one image x [P], latents [R, D] → [R, P]."""
+        self.rows_run += len(latents)
+        found: Float64Array = self._surprise.run({"z": latents, graphs.X: x[None, None]})[graphs.SURPRISE]
+        return found[:, 0]
 
     def log_weights(
         self, x: Float32Array, gaussian: DiagonalGaussian, *, seed: int, start: int, stop: int
@@ -167,7 +170,7 @@ class Sampler:
     def _rows(self, x: Float32Array, count: int) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
         """The inputs that every graph takes, for images [B, P] and `count` decoder rows each, which are counted."""
         self.rows_run += len(x) * count
-        return {graphs.X: x[:, None], graphs.SHAPE: np.array([len(x), count, self._num_pixels], np.int64)}
+        return {graphs.X: x[:, None], graphs.SHAPE: np.array([len(x), count, -1], np.int64)}
 
     def _tiles(self, num_images: int, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
         """Cut images × samples start to stop into tiles of at most `chunk_rows`, samples first."""
@@ -177,7 +180,7 @@ class Sampler:
             for column in range(start, stop, columns):
                 yield slice(row, min(row + rows, num_images)), slice(column, min(column + columns, stop))
 
-    def _used_dimensions(self, decode: Session, likelihood: Likelihood) -> NDArray[np.intp]:
+    def _used_dimensions(self, sample: Session, num_uniforms: int) -> NDArray[np.intp]:
         """Dimensions that images tell of, judged by images the model draws, at the origin and some draws of the prior.
 
         A trained decoder often ignores many (posterior collapse). For a familiar image the posterior there is the
@@ -187,9 +190,9 @@ class Sampler:
         points = np.concatenate(
             [np.zeros((1, self.latent_dim)), standard_normal(15, self.latent_dim, seed=DEFAULT_SEED)]
         )
-        with np.errstate(all="ignore"):  # a decoder may give anything
-            drawn = likelihood.sample(decode.run({"z": points.astype(np.float32)}), np.random.default_rng(DEFAULT_SEED))
-        evaluation = complete(self.evaluate(drawn.reshape(len(points), -1), points.astype(np.float64)))
+        uniform = np.random.default_rng(DEFAULT_SEED).random((len(points), 1, num_uniforms), np.float32)
+        drawn = sample.run({"z": points.astype(np.float32), graphs.UNIFORM: uniform})[graphs.IMAGES][:, 0]
+        evaluation = complete(self.evaluate(drawn, points.astype(np.float64)))
         diagonal = np.diagonal(evaluation.information, axis1=1, axis2=2)  # [N, D]
         used = np.flatnonzero(~(diagonal.max(axis=0) < _IGNORED_INFORMATION))  # a NaN counts as used
         return used if len(used) else np.arange(1)
