@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_store import DECODER, ENCODER
+from model_store import DECODER, ENCODER, LIKELIHOOD
 from service.engine.runtime import Runtime
 from training.errors import ParityError
 from training.likelihoods import Likelihood
