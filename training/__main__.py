@@ -1,4 +1,4 @@
-"""python -m training fit|evaluate|publish."""
+"""python -m training fit|evaluate|publish|upgrade."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ from training.data.download import locate
 from training.data.image_sets import Reading
 from training.data.sources import Source, StreamedSource, open_source
 from training.data.splits import evenly_spaced, split
-from training.errors import TrainingError
+from training.errors import TrainingError, UpgradeError
 from training.fit.devices import choose_acceleration, choose_device
 from training.fit.distributed import ProcessGroup, join_process_group
 from training.fit.loaded_model import load_model
@@ -35,6 +35,7 @@ from training.publish.evaluation import Protocol, evaluate
 from training.publish.export import export
 from training.publish.publication import SCORING_SEED, describe, held_out_images, load_engine, open_stored, publish_run
 from training.publish.units import latent_units
+from training.publish.upgrade import upgrade
 from training.report.figures import draw_figures
 from training.report.page import REPORT, Measured, write_report
 from training.terminal import is_terminal, print_epoch, print_measured, print_setback, print_skipped, print_start
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_any_name()
     parsed = build_parser(__doc__).parse_args(arguments)
     try:
-        {"fit": _fit, "evaluate": _evaluate, "publish": _publish}[parsed.command](parsed)
+        {"fit": _fit, "evaluate": _evaluate, "publish": _publish, "upgrade": _upgrade}[parsed.command](parsed)
     except (TrainingError, StoreError, TooFewSamplesError, OSError, *DEVICE_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -223,6 +224,16 @@ def _publish(parsed: argparse.Namespace) -> None:
     write_report(run.folder / REPORT, publication.model, measured, run.read_metrics(configuration.epochs))
     print(f"report: {run.folder / REPORT}")
     print(f"published {publication.stored.path}")
+
+
+def _upgrade(parsed: argparse.Namespace) -> None:
+    failed = upgrade(parsed.store, getattr(parsed, "model", None), runtime=Runtime("cpu"), tell=_print_now)
+    if failed:
+        raise UpgradeError(f"{failed} of the models could not be upgraded")
+
+
+def _print_now(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

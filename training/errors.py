@@ -8,7 +8,8 @@ TrainingError
 │   └── DownloadError      a known data set could not be fetched, or is not what it should be
 ├── RunError             a run's folder is in use, not empty, missing or unreadable; its run is another or not finished
 ├── DivergenceError      training has diverged, also with smaller steps
-└── ParityError          the exported graphs disagree with PyTorch
+├── ParityError          the exported graphs disagree with PyTorch
+└── UpgradeError         models of a store could not be upgraded; each was named, with the reason
 """
 
 from pathlib import Path
@@ -57,3 +58,7 @@ class DivergenceError(TrainingError):
 
 class ParityError(TrainingError):
     """The exported graphs disagree with PyTorch; the message names the output, the batch size and the difference."""
+
+
+class UpgradeError(TrainingError):
+    """Models of a store could not be upgraded; each was named before, with the reason."""

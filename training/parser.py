@@ -21,7 +21,7 @@ _SCORING = typing.get_type_hints(CalibrationProtocol, include_extras=True)
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser; what it parses says which command was given as `command`: fit, evaluate or publish."""
+    """The parser; what it parses says which command was given as `command`: fit, evaluate, publish or upgrade."""
     parser = Parser(prog="python -m training", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_fit(_add_command(commands, "fit", "Train a model; how the bundled ones were trained is in the README."))
@@ -33,6 +33,11 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     _add_evaluate(evaluate)
     publish = _add_command(commands, "publish", "Export, check, evaluate, calibrate and publish a run.")
     _add_publish(publish)
+    summary = (
+        "Publish each model's newest version in the store's newest format, where it is of an older one; weights, "
+        "calibration and figures stay as they are."
+    )
+    _add_upgrade(_add_command(commands, "upgrade", summary))
     for scoring, encoder_samples in ((evaluate, 0), (publish, 5000)):
         _add_scoring(scoring, encoder_samples)
     return parser
@@ -96,6 +101,11 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         help="samples an image of anomaly scores",
         unset="the proposal's own, or the estimates'",
     )
+
+
+def _add_upgrade(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, help="the store's folder")
+    parser.add_argument("--model", type=_model_name, default=argparse.SUPPRESS, help="this one alone (default: all)")
 
 
 def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:

@@ -17,6 +17,7 @@ from training.data.splits import DataSplits, split
 from training.fit.loaded_model import load_model
 from training.fit.run import Run, create_run, describe_run
 from training.fit.trainer import fit
+from training.likelihoods import Likelihood
 from training.publish import export
 
 DIGITS = Path(__file__).parents[1] / "data" / "digits.npz"
@@ -31,11 +32,26 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _export_graph = export._export_graph
+_export_likelihood = export.export_likelihood
+
+
+def exported_once(likelihood: Likelihood) -> bytes:
+    """The likelihood's graph, traced once in a test session."""
+    key = (type(likelihood), likelihood.image_shape, likelihood.levels, *likelihood.options.values())
+    if key not in _LIKELIHOODS:
+        _LIKELIHOODS[key] = _export_likelihood(likelihood)
+    return _LIKELIHOODS[key]
+
+
+_LIKELIHOODS: dict[tuple[object, ...], bytes] = {}
 
 
 @pytest.fixture(scope="package", autouse=True)
 def each_network_is_exported_once() -> Iterator[None]:
-    """PyTorch's exporter takes seconds, and what it makes depends on nothing but the network with its weights."""
+    """PyTorch's exporter takes seconds, and what it makes depends on nothing but the network with its weights.
+
+    A likelihood's graph depends on its class, its arguments and the images' shape.
+    """
     exported: dict[str, bytes] = {}
 
     def remembered(module: torch.nn.Module, example: torch.Tensor, *names: Any, **options: Any) -> bytes:
@@ -48,6 +64,7 @@ def each_network_is_exported_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "_export_graph", remembered)
+        patch.setattr(export, "export_likelihood", exported_once)
         yield
 
 

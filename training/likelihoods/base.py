@@ -8,12 +8,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from training.likelihoods.reductions import sum_pixels, use_sums
+from training.likelihoods.reductions import add, sum_pixels, use_sums
 
 ImageShape = tuple[int, int, int]
 NUM_DRAWS = 32
-"""Of an expected cost that has no closed form."""
-_FEWEST_AT_ONCE, _NUMBERS_AT_ONCE = 4, 2**20
+"""Of an expected cost that has no closed form; fewer of large images."""
+NUMBERS_AT_ONCE = 2**22
+"""Of one image that an expectation is taken over at once: 32 MiB of float64."""
+_MOST_PASSES = 4
 _GOLDEN_RATIO = 0.6180339887498949
 
 
@@ -110,18 +112,19 @@ class Likelihood(ABC):
     def entropy(self, *parameters: Tensor) -> Tensor:
         """-E[log p(x_i|z)] over x ~ p(x|z) of each pixel and channel, nats: parameters [B, 1, Q] → [B, 1, P].
 
-        Here the mean over draws from evenly spaced uniform numbers, in another order for each that an image takes.
+        Here the mean over draws from evenly spaced uniform numbers, in another order for each that an image takes: 32
+        draws, or as many as four passes of `NUMBERS_AT_ONCE` hold.
         """
-        numbers = torch.arange(self.num_uniforms, dtype=torch.float64)
-        order = torch.floor(numbers * _GOLDEN_RATIO % 1 * NUM_DRAWS)
+        at_once = min(NUM_DRAWS, max(1, NUMBERS_AT_ONCE // sum(map(math.prod, self.outputs.values()))))
+        num_passes = min(_MOST_PASSES, -(-NUM_DRAWS // at_once))
+        num_draws = min(NUM_DRAWS, num_passes * at_once)
+        order = torch.floor(torch.arange(self.num_uniforms, dtype=torch.float64) * _GOLDEN_RATIO % 1 * num_draws)
         total = torch.zeros((), dtype=parameters[0].dtype)
-        at_once = min(NUM_DRAWS, max(_FEWEST_AT_ONCE, _NUMBERS_AT_ONCE // sum(map(math.prod, self.outputs.values()))))
-        for first in range(0, NUM_DRAWS, at_once):
-            draws = torch.arange(first, min(first + at_once, NUM_DRAWS), dtype=torch.float64)
-            uniform = (draws[:, None] + order + 0.5) / NUM_DRAWS % 1  # [draws, U]
+        for some in torch.arange(num_draws, dtype=torch.float64).split(at_once):
+            uniform = (some[:, None] + order + 0.5) / num_draws % 1  # [draws, U]
             x = self.sample(uniform.to(total.dtype)[None] + 0 * parameters[0][..., :1], *parameters)
             total = total - self.pixel_log_prob(x, *parameters).sum(1, keepdim=True)  # [B, 1, P]
-        return total / NUM_DRAWS
+        return total / num_draws
 
     def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """How log p(x|z) changes along A directions of the parameters: slopes [B, A] and information [B, A, A].
@@ -166,11 +169,4 @@ class IndependentPixels(Likelihood):
             products.append(product)
             if first != second:
                 products.append(product.mT)
-        return _add(slopes), _add(products)
-
-
-def _add(tensors: Sequence[Tensor]) -> Tensor:
-    total = tensors[0]
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return total
+        return add(slopes), add(products)

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from training.likelihoods.base import ImageShape
+from training.likelihoods.base import NUMBERS_AT_ONCE, ImageShape
 from training.likelihoods.location_scale import LocationScale
 from training.likelihoods.reductions import softplus, sum_softplus
 
 FLOOR = -7.0
 """Of log_scale: a fifth of a grey level, of 256, which then has 90 % of the probability."""
 FAR = 1e38
-_LEVELS_AT_ONCE = 16
+_FEWEST_LEVELS_AT_ONCE = 16
 _SMALLEST = 1e-37  # of float32, which export writes constants in
 _MOST_LEVELS = 256
 """Up to which an entropy is summed level by level."""
@@ -75,8 +75,11 @@ class DiscretisedLogistic(LocationScale):
         loc, log_scale = (parameter.unsqueeze(-1) for parameter in parameters)  # [B, K, P, 1]
         half_inverse = 0.5 * torch.exp(-log_scale)
         entropy, below = 0 * parameters[0], 0 * loc
-        for first in range(0, self.levels, _LEVELS_AT_ONCE):
-            after = torch.arange(first, min(first + _LEVELS_AT_ONCE, self.levels), dtype=loc.dtype) + 0.5
+        at_once = _FEWEST_LEVELS_AT_ONCE
+        if isinstance(self.num_pixels, int):  # else it is a symbol, for any
+            at_once = max(at_once, NUMBERS_AT_ONCE // self.num_pixels)
+        for first in range(0, self.levels, at_once):
+            after = torch.arange(first, min(first + at_once, self.levels), dtype=loc.dtype) + 0.5
             edges = torch.where(after > self.top, FAR, after / self.top)  # the last reaches to infinity
             above = 0.5 + 0.5 * torch.tanh((edges - loc) * half_inverse)  # [B, K, P, levels]
             probability = above - torch.cat([below, above[..., :-1]], dim=-1)
@@ -91,35 +94,9 @@ class DiscretisedLogistic(LocationScale):
         return to_levels(loc + torch.exp(log_scale) * standard_logistic(uniform), self.top)
 
     def derivatives(self, x: Tensor, *parameters: Tensor) -> tuple[Sequence[Tensor], Mapping[tuple[int, int], Tensor]]:
-        """Exact; the outer two levels lack what stems from the edge that they do not have.
-
-        With up = sigmoid(-a), down = sigmoid(b), p = up·(1 - up), q = down·(1 - down), t = 2δ/s and
-        r = t/(exp(t) - 1), scores are (down - up)/s and b·down - a·up - r. Information is (p + q)/s² in loc,
-        (down - up + a·p + b·q)/s between the two, and b·down - a·up + a²·p + b²·q + r·(r + t - 1) in log_scale.
-        """
+        """Exact: see `bin_derivatives`."""
         loc, log_scale = parameters
-        inverse = torch.exp(-log_scale)
-        difference = x - loc
-        above, below = (difference + self.half_step) * inverse, (difference - self.half_step) * inverse
-        width = inverse * (2 * self.half_step)
-        first, last = x < self.half_step, x > 1 - self.half_step
-        zero = torch.zeros((), dtype=x.dtype)
-        up = torch.where(last, zero, torch.sigmoid(-above))
-        down = torch.where(first, zero, torch.sigmoid(below))
-        slope, above_up, below_down = down - up, above * up, below * down
-        pull = below_down - above_up
-        p, q = up * (1 - up), down * (1 - down)
-        h = torch.tanh(width * 0.5)
-        spread = torch.where(first | last, zero, width * ((1 - h) / (h + h)))  # t/(exp(t) - 1)
-        # a²·p as (a·sigmoid(-a))·(a·sigmoid(a)): the square of a alone may be beyond float32.
-        squares = above_up * (above * (1 - up)) + below_down * (below * (1 - down))
-        in_scale = pull + squares + spread * (spread + width - 1)
-        in_both = slope + (above_up * (1 - up) + below_down * (1 - down))
-        return [slope * inverse, pull - spread], {
-            (0, 0): (p + q) * inverse * inverse,
-            (0, 1): in_both * inverse,
-            (1, 1): in_scale,
-        }
+        return bin_derivatives(x, loc, log_scale, self.half_step)
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x + δ, x - δ and δ, those out of reach that have no term: [B, 1, P] each."""
@@ -140,6 +117,39 @@ def bin_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor, half_step: float | T
     h = torch.tanh(half_step * inverse)  # 1 - exp(-2δ/s) = 2h/(1 + h)
     width = torch.where(first | last, zero, torch.log((h + h) / (h + 1)))
     return above + below + width
+
+
+def bin_derivatives(
+    x: Tensor, loc: Tensor, log_scale: Tensor, half_step: float | Tensor
+) -> tuple[tuple[Tensor, Tensor], Mapping[tuple[int, int], Tensor]]:
+    """Scores of log P(x) in loc and log_scale, and information; the outer levels lack what stems from one edge.
+
+    With up = sigmoid(-a), down = sigmoid(b), p = up·(1 - up), q = down·(1 - down), t = 2δ/s and r = t/(exp(t) - 1),
+    scores are (down - up)/s and b·down - a·up - r. Information is (p + q)/s² in loc, (down - up + a·p + b·q)/s between
+    the two, and b·down - a·up + a²·p + b²·q + r·(r + t - 1) in log_scale.
+    """
+    inverse = torch.exp(-log_scale)
+    difference = x - loc
+    above, below = (difference + half_step) * inverse, (difference - half_step) * inverse
+    width = inverse * (2 * half_step)
+    first, last = x < half_step, x > 1 - half_step
+    zero = torch.zeros((), dtype=x.dtype)
+    up = torch.where(last, zero, torch.sigmoid(-above))
+    down = torch.where(first, zero, torch.sigmoid(below))
+    slope, above_up, below_down = down - up, above * up, below * down
+    pull = below_down - above_up
+    p, q = up * (1 - up), down * (1 - down)
+    h = torch.tanh(width * 0.5)
+    spread = torch.where(first | last, zero, width * ((1 - h) / (h + h)))  # t/(exp(t) - 1)
+    # a²·p as (a·sigmoid(-a))·(a·sigmoid(a)): the square of a alone may be beyond float32.
+    squares = above_up * (above * (1 - up)) + below_down * (below * (1 - down))
+    in_scale = pull + squares + spread * (spread + width - 1)
+    in_both = slope + (above_up * (1 - up) + below_down * (1 - down))
+    return (slope * inverse, pull - spread), {
+        (0, 0): (p + q) * inverse * inverse,
+        (0, 1): in_both * inverse,
+        (1, 1): in_scale,
+    }
 
 
 def standard_logistic(uniform: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """8-bit pixels whose channels depend on one another: mixtures of discretised logistics."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from training.likelihoods.base import ImageShape, Likelihood, Option
-from training.likelihoods.discretised_logistic import FAR, FLOOR, standard_logistic, to_levels
+from training.likelihoods.discretised_logistic import FAR, FLOOR, bin_derivatives, standard_logistic, to_levels
 from training.likelihoods.location_scale import INITIAL_LOG_SCALE, LOC_UNIT, bounded_log_scale
 from training.likelihoods.reductions import magnitude, positive_part, split, sum_pixels
 
@@ -89,84 +89,128 @@ class DiscretisedLogisticMixture(Likelihood):
     def log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """Sum over places of the logarithm of the mixture."""
         logits = split(parameters[0], self.num_components, self._places)
-        exponent, bracket = logits, torch.ones((), dtype=x.dtype)
-        for cost, factor in self._channel_terms(x, parameters):
-            exponent, bracket = exponent - cost, bracket * factor
-        return sum_pixels(_log_mixture(exponent, bracket) - _log_mixture(logits))
+        cost, bracket = self._terms(x, parameters)
+        return sum_pixels(_log_mixture(logits - cost.sum(3), bracket.prod(3)) - _log_mixture(logits))
 
     def pixel_log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """log P(x_c | x_1 … x_{c-1}) at each place."""
-        exponent, bracket = split(parameters[0], self.num_components, self._places), torch.ones((), dtype=x.dtype)
+        exponent, product = split(parameters[0], self.num_components, self._places), torch.ones((), dtype=x.dtype)
+        cost, bracket = self._terms(x, parameters)
         before, found = _log_mixture(exponent), []
-        for cost, factor in self._channel_terms(x, parameters):
-            exponent, bracket = exponent - cost, bracket * factor
-            after = _log_mixture(exponent, bracket)
+        for channel in range(self._channels):
+            exponent, product = exponent - cost[..., channel, :], product * bracket[..., channel, :]
+            after = _log_mixture(exponent, product)
             found.append(after - before)
             before = after
         return torch.cat(found, dim=-1)
 
     def mean(self, *parameters: Tensor) -> Tensor:
         """Σ_k π_k times the component's mean before it is binned, where it depends on earlier channels' such means."""
+        means: list[Tensor] = []  # [B, K, n, 1, places] each
+        while len(means) < self._channels:
+            means.append(torch.clamp(self._centre(means, parameters), 0, 1))
         weight = torch.softmax(self._split(parameters[0], 1), dim=2)  # [B, K, n, 1, places]
-        locs = self._split(parameters[1], self._channels).unbind(-2)
-        means: list[Tensor] = []  # [B, K, n, places] each
-        for channel in range(self._channels):
-            means.append(torch.clamp(self._location(channel, locs[channel], parameters, means), 0, 1))
-        expected = (weight * torch.stack(means, dim=3)).sum(2)  # [B, K, C, places]
-        return expected.flatten(2)
+        return (weight * torch.cat(means, dim=3)).sum(2).flatten(2)
 
     def sample(self, uniform: Tensor, *parameters: Tensor) -> Tensor:
         """A component at each place, then its channels one after another."""
-        weight = torch.softmax(split(parameters[0], self.num_components, self._places), dim=2)  # [B, K, n, places]
-        chosen, below = [], torch.zeros((), dtype=uniform.dtype)
-        first = uniform[..., : self._places]
-        for component in range(self.num_components):
-            above = below + weight[..., component, :]
-            is_last = component == self.num_components - 1
-            chosen.append((first >= below) & ((first < above) | is_last))
-            below = above
-        one_hot = torch.stack(chosen, dim=2).to(uniform.dtype)  # [B, K, n, places]
-        locs, log_scales = (self._split(parameter, self._channels).unbind(-2) for parameter in parameters[1:3])
-        drawn: list[Tensor] = []  # [B, K, places] each
-        for channel in range(self._channels):
-            earlier = [value.unsqueeze(2) for value in drawn]
-            centre = (one_hot * self._location(channel, locs[channel], parameters, earlier)).sum(2)
-            scale = (one_hot * torch.exp(log_scales[channel])).sum(2)
-            start = (channel + 1) * self._places
-            noise = standard_logistic(uniform[..., start : start + self._places])
-            drawn.append(to_levels(centre + scale * noise, self.levels - 1))
-        return torch.cat(drawn, dim=-1)
+        weight = torch.softmax(self._split(parameters[0], 1), dim=2)  # [B, K, n, 1, places]
+        edges, outside = torch.cumsum(weight, dim=2)[:, :, :-1], 0 * weight[:, :, :1]
+        numbers = self._split_channels(uniform, 1 + self._channels)  # [B, K, 1, 1 + C, places]
+        first = numbers[..., :1, :]
+        below, above = torch.cat([outside, edges], dim=2), torch.cat([edges, outside + 2], dim=2)
+        chosen = ((first >= below) & (first < above)).to(uniform.dtype)  # one of n is 1
+        logits, loc, log_scale, *coefficients = (
+            (chosen * self._split(parameter, count)).sum(2, keepdim=True).flatten(2)  # as of one component
+            for parameter, count in zip(parameters, self._counts, strict=True)
+        )
+        one = DiscretisedLogisticMixture(self.image_shape, 1, self.levels)
+        noise = torch.exp(one._split(log_scale, self._channels)) * standard_logistic(numbers[..., 1:, :])
+        drawn: list[Tensor] = []  # [B, K, 1, 1, places] each
+        while len(drawn) < self._channels:
+            this = slice(len(drawn), len(drawn) + 1)
+            centre = one._centre(drawn, (logits, loc, log_scale, *coefficients))
+            drawn.append(to_levels(centre + noise[..., this, :], self.levels - 1))
+        return torch.cat(drawn, dim=3).flatten(2)
 
-    def _channel_terms(self, x: Tensor, parameters: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each channel, cost and bracket of P(x_c) = exp(-cost)/bracket for every component: [B, K, n, places].
+    def curvature(
+        self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Exact. With r_k = P(component k | x), d_k the change of log(π_k P_k) and q_k its second derivative:
+
+            slope = Σ_k r_k d_k - Σ_k π_k u_k
+            information = -Σ_k r_k (q_k + d_k d_kᵀ) + (Σ r d)(Σ r d)ᵀ + Σ_k π_k u_k u_kᵀ - (Σ π u)(Σ π u)ᵀ
+
+        summed over places, where u_k is the tangent of a component's logit.
+        """
+        channels, values = self._channels, self._split_channels(x, self._channels)
+        logits = self._split(parameters[0], 1)
+        logit_tangent, scale_tangent = self._split(tangents[0], 1), self._split(tangents[2], channels)
+        loc_tangent, loc = self._centres(values, tangents), self._centres(values, parameters)
+        scores, informations = bin_derivatives(values, loc, self._split(parameters[2], channels), self._half_step)
+        cost, bracket = self._terms(x, parameters)
+        exponent = logits - cost.sum(3, keepdim=True)
+        terms = torch.exp(exponent - torch.amax(exponent, dim=2, keepdim=True)) / bracket.prod(3, keepdim=True)
+        share, weight = terms / terms.sum(2, keepdim=True), torch.softmax(logits, dim=2)  # r and π: [B, 1, n, 1, places]
+        change = logit_tangent + (scores[0] * loc_tangent + scores[1] * scale_tangent).sum(3, keepdim=True)  # d
+        mean_change, mean_tangent = (share * change).sum(2), (weight * logit_tangent).sum(2)  # [B, A, 1, places]
+        slopes = sum_pixels((mean_change - mean_tangent).flatten(2))
+
+        def product(first: Tensor, second: Tensor) -> Tensor:
+            return torch.bmm(first.flatten(2), second.flatten(2).mT)  # [B, A, A]
+
+        crossed = product(loc_tangent * (share * informations[0, 1]), scale_tangent)
+        # Deviations from the means and not products of means: what is left of a difference of these is rounding.
+        within = product((change - mean_change.unsqueeze(2)) * share, change - mean_change.unsqueeze(2))
+        between = product((logit_tangent - mean_tangent.unsqueeze(2)) * weight, logit_tangent - mean_tangent.unsqueeze(2))
+        information = product(loc_tangent * (share * informations[0, 0]), loc_tangent) + crossed + crossed.mT
+        information = information + product(scale_tangent * (share * informations[1, 1]), scale_tangent)
+        return slopes, information + between - within
+
+    @property
+    def _counts(self) -> list[int]:
+        """Numbers of a component at a place, of each output."""
+        return [1, self._channels, self._channels, *([self._num_coefficients] if self._num_coefficients else [])]
+
+    def _terms(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Cost and bracket of P(x_c) = exp(-cost)/bracket for every component: [B, K, n, C, places].
 
         As in `DiscretisedLogistic`, cost = max(-a, 0) + max(b, 0) ≥ 0, and the bracket is at least 1.
         """
-        locs, log_scales = (self._split(parameter, self._channels).unbind(-2) for parameter in parameters[1:3])
-        values = [value.unsqueeze(2) for value in split(x, self._channels, self._places).unbind(-2)]
-        for channel, value in enumerate(values):
-            centre = self._location(channel, locs[channel], parameters, values[:channel])
-            first, last = value < self._half_step, value > 1 - self._half_step
-            upper = torch.where(last, FAR, value + self._half_step)
-            lower = torch.where(first, -FAR, value - self._half_step)
-            half = torch.where(first | last, FAR, self._half_step)
-            inverse = torch.exp(-log_scales[channel])
-            above, below = (upper - centre) * inverse, (lower - centre) * inverse
-            h = torch.tanh(half * inverse)
-            bracket = (h + 1) / (h + h) * (torch.exp(-magnitude(above)) + 1) * (torch.exp(-magnitude(below)) + 1)
-            yield positive_part(-above) + positive_part(below), bracket
+        values = self._split_channels(x, self._channels)
+        centre = self._centres(values, parameters)
+        first, last = values < self._half_step, values > 1 - self._half_step
+        upper = torch.where(last, FAR, values + self._half_step)
+        lower = torch.where(first, -FAR, values - self._half_step)
+        half = torch.where(first | last, torch.full((), FAR, dtype=x.dtype), self._half_step)
+        inverse = torch.exp(-self._split(parameters[2], self._channels))
+        above, below = (upper - centre) * inverse, (lower - centre) * inverse
+        h = torch.tanh(half * inverse)
+        bracket = (h + 1) / (h + h) * (torch.exp(-magnitude(above)) + 1) * (torch.exp(-magnitude(below)) + 1)
+        return positive_part(-above) + positive_part(below), bracket
 
-    def _location(self, channel: int, loc: Tensor, parameters: tuple[Tensor, ...], earlier: list[Tensor]) -> Tensor:
-        """A channel's loc, [B, K, n, places], moved by the earlier channels' values, [B, K, 1 or n, places] each."""
-        if channel:
-            coefficients = self._split(parameters[3], self._num_coefficients).unbind(-2)
-            for coefficient, value in zip(coefficients[channel * (channel - 1) // 2 :], earlier, strict=False):
-                loc = loc + coefficient * value
-        return loc
+    def _centres(self, values: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """All channels' locations under values [B, K, 1, C, places]: [B, K, n, C, places]. Linear in the parameters."""
+        earlier = [values[..., channel : channel + 1, :] for channel in range(self._channels)]
+        centres = [self._centre(earlier[:channel], parameters) for channel in range(self._channels)]
+        centres[0] = centres[0] + 0 * earlier[0]  # as many rows as the others
+        return torch.cat(centres, dim=3)
+
+    def _centre(self, earlier: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+        """The next channel's location after others' values x_j [B, K, 1 or n, 1, places]: [B, K, n, 1, places]."""
+        channel = len(earlier)
+        centre = self._split(parameters[1], self._channels)[..., channel : channel + 1, :]
+        for index, value in enumerate(earlier, start=channel * (channel - 1) // 2):
+            centre = centre + self._split(parameters[3], self._num_coefficients)[..., index : index + 1, :] * value
+        return centre
 
     def _split(self, parameter: Tensor, count: int) -> Tensor:
         """[B, K, n·count·places] → [B, K, n, count, places]."""
         return split(parameter, self.num_components, count, self._places)
+
+    def _split_channels(self, x: Tensor, count: int) -> Tensor:
+        """[B, K, count·places] → [B, K, 1, count, places]."""
+        return split(x, 1, count, self._places)
 
 
 def _log_mixture(exponent: Tensor, bracket: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ last bit of its float32 logarithm depends on where a tensor is cut between threa
 not show it. An exported graph therefore sums odd rows as products, and takes logarithms of float64.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -138,6 +139,11 @@ def softplus(tensor: Tensor) -> Tensor:
     if not is_exporting():
         return F.softplus(tensor)
     return torch.relu(tensor) + torch.log1p(torch.exp(-torch.abs(tensor)))
+
+
+def add(tensors: Sequence[Tensor]) -> Tensor:
+    """Their sum, from the first on."""
+    return functools.reduce(torch.add, tensors)
 
 
 def positive_part(tensor: Tensor) -> Tensor:

@@ -3,21 +3,26 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx.utils
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_store import DECODER, ENCODER
+from model_store import DECODER, ENCODER, LIKELIHOOD
 from service.engine.runtime import Runtime
 from training.errors import ParityError
+from training.likelihoods import Likelihood
 from training.networks.precision import full_float32
 from training.networks.vae import Vae
-from training.publish.exporter import OPSET, exporter_quietened, serialised
+from training.publish.exporter import OPSET, exporter_quietened, model_of, serialised
 from training.publish.likelihood_graph import export_likelihood
 
 PARITY_BATCHES = (1, 2, 7, 64)
 PARITY_TOLERANCE = 1e-4
+_LOG_PROB, _EXPECTED = "log p(x|z)", "E[x|z]"
 
 
 @dataclass(frozen=True)
@@ -49,29 +54,54 @@ def export(vae: Vae) -> ExportedGraphs:
 def check_parity(vae: Vae, graphs: ExportedGraphs, x: Tensor, *, runtime: Runtime) -> float:
     """The largest difference between the graphs and PyTorch, over real inputs x [B, C, H, W] at batch 1, 2, 7 and 64.
 
-    The encoder sees the images, the decoder the latent codes that PyTorch's encoder gives them.
+    The encoder sees the images, the decoder the latent codes that PyTorch's encoder gives them, the likelihood the
+    images and what PyTorch's decoder makes of the codes. Its log p(x|z) counts in nats a pixel, and where that is more
+    than one nat, by its share: PyTorch's sums are float32.
 
     Raises:
         ParityError: a number differs by more than 1e-4; names the output, the batch size and the difference.
     """
     encoder = runtime.open(graphs.encoder, Path(ENCODER))
     decoder = runtime.open(graphs.decoder, Path(DECODER))
+    likelihood = runtime.open(_part(graphs.likelihood, vae.likelihood), Path(LIKELIHOOD))
     largest = 0.0
     for batch in PARITY_BATCHES:
         images = x[torch.arange(batch) % len(x)].contiguous()
         mean, log_var = vae.encode(images)
-        found = encoder.run({"x": images.numpy()}) | decoder.run({"z": mean.numpy()})
         parameters = dict(zip(vae.likelihood.outputs, vae.decoder(mean), strict=True))
-        for output, expected in {"mean": mean, "log_var": log_var, **parameters}.items():
-            if found[output].shape != expected.shape:
-                shapes = f"{list(found[output].shape)}, PyTorch's is {list(expected.shape)}"
-                raise ParityError(f"output {output!r} at batch {batch} has the shape {shapes}")
-            difference = float(np.abs(found[output] - expected.numpy()).max())
-            if not difference <= PARITY_TOLERANCE:
-                excess = f"by {difference:.3g}, more than {PARITY_TOLERANCE:g}"
-                raise ParityError(f"output {output!r} at batch {batch} differs from PyTorch's {excess}")
-            largest = max(largest, difference)
+        flat = {"x": images} | parameters
+        flat = {name: value.flatten(1).unsqueeze(1).contiguous() for name, value in flat.items()}  # [B, 1, Q]
+        pixels, *rows = flat.values()
+        expected = {"mean": mean, "log_var": log_var, **parameters}
+        found = encoder.run({"x": images.numpy()}) | decoder.run({"z": mean.numpy()})
+        of_likelihood = likelihood.run({name: value.numpy() for name, value in flat.items()})
+        log_prob = vae.likelihood.log_prob(pixels, *rows).double()  # [B, 1]
+        unit = log_prob.abs().clamp(min=vae.likelihood.num_pixels)
+        expected |= {_LOG_PROB: log_prob / unit, _EXPECTED: vae.likelihood.mean(*rows)}
+        found |= {_LOG_PROB: of_likelihood["log_prob"] / unit.numpy(), _EXPECTED: of_likelihood["mean"]}
+        for output, value in expected.items():
+            largest = max(largest, _difference(output, batch, found[output], value))
     return largest
+
+
+def _difference(output: str, batch: int, found: NDArray[Any], expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        shapes = f"{list(found.shape)}, PyTorch's is {list(expected.shape)}"
+        raise ParityError(f"output {output!r} at batch {batch} has the shape {shapes}")
+    difference = float(np.abs(found - expected.numpy()).max())
+    if not difference <= PARITY_TOLERANCE:
+        excess = f"by {difference:.3g}, more than {PARITY_TOLERANCE:g}"
+        raise ParityError(f"output {output!r} at batch {batch} differs from PyTorch's {excess}")
+    return difference
+
+
+def _part(content: bytes, likelihood: Likelihood) -> bytes:
+    """The nodes of a likelihood's graph that give log p(x|z) and E[x|z]."""
+    part = onnx.utils.Extractor(onnx.load_from_string(content)).extract_model(
+        ["x", *likelihood.outputs], ["log_prob", "mean"]
+    )
+    found: bytes = part.SerializeToString()
+    return found
 
 
 def _export_graph(module: nn.Module, example: Tensor, input_name: str, outputs: list[str], *, batch: str) -> bytes:
@@ -87,4 +117,4 @@ def _export_graph(module: nn.Module, example: Tensor, input_name: str, outputs: 
             external_data=False,
             verbose=False,
         )
-    return serialised(program)
+    return serialised(model_of(program))

@@ -11,13 +11,19 @@ import torch
 OPSET = 18
 
 
-def serialised(program: torch.onnx.ONNXProgram | None) -> bytes:
-    """The graph as the bytes of one file, checked, the same each time."""
+def model_of(program: torch.onnx.ONNXProgram | None) -> onnx.ModelProto:
+    """The graph that `torch.onnx.export(dynamo=True)` made, without its notes."""
     if program is None:
         raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
-    model = program.model_proto
+    model = program.model_proto  # another copy each time it is asked for
     strip_notes(model)
-    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def serialised(model: onnx.ModelProto, *, check: bool = True) -> bytes:
+    """The graph as the bytes of one file, the same each time."""
+    if check:
+        onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 

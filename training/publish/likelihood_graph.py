@@ -1,11 +1,10 @@
 """A likelihood as one ONNX graph: what `likelihood.onnx` in the store is (model_store/README.md)."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Any
 
-import onnx
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
@@ -14,13 +13,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from training.likelihoods import Likelihood
 from training.likelihoods.base import IndependentPixels
 from training.likelihoods.reductions import Sums, use_sums
-from training.publish.exporter import OPSET, exporter_quietened, strip_notes
+from training.publish.exporter import OPSET, exporter_quietened, model_of, serialised
 
 OUTPUTS = ("log_prob", "pixel_log_prob", "entropy", "mean", "sample", "gradient", "information")
 TANGENT = "tangent."
-# Of the examples that are traced: neither 0 nor 1, which tracing takes for constants, and no two the same.
-_IMAGES, _SAMPLES, _DIRECTIONS = 3, 4, 5
 _OF_ONE_SAMPLE = "one."
+_Curvature = Callable[..., tuple[Tensor, Tensor]]
 
 
 def export_likelihood(likelihood: Likelihood) -> bytes:
@@ -39,70 +37,73 @@ def export_for_any_size(likelihood: IndependentPixels, *numbers: str, small: boo
     return _export(likelihood, "any small size" if small else "any size", numbers)
 
 
-def _export(likelihood: Likelihood, sums: Sums, numbers: Sequence[str] = ()) -> bytes:
-    any_size = sums != "serving"
-    sizes = {name: math.prod(shape) for name, shape in likelihood.outputs.items()}
-    count = len(sizes)
-    traced = copy(likelihood)
+class _Everything(nn.Module):
+    """All that the service asks of a likelihood, as one module to trace; its outputs are `OUTPUTS`.
 
-    def everything(x: Tensor, uniform: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        rest = list(others)
-        if any_size:
-            traced.num_pixels = x.shape[-1]  # a symbol
-            for number in reversed(numbers):
-                setattr(traced, number, rest.pop())
-        many, one, tangents = rest[:count], rest[count : 2 * count], rest[2 * count :]
+    Its inputs are x and uniform numbers, the decoder's outputs for many samples, the same for one, their tangents, and
+    `numbers`. Of any size, the number of pixels is x's, a symbol.
+    """
+
+    def __init__(
+        self, likelihood: Likelihood, curvature: _Curvature | None, numbers: Sequence[str], *, any_size: bool
+    ) -> None:
+        super().__init__()
+        self.likelihood = copy(likelihood)
+        self.curvature = curvature or self._curvature
+        self.numbers = numbers
+        self.any_size = any_size
+
+    def forward(self, x: Tensor, uniform: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in their order."""
+        likelihood, count, rest = self.likelihood, len(self.likelihood.outputs), list(others)
+        if self.any_size:
+            likelihood.num_pixels = x.shape[-1]
+            for number in reversed(self.numbers):
+                setattr(likelihood, number, rest.pop())
+        many, one = rest[:count], rest[count : 2 * count]
         wide = [parameter.double() for parameter in one]
-        gradient, information = traced.curvature(x, one, tangents)
+        gradient, information = self.curvature(x, *rest[count:])
         return (
-            traced.log_prob(x, *many),
-            traced.pixel_log_prob(x.double(), *wide),
-            traced.entropy(*wide),
-            traced.mean(*one),
-            traced.sample(uniform, *one),
+            likelihood.log_prob(x, *many),
+            likelihood.pixel_log_prob(x.double(), *wide),
+            likelihood.entropy(*wide),
+            likelihood.mean(*one),
+            likelihood.sample(uniform, *one),
             gradient.double(),
             information,
         )
 
-    inputs = {"x": _example(likelihood.num_pixels), "uniform": _example(likelihood.num_uniforms)}
-    inputs |= {name: _example(size, rows=_SAMPLES) for name, size in sizes.items()}
-    inputs |= {_OF_ONE_SAMPLE + name: _example(size) for name, size in sizes.items()}
-    inputs |= {f"{TANGENT}{name}": _example(size, rows=_DIRECTIONS) for name, size in sizes.items()}
+    def _curvature(self, x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        count = len(self.likelihood.outputs)
+        return self.likelihood.curvature(x, rest[:count], rest[count:])
+
+
+def _export(likelihood: Likelihood, sums: Sums, numbers: Sequence[str] = ()) -> bytes:
+    """A graph whose batch B is dynamic, and so are the numbers of samples K and of directions A."""
+    any_pixels = likelihood.num_pixels if sums != "serving" else None
+    sizes = {name: math.prod(shape) for name, shape in likelihood.outputs.items()}
+    fixed = {likelihood.num_pixels, likelihood.num_uniforms, *sizes.values()}
+    # Tracing takes 0 and 1 for constants, and sizes that are equal in its examples for the same everywhere.
+    batch, samples, directions = itertools.islice((size for size in itertools.count(3) if size not in fixed), 3)
+
+    def example(size: int, rows: int = 1) -> Tensor:
+        return torch.full((batch, rows, size), 0.5)
+
+    inputs = {"x": example(likelihood.num_pixels), "uniform": example(likelihood.num_uniforms)}
+    inputs |= {name: example(size, samples) for name, size in sizes.items()}
+    inputs |= {_OF_ONE_SAMPLE + name: example(size) for name, size in sizes.items()}
+    inputs |= {TANGENT + name: example(size, directions) for name, size in sizes.items()}
     inputs |= {number: torch.tensor(0.5, dtype=torch.float64) for number in numbers}
-    model = _trace(everything, inputs, sums, likelihood.num_pixels if any_size else None)
-    _join_inputs(model, {_OF_ONE_SAMPLE + name: name for name in sizes})
-    if sums != "any small size":  # whose sizes are no sizes yet
-        onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
-
-
-def _example(size: int, *, rows: int = 1) -> Tensor:
-    return torch.full((_IMAGES, rows, size), 0.5)
-
-
-def _trace(method: Callable[..., Any], inputs: Mapping[str, Tensor], sums: Sums, any_pixels: int | None) -> ModelProto:
-    """A graph whose batch B is dynamic, and so are the numbers of samples K and of directions A.
-
-    With `any_pixels`, the examples' number of pixels, rows of so many numbers are dynamic too.
-    """
     examples = tuple(inputs.values())
-    batch, pixels = torch.export.Dim("B"), torch.export.Dim("P")
-    rows = {_SAMPLES: torch.export.Dim("K"), _DIRECTIONS: torch.export.Dim("A")}
-    columns = {any_pixels: pixels, 2 * any_pixels: 2 * pixels} if any_pixels else {}
-    dynamic = []
-    for example in examples:
-        _, of_image, of_row = example.shape or (0, 0, 0)
-        sizes = {1: rows.get(of_image), 2: columns.get(of_row)}
-        sizes[0] = batch if example.dim() else None
-        dynamic.append({axis: size for axis, size in sizes.items() if size is not None})
+    dims = {batch: torch.export.Dim("B"), samples: torch.export.Dim("K"), directions: torch.export.Dim("A")}
+    if any_pixels:
+        pixels = torch.export.Dim("P")
+        dims |= {any_pixels: pixels, 2 * any_pixels: 2 * pixels}
+    dynamic = [{axis: dims[size] for axis, size in enumerate(one.shape) if size in dims} for one in examples]
     with exporter_quietened(), use_sums(sums), torch.no_grad():
-        # torch.export alone does not trace gradients of gradients; make_fx does not leave the number of pixels open.
-        if any_pixels:
-            traced = torch.export.export(_Module(method), examples, dynamic_shapes={"inputs": tuple(dynamic)})
-        else:
-            gradients = make_fx(method, tracing_mode="symbolic")(*examples)
-            traced = torch.export.export(gradients, examples, dynamic_shapes=tuple(dynamic))
+        curvature = _without_gradients(likelihood, examples)
+        module = _Everything(likelihood, curvature, numbers, any_size=bool(any_pixels)).eval()
+        traced = torch.export.export(module, examples, dynamic_shapes=(*dynamic[:2], tuple(dynamic[2:])))
         program = torch.onnx.export(
             traced,
             dynamo=True,
@@ -112,22 +113,22 @@ def _trace(method: Callable[..., Any], inputs: Mapping[str, Tensor], sums: Sums,
             external_data=False,
             verbose=False,
         )
-    if program is None:
-        raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
-    strip_notes(program.model_proto)
-    return program.model_proto
+    model = model_of(program)
+    _join_inputs(model, {_OF_ONE_SAMPLE + name: name for name in sizes})
+    return serialised(model, check=sums != "any small size")  # whose sizes are no sizes yet
 
 
-class _Module(nn.Module):
-    """A function as torch.export wants it."""
+def _without_gradients(likelihood: Likelihood, examples: Sequence[Tensor]) -> nn.Module | None:
+    """`curvature` as operators alone, where it takes gradients of gradients: torch.export by itself traces none."""
+    if type(likelihood).curvature is not Likelihood.curvature:
+        return None
+    count = len(likelihood.outputs)
 
-    def __init__(self, method: Callable[..., Any]) -> None:
-        super().__init__()
-        self._method = method
+    def curvature(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        return likelihood.curvature(x, rest[:count], rest[count:])
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """What the function gives."""
-        return self._method(*inputs)
+    traced: nn.Module = make_fx(curvature, tracing_mode="symbolic")(examples[0], *examples[2 + count :])
+    return traced
 
 
 def _join_inputs(model: ModelProto, same: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from service.engine.chunks import complete
 from service.engine.model import Model
 from training.data.splits import PARTS, Images, evenly_spaced, take
 from training.files import write_atomically
+from training.likelihoods import LIKELIHOODS
 from training.publish.evaluation import Evaluation, fresh_batches, in_unit_interval
 from training.publish.publication import TRAINING_IMAGES
 from training.publish.units import ACTIVE_VARIANCE, LatentUnits
