@@ -33,7 +33,8 @@ def use_sums(sums: Sums) -> Iterator[None]:
     `plain` as in training; `serving` as in an exported graph. `any size` and `any small size` leave the number of
     pixels open, as service/engine/format1 needs it: the former adds padded rows in float64, and the latter is for
     multiples of 4 up to 1024, whose sums it takes as `serving` does. There a negative size of a `Reshape`, other than
-    -1, stands for the largest divisor of the number of pixels up to its absolute value.
+    -1, stands for the largest divisor of the number of pixels up to its absolute value, and a negative length of a
+    `Pad` for what the groups of such a divisor lack to a multiple of 4.
     """
     token = _sums.set(sums)
     try:
@@ -99,12 +100,14 @@ def sum_log(factors: Tensor, *, most: int, rows: bool = False) -> Tensor:
     if not is_exporting():
         return torch.log(factors).sum(-1)
     if _any_size():
-        groups = _reshape(_padded(factors, most, 1.0), (0, 0, -1, most), (*factors.shape[:2], 1, most))
-        return torch.log(_padded(groups.prod(-1), _PACKET, 1.0).double()).sum(-1)
+        padded = _padded(factors, _PACKET * most, 1.0)
+        groups = _reshape(padded, (0, 0, -1, most), (*factors.shape[:2], _PACKET, most))
+        return torch.log(groups.prod(-1).double()).sum(-1)
     if _any_small_size():
         sizes, rest = ((-1, -most), (1, most)) if rows else ((-most, -1), (most, 1))
         product = _reshape(factors, (0, 0, *sizes), (*factors.shape[:2], *rest)).prod(-1 if rows else 2)
-        return torch.log(_padded(product, _PACKET, 1.0).double()).sum(-1)
+        inputs = (product, torch.tensor((0, 0, 0, 0, 0, -most)), torch.tensor(1.0))
+        return torch.log(_operator("Pad", inputs, product.shape, product.dtype).double()).sum(-1)
     num_pixels = factors.shape[-1]
     group = largest_divisor(num_pixels, most)
     if rows:

@@ -58,10 +58,7 @@ def likelihood_of_format_1(spec: LikelihoodSpec, num_pixels: int, file: Path) ->
 
 
 def _set_num_pixels(model: ModelProto, num_pixels: int) -> None:
-    """Write P for the symbol that stands for it, and for each node that asks a tensor for its shape the answer.
-
-    A negative size of a `Reshape`, other than -1, stands for P's largest divisor up to its absolute value.
-    """
+    """Write P for the symbol that stands for it, and for each node that asks a tensor for its shape the answer."""
     graph = model.graph
     dims = {value.name: value.type.tensor_type.shape.dim for value in graph.input}
     symbol = dims["x"][2].dim_param
@@ -75,11 +72,19 @@ def _set_num_pixels(model: ModelProto, num_pixels: int) -> None:
         found = [dim.dim_value for dim in dims[node.input[0]][axes["start"] : axes["end"]]]
         graph.initializer.append(numpy_helper.from_array(np.array(found), node.output[0]))
         graph.node.remove(node)
-    wanted = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    used_by = {node.input[1]: node.op_type for node in graph.node if node.op_type in ("Reshape", "Pad")}
     for tensor in graph.initializer:
-        if tensor.name in wanted:
-            found = [largest_divisor(num_pixels, -n) if n < -1 else n for n in numpy_helper.to_array(tensor).tolist()]
-            tensor.CopyFrom(numpy_helper.from_array(np.array(found), tensor.name))
+        if (operator := used_by.get(tensor.name)) is not None:
+            sizes = [_size(operator, size, num_pixels) for size in numpy_helper.to_array(tensor).tolist()]
+            tensor.CopyFrom(numpy_helper.from_array(np.array(sizes), tensor.name))
+
+
+def _size(operator: str, size: int, num_pixels: int) -> int:
+    """What a number among an operator's sizes stands for: see `use_sums` in training/likelihoods/reductions.py."""
+    if size >= -1:
+        return size
+    group = largest_divisor(num_pixels, -size)
+    return group if operator == "Reshape" else -(num_pixels // group) % _PACKET
 
 
 def _set_numbers(model: ModelProto, numbers: Mapping[str, float]) -> None:
