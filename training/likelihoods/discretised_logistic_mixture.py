@@ -133,9 +133,7 @@ class DiscretisedLogisticMixture(Likelihood):
             drawn.append(to_levels(centre + noise[..., this, :], self.levels - 1))
         return torch.cat(drawn, dim=3).flatten(2)
 
-    def curvature(
-        self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Exact. With r_k = P(component k | x), d_k the change of log(π_k P_k) and q_k its second derivative:
 
             slope = Σ_k r_k d_k - Σ_k π_k u_k
@@ -151,7 +149,10 @@ class DiscretisedLogisticMixture(Likelihood):
         cost, bracket = self._terms(x, parameters)
         exponent = logits - cost.sum(3, keepdim=True)
         terms = torch.exp(exponent - torch.amax(exponent, dim=2, keepdim=True)) / bracket.prod(3, keepdim=True)
-        share, weight = terms / terms.sum(2, keepdim=True), torch.softmax(logits, dim=2)  # r and π: [B, 1, n, 1, places]
+        share, weight = (
+            terms / terms.sum(2, keepdim=True),
+            torch.softmax(logits, dim=2),
+        )  # r and π: [B, 1, n, 1, places]
         change = logit_tangent + (scores[0] * loc_tangent + scores[1] * scale_tangent).sum(3, keepdim=True)  # d
         mean_change, mean_tangent = (share * change).sum(2), (weight * logit_tangent).sum(2)  # [B, A, 1, places]
         slopes = sum_pixels((mean_change - mean_tangent).flatten(2))
@@ -162,7 +163,9 @@ class DiscretisedLogisticMixture(Likelihood):
         crossed = product(loc_tangent * (share * informations[0, 1]), scale_tangent)
         # Deviations from the means and not products of means: what is left of a difference of these is rounding.
         within = product((change - mean_change.unsqueeze(2)) * share, change - mean_change.unsqueeze(2))
-        between = product((logit_tangent - mean_tangent.unsqueeze(2)) * weight, logit_tangent - mean_tangent.unsqueeze(2))
+        between = product(
+            (logit_tangent - mean_tangent.unsqueeze(2)) * weight, logit_tangent - mean_tangent.unsqueeze(2)
+        )
         information = product(loc_tangent * (share * informations[0, 0]), loc_tangent) + crossed + crossed.mT
         information = information + product(scale_tangent * (share * informations[1, 1]), scale_tangent)
         return slopes, information + between - within
