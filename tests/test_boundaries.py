@@ -221,7 +221,7 @@ def test_the_map_shows_every_room_and_no_other() -> None:
     told: list[str] = []
     path: list[str] = []
     for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines():
-        if match := re.match(r"( *)([a-z_]+)/( |$)", line):
+        if match := re.match(r"( *)([a-z_0-9]+)/( |$)", line):
             path[len(match[1]) // 2 :] = [match[2]]
             told.append("/".join(path))
     packages = {

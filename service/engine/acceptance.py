@@ -5,7 +5,6 @@ model draws itself, to which an honest model has honest answers however odd its 
 stored scores say of the decoder.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from service.engine.arrays import Float32Array, Float64Array
 from service.engine.builder import PREFIX
 from service.engine.chunks import complete
 from service.engine.format1 import likelihood_graph_of
-from service.engine.graph_check import check_shape
+from service.engine.graph_check import check_rows, check_shape
 from service.engine.graphs import DecoderGraphs
 from service.engine.model import DEFAULT_MAX_STEPS, Model, Pixels
 from service.engine.preparation import Preparation
@@ -204,8 +203,7 @@ def _run(
         found = session.run(inputs)
     (given,) = inputs.values()
     for name, size in outputs.items():
-        rows, *rest = found[name].shape or (0,)
-        check_shape(file, name, (rows, math.prod(rest)), (len(given), size))
+        check_rows(file, name, found[name].shape, len(given), size)
     return {name: found[name] for name in outputs}
 
 

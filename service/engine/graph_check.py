@@ -37,6 +37,8 @@ def parse_graph(content: bytes, file: Path) -> ModelProto:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < MIN_OPSET:
         raise InvalidArtifactError(file, f"uses opset {opset}; {MIN_OPSET} or later is needed")
+    if opset > onnx.defs.onnx_opset_version():
+        raise InvalidArtifactError(file, f"uses opset {opset}; the latest known is {onnx.defs.onnx_opset_version()}")
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     reserved = [name for name in {*constants, *_computed(model)} if name.startswith(PREFIX)]
@@ -100,8 +102,12 @@ def _check_tensors(
         dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
         if not dims or dims[0] is not None or not _fits(dims[1:], shape):
             stated = [size if size is not None else "batch" for size in dims]
-            wanted = f"{shape} numbers a row" if isinstance(shape, int) else f"['batch', {', '.join(map(str, shape))}]"
-            raise InvalidArtifactError(file, f"{role} {name!r} has shape {stated}; it should have {wanted}")
+            wanted = (
+                f"'batch' rows of {shape} numbers"
+                if isinstance(shape, int)
+                else f"['batch', {', '.join(map(str, shape))}]"
+            )
+            raise InvalidArtifactError(file, f"{role} {name!r} has shape {stated}; the manifest says {wanted}")
 
 
 def _fits(dims: Sequence[int | None], shape: Sequence[int] | int) -> bool:
@@ -120,3 +126,14 @@ def check_shape(file: Path, output: str, found: tuple[int, ...], expected: tuple
     """
     if found != expected:
         raise InvalidArtifactError(file, f"output {output!r} came out as {list(found)}, expected {list(expected)}")
+
+
+def check_rows(file: Path, output: str, found: tuple[int, ...], rows: int, size: int) -> None:
+    """The same of an output whose rows may have any shape, of so many numbers.
+
+    Raises:
+        InvalidArtifactError.
+    """
+    if not found or found[0] != rows or math.prod(found[1:]) != size:
+        problem = f"output {output!r} came out as {list(found)}, expected {rows} rows of {size} numbers"
+        raise InvalidArtifactError(file, problem)

@@ -1,6 +1,5 @@
 """Are a model's graphs what the manifest says, do they run, and does a GPU compute their numbers as the CPU does?"""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store import DECODER, ENCODER, LIKELIHOOD, Description
-from service.engine.graph_check import check_shape, read_graph
+from service.engine.graph_check import check_rows, check_shape, read_graph
 from service.engine.graphs import DecoderGraphs
 from service.engine.likelihood_graph import LikelihoodGraph
 from service.engine.preparation import Preparation
@@ -60,8 +59,7 @@ def try_out(
     with blaming(folder / DECODER):
         found = decoder.run({"z": np.zeros(latent_shape, np.float32)})
     for name, size in outputs.items():
-        rows, *rest = found[name].shape or (0,)
-        check_shape(folder / DECODER, name, (rows, math.prod(rest)), (len(pixels), size))
+        check_rows(folder / DECODER, name, found[name].shape, len(pixels), size)
 
 
 def verify_encoder(runtime: Runtime, graph: bytes, session: Session, x: NDArray[np.float32], file: Path) -> None:

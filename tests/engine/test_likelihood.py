@@ -80,7 +80,9 @@ def test_bernoulli_is_scipys() -> None:
     lost = np.exp(np.abs(logits.astype(np.float64))).sum(axis=(-3, -2, -1))
     error = sum_error(x[0].size, bernoulli_terms(x[:, None], logits) + lost, FLOAT64)
     assert (np.abs(Bernoulli().log_prob(x[:, None], {"logits": logits}) - expected) <= error).all()
-    found = run_likelihood(graph_of(spec_of(Bernoulli()), 60), ["mean"], {"x": x, "logits": logits})[0]
+    found = run_likelihood(
+        graph_of(spec_of(Bernoulli()), 60), ["mean"], {"x": x.reshape(2, 1, -1), "logits": logits.reshape(2, 3, -1)}
+    )[0].reshape(logits.shape)
     assert np.abs(found - expit(logits.astype(np.float64))).max() <= gamma(FUNCTION)
 
 

@@ -221,7 +221,7 @@ BOMBS: dict[str, tuple[Bomb, str, str]] = {
     "a likelihood's scale beyond float32": (
         field("likelihood", value={"kind": "gaussian", "scale": 1e300}),
         MANIFEST,
-        "likelihood.gaussian.scale: Input",
+        "likelihood.scale: Extra inputs",
     ),
     "a seed of 5000 digits": (text('"binarisation_seed": 0', f'"binarisation_seed": {SUPER}'), MANIFEST, "4300 digits"),
     "a seed of 4000 digits": (
@@ -306,7 +306,7 @@ BOMBS: dict[str, tuple[Bomb, str, str]] = {
         MANIFEST,
         "a version has no such file",
     ),
-    "a format version of many digits": (text('"format_version": 1', f'"format_version": {SUPER}'), MANIFEST, "digits"),
+    "a format version of many digits": (text('"format_version": 2', f'"format_version": {SUPER}'), MANIFEST, "digits"),
     # ── the archive of scores
     "scores that unpack to 128 MiB": (calibration(("elbo.npy", ZEROS)), CALIBRATION, "at most 129734 are read"),
     "an unknown member that unpacks to 128 MiB": (calibration(("x", ZEROS)), CALIBRATION, "at most 129734 are read"),

@@ -305,7 +305,7 @@ def test_a_stamp_does_not_grow_with_the_folder(honest: Path, tmp_path: Path) -> 
         (folder / f"note-{number}").write_text("")
     after = version_stamp(tmp_path / "store", "toy", 1)
     assert after != before
-    assert len(after) == len(before) == 5
+    assert len(after) == len(before) == 6
 
 
 SERVED = [

@@ -311,7 +311,7 @@ def test_what_is_published_can_be_read_by_all_whatever_the_umask(tmp_path: Path,
     finally:
         os.umask(before)
     files, folders = [path / file for file in FILES], [path, *path.parents[:3]]
-    assert [stat.S_IMODE(file.stat().st_mode) & 0o755 for file in files] == [0o644] * 4
+    assert [stat.S_IMODE(file.stat().st_mode) & 0o755 for file in files] == [0o644] * 5
     assert [stat.S_IMODE(folder.stat().st_mode) & 0o755 for folder in folders] == [0o755] * 4
     assert folders[-1] == tmp_path / "new"
     if umask == 0o002:  # what a group may do, it may still do
@@ -605,7 +605,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, file: str, damage: Da
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "not JSON"),
         (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "not JSON"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "format version None"),
-        (lambda folder: rewrite(folder, format_version=2), "format version 2; this reader knows only 1"),
+        (lambda folder: rewrite(folder, format_version=3), "format version 3; this reader knows 1 and 2"),
         (lambda folder: rewrite(folder, format_version="1"), "format version '1'"),
         (lambda folder: rewrite(folder, colour="blue"), "colour: Extra inputs are not permitted"),
         (lambda folder: rewrite(folder, latent_dim=0), "latent_dim: Input should be greater than or equal to 1"),

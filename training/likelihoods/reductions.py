@@ -100,11 +100,11 @@ def sum_log(factors: Tensor, *, most: int, rows: bool = False) -> Tensor:
         return torch.log(factors).sum(-1)
     if _any_size():
         groups = _reshape(_padded(factors, most, 1.0), (0, 0, -1, most), (*factors.shape[:2], 1, most))
-        return _padded(torch.log(groups.prod(-1).double()), _PACKET, 0.0).sum(-1)
+        return torch.log(_padded(groups.prod(-1), _PACKET, 1.0).double()).sum(-1)
     if _any_small_size():
         sizes, rest = ((-1, -most), (1, most)) if rows else ((-most, -1), (most, 1))
         product = _reshape(factors, (0, 0, *sizes), (*factors.shape[:2], *rest)).prod(-1 if rows else 2)
-        return _padded(torch.log(product.double()), _PACKET, 0.0).sum(-1)
+        return torch.log(_padded(product, _PACKET, 1.0).double()).sum(-1)
     num_pixels = factors.shape[-1]
     group = largest_divisor(num_pixels, most)
     if rows:
