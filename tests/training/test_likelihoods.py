@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model_store import LikelihoodSpec
 from tests.likelihoods import reference_of, run_likelihood
-from tests.rounding import FLOAT64, density_error, gamma, sampling_error
+from tests.rounding import density_error, gamma, sampling_error
 from tests.training.conftest import exported_once
 from training.configuration import Configuration
 from training.errors import ConfigurationError, LikelihoodError
@@ -374,7 +374,7 @@ def test_a_likelihood_takes_its_own_options_and_no_other() -> None:
         Configuration(likelihood="gaussian", num_components=4, **grey)
     with pytest.raises(ConfigurationError, match="num_components must be a"):
         Configuration(likelihood="discretised_logistic_mixture", num_components=0, **grey)
-    with pytest.raises(ConfigurationError, match="likelihood must be one of bernoulli, .*, not 'poisson'"):
+    with pytest.raises(ConfigurationError, match=r"likelihood must be one of bernoulli, .*, not 'poisson'"):
         Configuration(likelihood="poisson")
     with pytest.raises(ConfigurationError, match="binarisation must be none"):
         Configuration(likelihood="discretised_logistic_mixture")

@@ -102,9 +102,9 @@ assert abs(np.median(likelihood.sample(uniform, loc, log_scale)[..., 3].numpy())
 def run(copy: Path, *arguments: str) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(copy), str(ROOT)])}
     command = [sys.executable, *arguments]
-    process = subprocess.run(
+    process = subprocess.run(  # noqa: S603
         command, cwd=copy, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )  # noqa: S603
+    )
     assert process.returncode == 0, process.stderr
 
 
@@ -147,11 +147,11 @@ def test_a_likelihood_is_one_file_and_its_name(tmp_path: Path, monkeypatch: pyte
     images = rng.random((60, 1, 3, 4)).astype(np.float32)
     np.savez(tmp_path / "images.npz", train=images, test=images[:5])
     run(tmp_path, "-c", TEST)
-    few = "--width 4 --latent-dim 2 --epochs 2 --batch-size 20 --num-samples 2 --binarisation none".split()
-    data = ["--data", "images.npz", "--workers", "0"]
-    run(tmp_path, "-m", "training", "fit", *data, "--out", "run", "--likelihood", "student_t", *few)
-    few = "--name heavy --store store --proposal encoder --num-samples 16 --encoder-samples 0 --workers 0".split()
-    run(tmp_path, "-m", "training", "publish", "run", *few)
+    network = ["--width", "4", "--latent-dim", "2", "--epochs", "2", "--batch-size", "20", "--binarisation", "none"]
+    data = ["--data", "images.npz", "--out", "run", "--likelihood", "student_t", "--workers", "0"]
+    run(tmp_path, "-m", "training", "fit", *data, *network)
+    scoring = ["--proposal", "encoder", "--num-samples", "16", "--encoder-samples", "0", "--workers", "0"]
+    run(tmp_path, "-m", "training", "publish", "run", "--name", "heavy", "--store", "store", *scoring)
 
     stored = open_version(tmp_path / "store", "heavy")
     assert stored.manifest.likelihood.kind == "student_t"

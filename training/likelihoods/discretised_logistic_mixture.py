@@ -1,6 +1,7 @@
 """8-bit pixels whose channels depend on one another: mixtures of discretised logistics."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class DiscretisedLogisticMixture(Likelihood):
 
     name = "discretised_logistic_mixture"
     pixel = "256 levels, by several logistics under which channels depend on one another"
-    configured = {"num_components": Option("num_components", str(NUM_COMPONENTS))}
+    configured: ClassVar[Mapping[str, Option]] = {"num_components": Option("num_components", str(NUM_COMPONENTS))}
 
     def __init__(self, image_shape: ImageShape, num_components: int = NUM_COMPONENTS, levels: int = 256) -> None:
         super().__init__(image_shape)
@@ -134,7 +135,9 @@ class DiscretisedLogisticMixture(Likelihood):
         return torch.cat(drawn, dim=3).flatten(2)
 
     def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Exact. With r_k = P(component k | x), d_k the change of log(π_k P_k) and q_k its second derivative:
+        """Exact, by the law of total covariance over components.
+
+        With r_k = P(component k | x), d_k the change of log(π_k P_k), and q_k its second derivative:
 
             slope = Σ_k r_k d_k - Σ_k π_k u_k
             information = -Σ_k r_k (q_k + d_k d_kᵀ) + (Σ r d)(Σ r d)ᵀ + Σ_k π_k u_k u_kᵀ - (Σ π u)(Σ π u)ᵀ

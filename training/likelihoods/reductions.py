@@ -1,9 +1,9 @@
-"""Sums over pixels as likelihoods need them: plain while training, and in an exported graph fast and the same in any batch.
+"""Sums over pixels: plain while training, and in an exported graph fast and the same in any batch.
 
-ONNX Runtime adds float32 in vectors of four, from the first address that is aligned for them: of rows whose length is no
-multiple of four, the order of adding, and so the last bit, depends on the place in the batch. A product's does not. The
-last bit of its float32 logarithm depends on where a tensor is cut between threads; of its float64 logarithm, float32 does
-not show it. An exported graph therefore sums odd rows as products, and takes logarithms of float64.
+ONNX Runtime adds float32 in vectors of four, from the first address that is aligned for them: of rows whose length is
+no multiple of four, the order of adding, and so the last bit, depends on the place in the batch. A product's does not.
+The last bit of its float32 logarithm depends on where a tensor is cut between threads; of its float64 logarithm,
+float32 does not show it. An exported graph therefore sums odd rows as products, and takes logarithms of float64.
 """
 
 import functools
