@@ -307,8 +307,6 @@ def test_an_image_is_as_likely_alone_as_in_any_batch(exported: tuple[Likelihood,
         one = slice(image, image + 1)
         alone = as_inputs(likelihood, x[one], [parameter[one] for parameter in parameters])
         assert np.array_equal(run_likelihood(content, ["log_prob"], alone)[0], batch[one])
-        alone = as_inputs(likelihood, x[one], [parameter[one, 3:4] for parameter in parameters])
-        assert np.array_equal(run_likelihood(content, ["log_prob"], alone)[0], batch[one, 3:4])
 
 
 def test_extremes_are_finite_in_the_graph(exported: tuple[Likelihood, bytes]) -> None:

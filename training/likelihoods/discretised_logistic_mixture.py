@@ -9,7 +9,7 @@ from torch import Tensor
 from training.likelihoods.base import ImageShape, Likelihood, Option
 from training.likelihoods.discretised_logistic import FAR, FLOOR, bin_derivatives, standard_logistic, to_levels
 from training.likelihoods.location_scale import INITIAL_LOG_SCALE, LOC_UNIT, bounded_log_scale
-from training.likelihoods.reductions import magnitude, positive_part, split, sum_pixels
+from training.likelihoods.reductions import join, magnitude, positive_part, split, sum_pixels
 
 NUM_COMPONENTS = 10
 _SPREAD = 0.5
@@ -111,7 +111,7 @@ class DiscretisedLogisticMixture(Likelihood):
         while len(means) < self._channels:
             means.append(torch.clamp(self._centre(means, parameters), 0, 1))
         weight = torch.softmax(self._split(parameters[0], 1), dim=2)  # [B, K, n, 1, places]
-        return (weight * torch.cat(means, dim=3)).sum(2).flatten(2)
+        return join((weight * torch.cat(means, dim=3)).sum(2))
 
     def sample(self, uniform: Tensor, *parameters: Tensor) -> Tensor:
         """A component at each place, then its channels one after another."""
@@ -122,7 +122,7 @@ class DiscretisedLogisticMixture(Likelihood):
         below, above = torch.cat([outside, edges], dim=2), torch.cat([edges, outside + 2], dim=2)
         chosen = ((first >= below) & (first < above)).to(uniform.dtype)  # one of n is 1
         logits, loc, log_scale, *coefficients = (
-            (chosen * self._split(parameter, count)).sum(2, keepdim=True).flatten(2)  # as of one component
+            join((chosen * self._split(parameter, count)).sum(2, keepdim=True))  # as of one component
             for parameter, count in zip(parameters, self._counts, strict=True)
         )
         one = DiscretisedLogisticMixture(self.image_shape, 1, self.levels)
@@ -132,7 +132,7 @@ class DiscretisedLogisticMixture(Likelihood):
             this = slice(len(drawn), len(drawn) + 1)
             centre = one._centre(drawn, (logits, loc, log_scale, *coefficients))
             drawn.append(to_levels(centre + noise[..., this, :], self.levels - 1))
-        return torch.cat(drawn, dim=3).flatten(2)
+        return join(torch.cat(drawn, dim=3))
 
     def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Exact, by the law of total covariance over components.
@@ -158,10 +158,10 @@ class DiscretisedLogisticMixture(Likelihood):
         )  # r and π: [B, 1, n, 1, places]
         change = logit_tangent + (scores[0] * loc_tangent + scores[1] * scale_tangent).sum(3, keepdim=True)  # d
         mean_change, mean_tangent = (share * change).sum(2), (weight * logit_tangent).sum(2)  # [B, A, 1, places]
-        slopes = sum_pixels((mean_change - mean_tangent).flatten(2))
+        slopes = sum_pixels(join(mean_change - mean_tangent))
 
         def product(first: Tensor, second: Tensor) -> Tensor:
-            return torch.bmm(first.flatten(2), second.flatten(2).mT)  # [B, A, A]
+            return torch.bmm(join(first), join(second).mT)  # [B, A, A]
 
         crossed = product(loc_tangent * (share * informations[0, 1]), scale_tangent)
         # Deviations from the means and not products of means: what is left of a difference of these is rounding.

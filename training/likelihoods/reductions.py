@@ -7,6 +7,7 @@ float32 does not show it. An exported graph therefore sums odd rows as products,
 """
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -161,6 +162,13 @@ def split(tensor: Tensor, *sizes: int) -> Tensor:
     if not is_exporting() or tensor.dim() != 3:
         return tensor.unflatten(-1, sizes)
     return _reshape(tensor, (0, 0, *sizes), (*tensor.shape[:2], *sizes))
+
+
+def join(tensor: Tensor) -> Tensor:
+    """All axes from the third on as one, [B, K, *sizes] → [B, K, P]; a graph does not ask the tensor for its shape."""
+    if not is_exporting():
+        return tensor.flatten(2)
+    return _reshape(tensor, (0, 0, -1), (*tensor.shape[:2], math.prod(tensor.shape[2:])))
 
 
 def _padded(tensor: Tensor, multiple: int, value: float) -> Tensor:
