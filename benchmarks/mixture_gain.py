@@ -85,7 +85,9 @@ def main() -> None:
         vae = train(configuration, splits, given.data)
         minutes = (time.perf_counter() - started) / 60
         images = torch.from_numpy(evenly_spaced(splits.test, given.images))
-        for title, values in zip(("elbo", "iwae"), bits_per_dim(vae, images, configuration, given.samples), strict=True):
+        for title, values in zip(
+            ("elbo", "iwae"), bits_per_dim(vae, images, configuration, given.samples), strict=True
+        ):
             first.append(values.mean().item())
             error = values.std().item() / math.sqrt(len(values))
             gain = first[-1] - first[(len(first) - 1) % 2]

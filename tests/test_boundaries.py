@@ -136,11 +136,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     },
     "training": {
         "data": {"configuration", "errors"},
-        "likelihoods": {"configuration", "posterior"},
+        "likelihoods": {"errors"},
         "networks": {"configuration", "likelihoods"},
-        "fit": {"configuration", "data", "errors", "files", "networks", "posterior"},
+        "fit": {"configuration", "data", "errors", "files", "likelihoods", "networks", "posterior"},
         "publish": {"configuration", "data", "errors", "fit", "likelihoods", "networks"},
-        "report": {"data", "files", "fit", "networks", "publish"},
+        "report": {"data", "files", "fit", "likelihoods", "networks", "publish"},
     },
 }  # fmt: skip
 
@@ -213,7 +213,10 @@ def test_no_room_uses_what_is_put_together_from_rooms() -> None:
             further = {name for name in graph[waiting.pop()] if within(name, {package})} - below
             below |= further
             waiting += further
-        assert below & named == set(), package
+        allowed = {
+            "training.likelihoods"
+        }  # by configuration.py, whose choices its classes are; it imports none of them
+        assert below & named - allowed == set(), package
 
 
 def test_the_map_shows_every_room_and_no_other() -> None:

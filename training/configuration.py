@@ -40,14 +40,15 @@ class Configuration:
 
     `width` is units of each hidden layer of an `mlp`, and channels at the image's own size of a `resnet`; `depth` is
     hidden layers of the one, residual blocks at each size of the other. `gaussian_scale` is in units of pixels in
-    [0, 1]; None learns it, a scale a pixel. `num_components` is of a mixture, 10 with None. `num_validation`, `num_calibration` and `num_test` are numbers of images
-    held out of training (`num_test` only where the data set brings no test images of its own); None means 2000, 3000
-    and 10 000, or a tenth of the images where that is fewer. `flip` and `shift` (pixels) vary training images each time
-    they are seen (training/data/augmentation.py). `ema_decay` d averages the weights over about 1/(1 - d)
-    steps. `first_samples` is where the number of samples begins, which doubles until it is `num_samples`,
-    each number having as many decoder rows; None is `num_samples` throughout. 0 turns off `ema_decay`,
-    `max_gradient_norm` and `patience`. `max_memory` is the GiB of decoded pixels up to which image files and Parquet
-    are loaded whole instead of streamed; `skip_corrupt` leaves out images that cannot be decoded.
+    [0, 1]; None learns it, a scale a pixel. `num_components` is of a mixture; None means 10. `num_validation`,
+    `num_calibration` and `num_test` are numbers of images held out of training (`num_test` only where the data set
+    brings no test images of its own); None means 2000, 3000 and 10 000, or a tenth of the images where that is fewer.
+    `flip` and `shift` (pixels) vary training images each time they are seen (training/data/augmentation.py).
+    `ema_decay` d averages the weights over about 1/(1 - d) steps. `first_samples` is where the number of samples
+    begins, which doubles until it is `num_samples`, each number having as many decoder rows; None is `num_samples`
+    throughout. 0 turns off `ema_decay`, `max_gradient_norm` and `patience`. `max_memory` is the GiB of decoded pixels
+    up to which image files and Parquet are loaded whole instead of streamed; `skip_corrupt` leaves out images that
+    cannot be decoded.
 
     Raises:
         ConfigurationError: a value cannot work; the message names the field.

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -6,7 +7,6 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from service.engine.likelihood import likelihood_of
 
 from model_store import ImageShape
 from service.engine.runtime import Runtime
@@ -16,8 +16,10 @@ from tests.toys import describe
 from tests.training.measured import network_rounding
 from training.configuration import Configuration, LikelihoodKind, Preset
 from training.errors import ParityError
+from training.likelihoods import LIKELIHOODS, spec_of
 from training.networks.vae import Vae, build_vae
-from training.publish.export import OPSET, ExportedGraphs, check_parity, export
+from training.publish.export import ExportedGraphs, check_parity, export
+from training.publish.exporter import OPSET
 from training.publish.publication import load_engine
 
 SHAPE = (2, 5, 3)
@@ -59,7 +61,7 @@ def test_the_interface_is_the_stores(graphs: ExportedGraphs) -> None:
 
 
 def test_no_trace_of_this_machine_is_left(graphs: ExportedGraphs) -> None:
-    for content in (graphs.encoder, graphs.decoder):
+    for content in (graphs.encoder, graphs.decoder, graphs.likelihood):
         assert re.findall(rb"(?:/[\w.-]+){2,}|\.py\b|site-packages|Traceback", content) == []
 
 
@@ -81,25 +83,42 @@ def shifted(content: bytes, initializer: str, by: float) -> bytes:
 
 
 def test_a_difference_is_refused_by_name(vae: Vae, graphs: ExportedGraphs, x: torch.Tensor, runtime: Runtime) -> None:
-    wrong = ExportedGraphs(graphs.encoder, shifted(graphs.decoder, "pixels.bias", 3e-3))
+    wrong = replace(graphs, decoder=shifted(graphs.decoder, "pixels.bias", 3e-3))
     with pytest.raises(
         ParityError, match=r"output 'logits' at batch 1 differs from PyTorch's by 0\.003, more than 0\.000\d+"
     ):
         check_parity(vae, wrong, x, runtime=runtime)
-    wrong = ExportedGraphs(shifted(graphs.encoder, "log_var.weight", 50.0), graphs.decoder)
+    wrong = replace(graphs, encoder=shifted(graphs.encoder, "log_var.weight", 50.0))
     with pytest.raises(ParityError, match="output 'log_var' at batch"):
         check_parity(vae, wrong, x, runtime=runtime)
 
 
+def test_a_likelihood_of_another_kind_is_refused(
+    vae: Vae, graphs: ExportedGraphs, x: torch.Tensor, runtime: Runtime
+) -> None:
+    model = onnx.load_from_string(graphs.likelihood)
+    for node in model.graph.node:
+        if node.op_type == "Sigmoid":
+            node.op_type = "Tanh"
+    with pytest.raises(ParityError, match=r"output 'E\[x\|z\]' at batch 1 differs from PyTorch's by"):
+        check_parity(vae, replace(graphs, likelihood=model.SerializeToString()), x, runtime=runtime)
+    softer = Configuration(width=12, latent_dim=4, likelihood="gaussian", gaussian_scale=0.5, binarisation="none")
+    sharper = replace(softer, gaussian_scale=0.4)
+    one, other = (build_vae(choices, torch.full(SHAPE, 0.3)) for choices in (softer, sharper))
+    wrong = replace(export(one), likelihood=export(other).likelihood)
+    with pytest.raises(ParityError, match=r"output 'log p\(x\|z\)' at batch 1 differs from PyTorch's by"):
+        check_parity(one, wrong, x, runtime=runtime)
+
+
 def test_not_a_number_is_refused(vae: Vae, graphs: ExportedGraphs, x: torch.Tensor, runtime: Runtime) -> None:
-    wrong = ExportedGraphs(graphs.encoder, shifted(graphs.decoder, "pixels.bias", float("nan")))
+    wrong = replace(graphs, decoder=shifted(graphs.decoder, "pixels.bias", float("nan")))
     with pytest.raises(ParityError, match="differs from PyTorch's by nan"):
         check_parity(vae, wrong, x, runtime=runtime)
 
 
 def test_another_shape_is_refused(vae: Vae, graphs: ExportedGraphs, x: torch.Tensor, runtime: Runtime) -> None:
     other = build_vae(Configuration(width=8, latent_dim=4), torch.full((2, 3, 5), 0.1))
-    wrong = ExportedGraphs(graphs.encoder, export(other).decoder)
+    wrong = replace(graphs, decoder=export(other).decoder)
     with pytest.raises(
         ParityError, match=r"'logits' at batch 1 has the shape \[1, 2, 3, 5\], PyTorch's is \[1, 2, 5, 3\]"
     ):
@@ -119,7 +138,7 @@ def test_every_preset_and_likelihood_is_exported(
         latent_dim=2,
         likelihood=likelihood,
         gaussian_scale=scale,
-        binarisation="dynamic" if likelihood == "bernoulli" else "none",
+        binarisation="dynamic" if LIKELIHOODS[likelihood].is_binary else "none",
     )
     generator = torch.Generator().manual_seed(6)
     vae = build_vae(configuration, torch.rand(shape, generator=generator))
@@ -128,7 +147,7 @@ def test_every_preset_and_likelihood_is_exported(
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     graphs = export(vae)
     outputs = axes(list(onnx.load_from_string(graphs.decoder).graph.output))
-    assert outputs == {output: ["N", *shape] for output in likelihood_of(vae.likelihood.spec).outputs}
+    assert outputs == {output: ["N", *axes_of] for output, axes_of in vae.likelihood.outputs.items()}
     x = torch.rand(5, *shape, generator=generator)
     assert check_parity(vae, graphs, x, runtime=runtime) < network_rounding(vae, x)
     for content in (graphs.encoder, graphs.decoder):
@@ -137,7 +156,7 @@ def test_every_preset_and_likelihood_is_exported(
     opened = RecordingRuntime("cpu")  # every graph that the engine opens around these two can run on CUDA whole
     channels, height, width = shape
     image = ImageShape(channels=channels, height=height, width=width)
-    load_engine(describe("any", image, 2, vae.likelihood.spec, num_images=1), graphs, runtime=opened)
+    load_engine(describe("any", image, 2, spec_of(vae.likelihood), num_images=1), graphs, runtime=opened)
     assert set(opened.graphs()) >= {"encoder", "decoder", "log weight", "mixture", "curvature in 2 dimensions"}
     assert [refusal for graph in opened.graphs().values() for refusal in without_kernel(graph)] == []
 

@@ -18,8 +18,8 @@ _HELP = {
     "likelihood": "of a pixel: " + "; ".join(f"{name}, {kind.pixel}" for name, kind in LIKELIHOODS.items()),
     "gaussian_scale": "standard deviation of a gaussian pixel in [0, 1]",
     "num_components": "logistics of a mixture",
-    "binarisation": f"of {BLACK_AND_WHITE} pixels: dynamic, afresh each time an image is seen; threshold, above 0.5; none, grey "
-    "values as they are, which is all that other likelihoods take",
+    "binarisation": f"of {BLACK_AND_WHITE} pixels: dynamic, afresh each time an image is seen; threshold, above 0.5; "
+    "none, grey values as they are, which is all that other likelihoods take",
     "flip": "mirror each training image, left to right, every other time it is seen: the model's images are then both",
     "shift": "move each training image by up to so many pixels, down or up and right or left, each time it is seen",
     "objective": "iwae: importance weighted bound with DReG gradients; elbo: evidence lower bound, analytic KL",

@@ -1,4 +1,4 @@
-"""What every likelihood p(x|z) states about itself: one class says it to training, and through export to the service."""
+"""What every likelihood p(x|z) states about itself: one class says it to training, and by export to the service."""
 
 import math
 from abc import ABC, abstractmethod
@@ -129,7 +129,7 @@ class Likelihood(ABC):
     def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """How log p(x|z) changes along A directions of the parameters: slopes [B, A] and information [B, A, A].
 
-        slope_a = ∂ log p · t_a, and information_ab = -t_a · ∂² log p · t_b, the observed information, which is minus the
+        slope_a = ∂ log p · t_a, and information_ab = -t_a · ∂² log p · t_b, the observed information: minus the
         Hessian. Observed, and not Fisher's, which is its mean over x: a pixel that the model was sure of tells nothing
         more, and Fisher's would say that it does.
 

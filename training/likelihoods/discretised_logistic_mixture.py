@@ -1,6 +1,7 @@
 """8-bit pixels whose channels depend on one another: mixtures of discretised logistics."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from training.likelihoods.base import ImageShape, Likelihood, Option
 from training.likelihoods.discretised_logistic import FAR, FLOOR, bin_derivatives, standard_logistic, to_levels
 from training.likelihoods.location_scale import INITIAL_LOG_SCALE, LOC_UNIT, bounded_log_scale
-from training.likelihoods.reductions import magnitude, positive_part, split, sum_pixels
+from training.likelihoods.reductions import join, magnitude, positive_part, split, sum_pixels
 
 NUM_COMPONENTS = 10
 _SPREAD = 0.5
@@ -34,7 +35,7 @@ class DiscretisedLogisticMixture(Likelihood):
 
     name = "discretised_logistic_mixture"
     pixel = "256 levels, by several logistics under which channels depend on one another"
-    configured = {"num_components": Option("num_components", str(NUM_COMPONENTS))}
+    configured: ClassVar[Mapping[str, Option]] = {"num_components": Option("num_components", str(NUM_COMPONENTS))}
 
     def __init__(self, image_shape: ImageShape, num_components: int = NUM_COMPONENTS, levels: int = 256) -> None:
         super().__init__(image_shape)
@@ -110,7 +111,7 @@ class DiscretisedLogisticMixture(Likelihood):
         while len(means) < self._channels:
             means.append(torch.clamp(self._centre(means, parameters), 0, 1))
         weight = torch.softmax(self._split(parameters[0], 1), dim=2)  # [B, K, n, 1, places]
-        return (weight * torch.cat(means, dim=3)).sum(2).flatten(2)
+        return join((weight * torch.cat(means, dim=3)).sum(2))
 
     def sample(self, uniform: Tensor, *parameters: Tensor) -> Tensor:
         """A component at each place, then its channels one after another."""
@@ -121,7 +122,7 @@ class DiscretisedLogisticMixture(Likelihood):
         below, above = torch.cat([outside, edges], dim=2), torch.cat([edges, outside + 2], dim=2)
         chosen = ((first >= below) & (first < above)).to(uniform.dtype)  # one of n is 1
         logits, loc, log_scale, *coefficients = (
-            (chosen * self._split(parameter, count)).sum(2, keepdim=True).flatten(2)  # as of one component
+            join((chosen * self._split(parameter, count)).sum(2, keepdim=True))  # as of one component
             for parameter, count in zip(parameters, self._counts, strict=True)
         )
         one = DiscretisedLogisticMixture(self.image_shape, 1, self.levels)
@@ -131,12 +132,12 @@ class DiscretisedLogisticMixture(Likelihood):
             this = slice(len(drawn), len(drawn) + 1)
             centre = one._centre(drawn, (logits, loc, log_scale, *coefficients))
             drawn.append(to_levels(centre + noise[..., this, :], self.levels - 1))
-        return torch.cat(drawn, dim=3).flatten(2)
+        return join(torch.cat(drawn, dim=3))
 
-    def curvature(
-        self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Exact. With r_k = P(component k | x), d_k the change of log(π_k P_k) and q_k its second derivative:
+    def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Exact, by the law of total covariance over components.
+
+        With r_k = P(component k | x), d_k the change of log(π_k P_k), and q_k its second derivative:
 
             slope = Σ_k r_k d_k - Σ_k π_k u_k
             information = -Σ_k r_k (q_k + d_k d_kᵀ) + (Σ r d)(Σ r d)ᵀ + Σ_k π_k u_k u_kᵀ - (Σ π u)(Σ π u)ᵀ
@@ -151,18 +152,23 @@ class DiscretisedLogisticMixture(Likelihood):
         cost, bracket = self._terms(x, parameters)
         exponent = logits - cost.sum(3, keepdim=True)
         terms = torch.exp(exponent - torch.amax(exponent, dim=2, keepdim=True)) / bracket.prod(3, keepdim=True)
-        share, weight = terms / terms.sum(2, keepdim=True), torch.softmax(logits, dim=2)  # r and π: [B, 1, n, 1, places]
+        share, weight = (
+            terms / terms.sum(2, keepdim=True),
+            torch.softmax(logits, dim=2),
+        )  # r and π: [B, 1, n, 1, places]
         change = logit_tangent + (scores[0] * loc_tangent + scores[1] * scale_tangent).sum(3, keepdim=True)  # d
         mean_change, mean_tangent = (share * change).sum(2), (weight * logit_tangent).sum(2)  # [B, A, 1, places]
-        slopes = sum_pixels((mean_change - mean_tangent).flatten(2))
+        slopes = sum_pixels(join(mean_change - mean_tangent))
 
         def product(first: Tensor, second: Tensor) -> Tensor:
-            return torch.bmm(first.flatten(2), second.flatten(2).mT)  # [B, A, A]
+            return torch.bmm(join(first), join(second).mT)  # [B, A, A]
 
         crossed = product(loc_tangent * (share * informations[0, 1]), scale_tangent)
         # Deviations from the means and not products of means: what is left of a difference of these is rounding.
         within = product((change - mean_change.unsqueeze(2)) * share, change - mean_change.unsqueeze(2))
-        between = product((logit_tangent - mean_tangent.unsqueeze(2)) * weight, logit_tangent - mean_tangent.unsqueeze(2))
+        between = product(
+            (logit_tangent - mean_tangent.unsqueeze(2)) * weight, logit_tangent - mean_tangent.unsqueeze(2)
+        )
         information = product(loc_tangent * (share * informations[0, 0]), loc_tangent) + crossed + crossed.mT
         information = information + product(scale_tangent * (share * informations[1, 1]), scale_tangent)
         return slopes, information + between - within

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Gaussian(IndependentPixels):
 
     name = "gaussian"
     pixel = "real values"
-    configured = {"gaussian_scale": Option("scale", "learned, one for each pixel")}
+    configured: ClassVar[Mapping[str, Option]] = {"gaussian_scale": Option("scale", "learned, one for each pixel")}
 
     def __init__(self, image_shape: ImageShape, scale: float) -> None:
         super().__init__(image_shape)

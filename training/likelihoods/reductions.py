@@ -1,12 +1,13 @@
-"""Sums over pixels as likelihoods need them: plain while training, and in an exported graph fast and the same in any batch.
+"""Sums over pixels: plain while training, and in an exported graph fast and the same in any batch.
 
-ONNX Runtime adds float32 in vectors of four, from the first address that is aligned for them: of rows whose length is no
-multiple of four, the order of adding, and so the last bit, depends on the place in the batch. A product's does not. The
-last bit of its float32 logarithm depends on where a tensor is cut between threads; of its float64 logarithm, float32 does
-not show it. An exported graph therefore sums odd rows as products, and takes logarithms of float64.
+ONNX Runtime adds float32 in vectors of four, from the first address that is aligned for them: of rows whose length is
+no multiple of four, the order of adding, and so the last bit, depends on the place in the batch. A product's does not.
+The last bit of its float32 logarithm depends on where a tensor is cut between threads; of its float64 logarithm,
+float32 does not show it. An exported graph therefore sums odd rows as products, and takes logarithms of float64.
 """
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -164,6 +165,13 @@ def split(tensor: Tensor, *sizes: int) -> Tensor:
     if not is_exporting() or tensor.dim() != 3:
         return tensor.unflatten(-1, sizes)
     return _reshape(tensor, (0, 0, *sizes), (*tensor.shape[:2], *sizes))
+
+
+def join(tensor: Tensor) -> Tensor:
+    """All axes from the third on as one, [B, K, *sizes] → [B, K, P]; a graph does not ask the tensor for its shape."""
+    if not is_exporting():
+        return tensor.flatten(2)
+    return _reshape(tensor, (0, 0, -1), (*tensor.shape[:2], math.prod(tensor.shape[2:])))
 
 
 def _padded(tensor: Tensor, multiple: int, value: float) -> Tensor:

@@ -106,7 +106,7 @@ class ResnetEncoder(nn.Module):
 
 
 class ResnetDecoder(nn.Module):
-    """Latent codes z [N, D] to raw outputs [N, *shape of `bias`]: the encoder's sizes and channels in the other direction.
+    """Latent codes z [N, D] to raw outputs [N, *shape of `bias`]: the encoder's sizes and channels the other way.
 
     `bias`, [M, C, H, W] or [M, 1, H, W], one number a pixel, is learned too.
     """

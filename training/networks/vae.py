@@ -19,7 +19,7 @@ LOWEST_LOG_VAR, HIGHEST_LOG_VAR = -30.0, 10.0
 """Of the posterior's log variance. Beyond them z is the mean, in float32, or is 150 times as wide as the prior; within
 them no density that training or serving forms leaves float32."""
 
-# For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, *shape of their bias].
+# For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, *shape].
 _BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "mlp": (MlpEncoder, MlpDecoder),
     "resnet": (ResnetEncoder, ResnetDecoder),

@@ -1,0 +1,378 @@
+"""Every class of training/likelihoods/ against closed forms in NumPy and float64, at its extremes, and as a graph."""
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from numpy.typing import NDArray
+from scipy.special import expit, logsumexp
+from torch import Tensor
+
+from model_store import LikelihoodSpec
+from tests.likelihoods import reference_of, run_likelihood
+from tests.rounding import density_error, gamma, sampling_error
+from tests.training.conftest import exported_once
+from training.configuration import Configuration
+from training.errors import ConfigurationError, LikelihoodError
+from training.likelihoods import LIKELIHOODS, Likelihood, build_likelihood, likelihood_of, spec_of
+from training.likelihoods.location_scale import LOG_SCALE_CEILING
+
+COLOUR, GREY, ONE = (3, 3, 5), (1, 7, 5), (1, 1, 1)
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bernoulli": ("bernoulli", {}),
+    "gaussian": ("gaussian", {}),
+    "gaussian of a scale": ("gaussian", {"scale": 0.3}),
+    "discretised_logistic": ("discretised_logistic", {}),
+    "of 5 levels": ("discretised_logistic", {"levels": 5}),
+    "mixture": ("discretised_logistic_mixture", {"num_components": 3}),
+}
+DIRECTIONS = 4
+
+
+def make(kind: str, shape: tuple[int, int, int]) -> Likelihood:
+    name, options = KINDS[kind]
+    return build_likelihood(name, shape, **options)
+
+
+def example(likelihood: Likelihood, *, images: int = 3, rows: int = 2, seed: int = 8) -> tuple[Tensor, list[Tensor]]:
+    """x [B, 1, P] and parameters [B, K, Q]: pixels of both ends among them, some far from where they are expected."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(images, 1, likelihood.num_pixels, generator=generator)
+    if likelihood.is_binary:
+        x = x.round()
+    elif likelihood.levels is not None:
+        x = torch.round(x * (likelihood.levels - 1)) / (likelihood.levels - 1)
+        x[0, :, :2], x[-1, :, -1] = torch.tensor([0.0, 1.0])[: x.shape[2]], 1.0
+    found = []
+    for name, shape in likelihood.outputs.items():
+        drawn = torch.randn(images, rows, math.prod(shape), generator=generator)
+        offset, spread = {"loc": (0.5, 0.6), "log_scale": (-3.0, 1.2), "logits": (0.0, 3.0)}.get(name, (0.0, 0.4))
+        found.append(offset + spread * drawn)
+    return x, found
+
+
+def double(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.double() for tensor in tensors]
+
+
+def bins(x: NDArray[np.float64], loc: Any, log_scale: Any, levels: int = 256) -> NDArray[np.float64]:
+    """P(x) of a logistic over a bin as a plain difference; exact enough where neither is next to 0 or 1."""
+    half, inverse = 0.5 / (levels - 1), np.exp(-np.asarray(log_scale, np.float64))
+    above = np.where(x > 1 - half, 1.0, expit((x + half - loc) * inverse))
+    return np.asarray(above - np.where(x < half, 0.0, expit((x - half - loc) * inverse)))
+
+
+def mixture_reference(likelihood: Likelihood, x: Tensor, parameters: list[Tensor]) -> NDArray[np.float64]:
+    """log P(x|z), [B, K], place by place and component by component."""
+    channels, height, width = likelihood.image_shape
+    n, places = KINDS["mixture"][1]["num_components"], height * width
+    logits, loc, log_scale, *rest = (
+        parameter.double().numpy().reshape(*parameter.shape[:2], n, -1, places) for parameter in parameters
+    )
+    values = x.double().numpy().reshape(len(x), 1, channels, places)
+    weight = logits[:, :, :, 0] - logsumexp(logits, axis=2)[:, :, None, 0]
+    joint = weight  # [B, K, n, places]
+    pairs = [(later, earlier) for later in range(channels) for earlier in range(later)]
+    for channel in range(channels):
+        centre = loc[:, :, :, channel]
+        for index, (later, earlier) in enumerate(pairs):
+            if later == channel:
+                centre = centre + rest[0][:, :, :, index] * values[:, :, None, earlier]
+        with np.errstate(divide="ignore"):
+            joint = joint + np.log(bins(values[:, :, None, channel], centre, log_scale[:, :, :, channel]))
+    return np.asarray(logsumexp(joint, axis=2).sum(-1))
+
+
+@pytest.mark.parametrize("shape", [COLOUR, GREY, ONE], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_density_is_the_closed_form(kind: str, shape: tuple[int, int, int]) -> None:
+    likelihood = make(kind, shape)
+    x, parameters = example(likelihood)
+    if kind == "mixture":
+        parameters[2] = parameters[2].clamp(min=-2.5)  # for a reference that subtracts
+        expected = mixture_reference(likelihood, x, parameters)
+    else:
+        shaped = {
+            name: parameter.double().numpy().reshape(3, 2, *shape)
+            for name, parameter in zip(likelihood.outputs, parameters, strict=True)
+        }
+        expected = reference_of(spec_of(likelihood)).log_prob(x.double().numpy().reshape(3, 1, *shape), shaped)
+    found = likelihood.log_prob(x.double(), *double(parameters))
+    assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
+    pixels = likelihood.pixel_log_prob(x.double(), *double(parameters))
+    assert pixels.shape == (3, 2, likelihood.num_pixels)
+    assert_allclose(pixels.sum(-1).numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["discretised_logistic", "of 5 levels", "mixture"])
+def test_the_probabilities_of_all_levels_sum_to_one(kind: str) -> None:
+    likelihood = make(kind, ONE)
+    assert likelihood.levels is not None
+    for seed in range(5):
+        _, parameters = example(likelihood, images=1, rows=1, seed=seed)
+        levels = torch.arange(likelihood.levels, dtype=torch.float64).reshape(-1, 1, 1) / (likelihood.levels - 1)
+        total = likelihood.log_prob(levels, *double(parameters)).exp().sum()
+        assert abs(total.item() - 1) < 1e-12
+
+
+def test_each_channel_is_a_distribution_given_the_earlier_ones() -> None:
+    likelihood = make("mixture", (3, 1, 1))
+    x, parameters = example(likelihood, images=4, rows=1)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    for channel in range(3):
+        every = x.double().repeat_interleave(256, dim=0)
+        every[:, 0, channel] = levels.repeat(4)
+        rows = [parameter.double().repeat_interleave(256, dim=0) for parameter in parameters]
+        conditional = likelihood.pixel_log_prob(every, *rows)[:, 0, channel].exp().reshape(4, 256)
+        assert (conditional.sum(1) - 1).abs().max() < 1e-12
+    blue = x.double()[:1].repeat(256 * 16, 1, 1)  # a slice: any green and blue at one red
+    blue[:, 0, 1], blue[:, 0, 2] = levels.repeat_interleave(16), levels[::16].repeat(256)
+    rows = [parameter.double()[:1].expand(256 * 16, -1, -1) for parameter in parameters]
+    joint = likelihood.log_prob(blue, *rows)
+    assert_allclose(joint[:, 0], likelihood.pixel_log_prob(blue, *rows)[:, 0].sum(-1), rtol=0, atol=1e-12)
+
+
+def test_channels_depend_on_one_another() -> None:
+    likelihood = make("mixture", (3, 1, 1))
+    x, parameters = example(likelihood, images=1, rows=1)
+    other = x.clone()
+    other[0, 0, 0] = 1 - x[0, 0, 0]
+    one, two = (likelihood.pixel_log_prob(values.double(), *double(parameters))[0, 0] for values in (x, other))
+    assert (one - two).abs().min() > 1e-4  # red's own, and green's and blue's for it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_have_the_probabilities_that_are_told(kind: str) -> None:
+    """By mean, by the mean of their squares, and by their entropy."""
+    shape, draws = ((3, 1, 1) if kind == "mixture" else ONE), 40_000
+    likelihood = make(kind, shape)
+    _, parameters = example(likelihood, images=1, rows=1, seed=3)
+    wide = double(parameters)
+    if "log_scale" in likelihood.outputs:
+        wide[2 if kind == "mixture" else 1] -= 1  # so that bins at the ends hold little
+    uniform = torch.rand(1, draws, likelihood.num_uniforms, generator=torch.Generator().manual_seed(1)).double()
+    x = likelihood.sample(uniform, *wide)
+    assert x.shape == (1, draws, likelihood.num_pixels)
+    if likelihood.levels is not None:
+        on_level = x * (likelihood.levels - 1)
+        assert torch.equal(on_level, on_level.round())
+        assert 0 <= x.min() <= x.max() <= 1
+    cost = -likelihood.pixel_log_prob(x, *wide)
+    entropy = likelihood.entropy(*wide)
+    bound = sampling_error(cost.std(1)[0].numpy(), draws, num_means=20)
+    # Where there is no closed form, 32 draws stand for all.
+    own = 3 * cost.std(1)[0].numpy() / math.sqrt(32) if kind == "mixture" else 1e-12
+    assert (np.abs((cost.mean(1) - entropy[:, 0])[0].numpy()) < bound + own).all()
+    if likelihood.levels is not None:
+        values = torch.arange(likelihood.levels).double().reshape(-1, 1, 1) / (likelihood.levels - 1)
+        first = torch.cat([values, torch.zeros(len(values), 1, likelihood.num_pixels - 1).double()], dim=2)
+        chance = likelihood.pixel_log_prob(first, *wide)[:, 0, 0].exp().numpy()
+        counts = np.bincount((x[0, :, 0] * (likelihood.levels - 1)).round().long().numpy(), minlength=len(chance))
+        deviation = np.sqrt(chance * (1 - chance)) + 1e-3
+        assert (np.abs(counts / draws - chance) < sampling_error(deviation, draws, num_means=len(chance))).all()
+    elif likelihood.is_binary:
+        assert abs((x.mean() - likelihood.mean(*wide).mean()).item()) < sampling_error(0.5, draws, num_means=1)
+    else:
+        spread = x.std().item()
+        assert abs((x.mean() - likelihood.mean(*wide).mean()).item()) < sampling_error(spread, draws, num_means=1)
+        log_density = -0.5 * (1 + math.log(2 * math.pi)) - math.log(spread)
+        assert abs(-cost.mean().item() - log_density) < 0.05
+
+
+def test_the_means_of_a_mixture_follow_earlier_channels() -> None:
+    likelihood = make("mixture", (3, 1, 1))
+    _, (logits, loc, log_scale, coefficients) = example(likelihood, images=1, rows=1)
+    loc, log_scale = 0.3 + 0.1 * loc, log_scale - 3  # inside of [0, 1], where binning moves no mean
+    parameters = double([logits, loc, log_scale, 0.2 * coefficients])
+    uniform = torch.rand(1, 20_000, likelihood.num_uniforms, generator=torch.Generator().manual_seed(2)).double()
+    x = likelihood.sample(uniform, *parameters)
+    bound = sampling_error(x.std(1)[0].numpy(), 20_000, num_means=3) + 1 / 255
+    assert (np.abs((x.mean(1) - likelihood.mean(*parameters)[:, 0])[0].numpy()) < bound).all()
+
+
+@pytest.mark.parametrize("shape", [COLOUR, GREY], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_slopes_and_information_are_those_of_automatic_differentiation(kind: str, shape: tuple[int, int, int]) -> None:
+    likelihood = make(kind, shape)
+    x, parameters = example(likelihood, rows=1)
+    wide = double(parameters)
+    tangents = [
+        torch.randn(3, DIRECTIONS, p.shape[2], generator=torch.Generator().manual_seed(4)).double() for p in wide
+    ]
+    found, expected = (
+        method(x.double(), wide, tangents)
+        for method in (likelihood.curvature, lambda *these: Likelihood.curvature(likelihood, *these))
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert_allclose(one.numpy(), other.numpy(), rtol=1e-8, atol=1e-8 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_raw_output_breaks_a_density_or_its_gradient(kind: str, size: float) -> None:
+    likelihood = make(kind, (3, 2, 2))
+    bias = likelihood.initial_bias(torch.full((3, 2, 2), 0.4))
+    x = torch.tensor([0.0, 1.0] * 6).reshape(1, 1, 12).expand(5, 1, 12)
+    for sign in (1, -1):  # of scales, so that they are as large and as small as can be
+        raw = bias + size * torch.randn(5, *bias.shape, generator=torch.Generator().manual_seed(5))
+        raw = (sign * raw.abs() if sign < 0 else raw).requires_grad_()
+        parameters = likelihood.parameters(raw)
+        assert [one.shape[1:] for one in parameters] == list(likelihood.outputs.values())
+        flat = [parameter.flatten(1).unsqueeze(1) for parameter in parameters]
+        value = likelihood.log_prob(x, *flat)
+        assert value.isfinite().all()
+        (gradient,) = torch.autograd.grad(value.sum(), raw)
+        assert gradient.isfinite().all()
+        with torch.no_grad():
+            assert all(part.isfinite().all() for part in likelihood.curvature(x, flat, flat))
+            assert likelihood.entropy(*double(flat)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "discretised_logistic", "mixture"])
+def test_the_scale_has_a_floor_and_a_ceiling(kind: str) -> None:
+    likelihood = make(kind, ONE)
+    bias = likelihood.initial_bias(torch.full(ONE, 0.5)).unsqueeze(0)
+    at = list(likelihood.outputs).index("log_scale")
+    lowest, highest = (likelihood.parameters(torch.full_like(bias, raw))[at] for raw in (-1e4, 1e4))
+    floor = {"gaussian": -math.log(255)}.get(kind, -7.0)
+    assert_allclose(lowest.numpy(), floor, rtol=1e-6)
+    assert_allclose(highest.numpy(), LOG_SCALE_CEILING, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_untrained_decoder_gives_the_average_image(kind: str) -> None:
+    likelihood = make(kind, COLOUR)
+    pixel_mean = 0.2 + 0.6 * torch.rand(COLOUR, generator=torch.Generator().manual_seed(0))
+    parameters = likelihood.parameters(likelihood.initial_bias(pixel_mean).unsqueeze(0))
+    flat = [parameter.flatten(1).unsqueeze(1) for parameter in parameters]
+    near = 0.15 if kind == "mixture" else gamma(100)  # components lie apart, and are cut at 0 and 1
+    assert (likelihood.mean(*flat).flatten() - pixel_mean.flatten()).abs().max() < near
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("bernoulli", GREY), ("gaussian", COLOUR), ("mixture", (3, 3, 1)), ("mixture", ONE)],
+    ids=str,
+)
+def exported(request: pytest.FixtureRequest) -> tuple[Likelihood, bytes]:
+    likelihood = make(*request.param)
+    return likelihood, exported_once(likelihood)
+
+
+def as_inputs(likelihood: Likelihood, x: Tensor, parameters: list[Tensor]) -> dict[str, NDArray[Any]]:
+    return {"x": x.numpy()} | {
+        name: parameter.numpy() for name, parameter in zip(likelihood.outputs, parameters, strict=True)
+    }
+
+
+def test_the_graph_computes_what_the_class_does(exported: tuple[Likelihood, bytes]) -> None:
+    likelihood, content = exported
+    x, parameters = example(likelihood, rows=1)
+    uniform = torch.rand(3, 1, likelihood.num_uniforms, generator=torch.Generator().manual_seed(6))
+    tangents = [torch.randn(3, DIRECTIONS, p.shape[2], generator=torch.Generator().manual_seed(4)) for p in parameters]
+    inputs = as_inputs(likelihood, x, parameters) | {"uniform": uniform.numpy()}
+    inputs |= {f"tangent.{name}": t.numpy() for name, t in zip(likelihood.outputs, tangents, strict=True)}
+    names = ["log_prob", "pixel_log_prob", "entropy", "mean", "sample", "gradient", "information"]
+    found = dict(zip(names, run_likelihood(content, names, inputs), strict=True))
+    wide = double(parameters)
+    gradient, information = likelihood.curvature(x.double(), wide, double(tangents))
+    expected = {
+        "log_prob": likelihood.log_prob(x.double(), *wide),
+        "pixel_log_prob": likelihood.pixel_log_prob(x.double(), *wide),
+        "entropy": likelihood.entropy(*wide),
+        "mean": likelihood.mean(*wide),
+        "gradient": gradient,
+        "information": information,
+    }
+    for name, value in expected.items():
+        size = value.abs().max().item()
+        exact = name in ("pixel_log_prob", "entropy")  # float64; numbers in the graph are float32
+        error = 1e-6 * max(size, 1) if exact else density_error(4 * likelihood.num_pixels, max(size, 1) * 30)
+        assert_allclose(found[name], value.numpy(), rtol=0, atol=error, err_msg=name)
+    drawn = likelihood.sample(uniform, *parameters)
+    apart = np.abs(found["sample"] - drawn.numpy())
+    assert np.mean(apart > gamma(10_000)) < 0.1  # rounding moves few draws to the next level or component
+
+
+def test_an_image_is_as_likely_alone_as_in_any_batch(exported: tuple[Likelihood, bytes]) -> None:
+    likelihood, content = exported
+    x, parameters = example(likelihood, images=7, rows=9)
+    (batch,) = run_likelihood(content, ["log_prob"], as_inputs(likelihood, x, parameters))
+    for image in range(7):
+        one = slice(image, image + 1)
+        alone = as_inputs(likelihood, x[one], [parameter[one] for parameter in parameters])
+        assert np.array_equal(run_likelihood(content, ["log_prob"], alone)[0], batch[one])
+
+
+def test_extremes_are_finite_in_the_graph(exported: tuple[Likelihood, bytes]) -> None:
+    likelihood, content = exported
+    x, parameters = example(likelihood, images=4, rows=1)
+    floor = -7.0 if likelihood.levels else -math.log(255)
+    for index, (loc, scale, logit) in enumerate([(100.0, floor, 1e3), (-100.0, 10.0, -1e3), (0.0, floor, 1e3)]):
+        values = {"loc": loc, "log_scale": scale, "logits": logit * (-1) ** index}
+        ends = [
+            torch.full_like(parameter, values.get(name, 0.99))
+            for name, parameter in zip(likelihood.outputs, parameters, strict=True)
+        ]
+        inputs = as_inputs(likelihood, x, ends)
+        inputs |= {f"tangent.{name}": inputs[name] for name in likelihood.outputs}
+        names = ["log_prob", "pixel_log_prob", "entropy", "mean", "gradient"]
+        for name, value in zip(names, run_likelihood(content, names, inputs), strict=True):
+            assert np.isfinite(value).all(), name
+
+
+def test_graphs_are_small_and_tell_nothing_of_the_machine(exported: tuple[Likelihood, bytes]) -> None:
+    _, content = exported
+    nodes = onnx.load_from_string(content).graph.node
+    assert len(nodes) < 1000
+    assert "Shape" not in {node.op_type for node in nodes}
+    assert b".py" not in content
+    assert b"/site-packages/" not in content
+
+
+def test_an_image_of_few_pixels_is_exported_too() -> None:
+    """Its number of pixels is one that tracing would take for the same as its own examples' sizes."""
+    for num_pixels in (3, 4, 5):
+        likelihood = make("gaussian of a scale", (1, 1, num_pixels))
+        x, parameters = example(likelihood, rows=6)
+        (found,) = run_likelihood(exported_once(likelihood), ["log_prob"], as_inputs(likelihood, x, parameters))
+        assert_allclose(found, likelihood.log_prob(x.double(), *double(parameters)), atol=density_error(5, 100))
+
+
+def test_a_manifest_names_a_likelihood() -> None:
+    for kind in KINDS:
+        likelihood = make(kind, COLOUR)
+        spec = spec_of(likelihood)
+        again = likelihood_of(LikelihoodSpec.model_validate_json(spec.model_dump_json()), COLOUR)
+        assert type(again) is type(likelihood)
+        assert again.outputs == likelihood.outputs
+    for wrong, message in [
+        (LikelihoodSpec(kind="poisson"), "there is no likelihood poisson"),
+        (LikelihoodSpec(kind="bernoulli", levels=5), "bernoulli cannot be made with levels 5"),
+        (LikelihoodSpec(kind="discretised_logistic"), "cannot be made with levels None"),
+        (LikelihoodSpec(kind="gaussian", options={"width": 2}), "cannot be made with width 2"),
+    ]:
+        with pytest.raises(LikelihoodError, match=message):
+            likelihood_of(wrong, COLOUR)
+
+
+def test_a_likelihood_takes_its_own_options_and_no_other() -> None:
+    grey: dict[str, Any] = {"binarisation": "none"}
+    for name in LIKELIHOODS:
+        configuration = Configuration(likelihood=name, **grey)
+        assert build_likelihood(name, COLOUR, **configuration.likelihood_options).name == name
+    mixture = Configuration(likelihood="discretised_logistic_mixture", num_components=4, **grey)
+    assert mixture.likelihood_options == {"num_components": 4}
+    with pytest.raises(ConfigurationError, match="num_components belongs to the likelihood discretised_logistic_mix"):
+        Configuration(likelihood="gaussian", num_components=4, **grey)
+    with pytest.raises(ConfigurationError, match="num_components must be a"):
+        Configuration(likelihood="discretised_logistic_mixture", num_components=0, **grey)
+    with pytest.raises(ConfigurationError, match=r"likelihood must be one of bernoulli, .*, not 'poisson'"):
+        Configuration(likelihood="poisson")
+    with pytest.raises(ConfigurationError, match="binarisation must be none"):
+        Configuration(likelihood="discretised_logistic_mixture")
