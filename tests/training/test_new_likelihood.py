@@ -126,7 +126,7 @@ def follow_the_recipe(copy: Path) -> None:
 
 
 def changed(copy: Path) -> set[str]:
-    found = set()
+    found: set[str] = set()
 
     def compare(comparison: "filecmp.dircmp[str]") -> None:
         names = [*comparison.diff_files, *comparison.left_only]
@@ -157,7 +157,7 @@ def test_a_likelihood_is_one_file_and_its_name(tmp_path: Path, monkeypatch: pyte
     assert stored.manifest.likelihood.kind == "student_t"
     assert (stored.path / LIKELIHOOD).is_file()
     monkeypatch.setattr("service.web.models.registry.Trials", TrialsInProcess)
-    with TestClient(create_app(Settings(store=tmp_path / "store"))) as client:
+    with TestClient(create_app(Settings(model_store=tmp_path / "store"))) as client:
         deadline = time.monotonic() + 60
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < deadline

@@ -17,7 +17,7 @@ from training.__main__ import main
 from training.publish import upgrade
 
 SHAPE = ImageShape(channels=1, height=3, width=5)
-OLD = {
+OLD: dict[str, tuple[LikelihoodSpec, dict[str, object]]] = {
     "bernoulli": (BERNOULLI, {"kind": "bernoulli"}),
     "levels": (discretised_logistic(8), {"kind": "discretised_logistic", "levels": 8}),
     "real": (gaussian(0.2), {"kind": "gaussian", "scale": 0.2}),

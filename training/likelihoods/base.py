@@ -120,7 +120,7 @@ class Likelihood(ABC):
         num_draws = min(NUM_DRAWS, num_passes * at_once)
         order = torch.floor(torch.arange(self.num_uniforms, dtype=torch.float64) * _GOLDEN_RATIO % 1 * num_draws)
         total = torch.zeros((), dtype=parameters[0].dtype)
-        for some in torch.arange(num_draws, dtype=torch.float64).split(at_once):
+        for some in torch.split(torch.arange(num_draws, dtype=torch.float64), at_once):
             uniform = (some[:, None] + order + 0.5) / num_draws % 1  # [draws, U]
             x = self.sample(uniform.to(total.dtype)[None] + 0 * parameters[0][..., :1], *parameters)
             total = total - self.pixel_log_prob(x, *parameters).sum(1, keepdim=True)  # [B, 1, P]

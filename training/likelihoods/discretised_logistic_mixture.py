@@ -81,10 +81,10 @@ class DiscretisedLogisticMixture(Likelihood):
             raw.squeeze(2), [n, n * channels, n * channels, n * self._num_coefficients], dim=1
         )
         found = [logits]
-        found.append(LOC_UNIT * loc.unflatten(1, (n, channels)))
-        found.append(bounded_log_scale(scale.unflatten(1, (n, channels)), FLOOR))
+        found.append(LOC_UNIT * torch.unflatten(loc, 1, (n, channels)))
+        found.append(bounded_log_scale(torch.unflatten(scale, 1, (n, channels)), FLOOR))
         if self._num_coefficients:
-            found.append(torch.tanh(coefficients).unflatten(1, (n, self._num_coefficients)))
+            found.append(torch.unflatten(torch.tanh(coefficients), 1, (n, self._num_coefficients)))
         return tuple(found)
 
     def log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:

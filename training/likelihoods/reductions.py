@@ -163,7 +163,7 @@ def magnitude(tensor: Tensor) -> Tensor:
 def split(tensor: Tensor, *sizes: int) -> Tensor:
     """The last axis as several, [B, K, P] → [B, K, *sizes]; a graph does not ask the tensor for its shape."""
     if not is_exporting() or tensor.dim() != 3:
-        return tensor.unflatten(-1, sizes)
+        return torch.unflatten(tensor, -1, sizes)
     return _reshape(tensor, (0, 0, *sizes), (*tensor.shape[:2], *sizes))
 
 
