@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     )
     max_steps: PositiveInt = Field(
         DEFAULT_MAX_STEPS,
-        description="steps to find an image's posterior mode before its estimate is called unreliable",
+        description="iterations to find an image's posterior mode before its estimate is called unreliable",
     )
     max_num_samples: PositiveInt = Field(
         100_000, description="samples per image: a request for more is refused (413), `max_std_error` stops there"
