@@ -2,8 +2,8 @@
 
 The posterior of an image unlike the training set has many modes. The one nearest to the encoder's mean, or to any
 other starting point, may be tens of nats below the best. So Newton's method starts from several points. After some
-iterations the worse half is dropped, and the two best continue to the end. If they do not end at the same mode, there may
-be a better one, and the search does not count as converged.
+iterations the worse half is dropped, and the two best continue to the end. If they do not end at the same mode, there
+may be a better one, and the search does not count as converged.
 """
 
 from dataclasses import replace
@@ -96,7 +96,7 @@ class ModeSearch:
         value = np.where(candidates.usable, candidates.value, -np.inf).reshape(-1, _NUM_STARTS)
         best = np.argsort(-value, axis=1, kind="stable")[:, :2] + _NUM_STARTS * np.arange(len(x))[:, None]  # [n, 2]
         finalists = candidates.take(best.ravel()).spread(dimensions, latent_dim)
-        # Without an iteration left for all dimensions, what was found in some is kept; whether it is the mode is not known.
+        # Without an iteration left for all dimensions, what was found in some is kept, though it may not be the mode.
         further = replace(
             finalists, converged=np.zeros(2 * len(x), np.bool_), num_steps=np.zeros_like(finalists.num_steps)
         )
