@@ -125,7 +125,7 @@ class ProblemType:
 
 INVALID_PARAMETER = ProblemType(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-parameter", "A parameter is not valid")
 INVALID_BODY = ProblemType(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-body", "The body is not valid")
-LIMIT_EXCEEDED = ProblemType(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "limit-exceeded", "The request passes a limit")
+LIMIT_EXCEEDED = ProblemType(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "limit-exceeded", "The request exceeds a limit")
 BROKEN_MODEL = ProblemType(HTTPStatus.SERVICE_UNAVAILABLE, "broken-model", "The model's files are broken")
 NOT_READY = ProblemType(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "The service is not ready")
 BAD_REQUEST = ProblemType(HTTPStatus.BAD_REQUEST, "bad-request", "The request is not HTTP")
