@@ -8,8 +8,8 @@ Chains from the prior find the posterior; a Gaussian fitted to where they then g
 bound log P(x) from below; chains back bound it from above. They start from a posterior sample: for images that the
 model itself drew, the latent code that made them, which is exact. For other images it is the ends of the forward
 chains, drawn by weight, which is about right: there the upper bound is approximate, the lower one is not. The truth is
-taken to lie in the middle. Nothing here looks at the encoder or climbs to a mode, but a mode that no chain finds is
-missed here too: where an estimate lies far above the upper bound, the estimate has seen more.
+taken to lie in the middle. Nothing here uses the encoder or a mode search, but a mode that no chain finds is missed
+here too: where an estimate lies far above the upper bound, the estimate has seen more.
 """
 
 import argparse

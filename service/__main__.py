@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit status."""
     parser = Parser(prog="python -m service", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND")
-    summary = "Calibrate a model's anomaly scores on images of your own, as a new version of it."
+    summary = "Calibrate a model's anomaly scores on images of your own; publishes a new version of it."
     command = commands.add_parser(
         "calibrate",
         help=summary,

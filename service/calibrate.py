@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     of_scores = get_type_hints(CalibrationProtocol, include_extras=True)
     version = get_type_hints(Manifest, include_extras=True)["version"]
     parser.add_argument("--model", required=True, default=none, help="the model's name in the store")
-    add_number(parser, "--version", version, help="whose graphs to take", unset="the latest")
+    add_number(parser, "--version", version, help="version whose graphs to use", unset="the latest")
     parser.add_argument("--store", type=Path, required=True, default=none, help="the store's folder")
     parser.add_argument(
         "--images",
@@ -66,11 +66,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "none of which the model was trained on",
     )
     parser.add_argument(
-        "--proposal", choices=PROPOSALS, default=none, help="where samples come from (default: as before)"
+        "--proposal",
+        choices=PROPOSALS,
+        default=none,
+        help="distribution that samples are drawn from (default: as before)",
     )
-    add_number(parser, "--num-samples", of_scores["num_samples"], help="an image", unset="as before")
-    add_number(parser, "--seed", of_scores["seed"], help="of the noise", unset="as before")
-    add_number(parser, "--max-images", PositiveInt, help="take so many at random", unset="all")
+    add_number(parser, "--num-samples", of_scores["num_samples"], help="samples per image", unset="as before")
+    add_number(parser, "--seed", of_scores["seed"], help="seed of the noise", unset="as before")
+    add_number(parser, "--max-images", PositiveInt, help="use only this many images, chosen at random", unset="all")
     parser.add_argument("--resize", action="store_true", help="resample images of another size, as ?resize=true does")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
     parser.add_argument(
@@ -112,7 +115,7 @@ def _run(parsed: argparse.Namespace) -> None:
     for line in guarantees(len(readable)):
         print(line)
     if num_samples > DEFAULT_MAX_NUM_SAMPLES:
-        print(f"warning: a service takes it only where LOGPX_MAX_NUM_SAMPLES is {num_samples} or more", file=sys.stderr)
+        print(f"warning: a service loads it only if LOGPX_MAX_NUM_SAMPLES is {num_samples} or more", file=sys.stderr)
     with Progress("calibrating", len(readable)) as progress:
         arrays = calibrate(
             model,
@@ -153,7 +156,7 @@ def _check_not_trained_on(stored: StoredModel, hashes: NDArray[np.uint64], *, al
     """Refuse images that the model was trained on, as far as its manifest knows those; a few may be there by chance."""
     sketch = BottomKSketch.from_json(stored.manifest.provenance.configuration.get("training_images", {}))
     if sketch is None:
-        print(f"note: {stored.path} does not record its training images: that these are others is up to you")
+        print(f"note: {stored.path} does not record its training images: make sure that none of them are here")
         return
     decidable, found = sketch.look_up(hashes)
     if not found:
@@ -162,8 +165,8 @@ def _check_not_trained_on(stored: StoredModel, hashes: NDArray[np.uint64], *, al
     problem = f"the model was trained on {found} of these images{checked}"
     if found > _SHARE_TRAINED * decidable and not allowed:
         raise CalibrationError(
-            f"{problem}: they look more familiar to it than new ones, which would then seem too strange; take images "
-            "that were held out, or --allow-training-images"
+            f"{problem}: they look more familiar than new images, which would then seem too strange; use images that "
+            "were held out, or --allow-training-images"
         )
     print(f"warning: {problem}", file=sys.stderr)
 
@@ -214,8 +217,8 @@ class _Images:
         if len(division.parts) > 1 or division.doubtful:
             named = [division.doubtful] if division.doubtful else [files[0] for files in division.parts.values()]
             raise CalibrationError(
-                f"{self._path}: has folders for the parts of a data set ({', '.join(named)}): pass --images the one of "
-                "images that the model was not trained on"
+                f"{self._path}: has folders for the parts of a data set ({', '.join(named)}): pass --images the one "
+                "whose images the model was not trained on"
             )
 
     def check(self, chosen: Sequence[int], *, skip_corrupt: bool) -> list[int]:
@@ -239,7 +242,7 @@ class _Images:
         more = f"\n  and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         if problems and not skip_corrupt:
             raise CalibrationError(
-                f"{len(problems)} images cannot be read, which --skip-corrupt would leave out:{named}{more}"
+                f"{len(problems)} images cannot be read; --skip-corrupt leaves them out:{named}{more}"
             )
         if not readable:
             raise CalibrationError(f"{self._path}: no image that can be read{named}{more}")
@@ -265,7 +268,7 @@ class _Images:
         try:
             return self._read(index)
         except ImageError as error:
-            raise CalibrationError(f"{self._name(index)}: has changed meanwhile: {error}") from None
+            raise CalibrationError(f"{self._name(index)}: has changed since it was checked: {error}") from None
 
     def _name(self, index: int) -> str:
         return f"{self._path}[{index}]" if self._listing is None else str(self._listing.path(index))

@@ -251,7 +251,7 @@ def test_images_that_cannot_be_read_are_named(store: Path, folder: Path, capsys:
     Image.fromarray(np.zeros((8, 10), np.uint8)).save(folder / "turned.png")
     assert calibrate(store, folder) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: 2 images cannot be read, which --skip-corrupt would leave out:\n")
+    assert error.startswith("error: 2 images cannot be read; --skip-corrupt leaves them out:\n")
     assert f"{folder / 'broken.png'}: " in error
     assert f"{folder / 'turned.png'}: the image is 8×10 (height × width), the model takes 10×8; add --resize" in error
     assert list_versions(store) == {"toy": [1]}
@@ -346,7 +346,10 @@ def test_a_file_that_is_cut_off_after_it_was_checked_is_named(
 
     monkeypatch.setattr("service.calibrate.guarantees", cut)
     assert calibrate(store, folder) == 2
-    assert f"error: {folder / '02.png'}: has changed meanwhile: the file cannot be decoded" in capsys.readouterr().err
+    assert (
+        f"error: {folder / '02.png'}: has changed since it was checked: the file cannot be decoded"
+        in capsys.readouterr().err
+    )
     assert list_versions(store) == {"toy": [1]}
 
 

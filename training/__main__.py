@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; a training run goes on with --resume", file=sys.stderr)
+        print("\ninterrupted; continue a training run with --resume", file=sys.stderr)
         return 130
     return 0
 

@@ -26,15 +26,15 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_fit(_add_command(commands, "fit", "Train a model; how the bundled ones were trained is in the README."))
     summary = (
-        "Score a data set's test images; where it has no test part, those that the model's own training held out of it "
-        "for that, or all its images where the model was trained on others."
+        "Score a data set's test images. Without a test set: those that the model's training held out of it as a test "
+        "set, or all its images if the model was trained on others."
     )
     evaluate = _add_command(commands, "evaluate", summary)
     _add_evaluate(evaluate)
     publish = _add_command(commands, "publish", "Export, check, evaluate, calibrate and publish a run.")
     _add_publish(publish)
     summary = (
-        "Publish each model's newest version in the store's newest format, where it is of an older one; weights, "
+        "Publish each model's newest version again in the store's newest format, if it has an older one; weights, "
         "calibration and figures stay as they are."
     )
     _add_upgrade(_add_command(commands, "upgrade", summary))
@@ -49,23 +49,23 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, default=argparse.SUPPRESS, help="the run's folder, new or empty"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in that folder, by the options it began with"
+        "--resume", action="store_true", help="continue the run in that folder, with the options it began with"
     )
     parser.add_argument(
         "--start-from",
         type=Path,
         default=argparse.SUPPRESS,
-        help="another run's folder, whose weights to begin with; its networks and split are this one's default",
+        help="folder of another run, whose weights to begin with; its networks and split are the defaults",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
     parser.add_argument(
         "--precision",
         choices=typing.get_args(Precision),
         default="auto",
-        help="of the networks in training, densities and bounds being float32 always; auto: bfloat16 on a GPU alone",
+        help="of the networks in training; densities and bounds are always float32; auto: bfloat16 only on a GPU",
     )
     parser.add_argument(
-        "--compile", choices=typing.get_args(Compilation), default="auto", help="torch.compile; auto: on a GPU alone"
+        "--compile", choices=typing.get_args(Compilation), default="auto", help="torch.compile; auto: only on a GPU"
     )
     add_configuration_options(parser)
     _add_workers(parser)
@@ -75,10 +75,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a run's folder, or store/NAME or store/NAME/VERSION")
     parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=_DATA)
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
-    help_images = "score only so many of the images, evenly spaced, read into memory"
+    help_images = "score only this many of the images, evenly spaced, read into memory"
     add_number(parser, "--images", PositiveInt, help=help_images, unset="all")
-    parser.add_argument("--report", type=Path, default=argparse.SUPPRESS, help="an HTML page to write, with pictures")
-    add_number(parser, "--seed", _SCORING["seed"], help="of the noise and the binarisation", default=SCORING_SEED)
+    parser.add_argument(
+        "--report", type=Path, default=argparse.SUPPRESS, help="write an HTML page with pictures to this file"
+    )
+    add_number(parser, "--seed", _SCORING["seed"], help="seed of the noise and the binarisation", default=SCORING_SEED)
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
@@ -87,25 +89,29 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         "--name", type=_model_name, required=True, default=argparse.SUPPRESS, help="the model's name in the store"
     )
     parser.add_argument("--store", type=Path, default=Path("model_store/artifacts"), help="the store's folder")
-    parser.add_argument("--data", default=argparse.SUPPRESS, help="the run's data (default: where it was read from)")
+    parser.add_argument(
+        "--data", default=argparse.SUPPRESS, help="the data set of the run (default: the one it was trained on)"
+    )
     parser.add_argument(
         "--score-proposal",
         choices=PROPOSALS,
         default=argparse.SUPPRESS,
-        help="of anomaly scores and their calibration (default: that of the estimates)",
+        help="proposal of anomaly scores and their calibration (default: that of the estimates)",
     )
     add_number(
         parser,
         "--score-samples",
         _SCORING["num_samples"],
-        help="samples an image of anomaly scores",
+        help="samples per image for anomaly scores",
         unset="the proposal's own, or the estimates'",
     )
 
 
 def _add_upgrade(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, help="the store's folder")
-    parser.add_argument("--model", type=_model_name, default=argparse.SUPPRESS, help="this one alone (default: all)")
+    parser.add_argument(
+        "--model", type=_model_name, default=argparse.SUPPRESS, help="upgrade only this model (default: all)"
+    )
 
 
 def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
@@ -115,14 +121,14 @@ def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
         parser,
         "--num-samples",
         _SCORING["num_samples"],
-        help="importance samples an image",
+        help="importance samples per image",
         unset=f"the proposal's own, {defaults}",
     )
     add_number(
         parser,
         "--encoder-samples",
         NonNegativeInt,
-        help="samples an image of a second estimate, from the encoder as in the literature; 0 leaves it out",
+        help="samples per image of a second estimate, from the encoder as in the literature; 0: none",
         default=encoder_samples,
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the graphs run")
@@ -135,7 +141,7 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
         parser,
         "--workers",
         NonNegativeInt,
-        help="processes that decode images that stream, on which no result depends; 0: none but this one",
+        help="processes that decode streamed images; they change no result; 0: this process decodes",
         default=min(cores, _MOST_WORKERS),
     )
 

@@ -47,7 +47,8 @@ def print_start(splits: DataSplits, description: RunDescription, device: torch.d
     print(f"{splits.name}: {what}; on {device}{precision}{streamed}")
     if begun_on not in (None, device.type):
         print(
-            f"note: begun on {begun_on}; on {device.type} it goes on within rounding, not bit for bit", file=sys.stderr
+            f"note: begun on {begun_on}; on {device.type} it continues within rounding, not bit for bit",
+            file=sys.stderr,
         )
 
 
@@ -62,7 +63,7 @@ def print_epoch(figures: EpochFigures, configuration: Configuration) -> None:
 
 
 def print_setback(line: str) -> None:
-    """Training has diverged, and goes on."""
+    """Training has diverged, and continues."""
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 

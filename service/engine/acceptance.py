@@ -1,8 +1,8 @@
-"""Does a version answer as a model must? It is asked before it is served: one that is wrong may run all the same.
+"""Check the answers of a version before it is served: a wrong version may run without errors.
 
-The store has no calibration images, only their scores. So the questions are about latent codes and images that the
-model draws itself, to which an honest model has honest answers however odd its calibration is, and about what the
-stored scores say of the decoder.
+The store has no calibration images, only their scores. So the checks use latent codes and images that the model draws
+itself: a sound model passes them, however unusual its calibration images were. Another check compares the decoder with
+the stored scores.
 """
 
 from collections.abc import Mapping
@@ -215,18 +215,18 @@ def _check_finite(file: Path, name: str, values: NDArray[Any], of_what: str, *, 
 
 
 def _check_range(file: Path, name: str, values: NDArray[Any], largest: float) -> None:
-    """Refuse an output of which most numbers are beyond all sense; a few may well be, as of a dimension not in use."""
+    """Refuse an output of which most numbers are beyond all sense; a few may be, as of an unused dimension."""
     finite = values[np.isfinite(values)]
     if np.count_nonzero(np.abs(finite) > largest) > finite.size / 2:
         raise InvalidArtifactError(file, f"output {name!r} is beyond ±{largest:g} in most places")
 
 
 def _check_codes(stored: StoredModel, density: _Density) -> None:
-    """Hold the decoder against the calibration, where that has its images' codes.
+    """Compare the decoder with the calibration, if that has its images' codes.
 
     No image x has a higher log p(x|z) than the likeliest image at z. Stored is E_q[log p(x|z)] = ELBO + KL of each
-    calibration image and the mean of its q(z|x); there the likeliest image must not be much less likely. That holds of
-    any images that a model was calibrated on, be they ever so unlike those it was trained on.
+    calibration image and the mean of its q(z|x); there the likeliest image must not be much less likely. This is true
+    of all calibration images, even if they are very unlike the training images.
     """
     description, scores = stored.manifest, restored(stored.calibration)
     names = [f"{LATENT}{d}" for d in range(description.latent_dim)]

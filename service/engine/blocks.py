@@ -17,7 +17,7 @@ class BlockSizes:
     images: int
     """Images whose estimates are made together."""
     contested: int
-    """Images for whose modes several starts compete at once; each has twelve."""
+    """Images whose modes are searched for from several points at once; each has twelve."""
 
     def chunk_rows(self, num_pixels: int) -> int:
         """Decoder rows of one run, for images of so many pixels and channels.

@@ -70,7 +70,7 @@ def describe_parameters(model: type[BaseModel]) -> dict[str, Any]:
         }
         for name, schema in model.model_json_schema(by_alias=True)["properties"].items()
     ]
-    described = "drop this request when it is not computed after so many milliseconds; at most `LOGPX_TIMEOUT_SECONDS`"
+    described = "drop this request if it is not computed after this many milliseconds; at most `LOGPX_TIMEOUT_SECONDS`"
     timeout = {"type": "integer", "minimum": 1, "title": TIMEOUT}
     header = {"name": TIMEOUT, "in": "header", "required": False, "schema": timeout, "description": described}
     return {"parameters": [*query, header]}

@@ -8,8 +8,8 @@ RequestError
 ├── LimitError                  bytes, pixels or rows beyond the settings
 ├── SlowBodyError               the body took too long to arrive
 ├── UnauthorizedError           no key, or a wrong one
-├── ForbiddenError              a right key for something else
-├── TooManyLoadsError           versions asked for by number drive one another out of memory
+├── ForbiddenError              a valid key, but not for this route
+├── TooManyLoadsError           versions asked for by number push one another out of memory
 ├── MemoryFullError             other requests hold the memory that this one would take
 └── NotReadyError               models still loading, draining, or the inference thread is dead
 
@@ -85,17 +85,17 @@ class SlowBodyError(RequestError):
 
 
 class UnauthorizedError(RequestError):
-    """The request has no key, or none that fits."""
+    """The request has no key, or no valid one."""
 
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="logpx"'}
 
 
 class ForbiddenError(RequestError):
-    """The request's key does not open this route."""
+    """The request's key is not valid for this route."""
 
 
 class TooManyLoadsError(RequestError):
-    """Versions asked for by number drive one another out of memory; `retry_after` seconds will change that."""
+    """Versions asked for by number push one another out of memory; try again after `retry_after` seconds."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"versions asked for by number are loaded too often; try again in {retry_after} s")
@@ -103,7 +103,7 @@ class TooManyLoadsError(RequestError):
 
 
 class MemoryFullError(RequestError):
-    """Other requests hold the memory that this one would take; `retry_after` seconds may change that."""
+    """Other requests hold the memory that this one needs; try again after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
@@ -125,7 +125,7 @@ class ProblemType:
 
 INVALID_PARAMETER = ProblemType(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-parameter", "A parameter is not valid")
 INVALID_BODY = ProblemType(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-body", "The body is not valid")
-LIMIT_EXCEEDED = ProblemType(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "limit-exceeded", "The request passes a limit")
+LIMIT_EXCEEDED = ProblemType(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "limit-exceeded", "The request exceeds a limit")
 BROKEN_MODEL = ProblemType(HTTPStatus.SERVICE_UNAVAILABLE, "broken-model", "The model's files are broken")
 NOT_READY = ProblemType(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "The service is not ready")
 BAD_REQUEST = ProblemType(HTTPStatus.BAD_REQUEST, "bad-request", "The request is not HTTP")

@@ -14,7 +14,7 @@ MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
 
 
 class ModelQuery(BaseModel):
-    """Strict: a parameter that does not exist is refused, so that a slip of the pen is not silently ignored."""
+    """Strict: a parameter that does not exist is refused, so that a typing error is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,8 +45,8 @@ class ImagesQuery(ModelQuery):
 class LogLikelihoodQuery(ImagesQuery):
     """Parameters of `POST /v1/log-likelihood`."""
 
-    proposal: Proposal = Field(DEFAULT_PROPOSAL, description="where importance samples come from")
-    num_samples: Count | None = Field(None, description="importance samples an image; default: a setting")
+    proposal: Proposal = Field(DEFAULT_PROPOSAL, description="distribution that importance samples are drawn from")
+    num_samples: Count | None = Field(None, description="importance samples per image; default: a setting")
     seed: int = Field(DEFAULT_SEED, ge=0, le=MAX_SEED, description="seed of the noise that all images share")
     max_std_error: PositiveFloat | None = Field(
         None, description="keep sampling, image by image, until the estimate is reliable to this many nats"
@@ -77,14 +77,14 @@ class AnomalyQuery(ImagesQuery):
         "default: combined, or log_likelihood where the model's calibration is older than the others",
     )
     alpha: Share | None = Field(
-        None, description=f"an image is an anomaly when its p-value is at most this; default: {DEFAULT_ALPHA}"
+        None, description=f"an image is an anomaly if its p-value is at most this; default: {DEFAULT_ALPHA}"
     )
     fdr: Share | None = Field(
         None,
         description="instead of alpha: decide over all images of the request, so that of those called anomalies "
         "at most this share is expected to be none (Benjamini-Hochberg)",
     )
-    explain: bool = Field(False, description="with each image, a map of the pixels that are surprising")
+    explain: bool = Field(False, description="add a map of the surprising pixels to each image")
     as_: Literal["png", "array"] = Field(
         "png",
         alias="as",
@@ -104,7 +104,7 @@ class SamplesQuery(ImagesOutQuery):
     """Parameters of `GET /v1/samples`."""
 
     n: Count = Field(16, description="how many images")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: a fresh one, told in the answer")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: a new one, returned in the answer")
     temperature: float = Field(1.0, ge=0, le=100, description="standard deviation of z; below 1, more typical images")
 
 
@@ -170,7 +170,7 @@ class AnomalyResult(Judgement):
 
     log_likelihood: float | None
     posterior_gap: float | None
-    scores: dict[str, Judgement] | None = Field(None, description="by each method, where several are asked for")
+    scores: dict[str, Judgement] | None = Field(None, description="by method, if several are requested")
     explanation: str | list[list[list[float]]] | None = Field(
         None, description="with `explain`; null where log P(x) is not finite"
     )
@@ -180,7 +180,7 @@ class Anomalies(_Answer):
     """Answer of `POST /v1/anomaly-scores`."""
 
     method: str
-    alpha: float | None = Field(description="null where `fdr` decides")
+    alpha: float | None = Field(description="null if `fdr` decides")
     fdr: float | None
     calibration_size: int = Field(description="how many images scores are compared with; no p-value is below 1/(n + 1)")
     results: list[AnomalyResult]
@@ -189,9 +189,7 @@ class Anomalies(_Answer):
 class RefusedVersion(BaseModel):
     """A version in the store that did not pass its checks, and the file that failed."""
 
-    version: int | None = Field(
-        description="null: the model's folder cannot be listed, so nothing is known of versions"
-    )
+    version: int | None = Field(description="null: the model's folder cannot be listed, so its versions are not known")
     reason: str
 
 
@@ -199,12 +197,14 @@ class ModelSummary(BaseModel):
     """One model: which versions are in the store and which are served, and one of them in full."""
 
     name: str
-    default: bool = Field(description="whether a request means this model when it names none")
-    default_version: int | None = Field(description="what a request means when it names no version; null: none passes")
-    versions: list[int] = Field(description="in the store now; those not loaded load when first asked for")
+    default: bool = Field(description="whether this is the model of requests that name none")
+    default_version: int | None = Field(
+        description="the version of requests that name none; null: no version passes its checks"
+    )
+    versions: list[int] = Field(description="in the store now; those not in memory are loaded when first requested")
     loaded_versions: list[int] = Field(description="in memory now, verified and warm")
     refused: list[RefusedVersion]
-    manifest: Manifest | None = Field(description="of the version asked for, by default the default version's")
+    manifest: Manifest | None = Field(description="of the requested version, by default of the default version")
     execution_provider: str | None = Field(description="what really runs this version")
 
 

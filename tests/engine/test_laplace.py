@@ -34,7 +34,7 @@ def exact_model(latent_dim: int) -> Model:
 
 
 def modes_of(model: Model, pixels: AnyArray) -> Modes:
-    """The climb from the encoder's mean, through the model's own graphs."""
+    """The search from the encoder's mean, through the model's own graphs."""
     posterior = complete(model.encode(pixels))
     x = model._preparation.prepare(pixels).reshape(len(pixels), -1)
     return complete(model._estimator._search.fit(x, posterior))[0]
@@ -76,7 +76,7 @@ def test_mode_and_precision_are_the_posteriors(latent_dim: int) -> None:
 
 
 def test_an_encoder_that_knows_nothing_does_not_matter() -> None:
-    """Started from a mean of zero for every image, the climb ends where the exact encoder would have begun."""
+    """Started from a mean of zero for every image, the search ends where the exact encoder would have begun."""
     toy = oracle(20).toy(SHAPE, widen=1.3)
     gain = oracle(20).posterior()[0].astype(np.float32)
     blind = toy.encoder.replace(gain.tobytes(), np.zeros_like(gain).tobytes())
@@ -107,7 +107,7 @@ def test_an_images_estimate_does_not_depend_on_its_batch(shape: ImageShape) -> N
 
 
 def test_the_bundled_models_estimates_do_not_depend_on_the_batch_even_far_outside() -> None:
-    """A climb of fifty steps must not let a last bit that differs grow: bit by bit, on the CPU."""
+    """A search of fifty steps must not amplify a difference in the last bit: equal bit by bit, on the CPU."""
     model = Model.open(open_version(BUNDLED, "mnist"), runtime=Runtime("cpu"))
     with np.load(Path(__file__).parents[1] / "data" / "digits.npz", allow_pickle=False) as archive:
         digits = archive["test"][:8, None].astype(np.float32) / np.float32(255)

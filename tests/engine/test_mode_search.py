@@ -34,7 +34,7 @@ def search(model: Model, pixels: AnyArray) -> Modes:
 
 
 def from_the_encoder(model: Model, pixels: AnyArray) -> Modes:
-    """One climb, in all dimensions, to the end."""
+    """One search, in all dimensions, to the end."""
     x, sampler = pixels.reshape(len(pixels), -1), model._estimator._search._sampler
     return complete(
         find_modes(
@@ -46,10 +46,10 @@ def from_the_encoder(model: Model, pixels: AnyArray) -> Modes:
     )
 
 
-def test_competing_starts_find_modes_that_the_encoders_mean_does_not_lead_to() -> None:
+def test_several_starting_points_find_modes_that_the_encoders_mean_does_not_lead_to() -> None:
     found, alone = search(bundled(), noise(10)), from_the_encoder(bundled(), noise(10))
     gain = found.value - alone.value
-    assert gain.mean() > 10  # from most encoder's means the climb arrives, too; from the others it ends 95 nats lower
+    assert gain.mean() > 10  # from most encoder means the search succeeds too; from the others it ends 95 nats lower
     assert (gain > -1).all()
 
 
@@ -83,7 +83,7 @@ def log_joint(model: Model, pixels: AnyArray, points: AnyArray) -> AnyArray:
 
 
 def test_a_mode_is_never_worse_than_where_the_search_began_whatever_the_number_of_steps() -> None:
-    """6 to 37 steps leave none for the last climb; what the others found must be kept, and called unfinished."""
+    """6 to 37 steps leave none for the last search; what the others found must be kept, as not converged."""
     pixels = np.concatenate([noise(2), negatives(1)])
     start = complete(bundled().encode(pixels)).mean.astype(np.float64)
     least = log_joint(bundled(), pixels, start)
@@ -108,7 +108,7 @@ def test_estimates_do_not_get_worse_with_more_steps() -> None:
 
 
 def test_a_search_that_takes_no_step_keeps_its_start() -> None:
-    """At a point that no step improves, be it stuck or out of steps, the point is what was found."""
+    """At a point that no step improves, stuck or out of steps, the result is that point."""
 
     def evaluate(images: AnyArray, points: AnyArray) -> Chunks[Evaluation]:
         yield

@@ -177,7 +177,7 @@ def test_exploring_sees_the_posterior() -> None:
 
 
 def test_both_of_two_modes_are_found() -> None:
-    """p(x|z) with peaks at ±3, of which a climb finds one: AIS and quadrature agree on the sum."""
+    """p(x|z) with peaks at ±3, of which one search finds one: AIS and quadrature agree on the sum."""
 
     def log_likelihood(z: Tensor) -> Tensor:
         return -((z[..., 0].abs() - 3) ** 2) / (2 * 0.2**2)

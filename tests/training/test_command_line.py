@@ -101,7 +101,7 @@ def test_a_run_that_moves_to_another_device_says_so(
     assert main(fit_arguments(digits, run, "--epochs=1", "--resume")) == 0  # what is not said stays: bfloat16
     output, errors = capsys.readouterr()
     assert "on cpu, bfloat16" in output
-    assert errors == "note: begun on cuda; on cpu it goes on within rounding, not bit for bit\n"
+    assert errors == "note: begun on cuda; on cpu it continues within rounding, not bit for bit\n"
 
 
 def test_progress_is_told_where_there_is_no_terminal(

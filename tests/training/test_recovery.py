@@ -56,7 +56,7 @@ def fit_told(run: Run, splits: DataSplits, *, stop_after: int | None = None) -> 
 def test_a_run_goes_on_from_its_last_good_epoch_with_a_smaller_step(tmp_path: Path, splits: DataSplits) -> None:
     whole, broken = (new_run(tmp_path / name, splits, SHORT) for name in ("whole", "broken"))
     (line,) = fit_told(whole, splits)
-    assert "back to the weights of epoch 1, and on with 0.25 times the learning rate" in line
+    assert "back to the weights of epoch 1, continuing with 0.25 times the learning rate" in line
     metrics = whole.read_metrics(9)
     assert [figures["epoch"] for figures in metrics] == [1, 2, 3, 4]
     assert [figures["setbacks"] for figures in metrics] == [0, 1, 1, 1]

@@ -109,7 +109,7 @@ def take(images: Images, places: NDArray[np.int64]) -> Pixels:
 
 
 class TrainingImages(Protocol):
-    """What the trainer asks of its images, be they in memory or a stream."""
+    """What the trainer asks of its images, in memory or streamed."""
 
     device: torch.device
 

@@ -10,42 +10,42 @@ from training.fit.recipes import AUTO, RECIPES
 from training.likelihoods import BLACK_AND_WHITE, GREY, LIKELIHOODS
 
 _HELP = {
-    "preset": "networks: mlp, hidden layers with SiLU; resnet, residual convolutions without normalisation, in patches "
-    "of images beyond 40 pixels",
+    "preset": "networks: mlp, hidden layers with SiLU; resnet, residual convolutions without normalisation, on patches "
+    "of images larger than 40 pixels",
     "width": "units of each hidden layer of an mlp; channels of a resnet at the size of the image or its patches",
-    "depth": "hidden layers of an mlp; residual blocks at each size, halved until 8 or fewer, of a resnet",
+    "depth": "hidden layers of an mlp; residual blocks of a resnet at each size, which is halved until 8 or fewer",
     "latent_dim": "dimensions of the latent code",
     "likelihood": "of a pixel: " + "; ".join(f"{name}, {kind.pixel}" for name, kind in LIKELIHOODS.items()),
     "gaussian_scale": "standard deviation of a gaussian pixel in [0, 1]",
-    "num_components": "logistics of a mixture",
-    "binarisation": f"of {BLACK_AND_WHITE} pixels: dynamic, afresh each time an image is seen; threshold, above 0.5; "
-    "none, grey values as they are, which is all that other likelihoods take",
-    "flip": "mirror each training image, left to right, every other time it is seen: the model's images are then both",
-    "shift": "move each training image by up to so many pixels, down or up and right or left, each time it is seen",
+    "num_components": "number of logistics in a mixture",
+    "binarisation": f"how {BLACK_AND_WHITE} pixels become 0 or 1: dynamic, drawn anew each time an image is used; "
+    "threshold, 1 above 0.5; none, grey values as they are, the only choice for other likelihoods",
+    "flip": "mirror training images, left to right, half of the times they are used; the model then learns both",
+    "shift": "move each training image by up to this many pixels, down or up and right or left, each time it is used",
     "objective": "iwae: importance weighted bound with DReG gradients; elbo: evidence lower bound, analytic KL",
-    "num_samples": "latent samples an image in training",
-    "first_samples": "where the number of samples begins, which then doubles until --num-samples, each number having "
-    "as many decoder rows: many cheap epochs, then few dear ones",
+    "num_samples": "latent samples per image in training",
+    "first_samples": "samples per image at the start; the number then doubles up to --num-samples. Each number "
+    "computes as many decoder rows as any other: many cheap epochs, then few expensive ones",
     "kl_warm_up_epochs": "elbo: epochs over which the KL term's weight rises from 0 to 1",
-    "free_bits": "elbo: nats of each latent dimension's KL term that cost nothing",
+    "free_bits": "elbo: nats of each latent dimension's KL term that are not penalised",
     "epochs": "passes over the training images",
-    "batch_size": "images a step, over all processes; of a resnet in patches fewer, at least 8, where an epoch would "
-    "have less than 100 steps",
-    "learning_rate": "Adam's, after the warm-up; falls to 0 along a cosine",
-    "warm_up_epochs": "epochs of linear warm-up",
-    "max_gradient_norm": "a longer gradient is shortened to this; 0: never",
-    "ema_decay": "decay a step of the averaged weights that are validated and exported; 0: no averaging",
-    "patience": "end after so many epochs without a better validation bound, and keep the best epoch; 0: never",
-    "seed": "of the splits, the weights and all noise",
-    "num_validation": "held-out images that watch training",
+    "batch_size": "images per step, over all processes; for a resnet on patches fewer, at least 8, if an epoch would "
+    "have fewer than 100 steps",
+    "learning_rate": "Adam's learning rate after the warm-up; it falls to 0 along a cosine",
+    "warm_up_epochs": "epochs in which the learning rate rises linearly",
+    "max_gradient_norm": "clip the gradient's norm to this; 0: never",
+    "ema_decay": "decay per step of the averaged weights, which are validated and exported; 0: no averaging",
+    "patience": "end after this many epochs without a better validation bound, and keep the best epoch; 0: never",
+    "seed": "seed of the splits, the weights and all noise",
+    "num_validation": "held-out images that validate during training",
     "num_calibration": "held-out images that calibrate anomaly scores",
-    "max_memory": "GiB of decoded pixels up to which image files and Parquet are loaded whole; larger data streams",
+    "max_memory": "GiB of decoded pixels up to which image files and Parquet are loaded whole; larger data is streamed",
     "skip_corrupt": "leave out images that cannot be decoded, instead of refusing the data",
-    "num_test": "held-out test images where the data has none of its own",
+    "num_test": "held-out test images if the data has no test set",
 }
 _UNSET = {
     "preset": "auto, an mlp up to 64×64 numbers an image, a resnet for larger ones",
-    "likelihood": f"{GREY} for 8-bit images of which more than a fifth is grey, else {BLACK_AND_WHITE}",
+    "likelihood": f"{GREY} for 8-bit images if more than a fifth of the pixels are grey, else {BLACK_AND_WHITE}",
     "binarisation": "dynamic, or none",
     "first_samples": "--num-samples throughout",
     "warm_up_epochs": "1, or as many as have 100 steps, but at most a tenth of all",
@@ -53,11 +53,11 @@ _UNSET = {
     "num_calibration": "3000, at most a tenth",
     "num_test": "10000, at most a tenth",
 } | {name: option.unset for kind in LIKELIHOODS.values() for name, option in kind.configured.items()}
-"""What an option is where it is not given, if the data or another option decides."""
+"""The default of an option whose default depends on the data or on another option."""
 
 
 def add_configuration_options(parser: argparse.ArgumentParser) -> None:
-    """One option for each of the configuration's fields. What is not given is left out: the recipes see to it."""
+    """One option for each of the configuration's fields. Options not given are left out: recipes.py fills them in."""
     hints = get_type_hints(Configuration, include_extras=True)
     for field in fields(Configuration):
         option, words, hint = "--" + field.name.replace("_", "-"), _HELP[field.name], hints[field.name]

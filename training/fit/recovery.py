@@ -51,7 +51,7 @@ def check_not_given_up(state: TrainingState, epoch: int, configuration: Configur
         kept = f"the weights of epoch {epoch} are kept, for --start-from. " if epoch else ""
         raise DivergenceError(
             f"training has diverged at each of the learning rates {tried}, the last time in epoch {epoch + 1}"
-            f"{f' ({reason})' if reason else ''}, and does not go on. {kept}Begin another run, in another folder, with "
+            f"{f' ({reason})' if reason else ''}, and ends here. {kept}Begin another run, in another folder, with "
             f"--learning-rate {advised:.2g}, and see whether some images are unlike all others: blank, inverted, or of "
             "another range of values"
         )
@@ -80,4 +80,6 @@ def step_back(
     if processes.leads:
         run.save_checkpoint(state.as_checkpoint(epoch))
     processes.wait()
-    return f"{error}: back to the weights of epoch {epoch}, and on with {RATE_AFTER_SETBACK:g} times the learning rate"
+    return (
+        f"{error}: back to the weights of epoch {epoch}, continuing with {RATE_AFTER_SETBACK:g} times the learning rate"
+    )

@@ -22,10 +22,10 @@ def learning_rate(step: int, steps_per_epoch: int, configuration: Configuration)
 
 
 def num_samples(epoch: int, configuration: Configuration) -> int:
-    """Latent samples an image in one epoch, counted from 1: a loose bound will do until the weights are nearly there.
+    """Latent samples an image in one epoch, counted from 1: a loose bound is enough until the weights are nearly final.
 
     They double from `first_samples` to `num_samples`, and each number of them gets as many decoder rows as any other:
-    many cheap epochs, then few dear ones.
+    many cheap epochs, then few expensive ones.
 
     >>> recipe = Configuration(first_samples=4, num_samples=30, epochs=15)
     >>> [num_samples(epoch, recipe) for epoch in range(1, 16)]
@@ -51,7 +51,7 @@ def kl_weight(step: int, steps_per_epoch: int, configuration: Configuration) -> 
 
 
 def averaging_weight(step: int, decay: float) -> float:
-    """How much of the new weights one step's average takes; more in the first steps, when the average knows little.
+    """The weight of the new weights in one step's average; higher in the first steps, when the average is still poor.
 
     >>> averaging_weight(0, 0.999), round(averaging_weight(100_000, 0.999), 4), averaging_weight(7, 0.0)
     (0.9, 0.001, 1.0)

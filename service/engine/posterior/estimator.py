@@ -66,7 +66,7 @@ class Estimator:
         """Bytes that `infer` may take beside its arguments and its result, at most.
 
         Counted while a hundred noise images were estimated: 12 matrices [D, D] of float64 an image while modes are
-        found, 80 more where several starts compete for it, and 12 numbers a sample.
+        found, 80 more where its mode is searched for from several points, and 12 numbers a sample.
         """
         images = min(num_images, self._size(num_samples, latent_dim))
         contested = min(images, self._search.block_size(latent_dim))

@@ -1,11 +1,11 @@
 """The Laplace proposal: Gaussians around the mode of p(z|x), made to fit where the posterior's mass is.
 
 Classical Laplace takes mode and curvature at one point. In many dimensions a posterior's mass lies √A standard
-deviations away from its mode, and there two things are looked at, with a few dozen decoder rows:
+deviations away from its mode. There two things are measured, with a few dozen decoder rows:
 
 - The centre. A skewed posterior has its mean beside its mode. A two-level screening design with fold-over (the signs of
-  a Hadamard matrix and their opposites, Box and Wilson 1951; Plackett and Burman 1946) tells the slope along every axis
-  apart from all curvature, and the centre moves by it.
+  a Hadamard matrix and their opposites, Box and Wilson 1951; Plackett and Burman 1946) separates the slope along every
+  axis from all curvature, and the centre moves by it.
 - The curvature. Where the design's values are not what a Gaussian's would be, the Hessian that Gauss-Newton and the
   secants gave is not the posterior's; it is measured in full, by second differences one standard deviation
   wide. Images unlike the training set need this, familiar ones seldom.
@@ -31,8 +31,8 @@ from service.engine.proposal import DiagonalGaussian
 WIDTHS = (1.0, 1.4, 2.0)
 """Of the proposal's Gaussians: the likelihood's part of the precision is divided by each squared.
 
-A posterior has heavier tails than its curvature at the mode tells, and a proposal with lighter ones has an error bar
-that cannot be believed."""
+A posterior has heavier tails than its curvature at the mode suggests, and the error bar of a proposal with lighter
+tails is not trustworthy."""
 SHARES = (0.6, 0.2, 0.1, 0.1)
 """Of the samples, for each width; the last is the encoder's."""
 PATTERN = (0, 3, 1, 2, 0, 0, 1, 0, 0, 0)
@@ -67,7 +67,7 @@ class Gaussians:
 
     @staticmethod
     def around(centre: Float64Array, precision: Float64Array) -> "Gaussians":
-        """Of these precision matrices [B, A, A]; the axis that the image tells most of comes first."""
+        """Of these precision matrices [B, A, A]; the axis that the image constrains most comes first."""
         precisions, axes = np.linalg.eigh(precision)
         return Gaussians(centre, precisions[:, ::-1], axes[:, :, ::-1])
 

@@ -2,9 +2,9 @@
 
 Importance sampling from the encoder is low by whole nats where the encoder has not learned to infer (Wu et al. 2017,
 arXiv 1611.04273). The posterior's own mode and curvature depend on no training. Steps are damped Gauss-Newton; far from
-the training set the residuals are large and Gauss-Newton alone crawls, so the part of the Hessian that it leaves out is
-learned from the gradients along the way (the structured secant update of Dennis, Gay, Welsch 1981, ACM TOMS 7:348, with
-their sizing).
+the training set the residuals are large and Gauss-Newton alone is slow, so the part of the Hessian that it leaves out
+is estimated from the gradients along the way (the structured secant update of Dennis, Gay, Welsch 1981, ACM TOMS 7:348,
+with their sizing).
 
 Everything here is NumPy in float64 on small matrices; the decoder is behind `evaluate`.
 """
@@ -40,7 +40,7 @@ Values = Callable[[NDArray[np.intp], Float64Array], Chunks[Float64Array]]
 """Images by index [n] and points [n, K, A] → log likelihoods [n, K]."""
 
 Keep = Callable[[int, Float64Array, NDArray[np.intp]], NDArray[np.intp]]
-"""Tries made, values of all images [B], and those still under way, by index → those that go on."""
+"""Iterations made, values of all images [B], and those still running, by index → those that continue."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Modes:
     """log p(x, z) at the mode, without the prior's constant: [B]."""
     precision: Float64Array
     converged: NDArray[np.bool_]
-    """One more step would gain less than the tolerance; where several starts competed, the two best came to one mode,
-    too."""
+    """One more step would gain less than the tolerance; after a search from several points, the two best also ended at
+    the same mode."""
     usable: NDArray[np.bool_]
     """Value, gradient and information are finite there, also at a start from which no step was taken."""
     num_steps: NDArray[np.int64]

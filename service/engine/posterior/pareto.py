@@ -1,4 +1,4 @@
-"""The tail of importance weights: how heavy is it, and what does it hold beyond the samples that were drawn?
+"""The tail of importance weights: how heavy is it, and what lies in it beyond the samples that were drawn?
 
 Vehtari, Simpson, Gelman, Yao, Gabry 2024, "Pareto smoothed importance sampling" (arXiv 1507.02646).
 """
@@ -29,9 +29,9 @@ class ParetoTail:
     def mean_square(self) -> NDArray[np.float64]:
         """The mean of w² in the tail, by the fit and beyond the samples: [B]; NaN where there is none.
 
-        A heavy tail is seldom seen to its end, and what was not seen is not in the sample variance. So the shape is
-        taken one standard error, (1 + k)/√M, heavier than it looks (but no heavier than 1), and the tail is followed to
-        the weight that one estimate in twenty would meet: ∫ w(u)² du over survival u from 1/(20·M) to 1.
+        The largest weights of a heavy tail are seldom drawn, so the sample variance misses them. Two corrections: the
+        shape is raised by one standard error, (1 + k)/√M, to at most 1; and the mean includes weights up to the size
+        that one estimate in twenty would contain: ∫ w(u)² du over survival u from 1/(20·M) to 1.
         """
         if not self.size:
             return np.full_like(self.shape, np.nan)
@@ -87,7 +87,7 @@ def _fit(excess: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.f
     """Posterior mean of the shape, and the scale, given ascending exceedances [B, M] (Zhang, Stephens 2009).
 
     Technometrics 51:316. Their profile likelihood in θ is averaged over a grid; then ten pseudo-observations of 0.5
-    steady the shape of small tails (appendix of the paper above).
+    stabilise the shape of small tails (appendix of the paper above).
     """
     count = excess.shape[-1]
     grid = 30 + math.isqrt(count)

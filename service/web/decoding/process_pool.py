@@ -1,4 +1,4 @@
-"""Reading images in worker processes, under each request's deadline, the cheap before the dear.
+"""Reading images in worker processes, under each request's deadline, cheap ones before expensive ones.
 
 What images cost is told by their headers (service/images/cost.py), before they are read. Of several workers one takes
 nothing that costs much, so that an honest small image never waits for a large one, however many of those there are. The
@@ -252,7 +252,7 @@ class DecodingPool:
             job.decoder.kill()
 
     def _overrun(self, job: DecodingJob) -> None:
-        """It keeps the others of its kind waiting: it is read again, from its beginning, among those that are dear."""
+        """It blocks the other cheap jobs: it is read again, from its beginning, among the expensive ones."""
         if job.decoder is not None and self._workers > 1 and not job.answer.done():
             job.overran = True
             job.decoder.kill()

@@ -37,7 +37,7 @@ class Loads(Generic[T]):
             task.add_done_callback(lambda done: self._end(key, done))
         done, _ = await asyncio.wait([task], timeout=timeout_seconds)
         if not done:
-            raise DeadlineError(f"not loaded within {timeout_seconds:g} s; loading goes on, for requests to come")
+            raise DeadlineError(f"not loaded within {timeout_seconds:g} s; loading continues, so try again later")
         return task.result()
 
     def cancel(self) -> None:

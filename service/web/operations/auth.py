@@ -81,7 +81,7 @@ async def require_admin(request: Request, bearer: _Bearer, header: _Header) -> N
     if any(auth.administers(key) for key in given):
         return
     if any(auth.opens(key) for key in given):
-        raise ForbiddenError("this key opens the service, but not its admin routes")
+        raise ForbiddenError("this key is not valid for the admin routes")
     raise _unauthorized(bearer, header)
 
 

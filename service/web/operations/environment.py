@@ -53,7 +53,7 @@ class Environment:
 def read_environment(environment: Mapping[str, str], settings: Collection[str]) -> Environment:
     """Sort the variables; `settings` are the settings' names in lower case. Upper or lower case means the same.
 
-    An empty variable counts as unset, except one for keys: whoever sets it wants the service closed.
+    An empty variable counts as unset, except one for keys: whoever sets it wants the service protected.
 
     >>> found = read_environment({"LOGPX_PROT": "9000", "LOGPX_HOST": ""}, ["host", "port"])
     >>> found.values, found.warnings[0].sentence

@@ -31,10 +31,10 @@ OWN_PATHS = ("docs", "livez", "metrics", "openapi.json", "readyz", "static-offli
 
 
 class Settings(BaseSettings):
-    """Read once at start; a value that does not fit stops the service with a sentence that names it: see `sentences`.
+    """Read once at start. If a value is invalid, the service ends with a sentence that names it: see `sentences`.
 
     Raises:
-        ValidationError: a value does not fit, or contradicts another, or a variable looks like keys and is no setting.
+        ValidationError: a value is invalid, or contradicts another, or a variable looks like keys but is not a setting.
     """
 
     model_config = SettingsConfigDict(
@@ -42,50 +42,50 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    root_path: str = Field("", description="prefix that a proxy has before all paths, like /logpx")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 chooses a free one")
+    root_path: str = Field("", description="prefix that a proxy puts before all paths, like /logpx")
     model_store: Path = Field(BUNDLED, description="folder of models, see model_store/README.md")
     model: str | None = Field(
         None,
-        description="model that a request means when it names none; else the only model, of the bundled ones `mnist`",
+        description="model of requests that name none; without it, the only model, or `mnist` of the bundled ones",
     )
     reload_seconds: NonNegativeFloat = Field(
         0, allow_inf_nan=False, description="how often to look for published versions while serving; 0: never"
     )
     max_other_versions: PositiveInt = Field(
-        2, description="versions in memory beside the defaults; the one asked for least recently goes first"
+        2, description="versions in memory beside the defaults; the one requested least recently is dropped first"
     )
     trial_seconds: PositiveFloat = Field(
-        120, allow_inf_nan=False, description="how long a version may take to be tried out before it is loaded"
+        120, allow_inf_nan=False, description="how long it may take to try out a version before it is loaded"
     )
     trial_memory_bytes: PositiveInt = Field(
-        4 * 2**30, description="memory that trying a version out may take, beside 16 times the size of its files"
+        4 * 2**30, description="memory for trying out a version, in addition to 16 times the size of its files"
     )
     execution_provider: Literal["auto", "cuda", "cpu"] = Field(
-        "auto", description="where the graphs run; `cuda` refuses to start where CUDA cannot really be used"
+        "auto", description="where the graphs run; `cuda` refuses to start if CUDA cannot really be used"
     )
-    num_threads: int = Field(0, ge=0, description="threads of one operator on the CPU; 0: one a physical core")
+    num_threads: int = Field(0, ge=0, description="threads of one operator on the CPU; 0: one for each physical core")
     device_id: int = Field(0, ge=0, description="which GPU, of those that CUDA sees")
     gpu_memory_bytes: PositiveInt | None = Field(
-        None, description="of the GPU's memory, what all models together may take; else as much as there is"
+        None, description="GPU memory that all models together may use; without it, all there is"
     )
     chunk_rows: PositiveInt | None = Field(
         None,
-        description="decoder rows of one run on the device, others wait no longer; else what suits device and images",
+        description="decoder rows of one run on the device; without it, what suits the device and the images",
     )
     num_samples: PositiveInt | None = Field(
-        None, description="importance samples an image when none is asked; else the proposal's own default"
+        None, description="importance samples per image if a request does not say; without it, the proposal's default"
     )
     max_steps: PositiveInt = Field(
         DEFAULT_MAX_STEPS,
-        description="tries to find an image's posterior mode before its estimate is called unreliable",
+        description="iterations to find an image's posterior mode before its estimate is called unreliable",
     )
     max_num_samples: PositiveInt = Field(
-        100_000, description="samples an image: asked for (413), or reached by `max_std_error`"
+        100_000, description="samples per image: a request for more is refused (413), `max_std_error` stops there"
     )
     max_body_bytes: PositiveInt = Field(64 * 2**20, description="bytes of a request's body (413)")
     max_json_bytes: PositiveInt = Field(
-        2 * 2**20, description="bytes of a JSON body (413); parsing holds up all other requests, npy does not"
+        2 * 2**20, description="bytes of a JSON body (413); parsing JSON blocks all other requests, npy does not"
     )
     max_pixels: PositiveInt = Field(
         2**24, description="width × height × images of a request, in or out, counted before decoding (413)"
@@ -94,13 +94,13 @@ class Settings(BaseSettings):
         2,
         ge=0,
         le=64,
-        description="processes that read image files; from two on, one takes no large ones. 0: this process reads them",
+        description="processes that read image files; if several, one reads no large ones. 0: the service reads them",
     )
     max_answer_bytes: PositiveInt = Field(
-        64 * 2**20, description="bytes that an answer could have, by what is asked for, before it is computed (413)"
+        64 * 2**20, description="bytes that an answer could have, estimated before it is computed (413)"
     )
     max_memory_bytes: PositiveInt = Field(
-        2**30, description="bytes of memory that all requests together may take, see service/web/memory.py (429)"
+        2**30, description="bytes of memory for all requests together, see service/web/memory.py (429)"
     )
     max_rows: PositiveInt = Field(5_000_000, description="images × samples of a request (413)")
     max_queued_rows: PositiveInt = Field(10_000_000, description="rows waiting or running, over all requests (429)")
@@ -110,31 +110,31 @@ class Settings(BaseSettings):
         10, allow_inf_nan=False, description="from a request's first byte to the end of its headers (408)"
     )
     body_seconds: PositiveFloat = Field(
-        60, allow_inf_nan=False, description="from there to the end of its body (408), however steadily it trickles"
+        60, allow_inf_nan=False, description="from there to the end of its body (408), even if it keeps arriving"
     )
     write_seconds: PositiveFloat = Field(
-        30, allow_inf_nan=False, description="in which a client must take something of its answer"
+        30, allow_inf_nan=False, description="time in which a client must read some of its answer"
     )
     max_unsent_bytes: PositiveInt = Field(
-        256 * 2**20, description="of answers that clients have not taken; beyond, the slowest are cut off"
+        256 * 2**20, description="bytes of answers not yet read; beyond it, the slowest clients are disconnected"
     )
     max_connections: PositiveInt = Field(
-        1024, description="open at once; beyond, idle ones are closed, and if there are none, new ones get 503"
+        1024, description="open connections; beyond it, idle ones are closed, and if none is idle, new ones get 503"
     )
-    api_keys: SecretStr | None = Field(None, description="keys, separated by commas; a request must carry one (401)")
+    api_keys: SecretStr | None = Field(None, description="keys, separated by commas; requests must carry one (401)")
     api_keys_file: Path | None = Field(None, description="a file with more of them, one a line")
-    admin_keys: SecretStr | None = Field(None, description="keys that also open the admin routes, else off (403)")
+    admin_keys: SecretStr | None = Field(None, description="keys for the admin routes too; none: these are off (403)")
     admin_keys_file: Path | None = Field(None, description="a file with more of them, one a line")
     cors_origins: tuple[str, ...] = Field(
-        (), description="origins, separated by commas, whose pages a browser lets use the service"
+        (), description="origins, separated by commas, whose pages may use the service from a browser"
     )
     timeout_seconds: PositiveFloat = Field(
-        120, allow_inf_nan=False, description="a request not computed by then is dropped (504)"
+        120, allow_inf_nan=False, description="a request that is not computed in this time is dropped (504)"
     )
     drain_seconds: PositiveFloat = Field(
-        20, allow_inf_nan=False, description="after SIGTERM, how long accepted work may still take"
+        20, allow_inf_nan=False, description="how long accepted requests may still take after SIGTERM"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least severe lines logged")
     log_format: Literal["json", "console"] = Field("json", description="one JSON object a line, or text for people")
 
     @field_validator("root_path")
