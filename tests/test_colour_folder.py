@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from model_store import open_version
 from service.web.app import create_app
 from service.web.operations.settings import Settings
+from tests.exporter import operators_looked_up_once
 from training.__main__ import main
 from training.data.sources import read_source
 
@@ -64,7 +65,8 @@ def test_a_colour_folder_from_training_to_answers(
     assert "empty.webp: " in errors
 
     scoring = ["--num-samples=8", "--device=cpu", "--workers=0"]
-    assert main(["publish", str(run), "--name=discs", f"--store={store}", "--encoder-samples=20", *scoring]) == 0
+    with operators_looked_up_once():
+        assert main(["publish", str(run), "--name=discs", f"--store={store}", "--encoder-samples=20", *scoring]) == 0
     manifest = open_version(store, "discs").manifest
     assert manifest.image.chw == (3, SIZE, SIZE)
     assert manifest.calibration.num_images == 25
