@@ -108,6 +108,18 @@ print(len(names), sorted(loaded & {"torch", "training", "matplotlib", "scipy"}),
     assert found.strip() == "[] True"
 
 
+def test_matplotlib_is_imported_only_where_something_is_drawn() -> None:
+    """Never with a module: it takes a second, and most commands and processes of training draw nothing."""
+    found = []
+    for file in (ROOT / "training").rglob("*.py"):
+        module = nodes(file)[0]
+        assert isinstance(module, ast.Module)
+        imports = [ast.unparse(node) for node in module.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not [line for line in imports if "matplotlib" in line], file
+        found += [file.name for name in imported(file) if name.startswith("matplotlib")]
+    assert set(found) == {"charts.py", "figures.py"}
+
+
 def test_nothing_that_serves_can_unpickle() -> None:
     """No module that runs code from data, and no NumPy reader that is let to."""
     runs_code = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "torch"}
