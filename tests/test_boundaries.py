@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -38,9 +39,15 @@ ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
 }
 
 
+@cache
+def nodes(file: Path) -> list[ast.AST]:
+    """All that stands in a file, parsed once for all tests."""
+    return list(ast.walk(ast.parse(file.read_text())))
+
+
 def imported(file: Path) -> Iterator[str]:
     """Every module a file imports, wherever in it: at the top, in a function, under TYPE_CHECKING."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -101,12 +108,24 @@ print(len(names), sorted(loaded & {"torch", "training", "matplotlib", "scipy"}),
     assert found.strip() == "[] True"
 
 
+def test_matplotlib_is_imported_only_where_something_is_drawn() -> None:
+    """Never with a module: it takes a second, and most commands and processes of training draw nothing."""
+    found = []
+    for file in (ROOT / "training").rglob("*.py"):
+        module = nodes(file)[0]
+        assert isinstance(module, ast.Module)
+        imports = [ast.unparse(node) for node in module.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not [line for line in imports if "matplotlib" in line], file
+        found += [file.name for name in imported(file) if name.startswith("matplotlib")]
+    assert set(found) == {"charts.py", "figures.py"}
+
+
 def test_nothing_that_serves_can_unpickle() -> None:
     """No module that runs code from data, and no NumPy reader that is let to."""
     runs_code = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "torch"}
     for file in (file for folder in ("model_store", "service") for file in (ROOT / folder).rglob("*.py")):
         assert not {module.split(".")[0] for module in imported(file)} & runs_code, file
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in nodes(file):
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert isinstance(node.value, ast.Constant), file
                 assert node.value.value is False, file
@@ -145,6 +164,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }  # fmt: skip
 
 
+@cache
 def modules() -> dict[str, set[str]]:
     """Each module of ours, with those of ours that it imports, wherever in it, also for types alone."""
     files = {}
@@ -155,7 +175,7 @@ def modules() -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for name, file in files.items():
         found = set()
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in nodes(file):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module is not None:

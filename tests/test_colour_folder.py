@@ -12,17 +12,18 @@ from PIL import Image, ImageDraw
 from model_store import open_version
 from service.web.app import create_app
 from service.web.operations.settings import Settings
+from tests.exporter import operators_looked_up_once
 from training.__main__ import main
 from training.data.sources import read_source
 
-SIZE = 64
+SIZE = 44  # large enough to be read in patches
 TINY = ["--width=24", "--latent-dim=3", "--num-samples=2", "--epochs=4", "--batch-size=16", "--ema-decay=0.5"]
 
 
 def disc(random: np.random.Generator) -> Image.Image:
     """A disc of some colour, somewhere on black."""
     image = Image.new("RGB", (SIZE, SIZE))
-    x, y, radius = (int(random.integers(*limits)) for limits in ((16, 48), (16, 48), (6, 14)))
+    x, y, radius = (int(random.integers(*limits)) for limits in ((11, 33), (11, 33), (4, 10)))
     colour = tuple(random.integers(100, 256, 3).tolist())
     ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
     return image
@@ -57,14 +58,15 @@ def test_a_colour_folder_from_training_to_answers(
     assert "2 of 164 images cannot be read: --skip-corrupt leaves them out" in capsys.readouterr().err
     assert main([*fit, "--workers=1", "--skip-corrupt", "--num-calibration=25"]) == 0
     output, errors = capsys.readouterr()
-    assert "110 train, 15 validation, 25 calibration, 12 test images of [3, 64, 64]" in output
+    assert "110 train, 15 validation, 25 calibration, 12 test images of [3, 44, 44]" in output
     assert "training images stream" in output
     assert "2 images cannot be read and are left out:" in errors
     assert "broken.png: " in errors
     assert "empty.webp: " in errors
 
     scoring = ["--num-samples=8", "--device=cpu", "--workers=0"]
-    assert main(["publish", str(run), "--name=discs", f"--store={store}", "--encoder-samples=20", *scoring]) == 0
+    with operators_looked_up_once():
+        assert main(["publish", str(run), "--name=discs", f"--store={store}", "--encoder-samples=20", *scoring]) == 0
     manifest = open_version(store, "discs").manifest
     assert manifest.image.chw == (3, SIZE, SIZE)
     assert manifest.calibration.num_images == 25

@@ -14,13 +14,12 @@ from tests.web.conftest import put
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models: `digits` (1×28×28, two versions, a latent of 3) and `colour` (3×8×6)."""
+    """One model, which is tried out in one child: `digits` (1×28×28, two versions, a latent of 3)."""
     root = tmp_path_factory.mktemp("hostile-store")
     dynamic = PixelPreparation(binarisation="dynamic")
     digits = ImageShape(channels=1, height=28, width=28)
     put(root, bernoulli_toy(digits, name="digits", preparation=dynamic))
     put(root, bernoulli_toy(digits, name="digits", preparation=dynamic, seed=6))
-    put(root, bernoulli_toy(ImageShape(channels=3, height=8, width=6), name="colour"))
     return root
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from service.engine.runtime import Runtime
+from tests.exporter import operators_looked_up_once
 from training.configuration import Configuration
 from training.data.sources import read_source
 from training.data.splits import DataSplits, split
@@ -63,7 +64,7 @@ def each_network_is_exported_once() -> Iterator[None]:
             exported[key] = _export_graph(module, example, *names, **options)
         return exported[key]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with operators_looked_up_once(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "_export_graph", remembered)
         patch.setattr(export, "export_likelihood", exported_once)
         yield

@@ -70,6 +70,16 @@ def store(tmp_path_factory: pytest.TempPathFactory, linear_gaussian: LinearGauss
 
 
 @pytest.fixture(scope="session")
+def digits_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two versions of `digits` and no other model: with one, a process is ready sooner than with three."""
+    root = tmp_path_factory.mktemp("digits-store")
+    dynamic = PixelPreparation(binarisation="dynamic")
+    put(root, bernoulli_toy(DIGIT_SHAPE, name="digits", preparation=dynamic))
+    put(root, bernoulli_toy(DIGIT_SHAPE, name="digits", preparation=dynamic, seed=6))
+    return root
+
+
+@pytest.fixture(scope="session")
 def serve(store: Path) -> Iterator[Serve]:
     """Start an app with these settings and wait until it is ready."""
     with ExitStack() as running:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 
+from tests.web import plain_http
 from tests.web.forms import npy
 from tests.web.test_admission import read
 from tests.web.test_process import Start, address, start
@@ -67,14 +67,14 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(store: Path) -> Iterator[Service]:
-    settings = {"MODEL_STORE": store, "MODEL": "digits", "PORT": 0, "HEADER_SECONDS": 4, "API_KEYS": KEY}
+def service(digits_store: Path) -> Iterator[Service]:
+    settings = {"MODEL_STORE": digits_store, "MODEL": "digits", "PORT": 0, "HEADER_SECONDS": 4, "API_KEYS": KEY}
     environment = {**os.environ, **{f"LOGPX_{name}": str(value) for name, value in settings.items()}}
     command = [sys.executable, "-m", "service"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
             service = Service(process)
-            while httpx2.get(f"{service.url}/readyz").status_code != 200:
+            while plain_http.get(f"{service.url}/readyz").status_code != 200:
                 pass
             yield service
         finally:
@@ -243,7 +243,7 @@ def test_what_the_connection_answers_is_logged_counted_and_formed_as_all_is(
     def count() -> float:
         route = path if path == "/v1/models" or path == "/livez" else "unknown"
         label = f'method="{method}",model="",route="{route}",status="{status}",version=""'
-        text = httpx2.get(f"{service.url}/metrics", headers={"X-API-Key": KEY}).text
+        text = plain_http.get(f"{service.url}/metrics", headers={"X-API-Key": KEY}).text
         return sum(float(line.split()[-1]) for line in text.splitlines() if f"requests_total{{{label}" in line)
 
     before = count()
@@ -280,7 +280,7 @@ def test_what_the_connection_answers_is_logged_counted_and_formed_as_all_is(
 
 def test_lines_of_answered_requests_have_the_client_and_no_header_changes_it(service: Service) -> None:
     headers = {"X-Forwarded-For": "203.0.113.9", "Forwarded": "for=203.0.113.9", "X-Request-ID": "forwarded"}
-    httpx2.get(f"{service.url}/v1/models", headers={**headers, "X-API-Key": KEY})
+    plain_http.get(f"{service.url}/v1/models", headers={**headers, "X-API-Key": KEY})
     (line,) = service.wait_for(lambda line: line.get("request_id") == "forwarded")
     assert line["client"] == "127.0.0.1"
 

@@ -19,6 +19,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from service.web.operations.logs import Output
+from tests.web import plain_http
 from tests.web.test_process import Start, start
 
 __all__ = ["start"]  # the fixture
@@ -251,10 +252,10 @@ class Silent:
         if (port := listening_port(self.process.pid)) is None:
             return False
         self.url = f"http://127.0.0.1:{port}"
-        return httpx2.get(f"{self.url}/readyz", timeout=60).status_code == 200
+        return plain_http.get(f"{self.url}/readyz", timeout=60).status_code == 200
 
     def metric(self, name: str) -> float:
-        text = httpx2.get(f"{self.url}/metrics", timeout=60).text
+        text = plain_http.get(f"{self.url}/metrics", timeout=60).text
         (value,) = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")]
         return float(value)
 
@@ -275,8 +276,8 @@ class Silent:
         (">/dev/null 2>/dev/full", False),
     ],
 )
-def test_a_log_that_cannot_be_written_disturbs_nothing(store: Path, redirections: str, drops: bool) -> None:
-    service = Silent(store, redirections, stderr=subprocess.PIPE)
+def test_a_log_that_cannot_be_written_disturbs_nothing(digits_store: Path, redirections: str, drops: bool) -> None:
+    service = Silent(digits_store, redirections, stderr=subprocess.PIPE)
     with service.process as process:
         try:
             service.ask(3)
@@ -295,8 +296,8 @@ def test_a_log_that_cannot_be_written_disturbs_nothing(store: Path, redirections
             process.kill()
 
 
-def test_a_pipe_whose_reader_is_gone_disturbs_nothing(store: Path, pipe: Pipe) -> None:
-    service = Silent(store, "", stdout=pipe.write_end)
+def test_a_pipe_whose_reader_is_gone_disturbs_nothing(digits_store: Path, pipe: Pipe) -> None:
+    service = Silent(digits_store, "", stdout=pipe.write_end)
     with service.process as process:
         try:
             assert service.metric("logpx_dropped_log_lines_total") == 0
@@ -312,9 +313,9 @@ def test_a_pipe_whose_reader_is_gone_disturbs_nothing(store: Path, pipe: Pipe) -
 
 
 def test_a_pipe_that_nobody_reads_disturbs_nothing_and_the_log_goes_on_when_somebody_does(
-    store: Path, pipe: Pipe
+    digits_store: Path, pipe: Pipe
 ) -> None:
-    service = Silent(store, "", stdout=pipe.write_end)
+    service = Silent(digits_store, "", stdout=pipe.write_end)
     with service.process as process:
         try:
             service.ask(3000)  # more than a pipe and the queue before it hold
@@ -339,8 +340,8 @@ def test_a_pipe_that_nobody_reads_disturbs_nothing_and_the_log_goes_on_when_some
             process.kill()
 
 
-def test_a_pipe_that_nobody_ever_reads_does_not_hold_up_the_end(store: Path, pipe: Pipe) -> None:
-    service = Silent(store, "2>&1", stdout=pipe.write_end)
+def test_a_pipe_that_nobody_ever_reads_does_not_hold_up_the_end(digits_store: Path, pipe: Pipe) -> None:
+    service = Silent(digits_store, "2>&1", stdout=pipe.write_end)
     with service.process as process:
         try:
             service.ask(5)

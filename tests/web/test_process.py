@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 
 from model_store import list_versions, open_version
 from tests.toys import bernoulli_toy
+from tests.web import plain_http
 from tests.web.conftest import DIGIT_SHAPE, put
 from tests.web.forms import npy
 
@@ -26,9 +29,19 @@ NPY = {"content-type": "application/x-npy"}
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
+@pytest.fixture(scope="module")
+def start_in_module(digits_store: Path) -> Iterator[Start]:
+    """As `start`, for a service that the tests of a module share."""
+    yield from processes(digits_store)
+
+
 @pytest.fixture
-def start(store: Path) -> Iterator[Start]:
+def start(digits_store: Path) -> Iterator[Start]:
     """Start `python -m service`, or Python with other arguments, with these settings."""
+    yield from processes(digits_store)
+
+
+def processes(store: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str, **settings: Any) -> "subprocess.Popen[str]":
@@ -61,7 +74,7 @@ def address(process: "subprocess.Popen[str]") -> str:
         raise AssertionError("the process ended without an address")
     threading.Thread(target=process.stdout.read, daemon=True).start()  # keep the pipe empty
     for _ in range(1000):
-        if httpx2.get(f"{url}/readyz").status_code == 200:
+        if plain_http.get(f"{url}/readyz").status_code == 200:
             return url
         time.sleep(0.01)
     raise AssertionError("never ready")
@@ -70,7 +83,7 @@ def address(process: "subprocess.Popen[str]") -> str:
 def score(url: str, num_images: int, num_samples: int) -> httpx2.Response:
     body = npy(np.zeros((num_images, 28, 28), np.uint8))
     route = f"{url}/v1/log-likelihood?proposal=encoder&num_samples={num_samples}"
-    return httpx2.post(route, content=body, headers=NPY, timeout=120)
+    return plain_http.post(route, content=body, headers=NPY, timeout=120)
 
 
 def start_long_job(url: str) -> tuple[threading.Thread, list[httpx2.Response]]:
@@ -78,16 +91,31 @@ def start_long_job(url: str) -> tuple[threading.Thread, list[httpx2.Response]]:
     answers: list[httpx2.Response] = []
     job = threading.Thread(target=lambda: answers.append(score(url, 200, 5000)))
     job.start()
-    while "queued_rows 1e+06" not in httpx2.get(f"{url}/metrics").text:
+    while "queued_rows 1e+06" not in plain_http.get(f"{url}/metrics").text:
         assert job.is_alive()
     return job, answers
+
+
+@contextmanager
+def endless_job(url: str) -> Iterator[socket.socket]:
+    """A client that asks for five million rows, minutes of work, and goes away at the end; its connection."""
+    host, port = url.removeprefix("http://").split(":")
+    body = npy(np.zeros((200, 28, 28), np.uint8))
+    head = f"POST /v1/log-likelihood?proposal=encoder&num_samples=25000 HTTP/1.1\r\nHost: {host}\r\n"
+    head += f"Content-Type: application/x-npy\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head.encode() + body)
+        while "queued_rows 5e+06" not in plain_http.get(f"{url}/metrics").text:
+            pass
+        yield connection
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # gone, not half closed
 
 
 def test_liveness_and_short_requests_are_answered_while_a_long_one_runs(start: Start) -> None:
     url = address(start())
     long, answers = start_long_job(url)
     for _ in range(5):
-        assert httpx2.get(f"{url}/livez").status_code == 200
+        assert plain_http.get(f"{url}/livez").status_code == 200
         assert score(url, 1, 10).status_code == 200
     assert long.is_alive()  # all of the above was answered before the long one was
     long.join()
@@ -100,11 +128,11 @@ def test_sigterm_finishes_accepted_work_refuses_new_and_exits_0(start: Start) ->
     url = address(process)
     accepted, answers = start_long_job(url)
     process.send_signal(signal.SIGTERM)
-    while (ready := httpx2.get(f"{url}/readyz")).status_code == 200:
+    while (ready := plain_http.get(f"{url}/readyz")).status_code == 200:
         pass
     assert ready.status_code == 503
     assert "shutting down" in ready.json()["detail"]
-    assert httpx2.get(f"{url}/livez").status_code == 200
+    assert plain_http.get(f"{url}/livez").status_code == 200
     refused = score(url, 1, 10)
     assert refused.status_code == 503
     assert refused.json()["type"] == "urn:logpx:problem:not-ready"
@@ -166,7 +194,7 @@ def test_a_request_accepted_before_sigterm_is_answered_though_its_body_ends_afte
 
 def is_ready(url: str) -> bool:
     try:
-        return httpx2.get(f"{url}/readyz").status_code == 200
+        return plain_http.get(f"{url}/readyz").status_code == 200
     except httpx2.TransportError:
         return False
 
@@ -210,7 +238,7 @@ def test_kill_9_of_publisher_and_service_harms_nothing_in_the_store(start: Start
 
 def served(url: str) -> tuple[int, list[Any]]:
     """The default version of `digits`, and what is refused."""
-    told = httpx2.get(f"{url}/v1/models/digits").json()
+    told = plain_http.get(f"{url}/v1/models/digits").json()
     return told["default_version"], told["refused"]
 
 
@@ -222,9 +250,9 @@ def test_work_of_a_client_that_went_away_is_dropped(start: Start) -> None:
     head += f"Content-Type: application/x-npy\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + body)
-        while "queued_rows 1e+06" not in httpx2.get(f"{url}/metrics").text:
+        while "queued_rows 1e+06" not in plain_http.get(f"{url}/metrics").text:
             pass
-    while "queued_rows 0.0" not in (metrics := httpx2.get(f"{url}/metrics").text):
+    while "queued_rows 0.0" not in (metrics := plain_http.get(f"{url}/metrics").text):
         pass
     assert "logpx_rows_total{" not in metrics  # nothing was computed to its end
     assert score(url, 1, 10).status_code == 200
@@ -243,7 +271,7 @@ Model.encode = fatal
 sys.exit(main())
 """
     process = start("-c", script)
-    answer = httpx2.post(f"{address(process)}/v1/encode", content=npy(np.zeros((1, 28, 28), np.uint8)), headers=NPY)
+    answer = plain_http.post(f"{address(process)}/v1/encode", content=npy(np.zeros((1, 28, 28), np.uint8)), headers=NPY)
     assert answer.status_code == 503
     assert answer.json()["type"] == "urn:logpx:problem:not-ready"
     assert process.wait(30) == 1
@@ -265,14 +293,7 @@ def test_work_past_the_drain_is_answered_with_503(start: Start) -> None:
 def test_a_second_signal_ends_the_process_at_once(start: Start, number: int) -> None:
     process = start(drain_seconds=300)
     url = address(process)
-    host, port = url.removeprefix("http://").split(":")
-    body = npy(np.zeros((200, 28, 28), np.uint8))
-    head = f"POST /v1/log-likelihood?proposal=encoder&num_samples=25000 HTTP/1.1\r\nHost: {host}\r\n"
-    head += f"Content-Type: application/x-npy\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
-        connection.sendall(head.encode() + body)  # five million rows: minutes of work
-        while "queued_rows 5e+06" not in httpx2.get(f"{url}/metrics").text:
-            pass
+    with endless_job(url) as connection:
         process.send_signal(signal.SIGTERM)
         while is_ready(url):
             pass

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from itertools import chain, repeat
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 
+from tests.web import plain_http
 from tests.web.forms import npy
 from tests.web.test_admission import read
 from tests.web.test_process import NPY, address, score
@@ -26,7 +26,7 @@ ENDLESS = repeat(b"X" * 40_000)
 
 @contextmanager
 def service(store: Path, *, header_seconds: float, body_seconds: float) -> Iterator[str]:
-    settings = {"MODEL_STORE": store, "MODEL": "digits", "PORT": 0}
+    settings = {"MODEL_STORE": store, "MODEL": "digits", "PORT": 0, "DECODERS": 0}
     settings |= {"HEADER_SECONDS": header_seconds, "BODY_SECONDS": body_seconds}
     environment = {**os.environ, **{f"LOGPX_{key}": str(value) for key, value in settings.items()}}
     with subprocess.Popen(
@@ -43,16 +43,16 @@ def service(store: Path, *, header_seconds: float, body_seconds: float) -> Itera
 
 
 @pytest.fixture(scope="module")
-def url(store: Path) -> Iterator[str]:
+def url(digits_store: Path) -> Iterator[str]:
     """A service with little patience."""
-    with service(store, header_seconds=1, body_seconds=0.5) as found:
+    with service(digits_store, header_seconds=1, body_seconds=0.5) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def patient_url(store: Path) -> Iterator[str]:
+def patient_url(digits_store: Path) -> Iterator[str]:
     """A service for what does not depend on time: however busy the machine is, none of its times run out first."""
-    with service(store, header_seconds=60, body_seconds=60) as found:
+    with service(digits_store, header_seconds=60, body_seconds=60) as found:
         yield found
 
 
@@ -60,8 +60,8 @@ def patient_url(store: Path) -> Iterator[str]:
 def others_are_served(url: str) -> Iterator[None]:
     """During each test some client asks and is answered, and nothing is left afterwards."""
     yield
-    assert httpx2.post(f"{url}/v1/encode", content=BODY, headers=NPY, timeout=60).status_code == 200
-    while "logpx_queued_requests 0.0" not in (metrics := httpx2.get(f"{url}/metrics", timeout=60).text):
+    assert plain_http.post(f"{url}/v1/encode", content=BODY, headers=NPY, timeout=60).status_code == 200
+    while "logpx_queued_requests 0.0" not in (metrics := plain_http.get(f"{url}/metrics", timeout=60).text):
         pass
     assert "logpx_queued_rows 0.0" in metrics
     assert 'status="500"' not in metrics
@@ -82,7 +82,7 @@ def send_until_answered(connection: socket.socket, url: str, pieces: Iterator[by
             connection.sendall(piece)
         except ConnectionError:
             break
-        assert httpx2.get(f"{url}/livez", timeout=60).status_code == 200
+        assert plain_http.get(f"{url}/livez", timeout=60).status_code == 200
         if select.select([connection], [], [], pause)[0]:
             break
     return rest(connection)
@@ -105,7 +105,7 @@ def test_headers_that_trickle_are_408(url: str) -> None:
         answer = send_until_answered(connection, url, chain([HEAD], repeat(b"X-A: b\r\n")), 0.02)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"urn:logpx:problem:request-timeout" in answer
-    assert "logpx_refusals_total" in httpx2.get(f"{url}/metrics", timeout=60).text
+    assert "logpx_refusals_total" in plain_http.get(f"{url}/metrics", timeout=60).text
 
 
 def test_a_connection_that_says_nothing_is_closed(url: str) -> None:
@@ -199,7 +199,7 @@ def test_the_bounds_end_with_the_body_and_leave_long_work_alone(url: str) -> Non
 
 def test_a_client_that_goes_away_while_it_sends_leaves_nothing(url: str) -> None:
     def gone() -> str:
-        lines = httpx2.get(f"{url}/metrics", timeout=60).text.splitlines()
+        lines = plain_http.get(f"{url}/metrics", timeout=60).text.splitlines()
         return "".join(line for line in lines if "requests_total" in line and 'status="499"' in line)
 
     before = gone()

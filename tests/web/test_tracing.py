@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
-import httpx2
 import pytest
 import structlog
 from fastapi.testclient import TestClient
@@ -21,6 +20,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from service.web.app import create_app
 from service.web.operations.settings import Settings
 from service.web.operations.tracing import export_traces
+from tests.web import plain_http
 from tests.web.test_observability import BODY
 from tests.web.test_process import Start, address, start  # noqa: F401 (a fixture)
 
@@ -104,7 +104,7 @@ def test_spans_reach_a_collector_before_the_process_ends(
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_address[1]}")
         process = start()
-        httpx2.get(f"{address(process)}/v1/models/digits", headers={"traceparent": f"00-{TRACE_ID}-{CALLER_ID}-01"})
+        plain_http.get(f"{address(process)}/v1/models/digits", headers={"traceparent": f"00-{TRACE_ID}-{CALLER_ID}-01"})
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         collector.shutdown()

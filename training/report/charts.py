@@ -2,14 +2,13 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Colours that nothing else has stand for the page's own.
 _TEXT, _FIRST, _SECOND, _THIRD = "#010101", "#010102", "#010103", "#010104"
@@ -36,7 +35,7 @@ _STYLE: dict[Any, Any] = {
 def curves_chart(metrics: Sequence[Mapping[str, float]]) -> str:
     """Bounds of log P(x) over the epochs; the first tenth may lie below the picture."""
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         epochs = [line["epoch"] for line in metrics]
         colours = {"train_bound": _THIRD, "validation_bound": _FIRST, "validation_elbo": _SECOND}
         for key, colour in colours.items():
@@ -54,7 +53,7 @@ def curves_chart(metrics: Sequence[Mapping[str, float]]) -> str:
 def units_chart(kl: NDArray[np.float64], active: NDArray[np.bool_]) -> str:
     """KL a latent unit [D], largest first; units that are not active in another colour."""
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         order = np.argsort(-kl, kind="stable")
         places = np.arange(len(kl))
         for chosen, colour, label in ((active[order], _FIRST, "active"), (~active[order], _THIRD, "not active")):
@@ -70,7 +69,7 @@ def units_chart(kl: NDArray[np.float64], active: NDArray[np.bool_]) -> str:
 def histogram_chart(values: NDArray[np.float64]) -> str:
     """How log P(x) is spread over the images [N]."""
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         bins = int(np.clip(np.sqrt(len(values)), 5, 60))
         axes.hist(values, bins=bins, color=_FIRST)
         axes.axvline(float(values.mean()), color=_SECOND, linewidth=1.4, label="mean")
@@ -80,7 +79,12 @@ def histogram_chart(values: NDArray[np.float64]) -> str:
     return _draw("histogram", draw)
 
 
-def _draw(name: str, draw: Callable[[Axes], None]) -> str:
+def _draw(name: str, draw: Callable[["Axes"], None]) -> str:
+    # Imported only where something is drawn: that takes as long as all else that a command imports but PyTorch.
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     # Names inside a drawing are made from the salt: of two drawings in one page they must differ.
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")

@@ -7,8 +7,6 @@ from typing import IO
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -48,6 +46,10 @@ def draw_figures(run: Run, model: Vae, validation: NDArray[np.generic]) -> None:
 
 def draw_curves(file: Path, metrics: Sequence[dict[str, float]]) -> None:
     """Bounds of log P(x) over the epochs; the first epochs may lie below the picture, the last ones set its range."""
+    # Imported only where something is drawn: that takes as long as all else that a command imports but PyTorch.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
