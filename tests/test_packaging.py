@@ -93,7 +93,7 @@ def _make(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
-@pytest.mark.parametrize("target", ["help", "serve", "test", "format", "train", "audit", "lock"])
+@pytest.mark.parametrize("target", ["help", "serve", "test", "coverage", "format", "train", "audit", "lock"])
 def test_make_knows_its_targets(target: str, extra: str) -> None:
     assert _make(target, f"EXTRA={extra}")
 
@@ -129,7 +129,7 @@ def test_make_train_refuses_a_name_before_it_trains(arguments: list[str]) -> Non
 
 def test_make_test_runs_every_check() -> None:
     commands = _make("test").splitlines()
-    for check in ("ruff format --check .", "ruff check .", "mypy", "pytest --cov --numprocesses=2 --dist=worksteal"):
+    for check in ("ruff format --check .", "ruff check .", "mypy", "pytest --numprocesses=2 --dist=worksteal"):
         assert f".venv/bin/python -m {check}" in commands
 
 
