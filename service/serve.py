@@ -90,19 +90,26 @@ def serve() -> int:
     output = configure_logging(settings)
     _log_environment(environment())
     threadpool_limits(1, user_api="blas")  # NumPy's matrices are small here: threads would only wait for one another
+    try:
+        tracer_provider = _tracer_provider()
+    except ModuleNotFoundError as error:
+        write_to_stderr(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`")
+        return 2
+    server = make_server(settings, tracer_provider)
+    output.count_dropped(server.config.app.state.metrics.dropped_log_lines)
+    server.run()
+    return 1 if server.failed else 0
+
+
+def make_server(settings: Settings, tracer_provider: TracerProvider | None = None) -> Server:
+    """What serves, once it is run."""
     server: Server | None = None
 
     def fail() -> None:
         if server is not None:
             server.fail()
 
-    try:
-        tracer_provider = _tracer_provider()
-    except ModuleNotFoundError as error:
-        write_to_stderr(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`")
-        return 2
     app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider, decoding=partial(_decoding, settings))
-    output.count_dropped(app.state.metrics.dropped_log_lines)
     server = Server(
         uvicorn.Config(
             app,
@@ -117,8 +124,7 @@ def serve() -> int:
         ),
         drain_seconds=settings.drain_seconds,
     )
-    server.run()
-    return 1 if server.failed else 0
+    return server
 
 
 def _decoding(settings: Settings, metrics: Metrics) -> Decoding:
