@@ -3,9 +3,9 @@
 Read here and not by FastAPI: reading a query model takes it longer than an encode, even where the query is empty.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +14,16 @@ from pydantic import BaseModel, ValidationError
 from service.web.operations.settings import Settings
 
 TIMEOUT = "X-Request-Timeout-Ms"
+_TIMEOUT = TIMEOUT.lower().encode()
+TIMEOUT_PARAMETER = {
+    "name": TIMEOUT,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "integer", "minimum": 1, "title": TIMEOUT},
+    "description": "drop this request when it is not computed after so many milliseconds; "
+    "at most `LOGPX_TIMEOUT_SECONDS`",
+}
+"""For OpenAPI."""
 Q = TypeVar("Q", bound=BaseModel)
 
 
@@ -21,25 +31,27 @@ def read_query(request: Request, model: type[Q]) -> Q:
     """The query string as a model's instance.
 
     Raises:
-        RequestValidationError: a parameter is unknown, or has no such value.
+        RequestValidationError: a parameter is unknown, is refused by the model, or has no such value.
     """
     if not request.scope["query_string"]:
-        return cast(Q, _defaults(model))
+        found: Any = _defaults(model)
+        return found  # type: ignore[no-any-return]
+    given = dict(request.query_params)
+    refused: Mapping[str, str] = getattr(model, "refused", {})
+    if found := [name for name in refused if name in given]:
+        raise _refusal({name: refused[name] for name in found})
     try:
-        return model.model_validate(dict(request.query_params))
+        query = model.model_validate(given)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
+    for names, problem in getattr(model, "exclusive", {}).items():
+        if all(getattr(query, name) is not None for name in names):
+            raise _refusal(dict.fromkeys(names, problem))
+    return query
 
 
-def refuse(request: Request, names: Collection[str], problem: str) -> None:
-    """Refuse a query for each of these parameters that it has.
-
-    Raises:
-        RequestValidationError.
-    """
-    found = [{"loc": ("query", name), "msg": problem} for name in names if name in request.query_params]
-    if found:
-        raise RequestValidationError(found)
+def _refusal(problems: Mapping[str, str]) -> RequestValidationError:
+    return RequestValidationError([{"loc": ("query", name), "msg": problem} for name, problem in problems.items()])
 
 
 def read_timeout_seconds(request: Request, settings: Settings) -> float:
@@ -48,32 +60,17 @@ def read_timeout_seconds(request: Request, settings: Settings) -> float:
     Raises:
         RequestValidationError: the header is not a positive whole number.
     """
-    given = request.headers.get(TIMEOUT)
-    if given is None:
+    for name, value in request.scope["headers"]:
+        if name == _TIMEOUT:
+            given = value.decode("latin-1")
+            break
+    else:
         return settings.timeout_seconds
     milliseconds = int(given[:20]) if given.isascii() and given.isdecimal() else 0
     if milliseconds == 0:
         problem = f"{given[:40]!r} is not a positive whole number of milliseconds"
         raise RequestValidationError([{"loc": ("header", TIMEOUT), "msg": problem}])
     return min(milliseconds / 1000, settings.timeout_seconds)
-
-
-def describe_parameters(model: type[BaseModel]) -> dict[str, Any]:
-    """The same for OpenAPI."""
-    query = [
-        {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "schema": schema,
-            **({"description": schema["description"]} if "description" in schema else {}),
-        }
-        for name, schema in model.model_json_schema(by_alias=True)["properties"].items()
-    ]
-    described = "drop this request when it is not computed after so many milliseconds; at most `LOGPX_TIMEOUT_SECONDS`"
-    timeout = {"type": "integer", "minimum": 1, "title": TIMEOUT}
-    header = {"name": TIMEOUT, "in": "header", "required": False, "schema": timeout, "description": described}
-    return {"parameters": [*query, header]}
 
 
 @cache

@@ -50,7 +50,16 @@ def negotiate(request: Request, offered: Sequence[str]) -> str:
     Raises:
         NotAcceptableError: it takes none of them.
     """
-    accept = ",".join(request.headers.getlist("accept"))
+    accept = b""
+    for name, value in request.scope["headers"]:
+        if name == b"accept":
+            accept += b"," + value
+    return _preferred(accept[1:], tuple(offered))
+
+
+@lru_cache(maxsize=64)
+def _preferred(accepted: bytes, offered: Sequence[str]) -> str:
+    accept = accepted.decode("latin-1")
     if accept in ("", "*/*"):
         return offered[0]
     wanted = [_preference(item) for item in accept.split(",") if item.strip()]
@@ -67,7 +76,10 @@ def negotiate(request: Request, offered: Sequence[str]) -> str:
 
 def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     """Strict JSON: NumPy arrays as nested lists, a value that is not finite as null."""
-    if all(_weight(value) <= _PIECE_NUMBERS for value in document.values()):
+    for value in document.values():
+        if (value.size if isinstance(value, np.ndarray) else _weight(value)) > _PIECE_NUMBERS:
+            break
+    else:
         return Response(_dumps(document), headers=headers, media_type=JSON)
     pieces: list[bytes] = []
     for key, value in document.items():
@@ -86,19 +98,18 @@ def npy_reply(array: NDArray[Any], headers: Mapping[str, str] | None = None) -> 
 
 
 def images_reply(
-    request: Request,
     document: Mapping[str, Any],
     images: NDArray[np.float32],
     *,
+    media: str,
     form: Literal["png", "array"],
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Images [N, C, H, W] as JSON beside `document`, as one PNG (a grid when there are several), or as npy."""
-    match negotiate(request, IMAGE_FORMS):
-        case "image/png":
-            return Response(_png_of_levels(_grid(images)), headers=headers, media_type=PNG)
-        case "application/x-npy":
-            return npy_reply(images, headers)
+    if media == PNG:
+        return Response(_png_of_levels(_grid(images)), headers=headers, media_type=PNG)
+    if media == NPY:
+        return npy_reply(images, headers)
     listed = (
         images if form == "array" else Written(len(images), lambda part: [_png_text(image) for image in images[part]])
     )
