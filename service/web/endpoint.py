@@ -22,10 +22,9 @@ from service.web.media_types import PNG
 from service.web.memory import FREE_BYTES, MEMORY, Share
 from service.web.operations.auth import check_key
 from service.web.outcome import Done
-from service.web.parameters import TIMEOUT_PARAMETER, read_query, read_timeout_seconds
+from service.web.parameters import TIMEOUT_PARAMETER, read_parameters
 from service.web.problems import answer_of
 from service.web.requests import ComputedRequest
-from service.web.responses import negotiate
 from service.web.schemas import ModelQuery
 from service.web.serving.batch_queue import Computation
 
@@ -89,9 +88,7 @@ class ComputedRoute(APIRoute):
         auth, backend = state.auth, state.backend
         if auth.closed:
             await check_key(request)
-        query = read_query(request, self.query)
-        request.media_type = negotiate(request, self.media_types)
-        timeout = read_timeout_seconds(request, backend.settings)
+        query, request.media_type, timeout = read_parameters(request, self.query, self.media_types, backend.settings)
         await request.read(backend, query, timeout)
 
         work: Work[Any] = self.endpoint(request, query)

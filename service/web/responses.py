@@ -1,4 +1,4 @@
-"""Arrays to responses, in the form that `Accept` asks for."""
+"""Arrays to responses, in the form that was negotiated."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import orjson
-from fastapi import Request, Response
+from fastapi import Response
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.types import Receive, Scope, Send
@@ -42,36 +42,6 @@ class PiecewiseResponse(Response):
         for piece in self._pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def negotiate(request: Request, offered: Sequence[str]) -> str:
-    """The form the client likes best of those offered, first offered winning a tie (RFC 9110, 12.5.1).
-
-    Raises:
-        NotAcceptableError: it takes none of them.
-    """
-    accept = b""
-    for name, value in request.scope["headers"]:
-        if name == b"accept":
-            accept += b"," + value
-    return _preferred(accept[1:], tuple(offered))
-
-
-@lru_cache(maxsize=64)
-def _preferred(accepted: bytes, offered: Sequence[str]) -> str:
-    accept = accepted.decode("latin-1")
-    if accept in ("", "*/*"):
-        return offered[0]
-    wanted = [_preference(item) for item in accept.split(",") if item.strip()]
-    best, best_quality = offered[0], 0.0
-    for form in offered:
-        matching = [entry for entry in wanted if entry[0] in (form, f"{form.split('/')[0]}/*", "*/*")]
-        quality = max(matching, key=lambda entry: _specificity(entry[0]), default=("", 0.0))[1]
-        if quality > best_quality:
-            best, best_quality = form, quality
-    if best_quality == 0:
-        raise NotAcceptableError(f"Accept is {accept!r}; this route answers in: {', '.join(offered)}")
-    return best
 
 
 def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
@@ -227,22 +197,6 @@ def _json_pieces(value: Any) -> Iterator[bytes]:
         else:
             yield _dumps(value[start : start + step])[1:-1]
     yield b"]"
-
-
-def _preference(item: str) -> tuple[str, float]:
-    media_type, *parameters = (part.strip().lower() for part in item.split(";"))
-    for parameter in parameters:
-        key, _, value = parameter.partition("=")
-        if key.strip() == "q":
-            try:
-                return media_type, float(value)
-            except ValueError:
-                return media_type, 0.0
-    return media_type, 1.0
-
-
-def _specificity(media_range: str) -> int:
-    return 2 - media_range.count("*")
 
 
 def _png(image: NDArray[np.float32]) -> bytes:
