@@ -5,8 +5,9 @@ import os
 import signal
 from concurrent.futures import Future
 from functools import partial
+from importlib.metadata import version
 from types import FrameType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import structlog
 import uvicorn
@@ -28,6 +29,9 @@ from service.web.operations.logs import configure_logging, open_standard_descrip
 from service.web.operations.metrics import Metrics
 from service.web.operations.settings import Settings, environment, sentences
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
+
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _LAST_SECONDS = 1.0  # for answers that are written when the drain is over
 _log = structlog.get_logger()
@@ -39,8 +43,9 @@ class Server(uvicorn.Server):
     failed = False
     _drain: "Future[None] | None" = None
 
-    def __init__(self, config: uvicorn.Config, *, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, *, app: FastAPI, drain_seconds: float) -> None:
         super().__init__(config)
+        self.app = app
         self._drain_seconds = drain_seconds
 
     def fail(self) -> None:
@@ -61,11 +66,10 @@ class Server(uvicorn.Server):
             os._exit(128 + sig)  # the kernel spares process 1, which this is in a container
 
     async def _drain_then_exit(self) -> None:
-        app = self.config.app
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._drain_seconds
         try:
-            await app.state.backend.drain()  # type: ignore[union-attr]
+            await self.app.state.backend.drain()
         finally:
             left = max(deadline - loop.time(), _LAST_SECONDS)
             loop.call_later(left, self._abort_connections)
@@ -90,19 +94,26 @@ def serve() -> int:
     output = configure_logging(settings)
     _log_environment(environment())
     threadpool_limits(1, user_api="blas")  # NumPy's matrices are small here: threads would only wait for one another
+    try:
+        tracer_provider = _tracer_provider()
+    except ModuleNotFoundError as error:
+        write_to_stderr(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`")
+        return 2
+    server = make_server(settings, tracer_provider)
+    output.count_dropped(server.app.state.metrics.dropped_log_lines)
+    server.run()
+    return 1 if server.failed else 0
+
+
+def make_server(settings: Settings, tracer_provider: TracerProvider | None = None) -> Server:
+    """What serves, once it is run."""
     server: Server | None = None
 
     def fail() -> None:
         if server is not None:
             server.fail()
 
-    try:
-        tracer_provider = _tracer_provider()
-    except ModuleNotFoundError as error:
-        write_to_stderr(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`")
-        return 2
     app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider, decoding=partial(_decoding, settings))
-    output.count_dropped(app.state.metrics.dropped_log_lines)
     server = Server(
         uvicorn.Config(
             app,
@@ -115,10 +126,10 @@ def serve() -> int:
             proxy_headers=False,  # anybody can write them: the log has the address of whoever connects
             server_header=False,
         ),
+        app=app,
         drain_seconds=settings.drain_seconds,
     )
-    server.run()
-    return 1 if server.failed else 0
+    return server
 
 
 def _decoding(settings: Settings, metrics: Metrics) -> Decoding:
@@ -141,9 +152,26 @@ def _tracer_provider() -> TracerProvider | None:
     """Where spans go, if OpenTelemetry's own variables say that they shall go anywhere."""
     if not (os.environ.get(_ENDPOINT) or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
         return None
-    from service.web.operations.tracing import export_traces
-
     return export_traces()
+
+
+def export_traces() -> "SdkTracerProvider":
+    """Send spans, in batches and off the event loop, where `OTEL_EXPORTER_OTLP_ENDPOINT` says.
+
+    FastAPI makes the spans; packages of the extra `otel`, which are imported only here, send them.
+
+    Raises:
+        ModuleNotFoundError: one is not installed.
+    """
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    ours = Resource.create({SERVICE_NAME: "logpx", SERVICE_VERSION: version("logpx")})
+    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()))  # what the environment says wins
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
 
 
 def _connection(settings: Settings, app: FastAPI) -> type[asyncio.Protocol]:

@@ -144,7 +144,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "anomaly": {"arrays", "chunks", "posterior", "preparation", "proposal"},
     },
     "service.web": {
-        "operations": {"answer_size", "memory", "problems", "responses", "schemas"},
+        "operations": {"answer_size", "memory", "problems"},
         "connections": {"memory", "operations", "outcome", "problems"},
         "decoding": {"memory", "operations", "outcome", "rate"},
         "models": {"operations", "outcome", "problems", "schemas"},

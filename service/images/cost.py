@@ -6,6 +6,7 @@ work is put in order by them, and counted, before a byte of it is unpacked. What
 """
 
 import math
+import re
 
 from service.images.errors import UnreadableImageError
 from service.images.file import is_small_png
@@ -16,7 +17,7 @@ from service.images.webp import webp_size
 IMAGE_COST = 2**12
 _BRIEF_BYTES = 2**13
 _PACKED_EXIF, _PACKED_XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
-_EXIF_MARKS = (b"Exif\0\0", b"eXIf", _PACKED_EXIF, _PACKED_XMP)
+_EXIF_MARK = re.compile(b"|".join(map(re.escape, (b"Exif\0\0", b"eXIf", _PACKED_EXIF, _PACKED_XMP))))
 _MOST_EXIF_BYTES = 2**16  # more is refused
 _EXIF_BYTE_COST = 2**7  # of entries of twelve bytes, each of which Pillow makes several objects of
 _PACKED_TEXT_COST = 2**20  # of as many bytes, the most that Pillow unpacks a text to
@@ -42,7 +43,7 @@ def is_brief(content: bytes) -> bool:
     A PNG, or a JPEG of one scan, without EXIF data, a few packed bytes of which may be much work. WebP is always left
     to another process, for the faults that libwebp has had.
     """
-    if len(content) > _BRIEF_BYTES or any(mark in content for mark in _EXIF_MARKS):
+    if len(content) > _BRIEF_BYTES or _EXIF_MARK.search(content):
         return False
     if is_small_png(content):
         return True

@@ -101,7 +101,7 @@ class ImageFile:
             if self._opened is None:
                 png = PngFile(self._content)
                 levels, orientation = png.levels(), 1
-                if (file := png.orientation_file()) is not None:
+                if png.may_be_turned and (file := png.orientation_file()) is not None:
                     orientation = _orientation(Image.open(io.BytesIO(file), formats=("PNG",)))
             else:
                 is_jpeg = self._content.startswith(_JPEG_START)
@@ -109,7 +109,7 @@ class ImageFile:
                 orientation = _orientation(self._opened)
         except _DECODER_ERRORS as error:
             raise UnreadableImageError(str(error)) from error
-        return _turned(levels, orientation).transpose(2, 0, 1)
+        return (levels if orientation == 1 else _turned(levels, orientation)).transpose(2, 0, 1)
 
 
 def in_unit_interval(levels: Levels) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import threading
 import tokenize
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,6 +20,7 @@ _NPY_ERRORS = (
 )
 MAX_HEADER_BYTES = 1024
 """An array's header has 118; Python parses it, in which longer numbers and deeper brackets can do harm."""
+_parsing = threading.Lock()
 _MAGIC = b"\x93NUMPY"
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -64,8 +66,13 @@ def _npy_header_end(body: bytes) -> int:
 
 @lru_cache(maxsize=64)
 def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether in Fortran's order, dtype, and the header's own length. One client's headers are mostly alike."""
+    """Shape, whether in Fortran's order, dtype, and the header's own length. One client's headers are mostly alike.
+
+    One at a time: NumPy has Python parse it, which before 3.11.8 counts how deep it is for all threads together, and
+    raises a SystemError where two threads parse at once (python/cpython#106905).
+    """
     stream = io.BytesIO(head)
-    version = np.lib.format.read_magic(stream)
-    shape, fortran_order, dtype = _NPY_HEADERS[version](stream)
+    with _parsing:
+        version = np.lib.format.read_magic(stream)
+        shape, fortran_order, dtype = _NPY_HEADERS[version](stream)
     return shape, fortran_order, dtype, stream.tell()

@@ -49,6 +49,7 @@ _MAX_CHUNKS = 2**16
 _PIECE_BYTES = 2**18
 _KEPT = {b"IDAT", b"PLTE", b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
+_ORIENTING = {b"eXIf", *_TEXTS}
 _ORIENTING_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 
 Levels = NDArray[np.uint8] | NDArray[np.uint16]
@@ -115,6 +116,8 @@ class PngFile:
     def __init__(self, content: bytes) -> None:
         self.header = PngHeader.of(content[:HEADER_BYTES])
         self._chunks: dict[bytes, list[bytes]] = {}
+        self.may_be_turned = False
+        """There are chunks in which `orientation_file` has to look."""
         if _is_plain(content):
             self._chunks[b"IDAT"] = [content[41:-16]]
             return
@@ -125,6 +128,7 @@ class PngFile:
                 self._chunks.setdefault(kind, []).append(content[start:end])
         if order.count(b"IHDR") != 1:
             raise UnreadableImageError("it has more than one header")
+        self.may_be_turned = not self._chunks.keys().isdisjoint(_ORIENTING)
         if b"IDAT" not in self._chunks:
             raise UnreadableImageError("it is cut off: it has no pixels")
 
@@ -138,7 +142,7 @@ class PngFile:
         samples = self._samples()
         match header.colour_type:
             case 0 | 2:
-                return self._without_transparent_colour(samples)
+                return self._without_transparent_colour(samples) if b"tRNS" in self._chunks else samples
             case 3:
                 return self._looked_up(samples[..., 0])
             case _:
@@ -189,8 +193,6 @@ class PngFile:
     def _without_transparent_colour(self, samples: Levels) -> Levels:
         """Black in place of the one colour that the chunk tRNS calls transparent."""
         header = self.header
-        if b"tRNS" not in self._chunks:
-            return samples
         data = self._chunks[b"tRNS"][0]
         if len(data) != 2 * header.channels:
             raise UnreadableImageError(f"its transparent colour has {len(data)} bytes")

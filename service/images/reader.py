@@ -14,7 +14,6 @@ from service.images.arrays import AnyArray
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError, UnreadableImageError
 from service.images.file import ImageFile, in_unit_interval
 from service.images.numbers import NotNumbersError, array_of
-from service.images.png import Levels
 from service.images.resampling import resample
 
 _BRIEF_PIXELS = 2**16
@@ -56,6 +55,8 @@ class ImageReader:
 
     def __init__(self, shape: Shape, *, resize: bool, max_pixels: int) -> None:
         self._shape = shape
+        self._chw = shape.channels, shape.height, shape.width
+        self._size = self._chw[1:]
         self._resize = resize
         self._max_pixels = max_pixels
 
@@ -63,7 +64,7 @@ class ImageReader:
         """Whether `read_array` takes a millisecond at most: it has little to check, and very little to resample."""
         if not self.resamples(array):
             return array.size <= _BRIEF_PIXELS
-        return len(array) <= _BRIEF_RESAMPLED and array.size + len(array) * math.prod(self._shape.chw) <= _BRIEF_PIXELS
+        return len(array) <= _BRIEF_RESAMPLED and array.size + len(array) * math.prod(self._chw) <= _BRIEF_PIXELS
 
     def resamples(self, array: AnyArray) -> bool:
         """Whether images of this height and width, the last two axes, have to be resampled."""
@@ -83,26 +84,36 @@ class ImageReader:
         if not items:
             raise InvalidArrayError("the body holds no image")
         self._count_pixels(len(items) * self._shape.height * self._shape.width)
-        pixels = np.empty((len(items), *self._shape.chw), np.float32)
+        pixels = np.empty((len(items), *self._chw), np.float32)
         budget = self._max_pixels
         for index, item in enumerate(items):
-            item = unpacked(item, index)
+            if not isinstance(item, bytes):
+                item = unpacked(item, index)
             if isinstance(item, bytes):
                 array, count = self._decoded(item, index, budget)
                 budget -= count
             else:
                 array = item
-            pixels[index] = self._fit(array, index)
+            pixels[index] = array if array.shape == self._chw else self._fit(array, index)
         return pixels
 
     def _decoded(self, content: bytes, index: int, budget: int) -> tuple[AnyArray, int]:
         """A file's pixels [c, h, w], and how many of the budget they are."""
-        file = _open(content, index, budget)
+        try:
+            file = ImageFile(content, max_pixels=budget)
+        except UnreadableImageError as error:
+            raise InvalidImageError(f"the file cannot be read: {error}", index) from error
+        except PixelLimitError as error:
+            raise PixelLimitError(f"image {index}: {error}") from None
         height, width = file.header.height, file.header.width
-        self._count_pixels(self._max_pixels - budget + width * height)
-        if (width, height) != self._size:  # EXIF may turn it
+        if width * height > budget:
+            self._count_pixels(self._max_pixels - budget + width * height)
+        if (height, width) != self._size and (width, height) != self._size:  # EXIF may turn it
             self._check_size((height, width), index)
-        levels = _levels(file, index)
+        try:
+            levels = file.levels()
+        except UnreadableImageError as error:
+            raise InvalidImageError(f"the file cannot be decoded: {error}", index) from error
         del file  # it has them, too
         return in_unit_interval(levels), width * height
 
@@ -115,17 +126,17 @@ class ImageReader:
         self._count_pixels(len(array) * max(array.shape[2] * array.shape[3], self._shape.height * self._shape.width))
         if array.dtype != np.uint8:
             check_range(array)
-        if array.shape[1:] == self._shape.chw:
+        if array.shape[1:] == self._chw:
             return _as_floats(array)
-        fitted = np.empty((len(array), *self._shape.chw), np.float32)
-        step = max(1, _PIXELS_AT_ONCE // max(math.prod(array.shape[1:]), math.prod(self._shape.chw)))
+        fitted = np.empty((len(array), *self._chw), np.float32)
+        step = max(1, _PIXELS_AT_ONCE // max(math.prod(array.shape[1:]), math.prod(self._chw)))
         for start in range(0, len(array), step):
             images = _as_floats(array[start : start + step])
             images = np.stack([_to_channels(image, self._shape.channels, index) for index, image in enumerate(images)])
             self._check_size((images.shape[2], images.shape[3]), 0)
             bands = images.reshape(-1, *images.shape[2:])
             if images.shape[2:] != self._size:
-                images = resample(bands, *self._size).reshape(len(images), *self._shape.chw).clip(0, 1)
+                images = resample(bands, *self._size).reshape(len(images), *self._chw).clip(0, 1)
             fitted[start : start + step] = images
         return fitted
 
@@ -142,10 +153,6 @@ class ImageReader:
         bands = [Image.fromarray(band).resize(self._size[::-1], Image.Resampling.BILINEAR) for band in image]
         resized: AnyArray = np.clip(np.stack([np.asarray(band) for band in bands]), 0, 1)
         return resized
-
-    @property
-    def _size(self) -> tuple[int, int]:
-        return self._shape.height, self._shape.width
 
     def _check_size(self, found: tuple[int, int], index: int) -> None:
         if found != self._size and not self._resize:
@@ -218,22 +225,6 @@ def _from_numbers(item: Any, index: int) -> AnyArray:
         raise _out_of_range(array, index)
     image = array.astype(np.float32)
     return image[None] if image.ndim == 2 else image
-
-
-def _open(content: bytes, index: int, max_pixels: int) -> ImageFile:
-    try:
-        return ImageFile(content, max_pixels=max_pixels)
-    except UnreadableImageError as error:
-        raise InvalidImageError(f"the file cannot be read: {error}", index) from error
-    except PixelLimitError as error:
-        raise PixelLimitError(f"image {index}: {error}") from None
-
-
-def _levels(file: ImageFile, index: int) -> Levels:
-    try:
-        return file.levels()
-    except UnreadableImageError as error:
-        raise InvalidImageError(f"the file cannot be decoded: {error}", index) from error
 
 
 def _to_channels(image: AnyArray, channels: int, index: int) -> AnyArray:

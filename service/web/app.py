@@ -12,19 +12,17 @@ from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 
-from service.web import admin, problems, routes
+from service.web import problems, routes
 from service.web.connections.request_limits import Limits
 from service.web.decoding.interface import Decoding, InProcess
-from service.web.direct import direct_routes
 from service.web.documentation import describe_problems, openapi_route
+from service.web.endpoint import ComputedRoute, Dispatch
 from service.web.memory import Budget, computing_bytes
 from service.web.middleware import Observe, RootPath
-from service.web.operations import probes
 from service.web.operations.allocator import trim_after_peaks
 from service.web.operations.auth import Auth, require_admin, require_key
 from service.web.operations.metrics import Metrics, SharedText
-from service.web.operations.probes import QUIET_PATHS
-from service.web.operations.request_log import RequestLog
+from service.web.operations.request_log import QUIET_PATHS, RequestLog
 from service.web.operations.settings import Settings
 from service.web.serving.backend import Backend
 
@@ -103,17 +101,16 @@ def create_app(
     app.state.metrics = metrics
     app.state.metrics_text = SharedText(metrics.text)
     closed = [Depends(require_key)] if auth.closed else []
-    app.router.routes[:0] = [  # routes are tried in this order
-        *direct_routes(routes.router, closed=auth.closed),
-        openapi_route(app),
-    ]
+    app.router.routes[:0] = [openapi_route(app)]  # before FastAPI's own
     app.include_router(routes.router, dependencies=closed)
-    app.include_router(admin.router, dependencies=[Depends(require_admin)])
-    app.include_router(probes.router)
-    app.include_router(probes.metrics_router, dependencies=closed)
+    app.include_router(routes.admin_router, dependencies=[Depends(require_admin)])
+    app.include_router(routes.probes_router)
+    app.include_router(routes.metrics_router, dependencies=closed)
     problems.install(app)
     openapi = app.openapi
     app.openapi = lambda: describe_problems(openapi())  # type: ignore[method-assign]  # as FastAPI advises
+    computed = [route for route in routes.router.routes if isinstance(route, ComputedRoute)]
+    app.add_middleware(Dispatch, routes=computed, root_path=settings.root_path)
     app.add_middleware(Limits, settings=settings, budget=budget)
     if settings.cors_origins:
         app.add_middleware(
@@ -123,10 +120,10 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", "X-Seed"],
         )
-    routers = (probes.router, probes.metrics_router, routes.router, admin.router)
+    routers = (routes.probes_router, routes.metrics_router, routes.router, routes.admin_router)
     paths = {str(getattr(route, "path", "")) for router in routers for route in router.routes}
     app.state.request_log = RequestLog(metrics, paths, settings.root_path)
-    app.add_middleware(Observe, request_log=app.state.request_log)
+    app.add_middleware(Observe, request_log=app.state.request_log, traced=tracer_provider is not None)
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)
     return app

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from service.web.problems import RequestError
 
 T = TypeVar("T")
-_PATIENCE_SECONDS = 0.02  # most answers are there by then; watching for a client that leaves costs more than they do
+PATIENCE_SECONDS = 0.02  # most answers are there by then; watching for a client that leaves costs more than they do
 
 
 async def answer_unless_gone(request: Request, answer: "asyncio.Future[T]") -> T:
@@ -21,7 +21,7 @@ async def answer_unless_gone(request: Request, answer: "asyncio.Future[T]") -> T
     """
     loop = asyncio.get_running_loop()
     watching: list[asyncio.Task[None]] = []
-    watch = loop.call_later(_PATIENCE_SECONDS, lambda: watching.append(loop.create_task(_watch(request, answer))))
+    watch = loop.call_later(PATIENCE_SECONDS, lambda: watching.append(loop.create_task(_watch(request, answer))))
     try:
         return await answer
     finally:

@@ -8,9 +8,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.routing import Route
 
-from service.web.media_types import JSON, MULTIPART, NPY
+from service.web.media_types import IMAGE_TYPES, JSON, MULTIPART, NPY
 from service.web.problems import PROBLEM_JSON
-from service.web.requests import IMAGE_TYPES
 
 _FILE = {"type": "string", "format": "binary"}
 _NUMBERS = {"type": "array", "items": {}}

@@ -4,3 +4,5 @@ JSON = "application/json"
 NPY = "application/x-npy"
 PNG = "image/png"
 MULTIPART = "multipart/form-data"
+IMAGE_TYPES = (PNG, "image/jpeg", "image/webp")
+PIXEL_TYPES = (*IMAGE_TYPES, MULTIPART, JSON, NPY)

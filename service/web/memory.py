@@ -88,12 +88,15 @@ class Share:
             LimitError: more than is ever given to one request.
             MemoryFullError: more than there is room for now; it goes on holding what it held.
         """
-        self._set(num_bytes, needed=True)
+        held = num_bytes if num_bytes > FREE_BYTES else 0
+        if held != self.held:
+            self._budget.move(self.held, held, needed=True)
+            self.held = held
 
     def has(self, num_bytes: int) -> None:
         """The request has so many bytes, and what it held beyond is given back, unless it is lent."""
-        if self._users == 1:
-            self._set(num_bytes, needed=False)
+        if self._users == 1 and (self.held or num_bytes > FREE_BYTES):
+            self._have(num_bytes)
 
     def lend(self) -> None:
         """Something else than the request's answering keeps what it holds: `end` is to be called once more."""
@@ -102,14 +105,13 @@ class Share:
     def end(self) -> None:
         """The request is answered, or what it was lent to is over; the last of them gives all back."""
         self._users -= 1
-        if not self._users:
-            self._set(0, needed=False)
+        if self.held and not self._users:
+            self._have(0)
 
-    def _set(self, num_bytes: int, *, needed: bool) -> None:
+    def _have(self, num_bytes: int) -> None:
         held = num_bytes if num_bytes > FREE_BYTES else 0
-        if held != self.held:
-            self._budget.move(self.held, held, needed=needed)
-            self.held = held
+        self._budget.move(self.held, held, needed=False)
+        self.held = held
 
 
 def share_of(request: Request) -> Share:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
-from typing import Any
 
 import structlog
 from opentelemetry import trace
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.web.operations.request_log import RequestLog, request_id_of
 from service.web.problems import INTERNAL, MAX_DETAIL, PROBLEM_JSON, foreign_problem, problem
 
+_REFUSED = int(HTTPStatus.BAD_REQUEST)  # looking it up there takes a call
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _log = structlog.get_logger()
 
@@ -24,13 +24,15 @@ class Observe:
     preflight from a foreign origin, a range of a page's file), leaves as a problem document too.
 
     Args:
-        app: what answers. It may tell more of a request in `scope["observed"]`: see `observe`.
+        app: what answers. In `scope["observed"]` it tells more of a request: its model and version, rows and seconds.
         request_log: where answers are logged and counted.
+        traced: whether there are spans, of which each gets to know what we do.
     """
 
-    def __init__(self, app: ASGIApp, request_log: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, request_log: RequestLog, *, traced: bool = False) -> None:
         self._app = app
         self._request_log = request_log
+        self._traced = traced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the lifespan, which passes through."""
@@ -39,6 +41,7 @@ class Observe:
             return
         request_id = request_id_of(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
+        scope["observed"] = {}
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started = time.perf_counter()
         status = 0
@@ -50,16 +53,18 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), _NO_SNIFFING]
-                if status >= HTTPStatus.BAD_REQUEST and "problem" not in scope:
+                if status >= _REFUSED and "problem" not in scope:
                     foreign = message
                     return
-                _annotate_span(scope, request_id)
+                if self._traced:
+                    _annotate_span(scope, request_id)
             elif foreign is not None:
                 text += message["body"][: MAX_DETAIL - len(text)]
                 if message.get("more_body", False):
                     return
                 document = foreign_problem(scope, status, text.decode(errors="replace"))
-                _annotate_span(scope, request_id)
+                if self._traced:
+                    _annotate_span(scope, request_id)
                 await send({**foreign, "headers": [*_without_body(foreign["headers"]), *_head_of(document)]})
                 message = {**message, "body": b"" if scope["method"] == "HEAD" else document}
             await send(message)
@@ -126,8 +131,3 @@ def _annotate_span(scope: Scope, request_id: str) -> None:
     if span.is_recording():
         known = {**scope.get("observed", {}), **scope.get("problem", {}), "request_id": request_id}
         span.set_attributes({f"logpx.{name}": value for name, value in known.items()})
-
-
-def observe(request: Request, **known: Any) -> None:
-    """Tell the log, the metrics and the trace more of a request: its model and version, its rows and seconds."""
-    request.scope.setdefault("observed", {}).update(known)

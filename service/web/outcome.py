@@ -31,9 +31,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """A request's result, and the seconds that it waited, that its batch computed, and what came before.
-
-    `load_seconds`, `decode_seconds`: that its model took to load, and its images to be read by another process.
+    """A request's result, and the seconds that it waited and that its batch computed.
 
     `rows_run`: what it really took, where there is a meter.
     """
@@ -42,5 +40,3 @@ class Done(Generic[R]):
     queue_seconds: float
     compute_seconds: float
     rows_run: int = 0
-    load_seconds: float = 0.0
-    decode_seconds: float = 0.0

@@ -1,56 +1,88 @@
-"""What a `/v1` request says beside its body: query parameters, and its own deadline.
+"""What a `/v1` request says beside its body: query parameters, the form of the answer, and its own deadline.
 
 Read here and not by FastAPI: reading a query model takes it longer than an encode, even where the query is empty.
 """
 
-from collections.abc import Collection
-from functools import cache
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from service.web.operations.settings import Settings
+from service.web.problems import NotAcceptableError
 
 TIMEOUT = "X-Request-Timeout-Ms"
+_TIMEOUT = TIMEOUT.lower().encode()
+TIMEOUT_PARAMETER = {
+    "name": TIMEOUT,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "integer", "minimum": 1, "title": TIMEOUT},
+    "description": "drop this request when it is not computed after so many milliseconds; "
+    "at most `LOGPX_TIMEOUT_SECONDS`",
+}
+"""For OpenAPI."""
 Q = TypeVar("Q", bound=BaseModel)
 
 
-def read_query(request: Request, model: type[Q]) -> Q:
-    """The query string as a model's instance.
+class Parameters(NamedTuple, Generic[Q]):
+    """What a request asks for.
+
+    Attributes:
+        query: its query string.
+        media_type: that it likes best of those that the answer may have.
+        timeout_seconds: after which it is dropped: its own, and never more than the setting.
+    """
+
+    query: Q
+    media_type: str
+    timeout_seconds: float
+
+
+def read_parameters(request: Request, query: type[Q], media_types: Sequence[str], settings: Settings) -> Parameters[Q]:
+    """All that a request says beside its body.
 
     Raises:
-        RequestValidationError: a parameter is unknown, or has no such value.
+        RequestValidationError: a parameter is unknown, is refused by the model, or has no such value; or the header
+            `X-Request-Timeout-Ms` is not a positive whole number.
+        NotAcceptableError: it takes none of the media types.
     """
-    if not request.scope["query_string"]:
-        return cast(Q, _defaults(model))
+    accept, timeout = b"", None
+    for name, value in request.scope["headers"]:
+        if name == b"accept":
+            accept += b"," + value
+        elif name == _TIMEOUT and timeout is None:
+            timeout = value
+    asked = _read_query(request, query) if request.scope["query_string"] else _defaults(query)
+    media_type = _preferred(accept[1:], tuple(media_types))
+    seconds = settings.timeout_seconds if timeout is None else _read_seconds(timeout, settings)
+    return Parameters(asked, media_type, seconds)
+
+
+def _read_query(request: Request, model: type[Q]) -> Q:
+    given = dict(request.query_params)
+    refused: Mapping[str, str] = getattr(model, "refused", {})
+    if found := [name for name in refused if name in given]:
+        raise _refusal({name: refused[name] for name in found})
     try:
-        return model.model_validate(dict(request.query_params))
+        query = model.model_validate(given)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
+    for names, problem in getattr(model, "exclusive", {}).items():
+        if all(getattr(query, name) is not None for name in names):
+            raise _refusal(dict.fromkeys(names, problem))
+    return query
 
 
-def refuse(request: Request, names: Collection[str], problem: str) -> None:
-    """Refuse a query for each of these parameters that it has.
-
-    Raises:
-        RequestValidationError.
-    """
-    found = [{"loc": ("query", name), "msg": problem} for name in names if name in request.query_params]
-    if found:
-        raise RequestValidationError(found)
+def _refusal(problems: Mapping[str, str]) -> RequestValidationError:
+    return RequestValidationError([{"loc": ("query", name), "msg": problem} for name, problem in problems.items()])
 
 
-def read_timeout_seconds(request: Request, settings: Settings) -> float:
-    """The seconds after which a request is dropped: its own, and never more than the setting.
-
-    Raises:
-        RequestValidationError: the header is not a positive whole number.
-    """
-    given = request.headers.get(TIMEOUT)
-    if given is None:
-        return settings.timeout_seconds
+def _read_seconds(timeout: bytes, settings: Settings) -> float:
+    given = timeout.decode("latin-1")
     milliseconds = int(given[:20]) if given.isascii() and given.isdecimal() else 0
     if milliseconds == 0:
         problem = f"{given[:40]!r} is not a positive whole number of milliseconds"
@@ -58,24 +90,40 @@ def read_timeout_seconds(request: Request, settings: Settings) -> float:
     return min(milliseconds / 1000, settings.timeout_seconds)
 
 
-def describe_parameters(model: type[BaseModel]) -> dict[str, Any]:
-    """The same for OpenAPI."""
-    query = [
-        {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "schema": schema,
-            **({"description": schema["description"]} if "description" in schema else {}),
-        }
-        for name, schema in model.model_json_schema(by_alias=True)["properties"].items()
-    ]
-    described = "drop this request if it is not computed after this many milliseconds; at most `LOGPX_TIMEOUT_SECONDS`"
-    timeout = {"type": "integer", "minimum": 1, "title": TIMEOUT}
-    header = {"name": TIMEOUT, "in": "header", "required": False, "schema": timeout, "description": described}
-    return {"parameters": [*query, header]}
+@lru_cache(maxsize=64)
+def _preferred(accepted: bytes, offered: Sequence[str]) -> str:
+    """The form liked best of those offered, first offered winning a tie (RFC 9110, 12.5.1)."""
+    accept = accepted.decode("latin-1")
+    if accept in ("", "*/*"):
+        return offered[0]
+    wanted = [_preference(item) for item in accept.split(",") if item.strip()]
+    best, best_quality = offered[0], 0.0
+    for form in offered:
+        matching = [entry for entry in wanted if entry[0] in (form, f"{form.split('/')[0]}/*", "*/*")]
+        quality = max(matching, key=lambda entry: _specificity(entry[0]), default=("", 0.0))[1]
+        if quality > best_quality:
+            best, best_quality = form, quality
+    if best_quality == 0:
+        raise NotAcceptableError(f"Accept is {accept!r}; this route answers in: {', '.join(offered)}")
+    return best
+
+
+def _preference(item: str) -> tuple[str, float]:
+    media_type, *parameters = (part.strip().lower() for part in item.split(";"))
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                return media_type, float(value)
+            except ValueError:
+                return media_type, 0.0
+    return media_type, 1.0
+
+
+def _specificity(media_range: str) -> int:
+    return 2 - media_range.count("*")
 
 
 @cache
-def _defaults(model: type[BaseModel]) -> BaseModel:
+def _defaults(model: type[BaseModel]) -> Any:
     return model()

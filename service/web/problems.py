@@ -187,10 +187,24 @@ PROBLEM_TYPES: Mapping[type[Exception], ProblemType] = {
 
 def install(app: FastAPI) -> None:
     """Answer every error of the table, and Starlette's own, as `application/problem+json`."""
-    for error_type, problem_type in PROBLEM_TYPES.items():
-        app.add_exception_handler(error_type, _handler(problem_type))
-    app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(ClientDisconnect, _gone)
+    for error_type in (*PROBLEM_TYPES, HTTPException, ClientDisconnect):
+        app.add_exception_handler(error_type, answer_of)
+
+
+async def answer_of(request: Request, error: Exception) -> Response:
+    """The answer to a request that raised this.
+
+    Raises:
+        Exception: this error, where it is none of the table, nor Starlette's own.
+    """
+    if isinstance(error, ClientDisconnect):
+        return _gone(request)
+    if isinstance(error, HTTPException):
+        return _http_exception(request, error)
+    for error_type in type(error).__mro__:
+        if error_type in PROBLEM_TYPES:
+            return _refusal(request, error, PROBLEM_TYPES[error_type])
+    raise error
 
 
 def problem(request: Request, problem_type: ProblemType, detail: str, **members: Any) -> Response:
@@ -232,30 +246,22 @@ def foreign_problem(scope: Scope, status: int, text: str) -> bytes:
     return bytes(problem(Request(scope), problem_type, text or problem_type.title).body)
 
 
-def _handler(problem_type: ProblemType) -> Any:
-    async def answer(request: Request, error: Exception) -> Response:
-        if isinstance(error, RequestValidationError):
-            return problem(request, problem_type, _sentence(error), errors=_located(error))
-        if isinstance(error, StoreError) and problem_type is BROKEN_MODEL:
-            _log.error(
-                "the store is broken", reason=str(error)
-            )  # the path is the operator's business, not the client's
-            detail = "the model's files are broken or gone; the service's log says which"
-            return problem(request, problem_type, detail)
-        headers = getattr(error, "headers", None)
-        if problem_type is NOT_READY:
-            headers = {"Connection": "close"}  # nobody should send into a service that is about to end
-        if isinstance(error, QueueFullError | MemoryFullError | TooManyLoadsError):
-            headers = {"Retry-After": str(error.retry_after)}
-        return problem(request, problem_type, str(error), index=getattr(error, "index", None), headers=headers)
-
-    return answer
+def _refusal(request: Request, error: Exception, problem_type: ProblemType) -> Response:
+    if isinstance(error, RequestValidationError):
+        return problem(request, problem_type, _sentence(error), errors=_located(error))
+    if isinstance(error, StoreError) and problem_type is BROKEN_MODEL:
+        _log.error("the store is broken", reason=str(error))  # the path is the operator's business, not the client's
+        return problem(request, problem_type, "the model's files are broken or gone; the service's log says which")
+    headers = getattr(error, "headers", None)
+    if problem_type is NOT_READY:
+        headers = {"Connection": "close"}  # nobody should send into a service that is about to end
+    if isinstance(error, QueueFullError | MemoryFullError | TooManyLoadsError):
+        headers = {"Retry-After": str(error.retry_after)}
+    return problem(request, problem_type, str(error), index=getattr(error, "index", None), headers=headers)
 
 
-async def _http_exception(request: Request, error: Exception) -> Response:
+def _http_exception(request: Request, error: HTTPException) -> Response:
     """Starlette's own refusals: no such path, no such method."""
-    if not isinstance(error, HTTPException):
-        raise error
     status = HTTPStatus(error.status_code)
     problem_type = _type_of(status)
     path = shortened(request.url.path, _MAX_QUOTED)
@@ -272,7 +278,7 @@ def _type_of(status: HTTPStatus) -> ProblemType:
     return ProblemType(status, status.phrase.lower().replace(" ", "-"), status.phrase)
 
 
-async def _gone(request: Request, _: Exception) -> Response:
+def _gone(request: Request) -> Response:
     """Nobody is left to read this; 499 is what logs call a client that closed its request."""
     request.scope["problem"] = {"problem": "client-gone"}
     return Response(status_code=499)

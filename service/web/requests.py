@@ -1,8 +1,12 @@
-"""Request bodies by content type: image files, multipart, JSON and npy. No pickle anywhere."""
+"""A request that is to be computed: its model, and its body by content type: image files, multipart, JSON and npy.
+
+No pickle anywhere.
+"""
 
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 import orjson
@@ -12,23 +16,24 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
 from model_store import ImageShape
+from service.engine.model import Model, Pixels
 from service.images.arrays import AnyArray
 from service.images.cost import is_brief
 from service.images.decode_request import DecodeRequest
 from service.images.npy import parse_npy, parse_pixels
 from service.images.numbers import NotNumbersError, array_of
 from service.images.reader import ImageReader, unpacked
-from service.web.decoding.interface import Decoding, Prepared
+from service.web import schemas
+from service.web.decoding.interface import Prepared
 from service.web.disconnection import answer_unless_gone
-from service.web.media_types import JSON, MULTIPART, NPY
-from service.web.memory import hold, share_of
+from service.web.documentation import describe_images_body, describe_latents_body
+from service.web.media_types import IMAGE_TYPES, JSON, MULTIPART, NPY, PIXEL_TYPES
+from service.web.memory import FREE_BYTES, MEMORY, Share, hold
 from service.web.multipart import read_files
 from service.web.operations.settings import Settings
 from service.web.problems import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
-from service.web.timing import note_decode
+from service.web.serving.backend import Backend
 
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
-PIXEL_TYPES = (*IMAGE_TYPES, MULTIPART, JSON, NPY)
 MAX_JSON_LISTS = 2**16  # a row of pixels is one, and so is a latent
 _EXPANSIONS = {JSON: 31, MULTIPART: 2}
 """What a body and what it is parsed to take, as a multiple: in JSON `[],` is 3 bytes, and 88 as a list in a list."""
@@ -38,82 +43,160 @@ _SHORT_BYTES = 2**18  # of a file, whose cost is then told in less time than ano
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def media_type(request: Request) -> str:
-    """The content type without its parameters, in lower case, by its registered name; empty when there is none."""
-    found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return _OTHER_NAMES.get(found, found)
+class ComputedRequest(Request):
+    """What the function of a computed route gets: the request, let in, and its model.
 
-
-async def read_pixels(
-    request: Request, shape: ImageShape, *, resize: bool, limits: Settings, decoding: Decoding, timeout_seconds: float
-) -> NDArray[np.float32]:
-    """Images of any accepted content type → [B, C, H, W] float32 in [0, 1].
-
-    What takes a moment is read here; files, and what is to be resampled, by `decoding`, unless the client goes away.
-
-    Raises:
-        UnsupportedMediaTypeError, InvalidBodyError, InvalidImageError, LimitError, PixelLimitError, MemoryFullError.
-        DeadlineError, QueueFullError, StoppedError, ClientDisconnect.
+    Attributes:
+        media_type: that the answer has.
+        backend, settings: what stands behind the routes.
+        model: loaded.
+        named: its name and version, for answers.
+        load_seconds, decode_seconds: that its model took to load, and its images to be read by another process.
     """
-    found = media_type(request)
-    if found not in PIXEL_TYPES:
-        raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
-    share = share_of(request)
-    reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels)
-    body = await _body(request)
-    if found == JSON:
-        _check_json_size(body, limits)
-    kept = len(body) * _EXPANSIONS.get(found, 1)
-    share.hold(kept)
-    if found == NPY:
-        array = parse_pixels(body)
-        if reader.is_brief(array):
-            return reader.read_array(array)
-        share.hold(kept + _pixel_bytes(len(array), shape, limits))
-        if not (resize and reader.is_dear(array)):
-            return await run_in_threadpool(reader.read_array, array)
-    if found in IMAGE_TYPES and is_brief(body):  # a hop to another thread would take longer
-        return reader.read_items([body])
 
-    def prepare() -> Prepared | NDArray[np.float32]:
-        """A job for `decoding`; or the pixels, where that takes no longer, or no more than their bytes take."""
-        images: Sequence[bytes | AnyArray] | AnyArray
+    described_body: ClassVar[Mapping[str, Any]] = {}
+    """For OpenAPI."""
+    media_type: str
+    backend: Backend
+    settings: Settings
+    model: Model
+    named: Mapping[str, Any]
+    load_seconds = 0.0
+    decode_seconds = 0.0
+
+    async def read(self, backend: Backend, query: schemas.ModelQuery, timeout_seconds: float) -> None:
+        """Let the request in, and read what it brings; here, which model it means.
+
+        Raises:
+            NotReadyError, QueueFullError, and what `Registry.model` raises.
+        """
+        self.backend, self.settings = backend, backend.settings
+        backend.require_ready()
+        backend.check_capacity()
+        self.model, seconds = await backend.registry.model(query.model, query.version, timeout_seconds=timeout_seconds)
+        manifest: Any = self.model.description  # of one that came from the store
+        self.named = {"model": manifest.name, "version": manifest.version}
+        observed = self.scope["observed"]
+        observed.update(self.named)
+        if seconds:
+            self.load_seconds = observed["load_seconds"] = round(seconds, 6)
+
+    def count_batch(self, rows: int) -> None:
+        """Count the rows of a batch that this request is computed in."""
+        self.backend.count_batch(self.model, rows)
+
+    def content_type(self) -> str:
+        """Without its parameters, in lower case, by its registered name; empty when there is none."""
+        for name, value in self.scope["headers"]:
+            if name == b"content-type":
+                return _registered(value)
+        return ""
+
+
+class ImagesRequest(ComputedRequest):
+    """A request with images, of any accepted content type.
+
+    Attributes:
+        images: [B, C, H, W] float32 in [0, 1], as the model takes them.
+    """
+
+    described_body = describe_images_body()
+    images: Pixels
+
+    async def read(self, backend: Backend, query: schemas.ModelQuery, timeout_seconds: float) -> None:
+        """What takes a moment is read here; files, and what is to be resampled, elsewhere, unless the client goes away.
+
+        Raises:
+            UnsupportedMediaTypeError, InvalidBodyError, InvalidImageError, LimitError, PixelLimitError,
+            MemoryFullError, DeadlineError, QueueFullError, StoppedError, ClientDisconnect.
+        """
+        await super().read(backend, query, timeout_seconds)
+        resize = isinstance(query, schemas.ImagesQuery) and query.resize
+        found, limits = self.content_type(), self.settings
+        if found not in PIXEL_TYPES:
+            raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
+        shape = self.model.description.image
+        reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels)
+        body = await _body(self)
+        if found == JSON:
+            _check_json_size(body, limits)
+        kept = len(body) * _EXPANSIONS.get(found, 1)
+        share: Share = self.scope[MEMORY]
+        if kept > FREE_BYTES:
+            share.hold(kept)
+        if found in IMAGE_TYPES and is_brief(body):  # a hop to another thread would take longer
+            self.images = reader.read_items([body])
+            return
         if found == NPY:
-            images = array
-        elif found == MULTIPART:
-            max_images = max(1, limits.max_pixels // (shape.height * shape.width))
-            images = read_files(body, request.headers["content-type"], max_images)
-        elif found == JSON:
-            images = [unpacked(item, index) for index, item in enumerate(_json_list(body, "images"))]
-        else:
-            images = [body]
-        share.hold(kept + _pixel_bytes(len(images), shape, limits))
-        reading = DecodeRequest(shape, resize, limits.max_pixels, images)
-        return reading.read() if reading.is_brief or not reader.is_dear(images) else decoding.prepare(reading)
+            array = parse_pixels(body)
+            if reader.is_brief(array):
+                self.images = reader.read_array(array)
+                return
+            share.hold(kept + _pixel_bytes(len(array), shape, limits))
+            if not (resize and reader.is_dear(array)):
+                self.images = await run_in_threadpool(reader.read_array, array)
+                return
 
-    short = found in IMAGE_TYPES and len(body) <= _SHORT_BYTES
-    prepared = prepare() if short else await run_in_threadpool(prepare)
-    if not isinstance(prepared, Prepared):
-        return prepared
-    read = await answer_unless_gone(request, decoding.submit(prepared._replace(share=share), timeout_seconds))
-    note_decode(request, read.seconds)
-    return read.pixels
+        def prepare() -> Prepared | NDArray[np.float32]:
+            """A job for processes; or the pixels, where that takes no longer, or no more than their bytes take."""
+            images: Sequence[bytes | AnyArray] | AnyArray
+            if found == NPY:
+                images = array
+            elif found == MULTIPART:
+                max_images = max(1, limits.max_pixels // (shape.height * shape.width))
+                images = read_files(body, self.headers["content-type"], max_images)
+            elif found == JSON:
+                images = [unpacked(item, index) for index, item in enumerate(_json_list(body, "images"))]
+            else:
+                images = [body]
+            share.hold(kept + _pixel_bytes(len(images), shape, limits))
+            reading = DecodeRequest(shape, resize, limits.max_pixels, images)
+            if reading.is_brief or not reader.is_dear(images):
+                return reading.read()
+            return self.backend.decoding.prepare(reading)
+
+        short = found in IMAGE_TYPES and len(body) <= _SHORT_BYTES
+        prepared = prepare() if short else await run_in_threadpool(prepare)
+        if not isinstance(prepared, Prepared):
+            self.images = prepared
+            return
+        left = max(0.0, timeout_seconds - self.load_seconds)
+        read = await answer_unless_gone(self, self.backend.decoding.submit(prepared._replace(share=share), left))
+        self.images, self.decode_seconds = read.pixels, round(read.seconds, 6)
+        self.scope["observed"]["decode_seconds"] = self.decode_seconds
 
 
-async def read_latents(request: Request, latent_dim: int, *, limits: Settings) -> NDArray[np.float32]:
-    """Latents [N, D] from `{"latents": [[D]]}` or npy, all finite.
+class LatentsRequest(ComputedRequest):
+    """A request with latents, from `{"latents": [[D]]}` or npy.
 
-    Raises:
-        UnsupportedMediaTypeError, InvalidBodyError, InvalidLatentError, LimitError, MemoryFullError.
+    Attributes:
+        latents: [N, D], all finite.
     """
-    found = media_type(request)
-    if found not in (JSON, NPY):
-        raise UnsupportedMediaTypeError(found, (JSON, NPY))
-    body = await _body(request)
-    if found == JSON:
-        _check_json_size(body, limits)
-    hold(request, len(body) * (_EXPANSIONS[JSON] if found == JSON else _LATENTS_EXPANSION))
-    return await run_in_threadpool(_parse_latents, body, found, latent_dim)
+
+    described_body = describe_latents_body()
+    latents: NDArray[np.float32]
+
+    async def read(self, backend: Backend, query: schemas.ModelQuery, timeout_seconds: float) -> None:
+        """The model, and the latents.
+
+        Raises:
+            UnsupportedMediaTypeError, InvalidBodyError, InvalidLatentError, LimitError, MemoryFullError.
+        """
+        await super().read(backend, query, timeout_seconds)
+        found = self.content_type()
+        if found not in (JSON, NPY):
+            raise UnsupportedMediaTypeError(found, (JSON, NPY))
+        body = await _body(self)
+        if found == JSON:
+            _check_json_size(body, self.settings)
+        hold(self, len(body) * (_EXPANSIONS[JSON] if found == JSON else _LATENTS_EXPANSION))
+        self.latents = await run_in_threadpool(_parse_latents, body, found, self.model.description.latent_dim)
+
+
+@lru_cache(maxsize=64)
+def _registered(content_type: bytes) -> str:
+    found = content_type.decode("latin-1").partition(";")[0].strip().lower()
+    return _OTHER_NAMES.get(found, found)
 
 
 async def _body(request: Request) -> bytes:

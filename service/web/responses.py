@@ -1,4 +1,4 @@
-"""Arrays to responses, in the form that `Accept` asks for."""
+"""Arrays to responses, in the form that was negotiated."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import orjson
-from fastapi import Request, Response
+from fastapi import Response
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.types import Receive, Scope, Send
@@ -44,30 +44,12 @@ class PiecewiseResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def negotiate(request: Request, offered: Sequence[str]) -> str:
-    """The form the client likes best of those offered, first offered winning a tie (RFC 9110, 12.5.1).
-
-    Raises:
-        NotAcceptableError: it takes none of them.
-    """
-    accept = ",".join(request.headers.getlist("accept"))
-    if accept in ("", "*/*"):
-        return offered[0]
-    wanted = [_preference(item) for item in accept.split(",") if item.strip()]
-    best, best_quality = offered[0], 0.0
-    for form in offered:
-        matching = [entry for entry in wanted if entry[0] in (form, f"{form.split('/')[0]}/*", "*/*")]
-        quality = max(matching, key=lambda entry: _specificity(entry[0]), default=("", 0.0))[1]
-        if quality > best_quality:
-            best, best_quality = form, quality
-    if best_quality == 0:
-        raise NotAcceptableError(f"Accept is {accept!r}; this route answers in: {', '.join(offered)}")
-    return best
-
-
 def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     """Strict JSON: NumPy arrays as nested lists, a value that is not finite as null."""
-    if all(_weight(value) <= _PIECE_NUMBERS for value in document.values()):
+    for value in document.values():
+        if (value.size if isinstance(value, np.ndarray) else _weight(value)) > _PIECE_NUMBERS:
+            break
+    else:
         return Response(_dumps(document), headers=headers, media_type=JSON)
     pieces: list[bytes] = []
     for key, value in document.items():
@@ -86,19 +68,18 @@ def npy_reply(array: NDArray[Any], headers: Mapping[str, str] | None = None) -> 
 
 
 def images_reply(
-    request: Request,
     document: Mapping[str, Any],
     images: NDArray[np.float32],
     *,
+    media: str,
     form: Literal["png", "array"],
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Images [N, C, H, W] as JSON beside `document`, as one PNG (a grid when there are several), or as npy."""
-    match negotiate(request, IMAGE_FORMS):
-        case "image/png":
-            return Response(_png_of_levels(_grid(images)), headers=headers, media_type=PNG)
-        case "application/x-npy":
-            return npy_reply(images, headers)
+    if media == PNG:
+        return Response(_png_of_levels(_grid(images)), headers=headers, media_type=PNG)
+    if media == NPY:
+        return npy_reply(images, headers)
     listed = (
         images if form == "array" else Written(len(images), lambda part: [_png_text(image) for image in images[part]])
     )
@@ -216,22 +197,6 @@ def _json_pieces(value: Any) -> Iterator[bytes]:
         else:
             yield _dumps(value[start : start + step])[1:-1]
     yield b"]"
-
-
-def _preference(item: str) -> tuple[str, float]:
-    media_type, *parameters = (part.strip().lower() for part in item.split(";"))
-    for parameter in parameters:
-        key, _, value = parameter.partition("=")
-        if key.strip() == "q":
-            try:
-                return media_type, float(value)
-            except ValueError:
-                return media_type, 0.0
-    return media_type, 1.0
-
-
-def _specificity(media_range: str) -> int:
-    return 2 - media_range.count("*")
 
 
 def _png(image: NDArray[np.float32]) -> bytes:

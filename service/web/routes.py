@@ -1,275 +1,236 @@
-"""The `/v1` routes: parse, compute on the inference thread, answer."""
+"""The routes: what each takes, has computed and answers. What those that compute have in common is in endpoint.py."""
 
-import asyncio
 import secrets
-from collections.abc import Callable, Generator
-from dataclasses import replace
+from collections.abc import Hashable
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from numpy.typing import NDArray
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.engine.anomaly.detector import DEFAULT_ALPHA
+from service.engine.anomaly.detector import DEFAULT_ALPHA, AnomalyScores
 from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.model import Model
-from service.engine.proposal import DEFAULT_NUM_SAMPLES, check_request
-from service.web import answer_size, responses, schemas
-from service.web.answer_size import Form, check_answer, check_images
-from service.web.disconnection import answer_unless_gone
-from service.web.documentation import describe_images_body, describe_images_reply, describe_latents_body
-from service.web.inputs import admitted, backend_of, model_of, named, pixels_of
+from service.engine.proposal import DEFAULT_NUM_SAMPLES, DiagonalGaussian, check_request
+from service.web import answer_size, schemas
+from service.web.answer_size import check_answer, check_images
+from service.web.endpoint import Work, computed
 from service.web.media_types import JSON, NPY
-from service.web.memory import hold, share_of
-from service.web.middleware import observe
-from service.web.outcome import Done
-from service.web.parameters import describe_parameters, read_query, read_timeout_seconds, refuse
 from service.web.problems import LimitError
 from service.web.rate import Meter
-from service.web.requests import read_latents
-from service.web.responses import IMAGE_FORMS, images_reply, json_reply, negotiate, npy_reply
+from service.web.requests import ComputedRequest, ImagesRequest, LatentsRequest
+from service.web.responses import IMAGE_FORMS, anomaly_rows, images_reply, json_reply, npy_reply, rows_of
+from service.web.serving.batch_queue import alone
 from service.web.serving.batching import decoding, encoding
-from service.web.timing import decode_seconds, load_seconds, seconds_left, server_timing
 
-router = APIRouter(prefix="/v1", responses={"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}})
-T = TypeVar("T")
+_PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}}
+router = APIRouter(prefix="/v1", responses=_PROBLEMS)
+admin_router = APIRouter(prefix="/v1/admin", responses=_PROBLEMS)
+"""What an operator asks for, not a client. Needs an admin key; without one in the settings, it is off."""
+probes_router = APIRouter()
+metrics_router = APIRouter(responses={"4XX": {"model": schemas.Problem}})
 
 
-@router.post(
-    "/encode",
-    response_model=schemas.Latents,
-    openapi_extra={**describe_parameters(schemas.ImagesQuery), **describe_images_body()},
-)
-async def encode(request: Request) -> Response:
+@computed(router, "POST", "/encode", answer=schemas.Latents, media_types=(JSON, NPY))
+def encode(request: ImagesRequest, _: Annotated[schemas.ImagesQuery, Query()]) -> Work[DiagonalGaussian]:
     """The latent code of each image: q(z|x) = N(mean, diag exp(log_var)). As npy: float32 [B, 2, D]."""
-    query = read_query(request, schemas.ImagesQuery)
-    form = negotiate(request, (JSON, NPY))
-    timeout = read_timeout_seconds(request, backend_of(request).settings)
-    model, pixels = await pixels_of(request, query, timeout)
-    backend = backend_of(request)
-    size = partial(answer_size.latents_bytes, latent_dim=model.description.latent_dim, media=form)
-    answer_bytes = check_answer(size, len(pixels), backend.settings.max_answer_bytes, NPY)
-    share = hold(request, pixels.nbytes + 2 * answer_bytes)
-    kind = encoding(model, backend.count_batch(model))
-    rows, seconds = len(pixels), seconds_left(request, timeout)
-    done = await _done(
-        request, model, backend.submit(kind, pixels, rows=rows, timeout_seconds=seconds, share=share), rows
+    model, images, media = request.model, request.images, request.media_type
+    size = partial(answer_size.latents_bytes, latent_dim=model.description.latent_dim, media=media)
+    answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes, NPY)
+
+    def answer(latents: DiagonalGaussian) -> Response:
+        if media == NPY:
+            return npy_reply(np.stack([latents.mean, latents.log_var], axis=1))  # [B, 2, D]
+        return json_reply({**request.named, "mean": latents.mean, "log_var": latents.log_var})
+
+    return Work(
+        encoding(model, request.count_batch),
+        images,
+        rows=len(images),
+        held_bytes=images.nbytes + 2 * answer_bytes,
+        numbers=2 * len(images) * model.description.latent_dim,
+        answer=answer,
     )
-    latents = done.result
-
-    def reply() -> Response:
-        if form == NPY:
-            return npy_reply(np.stack([latents.mean, latents.log_var], axis=1), server_timing(done))  # [B, 2, D]
-        return json_reply({**named(model), "mean": latents.mean, "log_var": latents.log_var}, server_timing(done))
-
-    return await _written(request, reply, done, numbers=2 * latents.mean.size, timeout=timeout)
 
 
-@router.post(
-    "/decode",
-    response_model=schemas.Images,
-    openapi_extra={
-        **describe_parameters(schemas.ImagesOutQuery),
-        **describe_latents_body(),
-        **describe_images_reply(),
-    },
-)
-async def decode(request: Request) -> Response:
+@computed(router, "POST", "/decode", answer=schemas.Images, media_types=IMAGE_FORMS)
+def decode(request: LatentsRequest, query: Annotated[schemas.ImagesOutQuery, Query()]) -> Work[NDArray[np.float32]]:
     """What the model imagines at each latent: E[x|z], as pixels."""
-    query = read_query(request, schemas.ImagesOutQuery)
-    media = negotiate(request, IMAGE_FORMS)
-    timeout = read_timeout_seconds(request, backend_of(request).settings)
-    model = await model_of(request, query, timeout)
-    latents = await read_latents(request, model.description.latent_dim, limits=backend_of(request).settings)
-    share = hold(request, latents.nbytes + _check_output(request, model, len(latents), media, query.as_))
-    backend = backend_of(request)
-    kind = decoding(model, backend.count_batch(model))
-    rows, seconds = len(latents), seconds_left(request, timeout)
-    answer = backend.submit(kind, latents, rows=rows, timeout_seconds=seconds, share=share)
-    done = await _done(request, model, answer, rows)
-    headers = server_timing(done)
+    model, latents = request.model, request.latents
 
-    def reply() -> Response:
-        return images_reply(request, named(model), done.result, form=query.as_, headers=headers)
+    def answer(images: NDArray[np.float32]) -> Response:
+        return images_reply(request.named, images, media=request.media_type, form=query.as_)
 
-    return await _written(request, reply, done, numbers=done.result.size, timeout=timeout)
+    return Work(
+        decoding(model, request.count_batch),
+        latents,
+        rows=len(latents),
+        held_bytes=latents.nbytes + _check_output(request, len(latents), query),
+        numbers=len(latents) * model.description.image.size,
+        answer=answer,
+    )
 
 
-@router.get(
-    "/samples",
-    response_model=schemas.Samples,
-    openapi_extra={**describe_parameters(schemas.SamplesQuery), **describe_images_reply()},
-)
-async def samples(request: Request) -> Response:
+@computed(router, "GET", "/samples", answer=schemas.Samples, media_types=IMAGE_FORMS)
+def samples(request: ComputedRequest, query: Annotated[schemas.SamplesQuery, Query()]) -> Work[Any]:
     """Images drawn from the prior: z ~ N(0, temperature²·I), then E[x|z]. The header `X-Seed` tells the seed."""
-    query = read_query(request, schemas.SamplesQuery)
-    media = negotiate(request, IMAGE_FORMS)
-    timeout = read_timeout_seconds(request, backend_of(request).settings)
-    model = await model_of(request, query, timeout)
-    hold(request, _check_output(request, model, query.n, media, query.as_))
+    held_bytes = _check_output(request, query.n, query)
     seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
-    chunks = model.sample(query.n, seed=seed, temperature=query.temperature)
-    done = await _run(request, model, chunks, rows=query.n, timeout=timeout)
-    drawn = done.result
-    document = {**named(model), "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
-    headers = {**server_timing(done), "X-Seed": str(seed)}
 
-    def reply() -> Response:
-        return images_reply(request, document, drawn.images, form=query.as_, headers=headers)
+    def answer(drawn: Any) -> Response:
+        document = {**request.named, "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
+        headers = {"X-Seed": str(seed)}
+        return images_reply(document, drawn.images, media=request.media_type, form=query.as_, headers=headers)
 
-    return await _written(request, reply, done, numbers=drawn.images.size, timeout=timeout)
+    return Work(
+        alone(request.model.sample(query.n, seed=seed, temperature=query.temperature)),
+        None,
+        rows=query.n,
+        held_bytes=held_bytes,
+        numbers=query.n * request.model.description.image.size,
+        answer=answer,
+    )
 
 
-@router.post(
-    "/log-likelihood",
-    response_model=schemas.LogLikelihoods,
-    openapi_extra={**describe_parameters(schemas.LogLikelihoodQuery), **describe_images_body()},
-)
-async def log_likelihood(request: Request) -> Response:
+@computed(router, "POST", "/log-likelihood", answer=schemas.LogLikelihoods, media_types=(JSON,))
+def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoodQuery, Query()]) -> Work[Any]:
     """log P(x) of each image in nats, by importance sampling, with its standard error and diagnostics."""
-    query = read_query(request, schemas.LogLikelihoodQuery)
-    negotiate(request, (JSON,))
-    backend = backend_of(request)
-    timeout = read_timeout_seconds(request, backend.settings)
-    model, pixels = await pixels_of(request, query, timeout)
-    num_samples = query.num_samples or backend.settings.num_samples or DEFAULT_NUM_SAMPLES[query.proposal]
+    model, images, settings = request.model, request.images, request.settings
+    num_samples = query.num_samples or settings.num_samples or DEFAULT_NUM_SAMPLES[query.proposal]
     check_request(query.proposal, num_samples)
-    if num_samples > backend.settings.max_num_samples:
-        raise LimitError(f"num_samples is {num_samples}; at most {backend.settings.max_num_samples} are taken an image")
-    answer_bytes = check_answer(answer_size.log_likelihoods_bytes, len(pixels), backend.settings.max_answer_bytes)
-    hold(request, pixels.nbytes + 2 * answer_bytes)
+    if num_samples > settings.max_num_samples:
+        raise LimitError(f"num_samples is {num_samples}; at most {settings.max_num_samples} are taken an image")
+    answer_bytes = check_answer(answer_size.log_likelihoods_bytes, len(images), settings.max_answer_bytes)
     limit = num_samples
     if query.max_std_error is not None:
-        limit = max(num_samples, min(backend.settings.max_num_samples, backend.settings.max_rows // len(pixels)))
+        limit = max(num_samples, min(settings.max_num_samples, settings.max_rows // len(images)))
     chunks = model.log_likelihood(
-        pixels,
+        images,
         proposal=query.proposal,
         num_samples=num_samples,
         seed=query.seed,
         max_std_error=query.max_std_error,
         max_num_samples=limit,
     )
-    kind = "log-likelihood", query.proposal, query.max_std_error is not None
-    memory, rows = model.estimates_bytes(len(pixels), limit), len(pixels) * limit
-    done = await _run(request, model, chunks, rows=rows, timeout=timeout, kind=kind, memory=memory)
-    backend.count_estimates(model, done.result.reliable)
 
-    def reply() -> Response:
-        document = {
-            **named(model),
-            "proposal": query.proposal,
-            "seed": query.seed,
-            "results": responses.rows_of(done.result),
-        }
-        return json_reply(document, server_timing(done))
+    def answer(estimate: Any) -> Response:
+        request.backend.count_estimates(model, estimate.reliable)
+        results = rows_of(estimate)
+        return json_reply({**request.named, "proposal": query.proposal, "seed": query.seed, "results": results})
 
-    return await _written(request, reply, done, numbers=10 * len(pixels), timeout=timeout)
+    return Work(
+        alone(chunks, _meter(model, "log-likelihood", query.proposal, query.max_std_error is not None)),
+        None,
+        rows=len(images) * limit,
+        held_bytes=images.nbytes + 2 * answer_bytes,
+        numbers=10 * len(images),
+        answer=answer,
+        compute_bytes=model.estimates_bytes(len(images), limit),
+    )
 
 
-@router.post(
-    "/anomaly-scores",
-    response_model=schemas.Anomalies,
-    openapi_extra={**describe_parameters(schemas.AnomalyQuery), **describe_images_body()},
-)
-async def anomaly_scores(request: Request) -> Response:
+@computed(router, "POST", "/anomaly-scores", answer=schemas.Anomalies, media_types=(JSON,))
+def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery, Query()]) -> Work[AnomalyScores]:
     """How strange each image is (higher is stranger), with a conformal p-value against held-out training images."""
-    refuse(
-        request,
-        ("proposal", "num_samples", "seed"),
-        "is fixed by the model's calibration, without which a p-value means nothing; for another, make another "
-        "calibration: python -m service calibrate",
-    )
-    query = read_query(request, schemas.AnomalyQuery)
-    if query.alpha is not None and query.fdr is not None:
-        refuse(request, ("alpha", "fdr"), "alpha and fdr decide in different ways: give one of them")
-    negotiate(request, (JSON,))
-    backend = backend_of(request)
-    timeout = read_timeout_seconds(request, backend.settings)
-    model, pixels = await pixels_of(request, query, timeout)
-    shape, num_methods = model.description.image, len(query.method)
+    model, images = request.model, request.images
     size = partial(
-        answer_size.anomalies_bytes, shape=shape, num_methods=num_methods, form=query.as_, explain=query.explain
+        answer_size.anomalies_bytes,
+        shape=model.description.image,
+        num_methods=len(query.method),
+        form=query.as_,
+        explain=query.explain,
     )
-    answer_bytes = check_answer(size, len(pixels), backend.settings.max_answer_bytes)
-    maps = (2 * pixels.nbytes + len(pixels) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
-    hold(request, pixels.nbytes + maps + 2 * answer_bytes)
+    answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes)
+    maps = (2 * images.nbytes + len(images) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
     alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
     chunks = model.anomaly_scores(
-        pixels, methods=query.method, alpha=alpha or DEFAULT_ALPHA, fdr=query.fdr, explain=query.explain
+        images, methods=query.method, alpha=alpha or DEFAULT_ALPHA, fdr=query.fdr, explain=query.explain
     )
-    num_draws = NUM_DRAWS if query.explain else 0
     num_samples = model.description.calibration.num_samples
-    memory, rows = model.estimates_bytes(len(pixels), num_samples), len(pixels) * (num_samples + num_draws)
-    done = await _run(request, model, chunks, rows=rows, timeout=timeout, kind=("anomaly-scores",), memory=memory)
 
-    def reply() -> Response:
-        for method, judgement in done.result.by_method.items():
-            backend.count_p_values(model, method, judgement.p_value)
+    def answer(scores: AnomalyScores) -> Response:
+        for method, judgement in scores.by_method.items():
+            request.backend.count_p_values(model, method, judgement.p_value)
         document = {
-            **named(model),
-            "method": next(iter(done.result.by_method)),
+            **request.named,
+            "method": next(iter(scores.by_method)),
             "alpha": alpha,
             "fdr": query.fdr,
-            "calibration_size": done.result.calibration_size,
-            "results": responses.anomaly_rows(done.result, query.as_),
+            "calibration_size": scores.calibration_size,
+            "results": anomaly_rows(scores, query.as_),
         }
-        return json_reply(document, server_timing(done))
+        return json_reply(document)
 
-    numbers = 10 * len(pixels) + (pixels.size if query.explain else 0)
-    return await _written(request, reply, done, numbers=numbers, timeout=timeout)
+    return Work(
+        alone(chunks, _meter(model, "anomaly-scores")),
+        None,
+        rows=len(images) * (num_samples + (NUM_DRAWS if query.explain else 0)),
+        held_bytes=images.nbytes + maps + 2 * answer_bytes,
+        numbers=10 * len(images) + (images.size if query.explain else 0),
+        answer=answer,
+        compute_bytes=model.estimates_bytes(len(images), num_samples),
+    )
 
 
 @router.get("/models", response_model=schemas.Models)
 async def models(request: Request, _: Annotated[schemas.NoQuery, Query()]) -> Response:
     """Every model: its versions in the store and in memory, those refused, and the default one's manifest."""
-    found = schemas.Models(models=await admitted(request).registry.summaries())
+    registry = request.app.state.backend.require_ready().registry
+    found = schemas.Models(models=await registry.summaries())
     return Response(found.model_dump_json(), media_type=JSON)
 
 
 @router.get("/models/{name}", response_model=schemas.ModelSummary)
 async def model(request: Request, name: str, query: Annotated[schemas.VersionQuery, Query()]) -> Response:
     """The same of one model, with the manifest of the version asked for."""
-    found = await admitted(request).registry.summary(name, query.version)
+    found = await request.app.state.backend.require_ready().registry.summary(name, query.version)
     return Response(found.model_dump_json(), media_type=JSON)
 
 
-def _check_output(request: Request, model: Model, count: int, media: str, form: Form) -> int:
-    shape, latent_dim, limits = model.description.image, model.description.latent_dim, backend_of(request).settings
-    return check_images(count, shape, latent_dim, media, form, limits.max_pixels, limits.max_answer_bytes)
+@admin_router.post("/reload", response_model=schemas.Models)
+async def reload(request: Request, _: Annotated[schemas.NoQuery, Query()]) -> Response:
+    """Serve what the store holds now; answers, when that is done, as `GET /v1/models` does."""
+    registry = request.app.state.backend.require_ready().registry
+    await registry.reload(retry=True)
+    return Response(schemas.Models(models=await registry.summaries()).model_dump_json(), media_type=JSON)
 
 
-async def _run(
-    request: Request,
-    model: Model,
-    chunks: Generator[None, None, T],
-    *,
-    rows: int,
-    timeout: float,
-    kind: tuple[object, ...] = (),
-    memory: int = 0,
-) -> Done[T]:
-    """Compute by itself. Requests of one `kind` find modes, at a cost that the last ones tell best."""
-    meter = Meter((model.manifest.name, model.manifest.version, *kind), lambda: model.decoder_rows) if kind else None
-    seconds, share = seconds_left(request, timeout), share_of(request)
-    queue = backend_of(request).submit_alone
-    answer = queue(chunks, rows=rows, timeout_seconds=seconds, meter=meter, memory=memory, share=share)
-    return await _done(request, model, answer, rows)
+@probes_router.get("/livez")
+async def livez() -> Response:
+    """The process answers; it says nothing of models."""
+    return json_reply({"status": "alive"})
 
 
-async def _done(request: Request, model: Model, answer: "asyncio.Future[Done[T]]", rows: int) -> Done[T]:
-    """Wait for the answer, and tell the log and the metrics what it took."""
-    done = await answer_unless_gone(request, answer)
-    done = replace(done, load_seconds=load_seconds(request), decode_seconds=decode_seconds(request))
-    queue, compute = round(done.queue_seconds, 6), round(done.compute_seconds, 6)
-    taken = {"rows_run": done.rows_run} if done.rows_run else {}
-    observe(request, rows=rows, **taken, queue_seconds=queue, compute_seconds=compute)
-    backend_of(request).count_done(model, rows, done)
-    return done
+@probes_router.get("/readyz", responses={503: {"model": schemas.Problem}})
+async def readyz(request: Request) -> Response:
+    """Models are loaded and warm, the inference thread runs, and the service is not shutting down."""
+    request.app.state.backend.require_ready()
+    return json_reply({"status": "ready"})
 
 
-async def _written(
-    request: Request, make: Callable[[], Response], done: Done[Any], *, numbers: int, timeout: float
-) -> Response:
-    """An answer of so many numbers, within what is left of the request's deadline."""
-    seconds = max(0.0, timeout - done.load_seconds - done.queue_seconds - done.compute_seconds)
-    return await backend_of(request).writer.write(request, make, numbers=numbers, seconds=seconds)
+@metrics_router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """Prometheus text format."""
+    return Response(await request.app.state.metrics_text.get(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _check_output(request: ComputedRequest, count: int, query: schemas.ImagesOutQuery) -> int:
+    """Refuse so many images where they would be too many; returns the bytes that they and the answer may take."""
+    described, limits = request.model.description, request.settings
+    return check_images(
+        count,
+        described.image,
+        described.latent_dim,
+        request.media_type,
+        query.as_,
+        limits.max_pixels,
+        limits.max_answer_bytes,
+    )
+
+
+def _meter(model: Model, *kind: Hashable) -> Meter:
+    """Requests of one kind find posterior modes, at a cost that the last ones tell best."""
+    return Meter((model.manifest.name, model.manifest.version, *kind), lambda: model.decoder_rows)

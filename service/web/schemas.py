@@ -1,6 +1,7 @@
 """Query parameters, and the JSON answers as `/docs` shows them."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveFloat, WithJsonSchema
 
@@ -60,10 +61,16 @@ def _split_methods(text: str) -> tuple[str, ...]:
 
 
 _ANY_METHOD = f"({'|'.join(METHODS)})"
+_METHODS_DESCRIBED = (
+    f"which score, or several, separated by commas: {', '.join(METHODS)} (docs/anomaly-scores.md); "
+    "default: combined, or log_likelihood where the model's calibration is older than the others"
+)
 Methods = Annotated[
     tuple[str, ...],
     PlainValidator(_split_methods),
-    WithJsonSchema({"type": "string", "pattern": f"^{_ANY_METHOD}(,{_ANY_METHOD})*$"}),
+    WithJsonSchema(
+        {"type": "string", "pattern": f"^{_ANY_METHOD}(,{_ANY_METHOD})*$", "description": _METHODS_DESCRIBED}
+    ),
 ]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -71,11 +78,16 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class AnomalyQuery(ImagesQuery):
     """Parameters of `POST /v1/anomaly-scores`."""
 
-    method: Methods = Field(
-        (),
-        description=f"which score, or several, separated by commas: {', '.join(METHODS)} (docs/anomaly-scores.md); "
-        "default: combined, or log_likelihood where the model's calibration is older than the others",
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("proposal", "num_samples", "seed"),
+        "is fixed by the model's calibration, without which a p-value means nothing; for another, make another "
+        "calibration: python -m service calibrate",
     )
+    exclusive: ClassVar[Mapping[tuple[str, ...], str]] = {
+        ("alpha", "fdr"): "alpha and fdr decide in different ways: give one of them"
+    }
+
+    method: Methods = Field((), description=_METHODS_DESCRIBED)
     alpha: Share | None = Field(
         None, description=f"an image is an anomaly if its p-value is at most this; default: {DEFAULT_ALPHA}"
     )

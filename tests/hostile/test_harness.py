@@ -18,39 +18,39 @@ import numpy as np
 from fastapi import Request
 from service.__main__ import main
 from service.engine.model import Model
-from service.web.operations import probes
 from service.web.problems import NotReadyError
+from service.web.routes import probes_router
 
 children = []
 
-@probes.router.get("/plant/hang")
+@probes_router.get("/plant/hang")
 async def hang(seconds: float) -> str:
     print('{"event": "hangs"}', flush=True)
     time.sleep(seconds)
     return "hung"
 
-@probes.router.get("/plant/memory")
+@probes_router.get("/plant/memory")
 async def memory(megabytes: int) -> str:
     return str(len(b"x" * (megabytes << 20)))
 
-@probes.router.get("/plant/child")
+@probes_router.get("/plant/child")
 async def child() -> str:
     children.append(subprocess.Popen(
         [sys.executable, "-c", "block = b'x' * (300 << 20); import time; time.sleep(600)"]
     ))
     return "started"
 
-@probes.router.get("/plant/death")
+@probes_router.get("/plant/death")
 async def death() -> None:
     os._exit(3)
 
-@probes.router.get("/plant/change")
+@probes_router.get("/plant/change")
 async def change() -> str:
     encode = Model.encode
     Model.encode = lambda self, pixels: encode(self, pixels * np.float32(0.5))
     return "changed"
 
-@probes.router.get("/plant/unready")
+@probes_router.get("/plant/unready")
 async def unready(request: Request) -> str:
     backend = request.app.state.backend
     require_ready = type(backend).require_ready

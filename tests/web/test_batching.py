@@ -20,6 +20,7 @@ from service.web.operations.metrics import Metrics
 from service.web.operations.settings import Settings
 from service.web.rate import Meter
 from service.web.serving.backend import Backend
+from service.web.serving.batch_queue import alone
 from tests.rounding import sum_error
 from tests.web.conftest import Serve
 from tests.web.forms import npy, read_npy
@@ -221,7 +222,7 @@ def test_ten_thousand_images_are_let_in_by_default_whatever_they_are_expected_to
 
         answers = []
         for rows in (1, 10_000 * 400):  # a short one, and beside it the long one
-            answers.append(backend.submit_alone(wait(), rows=rows, timeout_seconds=60, meter=meter))
+            answers.append(backend.submit(alone(wait(), meter), None, rows=rows, timeout_seconds=60))
             await asyncio.to_thread(entered.wait, 60)
         assert queue.queued_jobs == 2
         assert Settings().max_rows <= queue.queued_rows < Settings().max_queued_rows

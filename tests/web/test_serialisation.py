@@ -158,10 +158,9 @@ def test_the_largest_are_written_two_at_a_time_though_their_clients_leave() -> N
 
 def long_answers() -> Iterator[tuple[str, Callable[[], Response]]]:
     images = np.zeros((200, 1, 28, 28), np.float32)
-    request = request_of(stays)
-    yield "PNGs", lambda: images_reply(request, {}, images, form="png")
-    yield "numbers", lambda: images_reply(request, {}, images, form="array")
-    yield "a grid", lambda: images_reply(request_of(stays, "image/png"), {}, images, form="png")
+    yield "PNGs", lambda: images_reply({}, images, media="application/json", form="png")
+    yield "numbers", lambda: images_reply({}, images, media="application/json", form="array")
+    yield "a grid", lambda: images_reply({}, images, media="image/png", form="png")
     one = np.zeros(200)
     judged = {"log_likelihood": Judgement(one, one, one > 0)}
     maps = np.zeros((200, 1, 28, 28))

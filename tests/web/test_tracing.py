@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from service.serve import export_traces
 from service.web.app import create_app
 from service.web.operations.settings import Settings
-from service.web.operations.tracing import export_traces
 from tests.web import plain_http
 from tests.web.test_observability import BODY
 from tests.web.test_process import Start, address, start  # noqa: F401 (a fixture)
@@ -37,6 +38,36 @@ def spans_of(store: Path, requests: list[tuple[str, str, dict[str, object]]]) ->
         for method, path, arguments in requests:
             client.request(method, path, **arguments)  # type: ignore[arg-type]
     return list(exporter.get_finished_spans())
+
+
+def test_a_traced_request_is_answered_as_any_other(store: Path) -> None:
+    """By FastAPI's router, where others come to their route more directly."""
+    key = "a-key-of-the-traced-service"
+    settings = Settings(model_store=store, model="digits", api_keys=key)
+    image, keyed = BODY, {"headers": {**BODY["headers"], "x-api-key": key}}
+    requests: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", "/v1/encode", {**image, **keyed}),
+        ("POST", "/v1/encode", image),
+        ("POST", "/v1/encode?model=nobody", {**image, **keyed}),
+        ("POST", "/v1/encode?nothing=1", {**image, **keyed}),
+        ("POST", "/v1/encode", {"headers": {**keyed["headers"], "accept": "image/png"}, "content": b""}),
+        ("POST", "/v1/encode", {"headers": keyed["headers"], "content": b"no image"}),
+        ("HEAD", "/v1/samples?n=2&seed=1", keyed),
+        ("GET", "/v1/samples?n=2&seed=1", keyed),
+        ("GET", "/v1/encode", keyed),
+        ("PUT", "/v1/samples", keyed),
+    ]
+    answers = []
+    for provider in (None, TracerProvider()):
+        with TestClient(create_app(settings, tracer_provider=provider), raise_server_exceptions=False) as client:
+            while client.get("/readyz").status_code != 200:
+                pass
+            found = [client.request(method, path, **arguments) for method, path, arguments in requests]
+        told = [re.sub(r'"request_id":"\w+"', "", answer.text) for answer in found]
+        heads = [{**answer.headers, "x-request-id": "", "server-timing": ""} for answer in found]
+        answers.append(([answer.status_code for answer in found], told, heads))
+    assert answers[0] == answers[1]
+    assert answers[0][0] == [200, 401, 404, 422, 406, 422, 200, 200, 405, 405]
 
 
 def test_a_request_is_one_span_that_tells_what_it_took(store: Path) -> None:

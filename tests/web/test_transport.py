@@ -59,6 +59,20 @@ def test_small_writes_of_one_turn_leave_together_and_large_ones_at_once() -> Non
     assert asyncio.run(scenario()) == [b"head body", b"head ", b"x" * 2**15, b"last", "closed"]
 
 
+def test_nothing_goes_past_what_is_kept() -> None:
+    async def scenario() -> list[bytes | str]:
+        written, loop = Written(), asyncio.get_running_loop()
+        buffered = BufferedTransport(cast(asyncio.Transport, written), loop, lambda transport: transport.close())
+        buffered.write(b"head ")
+        buffered.writelines([b"and ", b"body"])
+        with pytest.raises(NotImplementedError):
+            buffered.write_eof()
+        await asyncio.sleep(0)
+        return written.calls
+
+    assert asyncio.run(scenario()) == [b"head and body"]
+
+
 def test_what_is_written_to_a_lost_connection_goes_nowhere() -> None:
     async def scenario() -> list[bytes | str]:
         written = Written()

@@ -1,25 +1,29 @@
-"""One client's connection: uvicorn's protocol, with the bounds on a request's head that it lacks, and admission.
+"""One client's connection, as uvicorn's server opens it: from bytes to requests, with bounds on heads, and admission.
 
-Until a head is complete no application sees it, and uvicorn with httptools lets it grow, and trickle, for ever.
-Between requests uvicorn's own keep-alive timeout holds; from the connection's opening, and from each further request's
-first byte, to the end of its head, these do. A body that trickles is refused by the application:
-service/web/connections/request_limits.py.
+uvicorn takes another class in place of its own protocols (`http=`), which bound no head: until it is complete no
+application sees it, and it could grow, and trickle, for ever. What the server gives such a class, and asks of it, is
+checked by tests/web/test_uvicorn.py. Between requests the keep-alive timeout holds; from the connection's opening, and
+from each further request's first byte, to the end of its head, the bounds here do. A body that trickles is refused by
+the application: service/web/connections/request_limits.py.
 
 A client that has said all may close its side and still gets its answer; one that is gone takes its work with it.
 """
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+import uvicorn
+from uvicorn.server import ServerState
 
-from service.web.connections.admission import ADMISSION, Admission, AdmissionLimit, is_work
+from service.web.connections.admission import AdmissionLimit
 from service.web.connections.connection_limit import ConnectionLimit, Permission
+from service.web.connections.exchange import Exchange
+from service.web.connections.flow import HIGH_WATER_BYTES
 from service.web.connections.framing import RefusedHeadError
-from service.web.connections.response_sender import AnsweringProtocol
-from service.web.operations.probes import QUIET_PATHS
+from service.web.connections.response_sender import AnsweringProtocol, address_of
+from service.web.operations.request_log import QUIET_PATHS
 from service.web.outcome import QueueFullError
 from service.web.problems import HEADER_TOO_LARGE, PROBLEM_TYPES, REQUEST_TIMEOUT, TOO_MANY_CONNECTIONS, ProblemType
 
@@ -36,6 +40,7 @@ class HttpConnection(AnsweringProtocol):
     What it answers itself looks, and is logged and counted, as what the application answers.
 
     Args:
+        config, server_state, app_state: uvicorn's; the application is `config.loaded_app`.
         admission_limit: shared by all connections.
         max_header_bytes: that may arrive without completing a head or bringing a body; trailers count too. A head that
             comes whole in one piece is the application's to refuse.
@@ -46,18 +51,23 @@ class HttpConnection(AnsweringProtocol):
 
     def __init__(
         self,
-        *args: Any,
+        *,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
         admission_limit: AdmissionLimit,
         max_header_bytes: int,
         header_seconds: float,
         limit: ConnectionLimit,
         root_path: str = "",
+        _loop: asyncio.AbstractEventLoop | None = None,
         **named: Any,
     ) -> None:
-        super().__init__(*args, **named)
+        super().__init__(config=config, server_state=server_state, **named)
+        self._app_state = app_state
+        self._asgi = {"version": config.asgi_version, "spec_version": "2.3"}
         self._max_header_bytes = max_header_bytes
         self._admission_limit = admission_limit
-        self._admission: Admission | None = None
         self._turned_away = False
         self._header_seconds = header_seconds
         self._limit = limit
@@ -68,14 +78,15 @@ class HttpConnection(AnsweringProtocol):
         self._expects_100 = False  # and would keep the connection
         self._num_turned_away = 0  # whose refusals have not been sent since
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The client has connected, and should say what it wants."""
         self._idle_since = self.loop.time()
-        self._permission = self._limit.permission(cast(set[HttpConnection], self.connections), self._idle_since)
+        self._permission = self._limit.permission(self._connections, self._idle_since)
         self._may_linger = self._permission is Permission.ANY_REQUEST
         super().connection_made(transport)
+        self._server = address_of(transport.get_extra_info("sockname"))
         if self._permission is Permission.NOTHING:
-            self._buffered.abort()
+            self.transport.abort()
         else:
             self._start_timer()
 
@@ -94,8 +105,11 @@ class HttpConnection(AnsweringProtocol):
         if not self.flow.write_paused:
             self._num_turned_away = 0
         self._bare_bytes += len(data)
-        self._unset_keepalive_if_required()
+        if self._keep_alive_timer is not None:
+            self._stop_keep_alive()
         self.parse(data)
+        if self._has_begun and self._keep_alive_timer is not None:  # behind the rest of a body that was refused
+            self._stop_keep_alive()
         if self._ignores_input:
             self._unparsed = b""
         elif self._unparsed:
@@ -105,12 +119,12 @@ class HttpConnection(AnsweringProtocol):
                 self.loop.call_soon(self._go_on)
         elif self._bare_bytes > self._max_header_bytes:
             self.refuse(HEADER_TOO_LARGE, f"at most {self._max_header_bytes} bytes of headers are accepted")
-        elif self._timer is None and self._idle and self.timeout_keep_alive_task is None:
+        elif self._timer is None and self._keep_alive_timer is None and self._idle:
             self._start_timer()  # also for what is left of a body that was refused
 
     def _go_on(self) -> None:
         """Parse what had to wait, and read on, if there is room for it."""
-        if not self.flow.held or self.pipeline or self.flow.write_paused or self.transport.is_closing():
+        if not self.flow.held or self._waiting or self.flow.write_paused or self.transport.is_closing():
             return
         data, self._unparsed = self._unparsed, b""
         self.flow.held = False
@@ -120,45 +134,72 @@ class HttpConnection(AnsweringProtocol):
 
     def has_room(self) -> bool:
         """Whether another request may be parsed."""
-        return len(self.pipeline) + self._num_turned_away < MAX_PIPELINED and not self._ignores_input
-
-    def on_message_begin(self) -> None:
-        """The first byte of a head."""
-        super().on_message_begin()
-        self._unset_keepalive_if_required()
+        return len(self._waiting) + self._num_turned_away < MAX_PIPELINED and not self._ignores_input
 
     def on_head(self) -> None:
         """The head is read; from here the application bounds the request."""
-        self._stop_timer()
-        self._bare_bytes = self.num_left
-        idle = self._idle
-        if self._permission is Permission.PROBES and self._path not in QUIET_PATHS:
+        if self._timer is not None:
+            self._stop_timer()
+        if self._keep_alive_timer is not None:
+            self._stop_keep_alive()
+        self._bare_bytes = len(self._segment) - self._at
+        parsed = httptools.parse_url(self.url)
+        path = parsed.path.decode("ascii")
+        if "%" in path:
+            path = unquote(path)
+        if self._permission is Permission.PROBES and path.removeprefix(self._prefix) not in QUIET_PATHS:
             detail = f"{self._limit.most} connections are open; try again in {_RETRY_SECONDS} s"
             raise RefusedHeadError(TOO_MANY_CONNECTIONS, detail, _RETRY)
-        if idle and self._admission_limit.is_full and self._wants_work:
+        method = self.parser.get_method()
+        idle = self.exchange is None or self.exchange.response_complete
+        counts = idle and _is_work(path.removeprefix(self._prefix))
+        limit = self._admission_limit
+        if counts and limit.inside >= limit.max_inside and method != b"OPTIONS":  # a browser's preflight is no work
             self._turned_away = True
             self._start_timer()  # of the body, which nobody reads
             if self.expect_100_continue:
                 self._turn_away(keep_alive=False)
             return
-        self.start_request()
-        if self.pipeline:
-            self.flow.resume_reading()  # uvicorn has paused it; but then nobody would notice that the client has gone
-        if self._permission is Permission.PROBES:
-            self.cycle.keep_alive = False
-        self._expects_100 = self.expect_100_continue and self.cycle.keep_alive
-        if self._expects_100:
-            self.cycle.keep_alive = False  # whoever is refused before its body may send it, or another request
-        if idle and is_work(self.scope["path"].removeprefix(self._prefix)):
-            self._admission = cast(dict[str, Any], self.scope)[ADMISSION] = Admission(self._admission_limit)
+        version = self.parser.get_http_version()
+        keep_alive = version != "1.0" and self.parser.should_keep_alive() and self._permission is not Permission.PROBES
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": self._asgi,
+            "http_version": version,
+            "server": self._server,
+            "client": self.client,
+            "scheme": "http",
+            "method": method.decode("ascii"),
+            "path": path,
+            "raw_path": parsed.path,
+            "root_path": "",
+            "query_string": parsed.query or b"",
+            "headers": self.headers,
+            "state": self._app_state.copy(),
+        }
+        self._expects_100 = self.expect_100_continue and keep_alive
+        self.exchange = Exchange(
+            self,
+            scope,
+            keep_alive=keep_alive and not self._expects_100,  # whoever is refused before may send a body, or a request
+            expects_100=self.expect_100_continue,
+            limit=limit if counts else None,
+        )
+        if idle:
+            self._start(self.exchange)
+        else:
+            self._waiting.append(self.exchange)  # reading goes on: else nobody would notice that the client has gone
 
     def on_data(self, body: bytes) -> None:
         """Some of the body. What frames its chunks counts as headers do, beyond what a chunk needs."""
         self._bare_bytes = max(0, self._bare_bytes - len(body) - _CHUNK_BYTES)
-        if self._turned_away:
+        exchange = self.exchange
+        if self._turned_away or exchange is None or exchange.response_complete:
             return
-        self.keep_body(body)
-        if self.pipeline and sum(len(cycle.body) for cycle, _ in self.pipeline) > HIGH_WATER_LIMIT:
+        exchange.add(body)
+        if len(exchange.body) > HIGH_WATER_BYTES:
+            self.flow.pause_reading()
+        if self._waiting and sum(len(waiting.body) for waiting in self._waiting) > HIGH_WATER_BYTES:
             self.flow.hold()
 
     def on_message_complete(self) -> None:
@@ -166,22 +207,20 @@ class HttpConnection(AnsweringProtocol):
         if self._has_offer:
             return  # what looks like the end of the body is that of the head
         self._in_head = True
-        self._bare_bytes = self.num_left
-        if self._admission is not None:
-            self._admission.enter()
-            self._admission = None
+        self._bare_bytes = len(self._segment) - self._at
+        exchange = self.exchange
         if self._turned_away:
             self._turned_away = False
             self._turn_away(keep_alive=self.parser.should_keep_alive())
-        else:
-            if self._expects_100 and not (self.cycle.response_started or self._shutting_down):
-                self.cycle.keep_alive = True
-            super().on_message_complete()
+        elif exchange is not None:
+            if self._expects_100 and not (exchange.response_started or self._shutting_down):
+                exchange.keep_alive = True
+            exchange.end()
             if not self.parser.should_keep_alive():  # a trailer may say so; the parser reads nothing more
-                self.cycle.keep_alive = False
-            if self.cycle.response_complete:  # the rest of a body that was refused
+                exchange.keep_alive = False
+            if exchange.response_complete:  # the rest of a body that was refused
                 self._stop_timer()
-                if self.cycle.keep_alive:
+                if exchange.keep_alive:
                     self._await_request()
                 else:
                     self.transport.close()
@@ -201,11 +240,6 @@ class HttpConnection(AnsweringProtocol):
         super().resume_writing()
         self._go_on()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed, by either side."""
-        self._stop_timer()
-        super().connection_lost(exc)
-
     @property
     def idle_since(self) -> float | None:
         """When its last answer was sent, or it was opened; None while a request is being sent or answered."""
@@ -213,34 +247,9 @@ class HttpConnection(AnsweringProtocol):
         busy = busy or self.transport.is_closing()
         return None if busy else self._idle_since
 
-    @property
-    def has_unread(self) -> bool:
-        """Whether something has come that nobody has looked at: then it is not idle."""
-        return self._buffered.unread > 0
-
-    @property
-    def served(self) -> bool:
-        """Whether a request of it has ever been answered."""
-        return self.cycle is not None
-
     def on_close(self) -> None:
-        """The connection is about to be closed."""
+        """The connection is about to be closed, or is lost."""
         self._stop_timer()
-
-    def drop(self) -> None:
-        """Close it; its client is owed nothing."""
-        self._ignores_input = True
-        self._buffered.abort()
-
-    @property
-    def _wants_work(self) -> bool:
-        """Whether the request would be computed, whose head has just come; a browser's preflight never is."""
-        return is_work(self._path) and self.parser.get_method() != b"OPTIONS"
-
-    @property
-    def _path(self) -> str:
-        """Of the request whose head has just come, without the prefix."""
-        return unquote(httptools.parse_url(self.url).path.decode("ascii")).removeprefix(self._prefix)
 
     def _turn_away(self, *, keep_alive: bool) -> None:
         """Answer 429, and be ready for the next request."""
@@ -252,10 +261,6 @@ class HttpConnection(AnsweringProtocol):
         self._answer(PROBLEM_TYPES[QueueFullError], detail, _RETRY, keep_alive=keep_alive)
         if keep_alive:
             self.on_response_complete()
-
-    def _await_request(self) -> None:
-        handler = self.timeout_keep_alive_handler
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, handler)
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self._header_seconds, self._too_slow)
@@ -282,7 +287,12 @@ class HttpConnection(AnsweringProtocol):
         self.drop_unfinished()
         if self._in_head and not self._idle:
             self._last_refusal = problem_type, detail, headers
-        elif not (self._in_head or self._turned_away) and self.cycle.response_started:
+        elif not (self._in_head or self._turned_away) and self.exchange is not None and self.exchange.response_started:
             self.transport.close()  # its answer has begun
         else:
             self._answer(problem_type, detail, headers, keep_alive=False)
+
+
+def _is_work(path: str) -> bool:
+    """Whether requests to it are computed; probes and admin calls always come in."""
+    return path.startswith("/v1/") and not path.startswith("/v1/admin/")

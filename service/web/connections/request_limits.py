@@ -3,12 +3,14 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
+from typing import NoReturn
 from urllib.parse import parse_qsl
 
 from fastapi import Response
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.web.connections.exchange import EXCHANGE, Exchange
 from service.web.connections.framing import MAX_HEADERS
 from service.web.connections.incoming_bodies import IncomingBodies, IncomingBody
 from service.web.memory import FREE_BYTES, MEMORY, SENT_AT_ONCE, Budget, Share
@@ -55,12 +57,15 @@ class Limits:
         arrived = 0
         complete = False
         share = scope[MEMORY] = Share(self._budget)
+        exchange: Exchange | None = scope.get(EXCHANGE)
         incoming: IncomingBody | None = None
 
         async def receive_bounded() -> Message:
-            nonlocal arrived, complete, incoming, deadline
+            nonlocal deadline
             if complete:
                 return await receive()  # what is left is the client's going away, which may take as long as it likes
+            if incoming is None and exchange is not None and not exchange.more_body:  # it is all there
+                return count(await receive())
             if incoming is not None and incoming.gave_way:
                 self._incoming_bodies.refuse()
             if deadline is None:
@@ -77,16 +82,21 @@ class Limits:
             finally:
                 if incoming is not None:
                     incoming.timer = None
+            return count(message)
+
+        def count(message: Message) -> Message:
+            nonlocal arrived, complete, incoming
             arrived += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            self._check_length(arrived)
+            if arrived > self._settings.max_body_bytes:
+                self._refuse_length(arrived)
             if incoming is not None or arrived > FREE_BYTES:
                 incoming = incoming or self._incoming_bodies.add()
                 self._incoming_bodies.grow(incoming, arrived)
                 if complete:
                     self._incoming_bodies.end(incoming)
-            if arrived > share.held:  # it may hold what it will compute, and only now ask whether its client is there
-                share.hold(arrived)
+            if arrived > FREE_BYTES and arrived > share.held:
+                share.hold(arrived)  # it may hold what it will compute, and only now ask whether its client is there
             return message
 
         async def receive_or_end() -> Message:
@@ -101,11 +111,12 @@ class Limits:
         async def send_counted(message: Message) -> None:
             """By now nothing is left of the request but its answer, which may have to wait for a slow reader."""
             if message["type"] == "http.response.start":
-                share.has(min(_content_length(message["headers"]), share.held))  # a file's is read piece by piece
+                if share.held:
+                    share.has(min(_content_length(message["headers"]), share.held))  # a file's is read piece by piece
                 await send(message)
                 return
             view, more = memoryview(message.get("body", b"")), message.get("more_body", False)
-            if len(view) > share.held:
+            if len(view) > FREE_BYTES and len(view) > share.held:
                 share.has(len(view))
             if len(view) <= SENT_AT_ONCE and share.held == 0:
                 await send(message)
@@ -141,8 +152,10 @@ class Limits:
             return problem(Request(scope), problem_type, detail, headers={"Accept-Encoding": "identity"})
         try:
             length = int(declared[:20]) if declared.isdigit() else 0
-            self._check_length(length)
-            self._budget.check(length)
+            if length > self._settings.max_body_bytes:
+                self._refuse_length(length)
+            if length > FREE_BYTES:
+                self._budget.check(length)
         except LimitError as error:
             return problem(Request(scope), PROBLEM_TYPES[LimitError], str(error))
         except MemoryFullError as error:
@@ -151,16 +164,15 @@ class Limits:
         if scope["query_string"].count(b"&") >= MAX_PARAMETERS:  # to look at each takes longer than a request
             detail = f"the query has more than {MAX_PARAMETERS} parameters"
             return problem(Request(scope), INVALID_PARAMETER, detail)
-        if repeated := _repeated(scope["query_string"]):
+        if b"&" in scope["query_string"] and (repeated := _repeated(scope["query_string"])):
             detail = f"{', '.join(repeated)}: given more than once"
             errors = [{"parameter": name, "problem": "given more than once"} for name in repeated[:_MAX_LISTED]]
             return problem(Request(scope), INVALID_PARAMETER, detail, errors=errors)
         return None
 
-    def _check_length(self, length: int) -> None:
+    def _refuse_length(self, length: int) -> NoReturn:
         most = self._settings.max_body_bytes
-        if length > most:
-            raise LimitError(f"the body has {length} bytes or more; at most {most} are accepted")
+        raise LimitError(f"the body has {length} bytes or more; at most {most} are accepted")
 
 
 def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
@@ -169,7 +181,5 @@ def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
 
 def _repeated(query: bytes) -> list[str]:
     """Parameters that are given more than once, of which one would silently win."""
-    if b"&" not in query:
-        return []
     counts = Counter(name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True))
     return [ascii(name)[1:-1] for name, count in counts.items() if count > 1]

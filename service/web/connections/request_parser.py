@@ -1,4 +1,4 @@
-"""HTTP/1.1 as it is read: uvicorn's protocol, strict about every head, and without other protocols on its connection.
+"""HTTP/1.1 as it is read, by httptools: strict about every head, and without other protocols on its connection.
 
 A client may offer to go on in another protocol: `Upgrade: h2c`, as curl --http2 and Java's client do with their first
 request, or `websocket`. A server may ignore that (RFC 9110, 7.8), and this one does: it answers as if it had not been
@@ -9,14 +9,12 @@ Nor can httptools be told to pause, so where it is in what it was given is count
 no room is not parsed, and what has come of it is kept until there is, while nothing more is read.
 """
 
+import asyncio
 import re
 from abc import ABC, abstractmethod
-from typing import Any
 
 import httptools
 import structlog
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.web.connections.framing import FRAMING_HEADERS, MAX_HEADERS, RefusedHeadError, check_head
 from service.web.problems import BAD_REQUEST, HEADER_TOO_LARGE, HTTP_VERSION, INTERNAL, ProblemType
@@ -32,49 +30,32 @@ class _NoRoomError(Exception):
     """The request that begins here has to wait."""
 
 
-class Flow(FlowControl):
-    """Whether a connection is read from; not while it is `held`, whoever asks for more.
+class StrictProtocol(asyncio.Protocol, ABC):
+    """Parses requests; what is refused here is the last thing that is read.
 
     Attributes:
-        held: nothing more is read.
+        url: the target of the request whose head has begun last, as it was sent; in origin form once it is checked.
+        headers: its headers, names in lower case.
+        expect_100_continue: its client waits to be told that its body is wanted.
     """
 
-    held = False
+    parser: httptools.HttpRequestParser
 
-    def resume_reading(self) -> None:
-        """Read on, unless it is held."""
-        if not self.held:
-            super().resume_reading()
-
-    def hold(self) -> None:
-        """Read nothing more until `release`."""
-        self.held = True
-        self.pause_reading()
-
-    def release(self) -> None:
-        """Read on."""
-        self.held = False
-        self.resume_reading()
-
-
-class StrictProtocol(HttpToolsProtocol, ABC):
-    """Parses requests; what is refused here is the last thing that is read."""
-
-    flow: Flow
-
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
+    def __init__(self) -> None:
         self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.expect_100_continue = False
         self._in_head = True
         self._has_begun = False  # some of a head has come, not all
         self._in_last_chunk = False  # or at the beginning of another
         self._begun = bytearray()  # what came of a head, or of trailers, before the segment that is parsed
         self._segment: bytes | bytearray = b""  # that, and the segment
-        self._at = 0  # in the segment: where a head begins; within a body, how much of it has been read
+        self._at = 0  # in the segment: what comes after the head, the piece of a body or the message that was read last
         self._unparsed = b""  # what came after the requests for which there was room
         self._framing: list[tuple[bytes, bytes]] = []
         self._has_offer = False  # of another protocol: the parser will stop at the end of the head
         self._is_checked = False  # the head, which is parsed again without its offer
+        self._renew_parser()
 
     @abstractmethod
     def refuse(self, problem_type: ProblemType, detail: str, headers: str = "") -> None:
@@ -91,11 +72,6 @@ class StrictProtocol(HttpToolsProtocol, ABC):
     @abstractmethod
     def has_room(self) -> bool:
         """Whether another request may be parsed."""
-
-    @property
-    def num_left(self) -> int:
-        """Bytes of what is parsed that come after the head, the piece of a body or the message that was just read."""
-        return len(self._segment) - self._at
 
     def parse(self, data: bytes) -> None:
         """Read what has come, as far as there is room. It refuses what is no request, and raises nothing."""
@@ -133,9 +109,15 @@ class StrictProtocol(HttpToolsProtocol, ABC):
         """The first byte of a head."""
         if not (self._is_checked or self.has_room()):
             raise _NoRoomError
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._has_begun = True
         self._framing = []
+
+    def on_url(self, url: bytes) -> None:
+        """Some of the target."""
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, kept; or a trailer, of which we know none."""
@@ -190,14 +172,6 @@ class StrictProtocol(HttpToolsProtocol, ABC):
         self._at = self._segment.find(end, self._at) + len(end)
         self._in_last_chunk = False
 
-    def start_request(self) -> None:
-        """Hand the request to the application."""
-        super().on_headers_complete()
-
-    def keep_body(self, body: bytes) -> None:
-        """Hand some of its body to the application."""
-        super().on_body(body)
-
     def _check_first_line(self, version: str) -> None:
         """The parser also takes lines with more than one space between words, and the protocols RTSP and ICE."""
         if version == "0.9":
@@ -216,7 +190,7 @@ class StrictProtocol(HttpToolsProtocol, ABC):
 
     def _renew_parser(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's is
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # what it says then is left unread
 
     def _refuse_error(self, error: httptools.HttpParserError) -> None:
         reason = error.__context__

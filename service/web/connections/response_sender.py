@@ -5,13 +5,16 @@ A client that has said all may close its side and still gets its answer; one tha
 
 import asyncio
 import socket
+from collections import deque
 from typing import Any, cast
 
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.server import ServerState
 
-from service.web.connections.admission import releasing
-from service.web.connections.request_parser import Flow, StrictProtocol
+from service.web.connections.exchange import Exchange
+from service.web.connections.flow import Flow
+from service.web.connections.request_parser import StrictProtocol
 from service.web.connections.slow_readers import SlowReaders
 from service.web.connections.transport import (
     LINGER_SECONDS,
@@ -38,16 +41,30 @@ class AnsweringProtocol(StrictProtocol):
         request_log: where answers are logged and counted.
     """
 
+    transport: BufferedTransport
+    flow: Flow
+
     def __init__(
         self,
-        *args: Any,
+        *,
+        config: uvicorn.Config,
+        server_state: ServerState,
         lingering: set[LingeringClose],
         slow_readers: SlowReaders,
         request_log: RequestLog,
-        **named: Any,
     ) -> None:
-        super().__init__(*args, **named)
-        self.app = releasing(self.app, self._wait_until_sent)
+        super().__init__()
+        self.loop = asyncio.get_running_loop()
+        self.server_state = server_state
+        self._connections = cast(set[Any], server_state.connections)  # of uvicorn's own classes, by its types
+        self.client: tuple[str, int] | None = None
+        self.exchange: Exchange | None = None
+        """The request that was parsed last."""
+        self._app = cast(ASGIApp, config.loaded_app)
+        self._keep_alive_seconds = config.timeout_keep_alive
+        self._keep_alive_timer: asyncio.TimerHandle | None = None
+        self._waiting: deque[Exchange] = deque()  # parsed, while another is answered
+        self._answering: Exchange | None = None
         self._slow_readers = slow_readers
         self._is_watched = False  # by them
         self._request_log = request_log
@@ -55,103 +72,143 @@ class AnsweringProtocol(StrictProtocol):
         self._may_linger = True
         self._all_lingering = lingering
         self._lingering: LingeringClose | None = None
-        self._buffered: BufferedTransport
         self._shutting_down = False
         self._last_refusal: tuple[ProblemType, str, str] | None = None  # to be sent after the answers before it
         self._bare_bytes = 0  # that came since the last head or piece of a body was complete
-        self._answering: RequestResponseCycle | None = None  # uvicorn's `cycle` is the request that was parsed last
 
     def on_close(self) -> None:
-        """The connection is about to be closed."""
+        """The connection is about to be closed, or is lost."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The client has connected."""
-        self._buffered = BufferedTransport(transport, self.loop, self._close)
-        super().connection_made(cast(asyncio.Transport, self._buffered))
+        self._connections.add(self)
+        self.transport = BufferedTransport(cast(asyncio.Transport, transport), self.loop, self._close)
         self.flow = Flow(self.transport)
+        self.client = address_of(transport.get_extra_info("peername"))
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._answering = cycle
-        super()._start_asgi_task(cycle, app)
-
-    def eof_received(self) -> bool | None:  # type: ignore[override]
+    def eof_received(self) -> bool | None:
         """The client has closed its side: it has said all, or it is gone. Returns whether the connection stays open."""
         self.drop_unfinished()
         if self._idle or not self._in_head or self.transport.is_closing():
             self.transport.close()
             return None
-        if self._last_refusal is None:
-            self.cycle.keep_alive = False
+        if self._last_refusal is None and self.exchange is not None:
+            self.exchange.keep_alive = False
         self.loop.call_later(_PROBE_SECONDS, self._probe, _PROBE_SECONDS)
         return True
 
     def drop_unfinished(self) -> None:
         """A request whose body will not be complete is not begun, where it waits for others to be answered."""
-        if self.pipeline and not self._in_head:
-            self.pipeline.popleft()
-            self.cycle = self.pipeline[0][0] if self.pipeline else cast(RequestResponseCycle, self._answering)
+        if self._waiting and not self._in_head:
+            self._waiting.pop()
+            self.exchange = self._waiting[-1] if self._waiting else self._answering
             self._in_head = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by either side."""
-        self._buffered.forget()
-        self._slow_readers.remove(self._buffered)
+        self.on_close()
+        self._connections.discard(self)
+        self.transport.forget()
+        self._slow_readers.remove(self.transport)
         if self._lingering is not None:
             self._lingering.end()
         self._abandon()
-        super().connection_lost(exc)
-        self.headers, self.cycle, self._answering = [], None, None  # type: ignore[assignment]
-        self.scope = None  # type: ignore[assignment]
+        self.flow.resume_writing()
+        self._stop_keep_alive()
+        self.headers, self.exchange, self._answering = [], None, None
         self._begun.clear()  # this object is in a cycle of references, which Python may keep for long
+        del self.parser
 
     def on_response_complete(self) -> None:
         """An answer is handed over; the next is begun."""
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            if self._keep_alive_timer is not None:
+                self._stop_keep_alive()
+            if self.flow.read_paused:
+                self.flow.resume_reading()
+            if self._waiting:
+                self._start(self._waiting.popleft())
+            else:
+                self._await_request()
         if self._is_watched and not self.flow.write_paused:
             self._stop_watching()
 
+    def _start(self, exchange: Exchange) -> None:
+        """Have the application answer."""
+        self._answering = exchange
+        task = self.loop.create_task(exchange.run(self._app))
+        self.server_state.tasks.add(task)
+        task.add_done_callback(self.server_state.tasks.discard)
+
+    def _await_request(self) -> None:
+        """Close the connection unless another request begins in time."""
+        self._keep_alive_timer = self.loop.call_later(self._keep_alive_seconds, self._close_idle)
+
+    def _stop_keep_alive(self) -> None:
+        if self._keep_alive_timer is not None:
+            self._keep_alive_timer.cancel()
+            self._keep_alive_timer = None
+
+    def _close_idle(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
     def pause_writing(self) -> None:
         """The system takes no more of an answer for now."""
-        super().pause_writing()
-        scope: dict[str, Any] = {"path": "", "state": {}} if self._answering is None else dict(self._answering.scope)
+        self.flow.pause_writing()
+        scope: dict[str, Any] = {"path": "", "state": {}} if self._answering is None else self._answering.scope
         about = {
             "client": self.client[0] if self.client else None,
             "path": scope["path"],
             "request_id": scope["state"].get("request_id"),
         }
         self._is_watched = True
-        self._slow_readers.add(self._buffered, self.loop, to_come=self._to_come, about=about)
+        self._slow_readers.add(self.transport, self.loop, to_come=self._to_come, about=about)
 
     def resume_writing(self) -> None:
         """The system has taken all that there was."""
-        super().resume_writing()
+        self.flow.resume_writing()
         if self._idle:
             self._stop_watching()
 
     def _stop_watching(self) -> None:
         self._is_watched = False
-        self._slow_readers.remove(self._buffered)
-
-    async def _wait_until_sent(self) -> None:
-        """Return once the system has taken all that was written, or the connection is lost."""
-        if self.flow.write_paused:
-            await self.flow.drain()
+        self._slow_readers.remove(self.transport)
 
     def _to_come(self) -> int:
         """Bytes of the answer that the application has still to hand over, as far as it said how many there are."""
-        return 0 if self._answering is None else int(self._answering.expected_content_length)
+        return 0 if self._answering is None else self._answering.num_to_send
 
     def shutdown(self) -> None:
         """The service ends: close now, or after the answer."""
         self._shutting_down = True
-        super().shutdown()
+        if self.exchange is None or self.exchange.response_complete:
+            self.transport.close()
+        else:
+            self.exchange.keep_alive = False
         if self._lingering is not None:
             self._lingering.shorten()
 
     @property
+    def has_unread(self) -> bool:
+        """Whether something has come that nobody has looked at: then it is not idle."""
+        return self.transport.unread > 0
+
+    @property
+    def served(self) -> bool:
+        """Whether a request of it has ever been answered."""
+        return self.exchange is not None
+
+    def drop(self) -> None:
+        """Close it; its client is owed nothing."""
+        self._ignores_input = True
+        self.transport.abort()
+
+    @property
     def _idle(self) -> bool:
         """Whether no request is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+        return self.exchange is None or self.exchange.response_complete
 
     def _answer(self, problem_type: ProblemType, detail: str, headers: str = "", *, keep_alive: bool) -> None:
         method, path, request_id = "", "", request_id_of(self.headers if self.url else ())
@@ -173,10 +230,10 @@ class AnsweringProtocol(StrictProtocol):
 
     def _close(self, transport: asyncio.Transport) -> None:
         """Close the connection, lingeringly where its client may still be sending."""
-        sending = not self._in_head or self._bare_bytes or self._ignores_input or self.pipeline or self.flow.read_paused
+        sending = not self._in_head or self._bare_bytes or self._ignores_input or self._waiting or self.flow.read_paused
         self._ignores_input = True
         self.on_close()
-        self._unset_keepalive_if_required()
+        self._stop_keep_alive()
         self._abandon()
         if transport.is_closing() or not sending or not self._may_linger:
             transport.close()
@@ -187,12 +244,12 @@ class AnsweringProtocol(StrictProtocol):
 
     def _abandon(self) -> None:
         """Nobody will be there for the answers: what is computed ends, and what waits for its turn is not begun."""
-        self.pipeline.clear()
+        self._waiting.clear()
         self._unparsed = b""
-        self.cycle = self._answering  # type: ignore[assignment]
+        self.exchange = self._answering
         if self._answering is not None:
             self._answering.disconnected |= not self._answering.response_complete
-            self._answering.message_event.set()
+            self._answering.wake()
 
     def _probe(self, seconds: float) -> None:
         """Find out whether a client that has closed its side is still there, as only sending something can.
@@ -200,18 +257,23 @@ class AnsweringProtocol(StrictProtocol):
         A system whose program is gone answers to anything with a reset; a client skips this answer and waits on.
         HTTP/1.0 has none that it could skip.
         """
-        cycle = self._answering
-        if cycle is None or self._idle or self.transport.is_closing():
+        exchange = self._answering
+        if exchange is None or self._idle or self.transport.is_closing():
             return
         if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.transport.close()
             return
-        if cycle.scope["http_version"] == "1.0":
+        if exchange.scope["http_version"] == "1.0":
             if seconds < _HTTP_1_0_SECONDS:
                 self.loop.call_later(_HTTP_1_0_SECONDS, self._probe, _HTTP_1_0_SECONDS)
             else:
                 self.transport.close()
             return
-        if not cycle.response_started:
+        if not exchange.response_started:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.loop.call_later(seconds, self._probe, min(2 * seconds, _MAX_PROBE_SECONDS))
+
+
+def address_of(peer: Any) -> tuple[str, int] | None:
+    """Host and port, where the system tells them."""
+    return (str(peer[0]), int(peer[1])) if isinstance(peer, list | tuple) else None

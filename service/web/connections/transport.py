@@ -16,11 +16,12 @@ LINGER_SHUTDOWN_SECONDS = 1.0
 _LINGER_BYTES = 2**30
 
 
-class BufferedTransport:
+class BufferedTransport(asyncio.Transport):
     """A transport that keeps small writes until the event loop has come to what else is ready.
 
     So an answer's head and body leave in one system call, and the answers of one batch one after the other: a client
-    that sleeps is then woken once, which costs a processor more than writing does.
+    that sleeps is then woken once, which costs a processor more than writing does. Nothing goes past what is kept: what
+    may be done with a transport, and is not here, is not done.
 
     Args:
         transport: of one connection.
@@ -31,15 +32,16 @@ class BufferedTransport:
     def __init__(
         self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, close: Callable[[asyncio.Transport], None]
     ) -> None:
+        super().__init__()
         self._transport = transport
         self._loop = loop
         self._close = close
         self._closed = False
-        self._kept: list[bytes] = []
+        self._kept: list[bytes | bytearray | memoryview[Any]] = []
         self._written = 0
         transport.set_write_buffer_limits(high=0)  # so that whoever writes knows as soon as the system takes no more
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: "bytes | bytearray | memoryview[Any]") -> None:
         """Send this soon, in order; nothing, once it is closed."""
         if self._closed:
             return
@@ -95,8 +97,17 @@ class BufferedTransport:
         """Whether it is closed, or about to be."""
         return self._closed or self._transport.is_closing()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """What the transport knows of its connection."""
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        """Read nothing more for now."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._transport.resume_reading()
 
     def _send(self) -> None:
         if self._kept:

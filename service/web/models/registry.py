@@ -153,7 +153,7 @@ class Registry:
         version = version or self._defaults.get(name) or await latest_version(self._root, name)
         key = name, version
         if key in self._models:
-            return self._used(key), 0.0
+            return (self._models[key] if key[1] == self._defaults.get(key[0]) else self._used(key)), 0.0
         started = time.monotonic()
         found = await self._loads.wait(key, lambda: self._load(key), timeout_seconds=timeout_seconds)
         return found, time.monotonic() - started

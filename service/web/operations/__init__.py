@@ -1,1 +1,1 @@
-"""For operators: settings, keys, logs, metrics, traces and probes."""
+"""For operators: settings, keys, logs and metrics."""

@@ -31,11 +31,8 @@ class Auth:
     def __init__(self, *, keys: Iterable[str], admin_keys: Iterable[str]) -> None:
         self._admin_keys = [_digest(key) for key in admin_keys]
         self._keys = [_digest(key) for key in keys]
-
-    @property
-    def closed(self) -> bool:
+        self.closed = bool(self._keys)
         """Whether requests need a key."""
-        return bool(self._keys)
 
     @property
     def administrable(self) -> bool:

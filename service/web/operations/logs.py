@@ -14,6 +14,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import accumulate
 from queue import SimpleQueue
 from types import TracebackType
@@ -160,33 +161,27 @@ def configure_logging(settings: Settings) -> Output:
     """One line an event on standard output, from our own code, from the libraries and from Python alike."""
     as_json = settings.log_format == "json"
     renderer = structlog.processors.JSONRenderer(_dumps) if as_json else _render_for_people
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
 
     def describe_dropped(lines: int) -> str:
-        event: Any = {"event": "log lines could not be written", "lines": lines}
-        for processor in (*shared, renderer):
-            event = processor(None, "warning", event)
-        return f"{event}\n"
+        event = {"event": "log lines could not be written", "lines": lines}
+        line: Any = renderer(None, "warning", _complete(None, "warning", event))
+        return f"{line}\n"
 
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     output = Output(_descriptor(sys.stdout), describe_dropped)
     atexit.register(output.finish, _EXIT_SECONDS)
     stream: Any = output
+    lines = _Lines(output)
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[_complete, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[_complete],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
@@ -239,6 +234,27 @@ def _log_unraisable(found: "sys.UnraisableHookArgs") -> None:
         where=repr(found.object),
         exc_info=(found.exc_type, found.exc_value, found.exc_traceback),
     )
+
+
+class _Lines:
+    """What structlog gives a finished line to, whatever its level."""
+
+    def __init__(self, output: Output) -> None:
+        def write(line: str) -> None:
+            output.write(f"{line}\n")
+
+        self.debug = self.info = self.warning = self.error = self.exception = self.critical = write
+
+
+def _complete(_: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add what every event has: the request it is of, its level, the time, and its exception in words.
+
+    As structlog's own processors of these names do, in one call: every request has a line.
+    """
+    event = structlog.contextvars.merge_contextvars(_, method, event)
+    event["level"] = "error" if method == "exception" else method
+    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return structlog.processors.format_exc_info(_, method, event) if "exc_info" in event else event
 
 
 def _dumps(event: Any, **named: Any) -> str:

@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from service.web.operations import series
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ROWS = tuple(2**power for power in range(13))
 _P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenth / 10 for tenth in range(1, 11)))
@@ -19,13 +21,13 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.requests = Counter(
+        self.requests = series.Counter(
             "logpx_requests",
             "requests answered; model and version are empty for what was refused before its model was known",
             ["route", "method", "status", "model", "version"],
             registry=self.registry,
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = series.Histogram(
             "logpx_request_seconds",
             "from a request's first byte to its answer's last",
             ["route", "model", "version"],
@@ -33,14 +35,14 @@ class Metrics:
             registry=self.registry,
         )
         self.refusals = Counter("logpx_refusals", "problem documents sent", ["problem"], registry=self.registry)
-        self.queue_seconds = Histogram(
+        self.queue_seconds = series.Histogram(
             "logpx_queue_seconds",
             "a job's wait for the inference thread",
             ["model", "version"],
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.compute_seconds = Histogram(
+        self.compute_seconds = series.Histogram(
             "logpx_compute_seconds",
             "a job's time on the inference thread",
             ["model", "version"],
@@ -66,7 +68,7 @@ class Metrics:
         )
         for reason in ("dropped", "overran", "crashed", "lost"):
             self.decoder_restarts.labels(reason)  # there from the start, as below
-        self.rows = Counter(
+        self.rows = series.Counter(
             "logpx_rows", "images × samples of finished requests, at most", ["model", "version"], registry=self.registry
         )
         self.batch_rows = Histogram(

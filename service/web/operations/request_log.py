@@ -9,12 +9,12 @@ import structlog
 from starlette.types import Scope
 
 from service.web.operations.metrics import Metrics
-from service.web.operations.probes import QUIET_PATHS
 from service.web.problems import ProblemType, shortened
 
+QUIET_PATHS = ("/livez", "/readyz", "/metrics")
+"""For machines that watch the service: logged only where everything is."""
 _MAX_PATH = 200
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_log = structlog.get_logger()
 
 
 class RequestLog:
@@ -28,9 +28,10 @@ class RequestLog:
 
     def __init__(self, metrics: Metrics, paths: Collection[str], root_path: str = "") -> None:
         # Finding a counter by its labels takes as long as counting.
-        self._requests = cache(metrics.requests.labels)
-        self._request_seconds = cache(metrics.request_seconds.labels)
+        self._requests = cache(metrics.requests.series)
+        self._request_seconds = cache(metrics.request_seconds.series)
         self._refusals = metrics.refusals
+        self._log = structlog.get_logger().bind()  # once the log is configured, and not for each line
         self._paths = paths
         self._root_path = root_path
 
@@ -39,17 +40,18 @@ class RequestLog:
         route = getattr(scope["route"], "path", "unknown") if "route" in scope else self._route(scope["path"])
         observed = scope.get("observed", {})
         model = observed.get("model", ""), observed.get("version", "")
-        self._requests(route, scope["method"], status, *model).inc()
-        self._request_seconds(route, *model).observe(seconds)
+        self._requests(route, scope["method"], status, *model).count += 1
+        self._request_seconds(route, *model).add(seconds)
         more = {**observed, **scope.get("problem", {})}
         if "problem" in more:
             self._refusals.labels(more["problem"]).inc()
-        write = _log.debug if route in QUIET_PATHS else _log.info
+        write = self._log.debug if route in QUIET_PATHS else self._log.info
+        path = scope["path"]
         client = scope["client"][0] if scope.get("client") else None
         write(
             "request",
             method=scope["method"],
-            path=shortened(scope["path"], _MAX_PATH),
+            path=path if len(path) <= _MAX_PATH else shortened(path, _MAX_PATH),
             status=status,
             seconds=round(seconds, 6),
             client=client,
@@ -68,9 +70,9 @@ class RequestLog:
     ) -> None:
         """The connection has answered; method and path are empty where they had not come."""
         status = int(problem_type.status)
-        self._requests(self._route(path), method, status, "", "").inc()
+        self._requests(self._route(path), method, status, "", "").count += 1
         self._refusals.labels(problem_type.slug).inc()
-        _log.info(
+        self._log.info(
             "request",
             method=method,
             path=path,

@@ -1,7 +1,7 @@
 """What stands behind the routes: the models, the scheduler, and whether they may be used yet, or still."""
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -50,12 +50,13 @@ class Backend:
             fatal=DeviceLostError,
             on_death=self._died,
         )
+        self.check_capacity = self._scheduler.check_capacity
         self.writer = Writer()
         self.registry = Registry(settings, metrics, on_device_lost=self._scheduler.fail)
         # Finding a counter by its labels takes as long as counting.
-        self._rows = cache(metrics.rows.labels)
-        self._queue_seconds = cache(metrics.queue_seconds.labels)
-        self._compute_seconds = cache(metrics.compute_seconds.labels)
+        self._rows = cache(metrics.rows.series)
+        self._queue_seconds = cache(metrics.queue_seconds.series)
+        self._compute_seconds = cache(metrics.compute_seconds.series)
         self._batch_rows = cache(metrics.batch_rows.labels)
         metrics.queued_rows.set_function(lambda: self._scheduler.queued_rows)
         metrics.queued_requests.set_function(lambda: self._scheduler.queued_jobs)
@@ -78,14 +79,6 @@ class Backend:
         if self.state == "starting":  # a signal may have come meanwhile
             self.state = "ready"
 
-    def check_capacity(self) -> None:
-        """Refuse a request for which there is no room, before its body is read.
-
-        Raises:
-            QueueFullError: see scheduler.py.
-        """
-        self._scheduler.check_capacity(1)
-
     def retry_seconds(self) -> int:
         """When a request that is refused for want of memory should try again: when what is queued should be done."""
         return self._scheduler.retry_seconds()
@@ -93,30 +86,27 @@ class Backend:
     def submit(
         self, computation: Computation[P, R], payload: P, *, rows: int, **named: Any
     ) -> "asyncio.Future[Done[R]]":
-        """Queue a computation of `rows` rows that may share its runs with others of its kind; `named`: scheduler.py.
+        """Queue a computation of `rows` rows, which may take more; `named`: scheduler.py.
 
         Raises:
             LimitError: more rows than one request may have.
             QueueFullError, StoppedError: see scheduler.py; what the answer may raise, too.
         """
-        self._check_rows(rows)
+        if rows > self.settings.max_rows:
+            raise LimitError(f"images × samples is {rows}; at most {self.settings.max_rows} are accepted in a request")
         return self._scheduler.submit(computation, payload, rows=rows, **named)
-
-    def submit_alone(self, chunks: Generator[None, None, R], *, rows: int, **named: Any) -> "asyncio.Future[Done[R]]":
-        """Queue a computation by itself, asked for `rows` rows, which may take more; raises what `submit` does."""
-        self._check_rows(rows)
-        return self._scheduler.submit_alone(chunks, rows=rows, **named)
 
     def count_done(self, model: Model, rows: int, done: Done[R]) -> None:
         """Count the rows and the seconds of a request that was computed."""
-        labels = model.manifest.name, model.manifest.version
-        self._rows(*labels).inc(rows)
-        self._queue_seconds(*labels).observe(done.queue_seconds)
-        self._compute_seconds(*labels).observe(done.compute_seconds)
+        manifest: Any = model.description  # of one that came from the store
+        labels = manifest.name, manifest.version
+        self._rows(*labels).count += rows
+        self._queue_seconds(*labels).add(done.queue_seconds)
+        self._compute_seconds(*labels).add(done.compute_seconds)
 
-    def count_batch(self, model: Model) -> Callable[[int], None]:
-        """What counts the rows of each batch of this model."""
-        return self._batch_rows(model.manifest.name, model.manifest.version).observe
+    def count_batch(self, model: Model, rows: int) -> None:
+        """Count the rows of a batch of this model."""
+        self._batch_rows(model.manifest.name, model.manifest.version).observe(rows)
 
     def count_estimates(self, model: Model, reliable: NDArray[np.bool_]) -> None:
         """Count estimates by whether their error bars can be believed."""
@@ -137,10 +127,15 @@ class Backend:
         reasons = {"starting": "the models are still loading", "draining": "the service is shutting down"}
         return None if self.state == "ready" else reasons.get(self.state, "the models could not be loaded")
 
-    def require_ready(self) -> None:
-        """Raise NotReadyError unless requests may be served."""
-        if reason := self.reason_against_serving():
-            raise NotReadyError(reason)
+    def require_ready(self) -> "Backend":
+        """Let a request in; once in, it is answered even while draining.
+
+        Raises:
+            NotReadyError: requests may not be served yet, or no longer.
+        """
+        if self.state != "ready" or not self._scheduler.alive:
+            raise NotReadyError(self.reason_against_serving())
+        return self
 
     async def drain(self) -> None:
         """Refuse new work, and give what was accepted up to `drain_seconds`."""
@@ -159,10 +154,6 @@ class Backend:
         """End the threads."""
         self._scheduler.stop()
         self.registry.close()
-
-    def _check_rows(self, rows: int) -> None:
-        if rows > self.settings.max_rows:
-            raise LimitError(f"images × samples is {rows}; at most {self.settings.max_rows} are accepted in a request")
 
     def _died(self) -> None:
         """Nothing can be computed any more: the process should end, so that another takes its place."""

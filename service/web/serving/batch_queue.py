@@ -27,7 +27,7 @@ class Computation(Generic[P, R]):
     """Counts the rows that they really take; without it, those that they ask for."""
 
 
-def alone(chunks: Generator[None, None, R], meter: Meter | None) -> Computation[None, R]:
+def alone(chunks: Generator[None, None, R], meter: Meter | None = None) -> Computation[None, R]:
     """One computation by itself, which nothing joins."""
 
     def compute(_: Sequence[None]) -> Generator[None, None, Sequence[R]]:
@@ -44,7 +44,9 @@ class Job:
     rows: int
     """Asked for."""
     expected: int
-    """Really to be run, as far as is known. Belongs to the event loop."""
+    """Really to be run, as far as is known. Belongs to the event loop, as does the next."""
+    room: int
+    """Of that, what counts against the bound on all rows."""
     deadline: float
     answer: "asyncio.Future[Any]"
     memory: int = 0
@@ -151,7 +153,8 @@ class BatchQueue:
     def __init__(self, batch_rows: int, max_memory: float = math.inf) -> None:
         self.batch_rows = batch_rows
         self._batch_memory = BatchMemory(max_memory)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken by itself where nothing is notified: a condition's way to it is longer
+        self._changed = threading.Condition(self._lock)
         self._new: deque[Batch] = deque()
         self._begun: deque[Batch] = deque()
         self._open: dict[Hashable, tuple[Batch, int]] = {}
@@ -161,7 +164,7 @@ class BatchQueue:
 
     def put(self, computation: Computation[Any, Any], job: Job) -> bool:
         """Queue a job, in a batch of its computation where there is room. False: the queue is closed."""
-        with self._changed:
+        with self._lock:
             if self.closed:
                 return False
             batch, rows = self._open.get(computation.key, (None, 0))
@@ -175,7 +178,7 @@ class BatchQueue:
 
     def wake(self) -> None:
         """Let the thread that waits in `take` look. `put` does not: what arrives together should be taken together."""
-        with self._changed:
+        with self._lock:
             self._changed.notify()
 
     def take(self) -> Batch | None:

@@ -112,15 +112,16 @@ class Scheduler:
             StoppedError: the thread has ended.
         """
         expected = rows if computation.meter is None else self._expectation.rows(computation.meter.key, rows)
-        self.check_capacity(self._counted(rows, expected))
+        room = min(expected, max(rows, self._max_rows_each))
+        self.check_capacity(room)
         deadline = time.monotonic() + timeout_seconds
-        job = Job(payload, rows, expected, deadline, self._loop.create_future(), memory, share)
+        job = Job(payload, rows, expected, room, deadline, self._loop.create_future(), memory, share)
         if not self._queue.put(computation, job):
             raise StoppedError("the inference thread has ended")
         if share is not None:
             share.lend()
         self._jobs.add(job)
-        self._queued_rows += self._counted(rows, expected)
+        self._queued_rows += room
         if not self._waking:  # once the loop has come to what else has arrived: that may join
             self._waking = True
             self._loop.call_soon(self._wake)
@@ -134,7 +135,7 @@ class Scheduler:
         """Queue a computation of its own; otherwise like `submit`, with its other arguments."""
         return self.submit(alone(chunks, meter), None, rows=rows, **named)
 
-    def check_capacity(self, rows: int) -> None:
+    def check_capacity(self, rows: int = 1) -> None:
         """Refuse what `submit` would refuse: worth asking before a body is read.
 
         Raises:
@@ -148,10 +149,6 @@ class Scheduler:
     def retry_seconds(self) -> int:
         """In how many seconds all that is queued should be done; at least one."""
         return max(1, math.ceil(self._seconds_left()))
-
-    def _counted(self, asked: int, expected: int) -> int:
-        """The room that a request takes."""
-        return min(expected, max(asked, self._max_rows_each))
 
     def _seconds_left(self) -> float:
         """When all that is queued should be done: by the rows still to be run, or because the last deadline passes."""
@@ -229,8 +226,9 @@ class Scheduler:
     def _expect(self, job: Job, rows: int) -> None:
         """In the event loop: a job runs more rows than were expected of it."""
         if job in self._jobs:
-            self._queued_rows += self._counted(job.rows, rows) - self._counted(job.rows, job.expected)
-            job.expected = rows
+            room = min(rows, max(job.rows, self._max_rows_each))
+            self._queued_rows += room - job.room
+            job.expected, job.room = rows, room
 
     def _wanted(self, batch: Batch, now: float) -> bool:
         """Drop the jobs that nobody waits for. A batch that has begun goes on as it is while anybody does."""
@@ -286,7 +284,7 @@ class Scheduler:
             self._jobs.remove(job)
             if job.share is not None:
                 job.share.end()
-            self._queued_rows -= self._counted(job.rows, job.expected)
+            self._queued_rows -= job.room
             if job.answer.done() or outcome is None:
                 continue
             if isinstance(outcome, Exception):
