@@ -40,7 +40,8 @@ def photographs(count: int, *, seed: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     ramp = rng.normal(0, 12, (count, 1, 1, 1)) * np.arange(5) + rng.uniform(40, 200, (count, 1, 1, 1))
     colour = ramp + np.array([0, 10, -10]).reshape(1, 3, 1, 1) + rng.normal(0, 3, (count, *SHAPE))
-    return np.clip(np.rint(colour), 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(np.rint(colour), 0, 255).astype(np.uint8)
+    return pixels
 
 
 @pytest.fixture(scope="module")

@@ -75,8 +75,8 @@ def _set_num_pixels(model: ModelProto, num_pixels: int) -> None:
     used_by = {node.input[1]: node.op_type for node in graph.node if node.op_type in ("Reshape", "Pad")}
     for tensor in graph.initializer:
         if (operator := used_by.get(tensor.name)) is not None:
-            sizes = [_size(operator, size, num_pixels) for size in numpy_helper.to_array(tensor).tolist()]
-            tensor.CopyFrom(numpy_helper.from_array(np.array(sizes), tensor.name))
+            lengths = [_size(operator, size, num_pixels) for size in numpy_helper.to_array(tensor).tolist()]
+            tensor.CopyFrom(numpy_helper.from_array(np.array(lengths), tensor.name))
 
 
 def _size(operator: str, size: int, num_pixels: int) -> int:
