@@ -34,7 +34,7 @@ from service.images.errors import ImageError
 from service.images.folder import Listing, describe_skipped, list_files, printable
 from service.images.npy import parse_pixels
 from service.images.reader import ImageReader
-from service.images.splits import divide
+from service.images.split_names import divide
 from service.printing import print_any_name
 from service.progress import Progress
 

@@ -68,7 +68,8 @@ class _RecordedSession:
 
 def label(graph: bytes) -> str:
     """What a graph is, by its outputs."""
-    outputs = {value.name: value for value in onnx.load_from_string(graph).graph.output}
+    model = onnx.load_from_string(graph)
+    outputs = {value.name: value for value in model.graph.output}
     if set(outputs) == {"mean", "log_var"}:
         return "encoder"
     if graphs.INFORMATION in outputs:
@@ -77,6 +78,8 @@ def label(graph: bytes) -> str:
         return "mixture"
     if set(outputs) == {graphs.LOG_WEIGHT}:
         return "log weight"
-    if any(name.startswith("logpx.") for name in outputs):
-        return ", ".join(outputs)
+    if set(outputs) == {graphs.IMAGES}:
+        return "sample" if any(value.name == graphs.UNIFORM for value in model.graph.input) else "mean"
+    if set(outputs) == {graphs.SURPRISE}:
+        return "surprise"
     return "decoder"

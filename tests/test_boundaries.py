@@ -144,12 +144,12 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "anomaly": {"arrays", "chunks", "posterior", "preparation", "proposal"},
     },
     "service.web": {
-        "operations": {"answer_size", "memory", "problems"},
-        "connections": {"memory", "operations", "outcome", "problems"},
-        "decoding": {"memory", "operations", "outcome", "rate"},
+        "operations": {"answer_size", "memory_budget", "problems"},
+        "connections": {"memory_budget", "operations", "outcome", "problems"},
+        "decoding": {"memory_budget", "operations", "outcome", "rate"},
         "models": {"operations", "outcome", "problems", "schemas"},
         "serving": {
-            "connections", "decoding", "memory", "models", "operations", "outcome", "problems", "rate",
+            "connections", "decoding", "memory_budget", "models", "operations", "outcome", "problems", "rate",
             "serialisation",
         },
     },

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from service.web.operations.metrics import Metrics
+from service.web.operations.series import Counter, Histogram
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -16,12 +17,20 @@ DASHBOARD: dict[str, Any] = json.loads((PROVISIONING / "dashboards" / "logpx.jso
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
+def described(metric: Any) -> tuple[str, str, set[str]]:
+    """Its name without a suffix, its type and its labels: of prometheus_client's, or of ours."""
+    if isinstance(metric, Counter | Histogram):
+        name, _, labels = metric._named
+        return name.removesuffix("_total"), type(metric).__name__.lower(), set(labels)
+    return metric._name, metric._type, set(metric._labelnames)
+
+
 def exposed() -> dict[str, set[str]]:
     """Every series of ours and of the process, with its labels; nothing has been counted yet."""
     series: dict[str, set[str]] = {}
     for name, metric in vars(Metrics()).items():
         if name != "registry":
-            base, labels = metric._name, set(metric._labelnames)
+            base, _, labels = described(metric)
             series.update({base: labels, f"{base}_total": labels, f"{base}_sum": labels, f"{base}_count": labels})
             series[f"{base}_bucket"] = labels | {"le"}
     for metric in Metrics().registry.collect():
@@ -41,12 +50,13 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
             )
             assert labels <= series[name] | {"job", "instance"}, expression
     metrics = {name for name in vars(Metrics()) if name != "registry"}
-    shown = {name for name in metrics if any(getattr(Metrics(), name)._name in series_name for series_name in asked)}
+    shown = {name for name in metrics if any(described(getattr(Metrics(), name))[0] in series for series in asked)}
     assert shown == metrics  # and none is left out
 
 
 def test_counters_are_asked_for_with_their_suffix() -> None:
-    kinds = {metric._name: metric._type for name, metric in vars(Metrics()).items() if name != "registry"}
+    every = [described(metric) for name, metric in vars(Metrics()).items() if name != "registry"]
+    kinds = {base: kind for base, kind, _ in every}
     for expression in EXPRESSIONS:
         for name in re.findall(r"logpx_\w+", expression):
             base = re.sub(r"_(total|bucket|sum|count)$", "", name)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gpu_parts import float64, models
 from gpu_parts.record import Case, Options, Record
+from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.chunks import complete
 from service.engine.runtime import Runtime
 from tests.opened import Inputs, Opened, RecordingRuntime
@@ -53,6 +54,8 @@ def used(name: str, options: Options) -> list[Opened]:
     pixels = np.concatenate([familiar, strange])
     for proposal in ("laplace", "encoder", "prior"):
         complete(model.log_likelihood(pixels, proposal=proposal, num_samples=CHUNK_ROWS))
+    code = complete(model.encode(pixels[:1])).mean
+    model._sampler.surprise(pixels[0].reshape(-1), np.repeat(code, NUM_DRAWS, axis=0))
     return recording.opened
 
 

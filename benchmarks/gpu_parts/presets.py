@@ -11,14 +11,15 @@ from model_store import Description, ImageShape
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from tests.toys import describe
-from training.configuration import LikelihoodKind, Preset
+from training.configuration import Preset
 from training.fit.recipes import complete_configuration
+from training.likelihoods import LIKELIHOODS as KINDS
 from training.likelihoods import spec_of
 from training.networks.vae import Vae, build_vae
 from training.publish.export import ExportedGraphs, export
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
-LIKELIHOODS: dict[str, dict[str, Any]] = {kind: {"likelihood": kind} for kind in get_args(LikelihoodKind)}
+LIKELIHOODS: dict[str, dict[str, Any]] = {kind: {"likelihood": kind} for kind in KINDS}
 LIKELIHOODS["gaussian, one scale"] = {"likelihood": "gaussian", "gaussian_scale": 0.2}
 EVERY = [(preset, likelihood) for preset in PRESETS for likelihood in LIKELIHOODS]
 SMALL = {"width": 4, "depth": 1, "latent_dim": 3}

@@ -17,7 +17,7 @@ from service.web.connections.request_limits import Limits
 from service.web.decoding.interface import Decoding, InProcess
 from service.web.documentation import describe_problems, openapi_route
 from service.web.endpoint import ComputedRoute, Dispatch
-from service.web.memory import Budget, computing_bytes
+from service.web.memory_budget import Budget, computing_bytes
 from service.web.middleware import Observe, RootPath
 from service.web.operations.allocator import trim_after_peaks
 from service.web.operations.auth import Auth, require_admin, require_key

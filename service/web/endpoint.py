@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.web.disconnection import answer_unless_gone
 from service.web.documentation import describe_images_reply
 from service.web.media_types import PNG
-from service.web.memory import FREE_BYTES, MEMORY, Share
+from service.web.memory_budget import FREE_BYTES, MEMORY, Share
 from service.web.operations.auth import check_key
 from service.web.outcome import Done
 from service.web.parameters import TIMEOUT_PARAMETER, read_parameters

@@ -28,7 +28,7 @@ from service.web.decoding.interface import Prepared
 from service.web.disconnection import answer_unless_gone
 from service.web.documentation import describe_images_body, describe_latents_body
 from service.web.media_types import IMAGE_TYPES, JSON, MULTIPART, NPY, PIXEL_TYPES
-from service.web.memory import FREE_BYTES, MEMORY, Share, hold
+from service.web.memory_budget import FREE_BYTES, MEMORY, Share, hold
 from service.web.multipart import read_files
 from service.web.operations.settings import Settings
 from service.web.problems import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError

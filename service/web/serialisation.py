@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.web.disconnection import answer_unless_gone
-from service.web.memory import share_of
+from service.web.memory_budget import share_of
 from service.web.outcome import DeadlineError
 
 _FEW_NUMBERS = 2**14

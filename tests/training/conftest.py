@@ -20,7 +20,7 @@ from training.fit.run import Run, create_run, describe_run
 from training.fit.trainer import fit
 from training.likelihoods import Likelihood
 from training.publish import export
-from training.publish.likelihood_graph import export_likelihood
+from training.publish.likelihood_export import export_likelihood
 
 DIGITS = Path(__file__).parents[1] / "data" / "digits.npz"
 TINY = Configuration(width=48, latent_dim=6, num_samples=4, epochs=25, batch_size=16, learning_rate=3e-3, ema_decay=0.9)

@@ -341,7 +341,8 @@ def test_help_shows_every_option_and_its_default(capsys: pytest.CaptureFixture[s
         assert f"--{field.name.replace('_', '-')} " in text
         if field.default is not None and field.name not in ("preset", "likelihood", "warm_up_epochs"):
             assert re.search(rf"\(default: {re.escape(str(field.default))}[;,)]", text), field.name
-    assert "(default: discretised_logistic for 8-bit images of which more than a fifth is grey, else bernoulli)" in text
+    by_images = "discretised_logistic for 8-bit images if more than a fifth of the pixels are grey, else bernoulli"
+    assert f"(default: {by_images})" in text
     assert "(default: auto, an mlp up to 64×64 numbers an image, a resnet for larger ones" in text
     assert "(default: 1, or as many as have 100 steps, but at most a tenth of all)" in text
     assert "(default: 512; 32 for resnet; 16 for resnet in patches)" in text

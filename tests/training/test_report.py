@@ -102,6 +102,7 @@ def test_each_field_that_was_left_open_says_what_came_of_it(model: Model, text: 
     open_fields = {name: in_words(name, configuration) for name, value in configuration.items() if value is None}
     assert open_fields == {
         "gaussian_scale": "none: the likelihood is not gaussian",
+        "num_components": "none: the likelihood is not discretised logistic mixture",
         "first_samples": "8: as num samples, throughout",
         "num_validation": "9: by default, or the data set's own part",
         "num_calibration": "8: by default, or the data set's own part",

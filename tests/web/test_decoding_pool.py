@@ -18,7 +18,7 @@ from service.web.decoding import process_pool
 from service.web.decoding.decoder_process import Decoder, DecoderLostError
 from service.web.decoding.interface import InProcess, Read
 from service.web.decoding.process_pool import DecodingPool
-from service.web.memory import Budget, Share
+from service.web.memory_budget import Budget, Share
 from service.web.operations.metrics import Metrics
 from service.web.operations.settings import Settings
 from service.web.outcome import DeadlineError, QueueFullError, StoppedError

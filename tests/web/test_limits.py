@@ -9,7 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.web.connections.incoming_bodies import IncomingBodies
 from service.web.connections.request_limits import Limits
-from service.web.memory import MEMORY, SENT_AT_ONCE, Budget
+from service.web.memory_budget import MEMORY, SENT_AT_ONCE, Budget
 from service.web.operations.settings import Settings
 from service.web.problems import LimitError, MemoryFullError, SlowBodyError
 

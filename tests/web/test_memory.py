@@ -18,7 +18,7 @@ from service.engine.chunks import complete
 from service.engine.model import Model, Pixels
 from service.web.connections.incoming_bodies import IncomingBodies
 from service.web.connections.request_limits import Limits
-from service.web.memory import FREE_BYTES, MEMORY, SENT_AT_ONCE, SMALL_BYTES, Budget, Share
+from service.web.memory_budget import FREE_BYTES, MEMORY, SENT_AT_ONCE, SMALL_BYTES, Budget, Share
 from service.web.operations.allocator import trim
 from service.web.operations.settings import Settings
 from service.web.problems import LimitError, MemoryFullError

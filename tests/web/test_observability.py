@@ -119,7 +119,7 @@ def test_models_tell_their_manifest_and_provider(client: TestClient) -> None:
     assert listed["colour"]["manifest"]["image"] == {"channels": 3, "height": 8, "width": 6}
     one = client.get("/v1/models/digits?version=1").json()
     assert one["manifest"]["version"] == 1
-    assert one["manifest"]["format_version"] == 1
+    assert one["manifest"]["format_version"] == 2
     assert (one["default_version"], one["loaded_versions"]) == (2, [1, 2])
 
 

@@ -23,7 +23,7 @@ EXAMPLES = hypothesis.settings(
 @pytest.fixture(scope="module")
 def closed(serve: Serve) -> TestClient:
     """An app that asks for a key and computes little."""
-    return serve(api_keys=KEY, num_samples=10, max_num_samples=100, max_rows=1000, max_pixels=100_000)
+    return serve(api_keys=KEY, num_samples=10, max_num_samples=200, max_rows=1000, max_pixels=100_000)
 
 
 @pytest.mark.parametrize("mode", GenerationMode)

@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from service.engine.anomaly.detector import AnomalyScores, Judgement
-from service.web.memory import MEMORY, Budget, Share
+from service.web.memory_budget import MEMORY, Budget, Share
 from service.web.outcome import DeadlineError
 from service.web.responses import anomaly_rows, images_reply, json_reply
 from service.web.serialisation import Writer, check_wanted

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from service.images.folder import Skipped, add_skipped, list_files
-from service.images.splits import PARTS, named_part
+from service.images.split_names import PARTS, named_part
 from training.errors import CorruptImageError, DataError
 
 SUFFIX = ".parquet"

@@ -18,7 +18,7 @@ from training.likelihoods import Likelihood
 from training.networks.precision import full_float32
 from training.networks.vae import Vae
 from training.publish.exporter import OPSET, exporter_quietened, model_of, serialised
-from training.publish.likelihood_graph import export_likelihood
+from training.publish.likelihood_export import export_likelihood
 
 PARITY_BATCHES = (1, 2, 7, 64)
 PARITY_TOLERANCE = 1e-4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from service.engine import format1
 from training.likelihoods import Bernoulli, DiscretisedLogistic, Gaussian, GaussianWithScale
-from training.publish.likelihood_graph import export_for_any_size
+from training.publish.likelihood_export import export_for_any_size
 
 _SHAPE = (1, 36, 1)
 """Of what is traced; any would do."""

@@ -13,7 +13,7 @@ from service.engine.model import Model
 from service.engine.runtime import Runtime
 from training.errors import LikelihoodError, ParityError, TrainingError
 from training.likelihoods import likelihood_of
-from training.publish.likelihood_graph import export_likelihood
+from training.publish.likelihood_export import export_likelihood
 
 AGREEMENT, _RELATIVE_AGREEMENT = 1e-6, 1e-7
 """How far log P(x) may move: nats, and where that is more, a share of it that float32 does not resolve."""

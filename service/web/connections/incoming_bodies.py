@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import NoReturn
 
-from service.web.memory import Budget
+from service.web.memory_budget import Budget
 from service.web.problems import MemoryFullError
 
 _GRACE_SECONDS = 2.0

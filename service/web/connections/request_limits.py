@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.web.connections.exchange import EXCHANGE, Exchange
 from service.web.connections.framing import MAX_HEADERS
 from service.web.connections.incoming_bodies import IncomingBodies, IncomingBody
-from service.web.memory import FREE_BYTES, MEMORY, SENT_AT_ONCE, Budget, Share
+from service.web.memory_budget import FREE_BYTES, MEMORY, SENT_AT_ONCE, Budget, Share
 from service.web.operations.settings import Settings
 from service.web.problems import (
     HEADER_TOO_LARGE,

@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 
 from service.images.decode_request import DecodeRequest
-from service.web.memory import Share
+from service.web.memory_budget import Share
 from service.web.outcome import DeadlineError
 
 

@@ -7,7 +7,7 @@ Where the C library is another, all of this does nothing.
 import asyncio
 import ctypes
 
-from service.web.memory import Budget
+from service.web.memory_budget import Budget
 
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1  # of mallopt(3)
 _ARENAS = 2

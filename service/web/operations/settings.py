@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         64 * 2**20, description="bytes that an answer could have, estimated before it is computed (413)"
     )
     max_memory_bytes: PositiveInt = Field(
-        2**30, description="bytes of memory for all requests together, see service/web/memory.py (429)"
+        2**30, description="bytes of memory for all requests together, see service/web/memory_budget.py (429)"
     )
     max_rows: PositiveInt = Field(5_000_000, description="images × samples of a request (413)")
     max_queued_rows: PositiveInt = Field(10_000_000, description="rows waiting or running, over all requests (429)")

@@ -13,7 +13,7 @@ from service.engine.blocks import CPU_BLOCKS
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError
 from service.web.decoding.interface import Decoding, InProcess
-from service.web.memory import computing_bytes
+from service.web.memory_budget import computing_bytes
 from service.web.models.registry import Registry
 from service.web.operations.metrics import Metrics
 from service.web.operations.settings import Settings

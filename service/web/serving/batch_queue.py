@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from service.web.memory import Share
+from service.web.memory_budget import Share
 from service.web.rate import Meter
 
 P = TypeVar("P")

@@ -2,8 +2,8 @@
 
     resident    once the models are loaded: code, weights
     graphs      that each model's graphs keep when they have run as many rows as they may
-    requests    `LOGPX_MAX_MEMORY_BYTES`, see memory.py and batch_queue.py
-    connections `LOGPX_MAX_CONNECTIONS`, each with what is not counted in memory.py
+    requests    `LOGPX_MAX_MEMORY_BYTES`, see memory_budget.py and batch_queue.py
+    connections `LOGPX_MAX_CONNECTIONS`, each with what is not counted in memory_budget.py
     decoders    `LOGPX_DECODERS` processes beside this one, and a spare one
 
 Versions that are loaded later, by a reload or because a request asks for them, come on top.
@@ -16,7 +16,7 @@ from pathlib import Path
 from service.engine.model import Model
 from service.web.connections.connection_limit import MAX_RESERVE
 from service.web.decoding.process_pool import decoder_memory_bytes
-from service.web.memory import FREE_BYTES, SENT_AT_ONCE, computing_bytes
+from service.web.memory_budget import FREE_BYTES, SENT_AT_ONCE, computing_bytes
 from service.web.operations.settings import Settings
 
 CONNECTION_BYTES = FREE_BYTES + SENT_AT_ONCE + 2**18 + 2**16 + 2**16

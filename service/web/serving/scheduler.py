@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
-from service.web.memory import Share
+from service.web.memory_budget import Share
 from service.web.outcome import DeadlineError, Done, QueueFullError, StoppedError
 from service.web.rate import Expectation, Meter, Rate
 from service.web.serving.batch_queue import Batch, BatchQueue, Computation, Job, alone

@@ -1,6 +1,6 @@
 import pytest
 
-from service.images.splits import divide, exact_part, named_part
+from service.images.split_names import divide, exact_part, named_part
 
 
 @pytest.mark.parametrize(
