@@ -99,8 +99,8 @@ def read_source(path: Path, *, skip_corrupt: bool = False) -> Source:
       perhaps `valid-…`; each plain or `.gz`.
     - A folder of image files, at any depth, so that class subfolders may be there or not: which are taken is in
       service/images/folder.py. Folders such as `train` and `test` beside one another are parts, see split_names.py
-      there. All grey gives one channel, otherwise three. As in the service, transparent parts are black and EXIF says which
-      way is up. One 16-bit image makes the whole set float32 in [0, 1].
+      there. All grey gives one channel, otherwise three. As in the service, transparent parts are black and EXIF says
+      which way is up. One 16-bit image makes the whole set float32 in [0, 1].
     - A `.parquet` file, or a folder of them, with a column of such files' bytes (see parquet.py for column and parts).
     - An `.npy` file, [N, H, W] or [N, C, H, W]: 8-bit, boolean, or floats in [0, 1].
     - An `.npz` file with such arrays called `train` and, if there, `validation` and `test` (also as Keras and MedMNIST
