@@ -38,14 +38,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 def store(tmp_path: Path) -> Path:
     toy = bernoulli_toy(SHAPE, 3, name="toy", preparation=PixelPreparation(binarisation="dynamic"))
     root = tmp_path / "store"
-    publish(
-        root,
-        toy.description,
-        encoder=toy.encoder,
-        decoder=toy.decoder,
-        likelihood=toy.likelihood,
-        calibration=toy.calibration,
-    )
+    toy.publish(root)
     return root
 
 

@@ -1,6 +1,7 @@
 """Small models whose truth is known, made with `onnx.helper`: no training code between the test and the formula."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from scipy.stats import multivariate_normal
 
-from model_store import CalibrationProtocol, Description, ImageShape, LikelihoodSpec, PixelPreparation, Provenance
+from model_store import (
+    CalibrationProtocol,
+    Description,
+    ImageShape,
+    LikelihoodSpec,
+    PixelPreparation,
+    Provenance,
+    StoredModel,
+    publish,
+)
 from tests.likelihoods import BERNOULLI, gaussian, graph_of, reference_of
 from tests.likelihoods import AnyArray as AnyArray
 
@@ -27,6 +37,17 @@ class Toy:
     def likelihood(self) -> bytes:
         """likelihood.onnx."""
         return graph_of(self.description.likelihood, self.description.image.size)
+
+    def publish(self, root: Path) -> StoredModel:
+        """As the next version in a store."""
+        return publish(
+            root,
+            self.description,
+            encoder=self.encoder,
+            decoder=self.decoder,
+            likelihood=self.likelihood,
+            calibration=self.calibration,
+        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from model_store import (
     StoredModel,
     list_versions,
     open_version,
-    publish,
 )
 from service.engine.acceptance import accept
 from service.engine.anomaly.statistics import storable
@@ -274,14 +273,7 @@ def test_the_bundled_models_are_taken(name: str) -> None:
 
 def test_a_manifest_may_say_infinity_in_a_way_that_json_has_not(tmp_path: Path) -> None:
     """Python's reader takes the word."""
-    published = publish(
-        tmp_path,
-        TOY.description,
-        encoder=TOY.encoder,
-        decoder=TOY.decoder,
-        likelihood=TOY.likelihood,
-        calibration=TOY.calibration,
-    )
+    published = TOY.publish(tmp_path)
     file = published.path / "manifest.json"
     fields = json.loads(file.read_text())
     for scale in ("Infinity", "1e999", "NaN", "-Infinity", "-1", "0"):

@@ -1,6 +1,6 @@
 import gc
 from collections.abc import Generator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnxruntime import InferenceSession
 
-from model_store import ImageShape, InvalidArtifactError, PixelPreparation, open_version, publish
+from model_store import ImageShape, InvalidArtifactError, PixelPreparation, open_version
 from service.engine.anomaly.detector import UncalibratedModelError, UnknownMethodError
 from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.chunks import Chunks, complete
@@ -364,14 +364,7 @@ def test_scores_made_with_an_unknown_proposal_are_refused_at_load() -> None:
 
 def test_a_stored_model_is_the_model(tmp_path: Path) -> None:
     toy = TOYS["dynamic"]
-    publish(
-        tmp_path,
-        toy.description,
-        encoder=toy.encoder,
-        decoder=toy.decoder,
-        likelihood=toy.likelihood,
-        calibration=toy.calibration,
-    )
+    toy.publish(tmp_path)
     model = Model.open(open_version(tmp_path, "bernoulli"), runtime=Runtime("cpu"))
     x = images("dynamic", 3)
     assert_same(complete(model.log_likelihood(x)), complete(model_of("dynamic").log_likelihood(x)))
@@ -382,14 +375,7 @@ def test_a_stored_model_is_the_model(tmp_path: Path) -> None:
 
 def test_a_fault_names_the_file_in_its_folder(tmp_path: Path) -> None:
     toy = TOYS["dynamic"]
-    publish(
-        tmp_path,
-        toy.description,
-        encoder=toy.decoder,
-        decoder=toy.decoder,
-        likelihood=toy.likelihood,
-        calibration=toy.calibration,
-    )
+    replace(toy, encoder=toy.decoder).publish(tmp_path)
     with pytest.raises(InvalidArtifactError, match="input 'x' is missing; found z") as caught:
         Model.open(open_version(tmp_path, "bernoulli"), runtime=Runtime("cpu"))
     assert caught.value.file == tmp_path / "bernoulli" / "1" / "encoder.onnx"

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from model_store import ImageShape, publish
+from model_store import ImageShape
 from tests.hostile.harness import ChildService, watched
 from tests.hostile.wire import Answer
 from tests.toys import Toy, bernoulli_toy
@@ -33,14 +33,7 @@ def add(store: Path, name: str, edit: Edit = lambda _: None, seed: int = 5) -> P
 
 
 def put(store: Path, toy: Toy) -> Path:
-    stored = publish(
-        store,
-        toy.description,
-        encoder=toy.encoder,
-        decoder=toy.decoder,
-        likelihood=toy.likelihood,
-        calibration=toy.calibration,
-    )
+    stored = toy.publish(store)
     return stored.path
 
 

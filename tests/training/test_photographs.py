@@ -17,9 +17,10 @@ from training.data.splits import LoadedImages
 from training.errors import ConfigurationError
 from training.fit.devices import PLAIN
 from training.fit.distributed import ALONE
+from training.fit.limits import MOST_PIXEL_WEIGHTS, num_pixel_weights
 from training.fit.loop import Loop
 from training.fit.recipes import complete_configuration
-from training.fit.run import MOST_PIXEL_WEIGHTS, num_pixel_weights, open_run
+from training.fit.run import open_run
 from training.fit.state import TrainingState, build_state
 from training.networks.resnet import LARGEST, patch_size
 from training.networks.vae import HIGHEST_LOG_VAR, LOWEST_LOG_VAR, build_vae

@@ -240,6 +240,6 @@ def test_epochs_without_a_checkpoint_are_dropped_from_the_figures(tmp_path: Path
 def test_what_no_store_would_take_is_refused_before_training(
     splits: DataSplits, monkeypatch: pytest.MonkeyPatch, limit: str, most: object, problem: str
 ) -> None:
-    monkeypatch.setattr(f"training.fit.run.{limit}", most)
+    monkeypatch.setattr(f"training.fit.limits.{limit}", most)
     with pytest.raises(ConfigurationError, match=problem):
         describe_run(TINY, splits, source="here")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from model_store import ImageShape, PixelPreparation, publish
+from model_store import ImageShape, PixelPreparation
 from service.web.app import create_app
 from service.web.operations.settings import Settings
 from tests.toys import LinearGaussian, Toy, bernoulli_toy
@@ -25,14 +25,7 @@ Serve = Callable[..., TestClient]
 
 def put(store: Path, toy: Toy) -> None:
     """Publish a toy."""
-    publish(
-        store,
-        toy.description,
-        encoder=toy.encoder,
-        decoder=toy.decoder,
-        likelihood=toy.likelihood,
-        calibration=toy.calibration,
-    )
+    toy.publish(store)
 
 
 def wait_until_ready(client: TestClient) -> None:

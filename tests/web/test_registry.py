@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -166,14 +167,7 @@ def test_nothing_is_taken_up_unasked(run: Run, tmp_path: Path) -> None:
 def hide_a_contradiction(store: Path) -> None:
     """Hashes fit, but the graphs are of colour images."""
     grey, colour = bernoulli_toy(DIGIT_SHAPE, name="digits"), bernoulli_toy(COLOUR_SHAPE)
-    publish(
-        store,
-        grey.description,
-        encoder=colour.encoder,
-        decoder=grey.decoder,
-        likelihood=grey.likelihood,
-        calibration=grey.calibration,
-    )
+    replace(grey, encoder=colour.encoder).publish(store)
 
 
 def publish_and_damage(store: Path) -> None:

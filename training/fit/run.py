@@ -9,7 +9,6 @@ curves.png, reconstructions.png, samples.png
 """
 
 import json
-import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -19,18 +18,15 @@ from typing import Any
 
 import torch
 
-from model_store import MAX_IMAGE_SIZE, max_calibration_images
 from training.configuration import Configuration
 from training.data.splits import PARTS, DataSplits
 from training.errors import ConfigurationError, RunError
 from training.files import remove_unfinished, write_atomically
 from training.fit.devices import Acceleration
+from training.fit.limits import check_limits
 from training.fit.lock import LOCK
-from training.likelihoods import build_likelihood
 
 RUN_FORMAT_VERSION = 2
-MOST_PIXEL_WEIGHTS = 2**28
-"""With their gradient, Adam's two moments and their average 5 GiB."""
 RUN, CHECKPOINT, METRICS, SESSIONS = "run.json", "checkpoint.pt", "metrics.jsonl", "sessions.jsonl"
 
 
@@ -195,17 +191,9 @@ def describe_run(
     """The description of a run of `configuration` on `splits`, which were read from `source`.
 
     Raises:
-        ConfigurationError: `shift` is not less than the images' height and width, an `mlp` of these images would
-            have more than 268 million weights, or what comes of the run is larger than a store takes.
+        ConfigurationError: see `check_limits`.
     """
-    _check_can_be_published(configuration, splits)
-    if (weights := num_pixel_weights(configuration, splits.image_shape)) > MOST_PIXEL_WEIGHTS:
-        raise ConfigurationError(
-            f"an mlp of width {configuration.width} for images of {list(splits.image_shape)} has {weights / 1e6:.0f} "
-            f"million weights, more than {MOST_PIXEL_WEIGHTS / 1e6:.0f}: choose the preset resnet, or a smaller width"
-        )
-    if configuration.shift >= (smallest := min(splits.image_shape[1:])):
-        raise ConfigurationError(f"shift must be less than the images' {smallest} pixels, not {configuration.shift}")
+    check_limits(configuration, splits)
     return RunDescription(
         configuration=configuration,
         data_set=splits.name,
@@ -217,29 +205,6 @@ def describe_run(
         acceleration=acceleration,
         device=device,
     )
-
-
-def _check_can_be_published(configuration: Configuration, splits: DataSplits) -> None:
-    """Refuse before training what a store would refuse after it."""
-    if (size := math.prod(splits.image_shape)) > MAX_IMAGE_SIZE:
-        raise ConfigurationError(
-            f"images of {size} pixels and channels are too large: at most {MAX_IMAGE_SIZE} are taken"
-        )
-    most = max_calibration_images(configuration.latent_dim)
-    if len(splits.calibration) > most:
-        raise ConfigurationError(
-            f"num_calibration must be at most {most} with {configuration.latent_dim} latent dimensions, "
-            f"not {len(splits.calibration)}"
-        )
-
-
-def num_pixel_weights(configuration: Configuration, image_shape: tuple[int, int, int]) -> int:
-    """How many weights an `mlp` of this configuration has between pixels and hidden layers; 0 of other presets."""
-    if configuration.preset != "mlp":
-        return 0
-    likelihood = build_likelihood(configuration.likelihood, image_shape, **configuration.likelihood_options)
-    outputs = sum(map(math.prod, likelihood.outputs.values()))
-    return (math.prod(image_shape) + outputs) * configuration.width
 
 
 def create_run(folder: Path, description: RunDescription) -> Run:
