@@ -48,5 +48,4 @@ def num_pixel_weights(configuration: Configuration, image_shape: tuple[int, int,
     if configuration.preset != "mlp":
         return 0
     likelihood = build_likelihood(configuration.likelihood, image_shape, **configuration.likelihood_options)
-    outputs = sum(map(math.prod, likelihood.outputs.values()))
-    return (math.prod(image_shape) + outputs) * configuration.width
+    return (likelihood.num_pixels + likelihood.num_outputs) * configuration.width

@@ -78,6 +78,11 @@ class Likelihood(ABC):
         """The decoder's outputs by name, in order, with their shapes."""
 
     @property
+    def num_outputs(self) -> int:
+        """Numbers of all the decoder's outputs for one image."""
+        return sum(map(math.prod, self.outputs.values()))
+
+    @property
     def num_uniforms(self) -> int:
         """Uniform numbers that one image of `sample` takes: one a pixel and channel."""
         return self.num_pixels
@@ -115,7 +120,7 @@ class Likelihood(ABC):
         Here the mean over draws from evenly spaced uniform numbers, in another order for each that an image takes: 32
         draws, or as many as four passes of `NUMBERS_AT_ONCE` hold.
         """
-        at_once = min(NUM_DRAWS, max(1, NUMBERS_AT_ONCE // sum(map(math.prod, self.outputs.values()))))
+        at_once = min(NUM_DRAWS, max(1, NUMBERS_AT_ONCE // self.num_outputs))
         num_passes = min(_MOST_PASSES, -(-NUM_DRAWS // at_once))
         num_draws = min(NUM_DRAWS, num_passes * at_once)
         order = torch.floor(torch.arange(self.num_uniforms, dtype=torch.float64) * _GOLDEN_RATIO % 1 * num_draws)

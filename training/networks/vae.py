@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from training.configuration import Configuration, Preset
 from training.likelihoods import Likelihood, build_likelihood
+from training.likelihoods.base import ImageShape
 from training.networks.layers import linear
 from training.networks.mlp import MlpDecoder, MlpEncoder
 from training.networks.precision import at_least_float32
 from training.networks.resnet import ResnetDecoder, ResnetEncoder
-
-ImageShape = tuple[int, int, int]
 
 LOWEST_LOG_VAR, HIGHEST_LOG_VAR = -30.0, 10.0
 """Of the posterior's log variance. Beyond them z is the mean, in float32, or is 150 times as wide as the prior; within

@@ -37,17 +37,22 @@ def strip_notes(model: onnx.ModelProto) -> None:
         item.ClearField("metadata_props")
 
 
+_LOGGERS = "torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding"
+
+
 @contextmanager
 def exporter_quietened() -> Iterator[None]:
     """Keep back what the exporter of torch 2.13 says about itself; every other warning comes through."""
-    # At each export it logs that torchvision, which no model here uses, is not installed.
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # It logs that torchvision, which no model here uses, is not installed, and which operators it does not fold.
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             # It copies tree specifications in a way that its own pytree module deprecates.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
