@@ -36,6 +36,7 @@ from service.engine.proposal import (
     DEFAULT_SEED,
     PROPOSALS,
     DiagonalGaussian,
+    Effort,
     check_request,
     standard_normal,
 )
@@ -103,6 +104,9 @@ class Model:
             self._estimator = Estimator(
                 self._sampler, num_pixels=description.image.size, max_steps=max_steps, blocks=runtime.blocks
             )
+            drawn = self._sampler.drawn
+            encoded = complete(self._encode(drawn.reshape(-1, *chw)))
+            complete(self._estimator.ladder.learn_familiar(drawn, encoded))
             for proposal in () if trusted else PROPOSALS:
                 complete(self.log_likelihood(np.zeros((2, *chw), np.float32), proposal=proposal, num_samples=4))
         if calibration is not None and description.calibration.proposal not in PROPOSALS:
@@ -196,15 +200,8 @@ class Model:
         check_request(proposal, num_samples)
         x = PreparedImages(pixels, self._preparation)
         posterior = yield from self._encode(x)
-        inference = yield from self._estimator.infer(
-            x,
-            posterior,
-            proposal=proposal,
-            num_samples=num_samples,
-            seed=seed,
-            max_std_error=max_std_error,
-            max_num_samples=max_num_samples or num_samples,
-        )
+        effort = Effort(num_samples, seed, max_std_error, max_num_samples or num_samples)
+        inference = yield from self._estimator.infer(x, posterior, proposal=proposal, effort=effort)
         return inference.record
 
     def statistics(self, pixels: Pixels, *, proposal: str, num_samples: int, seed: int) -> Chunks[Statistics]:
@@ -255,7 +252,7 @@ class Model:
             return scores
         return replace(scores, explanation=(yield from surprise_maps(x, latents, self._sampler)))
 
-    def _encode(self, x: PreparedImages) -> Chunks[DiagonalGaussian]:
+    def _encode(self, x: PreparedImages | Pixels) -> Chunks[DiagonalGaussian]:
         mean = np.empty((len(x), self.description.latent_dim), np.float32)
         log_var = np.empty_like(mean)
         for start in range(0, len(x), self._chunk_rows):
@@ -270,16 +267,8 @@ class Model:
     ) -> Chunks[tuple[Statistics, NDArray[np.float32]]]:
         """Prepared images [B, C, H, W] → their statistics, and R draws from each posterior [B, R, D]."""
         posterior = yield from self._encode(x)
-        inference = yield from self._estimator.infer(
-            x,
-            posterior,
-            proposal=proposal,
-            num_samples=num_samples,
-            seed=seed,
-            max_std_error=None,
-            max_num_samples=num_samples,
-            num_draws=num_draws,
-        )
+        effort = Effort(num_samples, seed, num_draws=num_draws)
+        inference = yield from self._estimator.infer(x, posterior, proposal=proposal, effort=effort)
         statistics = Statistics(
             log_likelihood=inference.record.log_likelihood,
             elbo=inference.record.elbo,

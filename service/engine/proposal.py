@@ -11,11 +11,13 @@ from onnxruntime import OrtValue
 from service.engine.runtime import Runtime
 
 DEFAULT_SEED = 0
-Proposal = Literal["prior", "encoder", "laplace"]
+Proposal = Literal["prior", "encoder", "laplace", "annealed", "auto"]
 PROPOSALS: tuple[Proposal, ...] = get_args(Proposal)
-DEFAULT_PROPOSAL: Proposal = "laplace"
-DEFAULT_NUM_SAMPLES: Mapping[str, int] = {"prior": 5000, "encoder": 5000, "laplace": 400}
-MIN_NUM_SAMPLES: Mapping[str, int] = {"prior": 1, "encoder": 1, "laplace": 4}
+IMPORTANCE_PROPOSALS = ("prior", "encoder", "laplace")
+"""Those whose estimate is a mean of weights; the others are of posterior/ladder.py."""
+DEFAULT_PROPOSAL: Proposal = "auto"
+DEFAULT_NUM_SAMPLES: Mapping[str, int] = {"prior": 5000, "encoder": 5000, "laplace": 400, "annealed": 400, "auto": 400}
+MIN_NUM_SAMPLES: Mapping[str, int] = {"prior": 1, "encoder": 1, "laplace": 4, "annealed": 4, "auto": 4}
 
 
 class UnknownProposalError(ValueError):
@@ -40,11 +42,39 @@ def check_request(proposal: str, num_samples: int) -> None:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """How much is sampled.
+
+    Attributes:
+        num_samples: of each image, to begin with.
+        seed: of the noise.
+        max_std_error: go on, image by image, until the estimate is reliable to so many nats; None: do not go on.
+        max_num_samples: with it, the most.
+        num_draws: R, draws from each image's posterior.
+    """
+
+    num_samples: int
+    seed: int = DEFAULT_SEED
+    max_std_error: float | None = None
+    max_num_samples: int = 0
+    num_draws: int = 0
+
+    @property
+    def limit(self) -> int:
+        """Samples of an image, at most."""
+        return self.num_samples if self.max_std_error is None else max(self.num_samples, self.max_num_samples)
+
+
+@dataclass(frozen=True)
 class DiagonalGaussian:
     """N(mean, diag exp(log_var)), one for each image; both [B, D] float32."""
 
     mean: NDArray[np.float32]
     log_var: NDArray[np.float32]
+
+    def take(self, images: NDArray[np.intp]) -> "DiagonalGaussian":
+        """Those of these images."""
+        return DiagonalGaussian(self.mean[images], self.log_var[images])
 
 
 def standard_normal(num_samples: int, latent_dim: int, *, seed: int) -> NDArray[np.float32]:

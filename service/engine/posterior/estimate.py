@@ -7,9 +7,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.posterior.pareto import ParetoTail, fit_tail
+from service.engine.posterior.pareto import ParetoTail, fit_tail, tail_size
 
 MAX_RELIABLE_STD_ERROR = 0.5
+REASONS = ("mode", "tail", "groups", "budget")
+"""Why an estimate is not reliable: no mode of the posterior was found, or two searches found different ones; the
+weights' tail is too heavy for an error bar; groups of particles disagree; more samples would make it reliable."""
+_GROUP_ALLOWANCE = 1.4
+"""Of an annealed estimate's standard error: few groups spread less than many would (Student's t, four groups)."""
+_MAX_SPREAD = 3.0
+"""Nats between the highest and the lowest group beyond which they disagree."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +37,17 @@ class LogLikelihood:
     posterior_gap: NDArray[np.float64]
     """log P(x) − ELBO = KL[q(z|x) ‖ p(z|x)]."""
     effective_sample_size: NDArray[np.float64]
-    """(Σw)² / Σw², between 1 and K."""
+    """(Σw)² / Σw², between 1 and K; NaN where the estimate is annealed."""
     pareto_k: NDArray[np.float64]
-    """Tail shape of the weights, see pareto.py; no unit."""
+    """Tail shape of the weights, see pareto.py; no unit. NaN where the estimate is annealed."""
     num_samples: NDArray[np.int64]
-    """K, the samples this image's estimate took."""
+    """K, the samples this image's estimate took; of an annealed one, particles and their moves."""
     proposal: NDArray[np.str_]
     """The proposal really used: `encoder` where `laplace` was asked for and found no curvature to use."""
     reliable: NDArray[np.bool_]
-    """Whether `std_error` can be believed: see `is_reliable`."""
+    """Whether `std_error` can be believed: see `is_reliable`, and `annealed_estimate`."""
+    reason: NDArray[np.str_]
+    """Why it is not reliable, one of `REASONS`; empty where it is."""
 
     @staticmethod
     def join(parts: Sequence["LogLikelihood"]) -> "LogLikelihood":
@@ -85,6 +94,7 @@ def estimate(
         num_samples=np.full(total.shape, num_samples),
         proposal=np.full(total.shape, proposal),
         reliable=is_reliable(tail.shape, std_error, num_samples),
+        reason=_reason(tail.shape, std_error, num_samples),
     )
 
 
@@ -101,6 +111,57 @@ def _variance(weight: NDArray[np.float64], tail: ParetoTail) -> NDArray[np.float
     return np.asarray(variance + beyond * tail.size / num_samples)
 
 
+def annealed_estimate(
+    log_estimates: NDArray[np.float64],
+    inner_variance: NDArray[np.float64],
+    elbo: NDArray[np.float64],
+    num_samples: NDArray[np.int64],
+    num_pixels: int,
+    *,
+    found: NDArray[np.bool_],
+    finished: NDArray[np.bool_],
+) -> LogLikelihood:
+    """The mean of some groups' estimates of P(x): log estimates [B, G] → estimates [B].
+
+    `std_error` is the larger of two, times 1.4: by the spread of the groups, sd/(mean·√G), and by descent within them,
+    √`inner_variance`, the relative variance of the mean of all groups (annealing.py). It is reliable where a mode was
+    found, the groups lie within three nats of one another, and it is at most half a nat.
+
+    Args:
+        log_estimates: by group, log [B, G].
+        inner_variance: [B].
+        elbo: [B].
+        num_samples: particles and their moves, [B].
+        num_pixels: C·H·W.
+        found: whether the search found a mode, [B].
+        finished: whether annealing came to its end, [B].
+    """
+    num_groups = log_estimates.shape[1]
+    highest = log_estimates.max(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        estimates = np.exp(log_estimates - np.where(np.isfinite(highest), highest, 0)[:, None])
+        mean = estimates.mean(axis=1)
+        log_likelihood = np.log(mean) + highest
+        between = estimates.std(axis=1, ddof=1) / (mean * math.sqrt(num_groups))
+        std_error = _GROUP_ALLOWANCE * np.maximum(between, np.sqrt(inner_variance))
+        spread = highest - log_estimates.min(axis=1)
+        agree = (spread <= _MAX_SPREAD) & (std_error <= MAX_RELIABLE_STD_ERROR)
+    shape = log_likelihood.shape
+    return LogLikelihood(
+        log_likelihood=log_likelihood,
+        std_error=std_error,
+        elbo=np.asarray(elbo, np.float64),
+        posterior_gap=log_likelihood - elbo,
+        bits_per_dim=-log_likelihood / (num_pixels * math.log(2)),
+        effective_sample_size=np.full(shape, np.nan),
+        pareto_k=np.full(shape, np.nan),
+        num_samples=num_samples,
+        proposal=np.full(shape, "annealed"),
+        reliable=agree & found & finished,
+        reason=np.select([~found, ~finished, ~agree], ["mode", "budget", "groups"], ""),
+    )
+
+
 def evidence_lower_bound(encoder_log_weight: NDArray[np.floating]) -> NDArray[np.float64]:
     """E_q[log p(x|z) + log p(z) − log q(z|x)], by the mean of the encoder's log weights: [B, K] → [B], nats."""
     with np.errstate(invalid="ignore"):  # ∞ − ∞
@@ -113,5 +174,15 @@ def is_reliable(tail_shape: NDArray[np.float64], std_error: NDArray[np.float64],
     Pareto k below min(1 − 1/log10 K, 0.7), the bound of Vehtari et al. 2024, and a standard error of at most 0.5 nat,
     beyond which the delta method's straight line no longer follows the logarithm. NaN is unreliable.
     """
-    limit = min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
-    return (tail_shape < limit) & (std_error <= MAX_RELIABLE_STD_ERROR)
+    return (tail_shape < _tail_limit(num_samples)) & (std_error <= MAX_RELIABLE_STD_ERROR)
+
+
+def _tail_limit(num_samples: int) -> float:
+    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
+
+
+def _reason(tail_shape: NDArray[np.float64], std_error: NDArray[np.float64], num_samples: int) -> NDArray[np.str_]:
+    """Why importance samples are not reliable: [B]; fewer than a tail can be fitted to are too few."""
+    too_heavy = ~(tail_shape < _tail_limit(num_samples)) & (tail_size(num_samples) > 0)
+    too_wide = ~(std_error <= MAX_RELIABLE_STD_ERROR) | (tail_size(num_samples) == 0)
+    return np.select([too_heavy, too_wide], ["tail", "budget"], "")

@@ -1,6 +1,6 @@
 """log P(x) of images, by the proposal asked for: finds modes, draws samples, and stops when the error bar is met."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,11 +11,14 @@ from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.blocks import BlockSizes
 from service.engine.chunks import Chunks
 from service.engine.posterior.estimate import LogLikelihood, estimate, evidence_lower_bound
-from service.engine.posterior.laplace import SHARES, Mixture, mixture
-from service.engine.posterior.mode_search import ModeSearch
-from service.engine.posterior.sampling import Sampler, balanced, part_of
+from service.engine.posterior.ladder import NUM_PARTICLES, Ladder
+from service.engine.posterior.laplace import SHARES, Gaussians, Mixture, mixture
+from service.engine.posterior.mode_search import Candidates, ModeSearch, alone
+from service.engine.posterior.newton import Modes
+from service.engine.posterior.reference import reference
+from service.engine.posterior.sampling import Sampler, balanced, part_of, resample
 from service.engine.preparation import PreparedImages
-from service.engine.proposal import DiagonalGaussian
+from service.engine.proposal import IMPORTANCE_PROPOSALS, DiagonalGaussian, Effort
 
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
@@ -36,6 +39,19 @@ class _Plan:
     converged: NDArray[np.bool_]
     """Where it is the right one: for `laplace`, where the mode was found."""
     mixture: bool
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Estimates [B], the samples to draw from each posterior [B, R], and the first log weights [B, K]."""
+
+    record: LogLikelihood
+    drawn: Indices
+    first: Float64Array
+
+
+_Answers = tuple[LogLikelihood, Float32Array]
+"""Estimates [B], and draws from each posterior [B, R, D]."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,7 @@ class Estimator:
         self._num_pixels = num_pixels
         self._search = ModeSearch(sampler, max_steps=max_steps, block_images=blocks.contested)
         self._block_images = blocks.images
+        self.ladder = Ladder(sampler, self._search, num_pixels=num_pixels)
 
     def memory(self, num_images: int, num_samples: int, latent_dim: int) -> int:
         """Bytes that `infer` may take beside its arguments and its result, at most.
@@ -79,80 +96,96 @@ class Estimator:
         return max(1, min(self._block_images, _BLOCK_NUMBERS // latent_dim**2, _BLOCK_WEIGHTS // num_samples))
 
     def infer(
-        self,
-        x: PreparedImages | Float32Array,
-        posterior: DiagonalGaussian,
-        *,
-        proposal: str,
-        num_samples: int,
-        seed: int,
-        max_std_error: float | None,
-        max_num_samples: int,
-        num_draws: int = 0,
+        self, x: PreparedImages | Float32Array, posterior: DiagonalGaussian, *, proposal: str, effort: Effort
     ) -> Chunks[Inference]:
-        """Prepared images [B, C, H, W] or [B, P], and their q(z|x) → estimates [B] and draws [B, R, D].
-
-        The other arguments are those of `Model.log_likelihood`.
-        """
-        latent_dim = posterior.mean.shape[1]
-        limit = num_samples if max_std_error is None else max(num_samples, max_num_samples)
-        size = self._size(limit, latent_dim)
+        """Prepared images [B, C, H, W] or [B, P], and their q(z|x) → estimates [B] and draws [B, R, D]."""
+        size = self._size(effort.limit, posterior.mean.shape[1])
         records, latents = [], []
         for first in range(0, max(1, len(x)), size):
             images = slice(first, first + size)
             block = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
             flat = x[images].reshape(-1, self._num_pixels)
-            plan = yield from self._plan(proposal, flat, block, seed)
-            record, drawn = yield from self._sample(
-                plan, len(flat), num_samples, limit, max_std_error, num_draws=num_draws
-            )
+            record, drawn = yield from self._infer_block(flat, block, proposal, effort)
             records.append(record)
-            latents.append(plan.latents(drawn))
+            latents.append(drawn)
         return Inference(LogLikelihood.join(records), np.concatenate(latents))
 
-    def _sample(
-        self,
-        plan: _Plan,
-        num_images: int,
-        num_samples: int,
-        limit: int,
-        max_std_error: float | None,
-        *,
-        num_draws: int,
-    ) -> Chunks[tuple[LogLikelihood, Indices]]:
-        """Sample until every image is done; one that is not doubles its samples. With R resampled of each: [B, R]."""
+    def _infer_block(
+        self, x: Float32Array, posterior: DiagonalGaussian, proposal: str, effort: Effort
+    ) -> Chunks[_Answers]:
+        if proposal in IMPORTANCE_PROPOSALS:
+            plan = yield from self._plan(proposal, x, posterior, effort.seed)
+            sampled = yield from self._sample(plan, len(x), effort)
+            return sampled.record, plan.latents(sampled.drawn)
+        reached = yield from self._search.from_encoder(x, posterior)
+        is_strange = self.ladder.is_strange(reached)
+        strange, familiar = np.flatnonzero(is_strange), np.flatnonzero(~is_strange)
+        answers: list[tuple[Indices, _Answers]] = []
+
+        def anneal(some: Indices, modes: Candidates, weights: Float64Array | None = None) -> Chunks[_Answers]:
+            around = reference(modes.gaussians, modes.log_evidence, posterior.take(some))
+            return self.ladder.anneal(x[some], around, modes.found, effort, weights)
+
+        if len(familiar):
+            gaussians = yield from self._search.approximate(x[familiar], reached.take(familiar))
+            if proposal == "annealed":
+                answers.append((familiar, (yield from anneal(familiar, alone(gaussians)))))
+            else:
+                part = posterior.take(familiar)
+                plan = self._around_modes(x[familiar], part, gaussians, reached.take(familiar), effort.seed)
+                sampled = yield from self._sample(plan, len(familiar), effort, persistent=False)
+                answers.append((familiar, (sampled.record, plan.latents(sampled.drawn))))
+                again = np.flatnonzero(~sampled.record.reliable)
+                if len(again):
+                    weights = sampled.first[again] if effort.num_samples >= NUM_PARTICLES else None
+                    some = familiar[again]
+                    answers.append((some, (yield from anneal(some, alone(gaussians.take(again)), weights))))
+        if len(strange):
+            modes = yield from self._search.candidates(x[strange], reached.take(strange))
+            answers.append((strange, (yield from anneal(strange, modes))))
+        return _in_order(answers, len(x))
+
+    def _sample(self, plan: _Plan, num_images: int, effort: Effort, *, persistent: bool = True) -> Chunks[_Sampled]:
+        """Sample until every image is done; one that is not doubles its samples.
+
+        Without `persistent`, an image whose samples are not reliable is done too.
+        """
         records, draws, order = [], [], []
         pending = np.arange(num_images)
         log_weight = np.empty((num_images, 0))  # [B, K]
-        encoder_log_weight = log_weight
+        encoder_log_weight, first = log_weight, log_weight
         while True:
-            start, stop = log_weight.shape[1], min(max(num_samples, 2 * log_weight.shape[1]), limit)
+            start, stop = log_weight.shape[1], min(max(effort.num_samples, 2 * log_weight.shape[1]), effort.limit)
             more, encoder_more = yield from plan.draw(pending, start, stop)
             log_weight = np.concatenate([log_weight, more], axis=1)
             encoder_log_weight = np.concatenate([encoder_log_weight, encoder_more], axis=1)
+            first = first if first.size else log_weight
             elbo = evidence_lower_bound(encoder_log_weight)
             weighted = balanced(log_weight) if plan.mixture else log_weight
             record = estimate(weighted, elbo, self._num_pixels)
             converged = plan.converged[pending]
-            record = replace(record, proposal=plan.proposal[pending], reliable=record.reliable & converged)
-            done = np.full(len(pending), stop >= limit)
-            if max_std_error is not None:
-                done |= record.reliable & (record.std_error <= max_std_error)
+            reason = np.where(converged, record.reason, "mode")
+            record = replace(
+                record, proposal=plan.proposal[pending], reliable=record.reliable & converged, reason=reason
+            )
+            done = np.full(len(pending), stop >= effort.limit)
+            if effort.max_std_error is not None:
+                done |= record.reliable & (record.std_error <= effort.max_std_error)
             done |= ~converged  # more samples would not make it reliable
+            done |= ~record.reliable & (not persistent)
             records.append(record.take(done))
-            draws.append(resample(weighted[done], num_draws))
+            draws.append(resample(weighted[done], effort.num_draws))
             order.append(pending[done])
             if done.all():
                 back = np.argsort(np.concatenate(order))
-                return LogLikelihood.join(records).take(back), np.concatenate(draws)[back]
+                return _Sampled(LogLikelihood.join(records).take(back), np.concatenate(draws)[back], first)
             pending, log_weight, encoder_log_weight = pending[~done], log_weight[~done], encoder_log_weight[~done]
 
     def _plan(self, proposal: str, x: Float32Array, posterior: DiagonalGaussian, seed: int) -> Chunks[_Plan]:
         sampler, every = self._sampler, np.ones(len(x), np.bool_)
 
         def by(gaussian: DiagonalGaussian, images: Indices, start: int, stop: int) -> Chunks[Float64Array]:
-            part = DiagonalGaussian(gaussian.mean[images], gaussian.log_var[images])
-            return sampler.log_weights(x[images], part, seed=seed, start=start, stop=stop)
+            return sampler.log_weights(x[images], gaussian.take(images), seed=seed, start=start, stop=stop)
 
         def draw_encoder(images: Indices, start: int, stop: int) -> Chunks[tuple[Float64Array, Float64Array]]:
             log_weight = yield from by(posterior, images, start, stop)
@@ -176,40 +209,35 @@ class Estimator:
             return _Plan(draw_prior, np.full(len(x), proposal), latents, every, mixture=False)
 
         modes, gaussians = yield from self._search.fit(x, posterior)
+        return self._around_modes(x, posterior, gaussians, modes, seed)
+
+    def _around_modes(
+        self, x: Float32Array, posterior: DiagonalGaussian, gaussians: Gaussians, modes: Modes, seed: int
+    ) -> _Plan:
+        """Sample from the mixture of laplace.py."""
         around: Mixture = mixture(gaussians, modes.usable, posterior)
         encoder_part = len(SHARES) - 1
 
-        def draw_mixture(images: Indices, start: int, stop: int) -> Chunks[tuple[Float64Array, Float64Array]]:
-            part = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
-            by_mixture, by_encoder = yield from sampler.mixture_log_weights(
-                x[images], part, around.take(images), seed=seed, start=start, stop=stop
+        def draw(images: Indices, start: int, stop: int) -> Chunks[tuple[Float64Array, Float64Array]]:
+            by_mixture, by_encoder = yield from self._sampler.mixture_log_weights(
+                x[images], posterior.take(images), around.take(images), seed=seed, start=start, stop=stop
             )
             return by_mixture, by_encoder[:, part_of(np.arange(start, stop)) == encoder_part]
 
-        def mixture_latents(samples: Indices) -> Float32Array:
-            noise = sampler.noise(samples, seed=seed)
+        def latents(samples: Indices) -> Float32Array:
+            noise = self._sampler.noise(samples, seed=seed)
             return around.latents(noise, part_of(samples), posterior)
 
         used = np.where(modes.usable, "laplace", "encoder")
-        return _Plan(draw_mixture, used, mixture_latents, modes.converged | ~modes.usable, mixture=True)
+        return _Plan(draw, used, latents, modes.converged | ~modes.usable, mixture=True)
 
 
-def resample(log_weight: Float64Array, num_draws: int) -> Indices:
-    """Samples by index, each as often as its weight asks for: log weights [B, K] → [B, R], draws from the posterior.
-
-    Systematic resampling from the middle of the first stratum (Carpenter, Clifford, Fearnhead 1999), so that nothing is
-    left to chance. A weight that is not a number counts as zero.
-
-    >>> resample(np.log([[1.0, 4.0, 3.0]]), 8).tolist()
-    [[0, 1, 1, 1, 1, 2, 2, 2]]
-    """
-    if not num_draws:
-        return np.empty((len(log_weight), 0), np.intp)
-    finite = np.nan_to_num(log_weight, nan=-np.inf, posinf=np.inf)
-    highest = finite.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        weight = np.nan_to_num(np.exp(finite - np.where(np.isfinite(highest), highest, 0)), posinf=0)
-    below = weight.cumsum(axis=1)  # [B, K]
-    strata = (np.arange(num_draws) + 0.5) / num_draws * below[:, -1:]  # [B, R]
-    drawn = (below[:, None] < strata[..., None]).sum(axis=2)
-    return np.asarray(np.minimum(drawn, log_weight.shape[1] - 1))
+def _in_order(answers: Sequence[tuple[Indices, _Answers]], num_images: int) -> _Answers:
+    """Answers to some images each, as one: of an image that has several, the last."""
+    place = np.zeros(num_images, np.intp)
+    count = 0
+    for images, _ in answers:
+        place[images] = count + np.arange(len(images))
+        count += len(images)
+    record = LogLikelihood.join([record for _, (record, _) in answers])
+    return record.take(place), np.concatenate([draws for _, (_, draws) in answers])[place]

@@ -6,9 +6,11 @@ iterations the worse half is dropped, and the two best continue to the end. If t
 may be a better one, and the search does not count as converged.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.chunks import Chunks
@@ -21,13 +23,60 @@ from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, standard_nor
 _FAMILIAR_STEPS = 5
 _FAMILIAR_TOLERANCE = 0.5
 """Nats, as `newton.TOLERANCE`: near the encoder's mean what is left is a Gaussian's, and the last step exact enough."""
-_NUM_STARTS = 12
-_ROUND = 16
-"""Iterations after which the worse half of the starting points is dropped; the others get as many again."""
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """A competition of starting points."""
+
+    starts: int
+    kept: Mapping[int, int]
+    """After so many iterations, how many of an image's searches go on: the best."""
+    steps: int
+    """Iterations of the last ones, at most."""
+    finalists: int
+    tolerance: float
+
+
+_THOROUGH = _Schedule(starts=12, kept={16: 6}, steps=32, finalists=2, tolerance=TOLERANCE)
+"""Where one mode is to be the best, and its curvature exact."""
+_QUICK = _Schedule(starts=8, kept={3: 4, 6: 3}, steps=14, finalists=3, tolerance=0.1)
+"""Where annealing corrects what is left. After three iterations the later winner is among the better half."""
 _SAME_MODE = 4.0
 """Squared distance, in standard deviations, below which two searches ended at the same mode."""
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Up to F modes of each image; the best first.
+
+    Attributes:
+        gaussians: around them by the curvature there, [B·F] in all D dimensions.
+        log_evidence: what each would have of P(x) were the posterior a Gaussian there, less constants: nats [B, F]; −∞
+            where it is one of the others.
+        found: whether one is a mode, [B].
+    """
+
+    gaussians: Gaussians
+    log_evidence: Float64Array
+    found: NDArray[np.bool_]
+
+    def take(self, images: Indices) -> "Candidates":
+        """Those of these images."""
+        count = self.log_evidence.shape[1]
+        rows = (images[:, None] * count + np.arange(count)).ravel()
+        return Candidates(self.gaussians.take(rows), self.log_evidence[images], self.found[images])
+
+    @staticmethod
+    def join(parts: Sequence["Candidates"]) -> "Candidates":
+        """Images of several, in order."""
+        return Candidates(
+            Gaussians.join([part.gaussians for part in parts]),
+            np.concatenate([part.log_evidence for part in parts]),
+            np.concatenate([part.found for part in parts]),
+        )
 
 
 class ModeSearch:
@@ -45,7 +94,19 @@ class ModeSearch:
 
     def block_size(self, latent_dim: int) -> int:
         """Images whose modes are searched for from several starting points at once."""
-        return max(1, min(self._block_images, _BLOCK_NUMBERS // (_NUM_STARTS * latent_dim**2)))
+        return max(1, min(self._block_images, _BLOCK_NUMBERS // (_THOROUGH.starts * latent_dim**2)))
+
+    def from_encoder(self, x: Float32Array, encoder: DiagonalGaussian) -> Chunks[Modes]:
+        """Images [B, P] and their q(z|x) → where a few iterations lead from the mean, in familiar dimensions."""
+        start = encoder.mean[:, self._sampler.familiar_dimensions].astype(np.float64)
+        return (yield from self._find_from(x, start, min(_FAMILIAR_STEPS, self._max_steps), _FAMILIAR_TOLERANCE))
+
+    def approximate(self, x: Float32Array, modes: Modes) -> Chunks[Gaussians]:
+        """The Gaussian nearest to the posterior around each image's mode, in all D dimensions."""
+        found = yield from approximate(modes, self._values(x))
+        if modes.mode.shape[1] == self._sampler.latent_dim:
+            return found
+        return found.spread(self._sampler.familiar_dimensions, self._sampler.latent_dim)
 
     def fit(self, x: Float32Array, encoder: DiagonalGaussian) -> Chunks[tuple[Modes, Gaussians]]:
         """Images [B, P] and their q(z|x) → the mode and the Gaussian of each, in all D dimensions.
@@ -54,54 +115,74 @@ class ModeSearch:
         a few iterations is strange: it gets several starting points, and the two best continue in all dimensions.
         """
         dimensions, latent_dim = self._sampler.familiar_dimensions, encoder.mean.shape[1]
-        tries = min(_FAMILIAR_STEPS, self._max_steps)
-        start = encoder.mean[:, dimensions].astype(np.float64)
-        reached = yield from self._find_from(x, start, tries, _FAMILIAR_TOLERANCE)
-        done = reached.converged | (tries == self._max_steps)
+        reached = yield from self.from_encoder(x, encoder)
+        done = reached.converged | (self._max_steps <= _FAMILIAR_STEPS)
         familiar, strange = np.flatnonzero(done), np.flatnonzero(~done)
-        fitted = yield from approximate(reached.take(familiar), self._values(x[familiar]))
         found = [reached.take(familiar).spread(dimensions, latent_dim)]
-        gaussians = [fitted.spread(dimensions, latent_dim)]
+        gaussians = [(yield from self.approximate(x[familiar], reached.take(familiar)))]
         size = self.block_size(latent_dim)
         for first in range(0, len(strange), size):
             images = strange[first : first + size]
-            modes = yield from self._search_from_several(x[images], reached.take(images))
+            modes = yield from self._search_to_the_end(x[images], reached.take(images))
             found.append(modes)
-            gaussians.append((yield from approximate(modes, self._values(x[images]))))
+            gaussians.append((yield from self.approximate(x[images], modes)))
         order = np.argsort(np.concatenate([familiar, strange]))
         return Modes.join(found).take(order), Gaussians.join(gaussians).take(order)
 
-    def _search_from_several(self, x: Float32Array, reached: Modes) -> Chunks[Modes]:
-        """Continue from where the first search ended, from the prior's mean, and from some draws from the prior."""
+    def candidates(self, x: Float32Array, reached: Modes) -> Chunks[Candidates]:
+        """Images [B, P] and where the search from the encoder's mean ended → up to three modes of each."""
         dimensions, latent_dim = self._sampler.familiar_dimensions, self._sampler.latent_dim
-        draws = standard_normal(_NUM_STARTS - 2, latent_dim, seed=DEFAULT_SEED)[:, dimensions]
-        starts = np.zeros((len(x), _NUM_STARTS, len(dimensions)))
+        size = self.block_size(latent_dim)
+        parts = []
+        for first in range(0, max(1, len(x)), size):
+            some = np.arange(first, min(first + size, len(x)))
+            best = yield from self._compete(x[some], reached.take(some), _QUICK)
+            parts.append(_candidates(best.spread(dimensions, latent_dim), _QUICK.finalists))
+        return Candidates.join(parts)
+
+    def _compete(self, x: Float32Array, reached: Modes, schedule: _Schedule) -> Chunks[Modes]:
+        """Search from where the first search ended, from the prior's mean, and from some draws from the prior.
+
+        Returns the best of each image, in order: [B·F] in the familiar dimensions.
+        """
+        dimensions, latent_dim = self._sampler.familiar_dimensions, self._sampler.latent_dim
+        count, tries = schedule.starts, min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS))
+        draws = standard_normal(count - 2, latent_dim, seed=DEFAULT_SEED)[:, dimensions]
+        starts = np.zeros((len(x), count, len(dimensions)))
         starts[:, 0], starts[:, 2:] = reached.mode, draws
 
         def keep(step: int, value: Float64Array, active: Indices) -> Indices:
-            if step != _ROUND:
+            if step not in schedule.kept:
                 return active
-            rank = np.argsort(np.argsort(-value.reshape(-1, _NUM_STARTS), axis=1, kind="stable"), axis=1).ravel()
-            return active[rank[active] < _NUM_STARTS // 2]
+            rank = np.argsort(np.argsort(-value.reshape(-1, count), axis=1, kind="stable"), axis=1).ravel()
+            return active[rank[active] < schedule.kept[step]]
 
-        left = self._max_steps - _FAMILIAR_STEPS
-        owner = np.repeat(np.arange(len(x)), _NUM_STARTS)
-        candidates = yield from find_modes(
+        owner = np.repeat(np.arange(len(x)), count)
+        found = yield from find_modes(
             starts.reshape(len(owner), -1),
             evaluate=self._evaluate(x[owner]),
             values=self._values(x[owner]),
-            max_steps=min(2 * _ROUND, left),
+            max_steps=tries,
+            tolerance=schedule.tolerance,
             keep=keep,
         )
-        value = np.where(candidates.usable, candidates.value, -np.inf).reshape(-1, _NUM_STARTS)
-        best = np.argsort(-value, axis=1, kind="stable")[:, :2] + _NUM_STARTS * np.arange(len(x))[:, None]  # [n, 2]
-        finalists = candidates.take(best.ravel()).spread(dimensions, latent_dim)
+        value = np.where(found.usable, found.value, -np.inf).reshape(-1, count)
+        first = count * np.arange(len(x))[:, None]
+        best = np.argsort(-value, axis=1, kind="stable")[:, : schedule.finalists] + first  # [n, F]
+        return found.take(best.ravel())
+
+    def _search_to_the_end(self, x: Float32Array, reached: Modes) -> Chunks[Modes]:
+        """Of several starting points, follow the two best to the end in all dimensions, and take the better."""
+        finalists = (yield from self._compete(x, reached, _THOROUGH)).spread(
+            self._sampler.familiar_dimensions, self._sampler.latent_dim
+        )
+        left = self._max_steps - _FAMILIAR_STEPS - _THOROUGH.steps
         # Without an iteration left for all dimensions, what was found in some is kept, though it may not be the mode.
         further = replace(
             finalists, converged=np.zeros(2 * len(x), np.bool_), num_steps=np.zeros_like(finalists.num_steps)
         )
-        if left > 2 * _ROUND:
-            further = yield from self._find_from(np.repeat(x, 2, axis=0), finalists.mode, left - 2 * _ROUND)
+        if left > 0:
+            further = yield from self._find_from(np.repeat(x, 2, axis=0), finalists.mode, left)
         winner = np.argmax(np.nan_to_num(further.value, nan=-np.inf).reshape(-1, 2), axis=1) + 2 * np.arange(len(x))
         won, other = further.take(winner), further.take(winner ^ 1)
         apart = won.mode - other.mode
@@ -120,3 +201,30 @@ class ModeSearch:
     ) -> Chunks[Modes]:
         evaluate, values = self._evaluate(x), self._values(x)
         return find_modes(start, evaluate=evaluate, values=values, max_steps=max_steps, tolerance=tolerance)
+
+
+def alone(gaussians: Gaussians) -> Candidates:
+    """One mode of each image, which was found."""
+    count = len(gaussians.centre)
+    return Candidates(gaussians, np.zeros((count, 1)), np.ones(count, np.bool_))
+
+
+def _candidates(modes: Modes, num_finalists: int) -> Candidates:
+    """Of the best modes of each image, [B·F]: those that are not the same."""
+    gaussians = Gaussians.around(modes.mode, modes.precision)
+    shape = (-1, num_finalists)
+    evidence = modes.value - 0.5 * np.log(gaussians.precisions).sum(axis=1)
+    evidence = np.where(modes.usable & np.isfinite(evidence), evidence, -np.inf).reshape(shape)
+    every = np.arange(len(evidence))[:, None]
+    order = np.argsort(-evidence, axis=1, kind="stable")
+    index = (order + num_finalists * every).ravel()
+    evidence = np.take_along_axis(evidence, order, axis=1)
+    ordered = modes.take(index)
+    mode = ordered.mode.reshape(*shape, ordered.mode.shape[1])
+    precision = ordered.precision.reshape(*mode.shape, -1)
+    for other in range(1, num_finalists):
+        for better in range(other):
+            apart = mode[:, other] - mode[:, better]
+            same = (apart * times(precision[:, better], apart)).sum(axis=1) < _SAME_MODE
+            evidence[same, other] = -np.inf
+    return Candidates(gaussians.take(index), evidence, np.asarray(ordered.converged.reshape(shape).any(axis=1)))

@@ -57,6 +57,8 @@ class Modes:
     usable: NDArray[np.bool_]
     """Value, gradient and information are finite there, also at a start from which no step was taken."""
     num_steps: NDArray[np.int64]
+    gain: Float64Array
+    """Nats by which log p(x, z) is higher there than at the start, [B]."""
 
     def spread(self, dimensions: NDArray[np.intp], latent_dim: int) -> "Modes":
         """The same in all D dimensions; in those left out, the mode is 0 and the precision 1, as the prior's."""
@@ -91,6 +93,7 @@ class _NewtonState:
     converged: NDArray[np.bool_]  # [B]
     last_step: Float64Array  # [B, A], taken unseen: small, and the precision is known
     last_gain: Float64Array  # [B]
+    first_value: Float64Array  # [B]
 
     def precision(self, images: NDArray[np.intp]) -> Float64Array:
         """Minus the Hessian of log p(x, z), made positive definite: [n, A, A]."""
@@ -179,6 +182,7 @@ def _begin(start: Float64Array, at: Evaluation) -> _NewtonState:
         converged=np.zeros(len(start), np.bool_),
         last_step=np.zeros_like(start),
         last_gain=np.zeros(len(start)),
+        first_value=value.copy(),
     )
 
 
@@ -250,6 +254,7 @@ def _end(state: _NewtonState) -> Modes:
         converged=state.converged,
         usable=state.finite,
         num_steps=state.num_steps,
+        gain=state.value + state.last_gain - state.first_value,
     )
 
 

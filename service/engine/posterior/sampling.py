@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from model_store import Description
 from service.engine import graphs
-from service.engine.arrays import Float32Array, Float64Array
+from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.chunks import Chunks, complete
 from service.engine.graphs import DecoderGraphs
 from service.engine.posterior.laplace import PATTERN, SHARES, Mixture
@@ -19,6 +19,10 @@ from service.engine.runtime import Runtime, Session
 from service.engine.verification import CURVATURE_TOLERANCE
 
 _IGNORED_INFORMATION = 0.01
+_NUM_DRAWN = 32
+"""Images that a model draws when it is loaded."""
+_NUM_JUDGED = 16
+"""Of them, those by which dimensions are judged."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ class Sampler:
         every = np.arange(description.latent_dim)
         self._curvature = runtime.open(written.curvature(every), file)
         self._familiar_curvature = self._curvature
-        self.familiar_dimensions = self._used_dimensions(runtime.open(written.sample(), file), written.num_uniforms)
+        self.drawn = self._imagine(runtime.open(written.sample(), file), written.num_uniforms)
+        """Images that the model draws at the prior's mean and at draws from the prior, in x's unit: [N, P]."""
+        self.familiar_dimensions = self._used_dimensions()
         """The latent dimensions that the decoder takes notice of for familiar images, [A]; see `_used_dimensions`."""
         if len(self.familiar_dimensions) < len(every):
             self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file)
@@ -180,19 +186,26 @@ class Sampler:
             for column in range(start, stop, columns):
                 yield slice(row, min(row + rows, num_images)), slice(column, min(column + columns, stop))
 
-    def _used_dimensions(self, sample: Session, num_uniforms: int) -> NDArray[np.intp]:
+    def _imagine(self, sample: Session, num_uniforms: int) -> Float32Array:
+        """x ~ p(x|z) at the points of `_prior_points`: [N, P]."""
+        points = self._prior_points()
+        uniform = np.random.default_rng(DEFAULT_SEED).random((len(points), 1, num_uniforms), np.float32)
+        images: Float32Array = sample.run({"z": points.astype(np.float32), graphs.UNIFORM: uniform})[graphs.IMAGES]
+        return images[:, 0]
+
+    def _prior_points(self) -> Float64Array:
+        """The prior's mean, and draws from the prior: [N, D]."""
+        draws = standard_normal(_NUM_DRAWN - 1, self.latent_dim, seed=DEFAULT_SEED)
+        return np.concatenate([np.zeros((1, self.latent_dim)), draws])
+
+    def _used_dimensions(self) -> NDArray[np.intp]:
         """Dimensions that images tell of, judged by images the model draws, at the origin and some draws of the prior.
 
         A trained decoder often ignores many (posterior collapse). For a familiar image the posterior there is the
         prior, to within 1 % of its variance, and a forward difference would be a decoder row for nothing. Far from the
         training set they may wake up, so an image that does not converge at once goes on in all dimensions.
         """
-        points = np.concatenate(
-            [np.zeros((1, self.latent_dim)), standard_normal(15, self.latent_dim, seed=DEFAULT_SEED)]
-        )
-        uniform = np.random.default_rng(DEFAULT_SEED).random((len(points), 1, num_uniforms), np.float32)
-        drawn = sample.run({"z": points.astype(np.float32), graphs.UNIFORM: uniform})[graphs.IMAGES][:, 0]
-        evaluation = complete(self.evaluate(drawn, points.astype(np.float64)))
+        evaluation = complete(self.evaluate(self.drawn[:_NUM_JUDGED], self._prior_points()[:_NUM_JUDGED]))
         diagonal = np.diagonal(evaluation.information, axis1=1, axis2=2)  # [N, D]
         used = np.flatnonzero(~(diagonal.max(axis=0) < _IGNORED_INFORMATION))  # a NaN counts as used
         return used if len(used) else np.arange(1)
@@ -217,3 +230,24 @@ def balanced(log_weight: Float64Array) -> Float64Array:
 
 def _shift(samples: slice, start: int) -> slice:
     return slice(samples.start - start, samples.stop - start)
+
+
+def resample(log_weight: Float64Array, num_draws: int) -> Indices:
+    """Samples by index, each as often as its weight asks for: log weights [B, K] → [B, R], draws from the posterior.
+
+    Systematic resampling from the middle of the first stratum (Carpenter, Clifford, Fearnhead 1999), so that nothing is
+    left to chance. A weight that is not a number counts as zero.
+
+    >>> resample(np.log([[1.0, 4.0, 3.0]]), 8).tolist()
+    [[0, 1, 1, 1, 1, 2, 2, 2]]
+    """
+    if not num_draws:
+        return np.empty((len(log_weight), 0), np.intp)
+    finite = np.nan_to_num(log_weight, nan=-np.inf, posinf=np.inf)
+    highest = finite.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        weight = np.nan_to_num(np.exp(finite - np.where(np.isfinite(highest), highest, 0)), posinf=0)
+    below = weight.cumsum(axis=1)  # [B, K]
+    strata = (np.arange(num_draws) + 0.5) / num_draws * below[:, -1:]  # [B, R]
+    drawn = (below[:, None] < strata[..., None]).sum(axis=2)
+    return np.asarray(np.minimum(drawn, log_weight.shape[1] - 1))

@@ -1,0 +1,176 @@
+"""`annealed` and `auto`: what importance sampling cannot answer goes on to contested modes and to annealing.
+
+`auto` draws importance samples around the mode that the encoder's mean leads to. An image goes on where they are not
+reliable, or where it looks strange: the first search found no mode, or log p(x, z) rises further from the encoder's
+mean to the mode than for images that the model draws itself. A strange image's modes are searched for from several
+starting points. `annealed` anneals every image, and contests the modes of strange ones.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.arrays import Float32Array, Float64Array, Indices
+from service.engine.chunks import Chunks
+from service.engine.posterior.annealing import Annealed, Population, anneal, start
+from service.engine.posterior.estimate import LogLikelihood, annealed_estimate, evidence_lower_bound
+from service.engine.posterior.mode_search import ModeSearch
+from service.engine.posterior.newton import Modes
+from service.engine.posterior.reference import GROUP, Reference, drawn_by_encoder
+from service.engine.posterior.sampling import Sampler, resample
+from service.engine.proposal import DiagonalGaussian, Effort
+
+NUM_PARTICLES = 400
+"""Of one round, at least; a hundred make a group."""
+FAMILIAR_SHARE = 0.9
+"""Of the images that the model draws, those that do not look strange."""
+_BLOCK_NUMBERS = 2**20
+"""Coordinates of particles held at once; bounds memory."""
+
+
+class Ladder:
+    """Anneals images with one model's sampler.
+
+    Args:
+        num_pixels: C·H·W.
+    """
+
+    def __init__(self, sampler: Sampler, search: ModeSearch, *, num_pixels: int) -> None:
+        self._sampler = sampler
+        self._search = search
+        self._num_pixels = num_pixels
+        self._familiar_gain = np.inf
+
+    def learn_familiar(self, drawn: Float32Array, encoder: DiagonalGaussian) -> Chunks[None]:
+        """Take note of how far the search rises from the encoder's mean, for images [N, P] that the model drew."""
+        reached = yield from self._search.from_encoder(drawn, encoder)
+        gain = np.where(reached.usable, reached.gain, np.inf)
+        self._familiar_gain = float(np.sort(gain)[int(FAMILIAR_SHARE * (len(gain) - 1))])
+
+    def is_strange(self, reached: Modes) -> NDArray[np.bool_]:
+        """Whether an image's modes are to be contested: [B]."""
+        return ~reached.converged | ~(reached.gain <= self._familiar_gain)
+
+    def block_size(self, num_samples: int, latent_dim: int) -> int:
+        """Images that are annealed together."""
+        return max(1, _BLOCK_NUMBERS // (num_particles(num_samples) * latent_dim))
+
+    def anneal(
+        self,
+        x: Float32Array,
+        around: Reference,
+        found: NDArray[np.bool_],
+        effort: Effort,
+        log_weight: Float64Array | None = None,
+    ) -> Chunks[tuple[LogLikelihood, Float32Array]]:
+        """Images [B, P] → estimates [B], and draws from each posterior [B, R, D].
+
+        Args:
+            x: the images.
+            around: the references to start from.
+            found: whether an image's modes were found, [B].
+            effort: an image whose standard error is too large gets further rounds of as many particles each.
+            log_weight: of importance samples that were drawn from the same references with the same seed, [B, K]: they
+                are the first round's particles.
+        """
+        size = self.block_size(effort.num_samples, self._sampler.latent_dim)
+        records, draws = [], []
+        for first in range(0, max(1, len(x)), size):
+            images = np.arange(first, min(first + size, len(x)))
+            weights = None if log_weight is None else log_weight[images]
+            record, drawn = yield from self._anneal_block(
+                x[images], around.take(images), found[images], effort, weights
+            )
+            records.append(record)
+            draws.append(drawn)
+        return LogLikelihood.join(records), np.concatenate(draws)
+
+    def _anneal_block(
+        self,
+        x: Float32Array,
+        around: Reference,
+        found: NDArray[np.bool_],
+        effort: Effort,
+        log_weight: Float64Array | None,
+    ) -> Chunks[tuple[LogLikelihood, Float32Array]]:
+        pending, rounds = np.arange(len(x)), 0
+        estimates, variance = np.empty((len(x), 0)), np.empty((len(x), 0))
+        elbo, num_rows, finished = np.zeros(len(x)), np.zeros(len(x), np.int64), np.ones(len(x), np.bool_)
+        draws = np.empty((len(x), effort.num_draws, around.mode.shape[2]), np.float32)
+        records, order = [], []
+        while True:
+            annealed, lower = yield from self._round(
+                x[pending], around.take(pending), rounds, effort, None if rounds else log_weight
+            )
+            estimates = np.concatenate([estimates, annealed.log_estimates], axis=1)
+            variance = np.concatenate([variance, annealed.inner_variance[:, None]], axis=1)
+            num_rows, elbo = num_rows + annealed.num_rows, elbo + (lower - elbo) / (rounds + 1)
+            finished = finished & annealed.finished
+            draws[pending] = _draws(annealed, effort.num_draws)
+            record = annealed_estimate(
+                estimates,
+                _of_mean(estimates, variance),
+                elbo,
+                num_rows,
+                self._num_pixels,
+                found=found,
+                finished=finished,
+            )
+            done = num_rows >= effort.limit
+            if effort.max_std_error is not None:
+                done |= record.reliable & (record.std_error <= effort.max_std_error)
+            records.append(record.take(done))
+            order.append(pending[done])
+            if done.all():
+                return LogLikelihood.join(records).take(np.argsort(np.concatenate(order))), draws
+            pending, found, finished, elbo = pending[~done], found[~done], finished[~done], elbo[~done]
+            estimates, variance, num_rows = estimates[~done], variance[~done], num_rows[~done]
+            rounds += 1
+
+    def _round(
+        self,
+        x: Float32Array,
+        around: Reference,
+        number: int,
+        effort: Effort,
+        log_weight: Float64Array | None,
+    ) -> Chunks[tuple[Annealed, Float64Array]]:
+        """One population of each image, with noise of its own; and the ELBO by what the encoder drew of it, [B]."""
+
+        def values(images: Indices, points: Float64Array) -> Chunks[Float64Array]:
+            return self._sampler.log_likelihoods(x[images], points)
+
+        count = num_particles(effort.num_samples)
+        noise = self._sampler.noise(np.arange(number * count, (number + 1) * count), seed=effort.seed)
+        if log_weight is None:
+            population = yield from start(around, values, noise)
+        else:
+            points = around.draw(noise)
+            density = around.log_density(points)
+            population = Population(points, log_weight[:, :count] + density, density)
+        by_encoder = drawn_by_encoder(count)
+        points = population.points[:, by_encoder]
+        lower = population.log_joint[:, by_encoder] - around.encoder_log_density(points)
+        annealed = yield from anneal(
+            population, around, values, lambda temperature: np.random.default_rng([effort.seed, number, temperature])
+        )
+        return annealed, evidence_lower_bound(lower)
+
+
+def num_particles(num_samples: int) -> int:
+    """Of one round: whole hundreds, four at least."""
+    return max(NUM_PARTICLES, num_samples // GROUP * GROUP)
+
+
+def _of_mean(log_estimates: Float64Array, variance: Float64Array) -> Float64Array:
+    """Relative variance of the mean over rounds, by theirs: log estimates [B, R·G] and variances [B, R] → [B]."""
+    rounds = variance.shape[1]
+    highest = log_estimates.max(axis=1, keepdims=True)
+    estimates = np.exp(log_estimates - np.where(np.isfinite(highest), highest, 0))
+    share = estimates.reshape(len(estimates), rounds, -1).sum(axis=2) / estimates.sum(axis=1, keepdims=True)
+    return np.asarray((share**2 * variance).sum(axis=1))
+
+
+def _draws(annealed: Annealed, num_draws: int) -> Float32Array:
+    """From each posterior: [B, R, D]."""
+    drawn = resample(annealed.log_weight, num_draws)
+    return annealed.points[np.arange(len(drawn))[:, None], drawn].astype(np.float32)

@@ -1,0 +1,165 @@
+"""The distribution r(z|x) that annealing starts from: Gaussians around several modes of p(z|x), and the encoder's.
+
+Each mode's Gaussian comes in the widths of laplace.py. How many samples each part draws is fixed for every hundred
+samples, so any hundred in a row have the shares of the density exactly, and the mean of p(x, z) / r(z|x) over them is
+unbiased (the balance heuristic of Veach and Guibas 1995).
+
+All arrays are float64, for the likelihood of a large 8-bit image changes within a millionth of a latent unit.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.arrays import Float32Array, Float64Array, Indices
+from service.engine.matrices import MIN_PRECISION
+from service.engine.posterior.laplace import PATTERN, SHARES, WIDTHS, Gaussians
+from service.engine.proposal import DiagonalGaussian
+
+GROUP = 100
+"""Samples that have each part's share exactly."""
+_LEAST = 0.12
+"""Of the samples, the share that a mode gets at least."""
+_FAR = 50.0
+"""Of the logarithm of an encoder's standard deviation: beyond, it is taken for this."""
+LOG_2_PI = float(np.log(2 * np.pi))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One mixture an image, of M modes in J widths, and the encoder's Gaussian.
+
+    Attributes:
+        mode: [B, M, D].
+        axes: of each mode's Gaussian, in columns, [B, M, D, D].
+        scales: standard deviations along the axes, by width, [B, M, J, D].
+        counts: samples of each part in a hundred, [B, M, J]; zero where there is no such mode.
+        encoder: its mean and standard deviation, [B, D] each.
+    """
+
+    mode: Float64Array
+    axes: Float64Array
+    scales: Float64Array
+    counts: Indices
+    encoder: tuple[Float64Array, Float64Array]
+
+    def take(self, images: Indices) -> "Reference":
+        """Those of these images."""
+        encoder = (self.encoder[0][images], self.encoder[1][images])
+        return Reference(self.mode[images], self.axes[images], self.scales[images], self.counts[images], encoder)
+
+    def draw(self, noise: Float32Array) -> Float64Array:
+        """Samples made of noise [K, D]: [B, K, D], exact in float32. Which width draws which is as in laplace.py."""
+        mean, scale = self.encoder
+        part, place = _parts(len(noise))
+        by_encoder = part == len(WIDTHS)
+        points = np.empty((len(self.mode), len(noise), self.mode.shape[2]))
+        points[:, by_encoder] = mean[:, None] + scale[:, None] * noise[by_encoder]
+        others = np.flatnonzero(~by_encoder)
+        width, drawn = part[others], noise[others].astype(np.float64)
+        upto = self.counts.cumsum(axis=1)[:, :, width]  # [B, M, K′]
+        mode = (place[others] >= upto).sum(axis=1)  # [B, K′]
+        for m in range(self.mode.shape[1]):
+            around = (drawn @ self.axes[:, m]) * self.scales[:, m, width]
+            here = self.mode[:, m, None] + around @ self.axes[:, m].transpose(0, 2, 1)
+            points[:, others] = np.where((mode == m)[..., None], here, points[:, others])
+        return rounded(points)
+
+    def covariance(self) -> Float64Array:
+        """Of the modes' Gaussians in their middle width, by their shares, less what the modes lie apart: [B, D, D]."""
+        share = self.counts.sum(axis=2) / self.counts.sum(axis=(1, 2))[:, None]  # [B, M]
+        middle = self.axes * self.scales[:, :, len(WIDTHS) // 2, None]  # [B, M, D, D]
+        return np.asarray((share[..., None, None] * (middle @ middle.transpose(0, 1, 3, 2))).sum(axis=1))
+
+    def log_density(self, points: Float64Array) -> Float64Array:
+        """log r(z|x), nats, with all constants: points [B, K, D] → [B, K]."""
+        mean, scale = self.encoder
+        parts = [
+            np.log(SHARES[-1])
+            - 0.5 * (((points - mean[:, None]) / scale[:, None]) ** 2).sum(axis=2)
+            - np.log(scale).sum(axis=1)[:, None]
+        ]
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(self.counts / GROUP) - np.log(self.scales).sum(axis=3)  # [B, M, J]
+        half_precisions = (0.5 / self.scales**2).transpose(0, 1, 3, 2)  # [B, M, D, J]
+        for m in range(self.mode.shape[1]):
+            if not self.counts[:, m].any():
+                continue
+            turned = (points - self.mode[:, m, None]) @ self.axes[:, m]  # [B, K, D]
+            squares = (turned**2) @ half_precisions[:, m]  # [B, K, J]
+            parts.extend(np.moveaxis(log_weights[:, m, None] - squares, 2, 0))
+        stacked = np.stack(parts)  # [1 + M·J, B, K]
+        highest = stacked.max(axis=0)
+        total = np.log(np.exp(stacked - highest).sum(axis=0)) + highest
+        return np.asarray(total - 0.5 * points.shape[2] * LOG_2_PI)
+
+    def encoder_log_density(self, points: Float64Array) -> Float64Array:
+        """log q(z|x), nats: points [B, K, D] → [B, K]."""
+        mean, scale = self.encoder
+        squares = (((points - mean[:, None]) / scale[:, None]) ** 2).sum(axis=2)
+        return np.asarray(-0.5 * squares - (np.log(scale).sum(axis=1) + 0.5 * mean.shape[1] * LOG_2_PI)[:, None])
+
+
+def rounded(points: Float64Array) -> Float64Array:
+    """The nearest numbers that float32 has: the decoder sees no others."""
+    with np.errstate(over="ignore"):
+        return points.astype(np.float32).astype(np.float64)
+
+
+def drawn_by_encoder(count: int) -> NDArray[np.bool_]:
+    """Which of so many samples the encoder draws: [K]."""
+    return np.asarray(_parts(count)[0] == len(WIDTHS))
+
+
+def reference(gaussians: Gaussians, log_evidence: Float64Array, encoder: DiagonalGaussian) -> Reference:
+    """Around some modes of each image: Gaussians [B·M], and what each would have of P(x), log [B, M]; −∞ is no mode.
+
+    A mode's share grows with the root of its evidence, for the evidence is that of a Gaussian.
+    """
+    num_images, num_modes = log_evidence.shape
+    latent_dim = gaussians.centre.shape[1]
+    weakened = [np.maximum((gaussians.precisions - 1) / width**2 + 1, MIN_PRECISION) for width in WIDTHS]
+    scales = (1 / np.sqrt(np.stack(weakened, axis=1))).reshape(num_images, num_modes, len(WIDTHS), latent_dim)
+    return Reference(
+        gaussians.centre.reshape(num_images, num_modes, latent_dim),
+        gaussians.axes.reshape(num_images, num_modes, latent_dim, latent_dim),
+        scales,
+        _counts(log_evidence),
+        (encoder.mean.astype(np.float64), np.exp(np.clip(encoder.log_var.astype(np.float64) / 2, -_FAR, _FAR))),
+    )
+
+
+def _counts(log_evidence: Float64Array) -> Indices:
+    """Of each hundred samples, those of each mode and width: log evidence [B, M] → [B, M, J].
+
+    >>> _counts(np.array([[0.0, -np.inf]]))[0].tolist()
+    [[60, 20, 10], [0, 0, 0]]
+    """
+    there = np.isfinite(log_evidence)
+    there[~there.any(axis=1), 0] = True
+    filled = np.where(there & np.isfinite(log_evidence), log_evidence, 0)
+    best = np.where(there, filled, -np.inf).max(axis=1, keepdims=True)
+    share = np.where(there, np.exp(0.5 * np.maximum(filled - best, -1e3)), 0)
+    share = np.where(there, np.maximum(share / share.sum(axis=1, keepdims=True), _LEAST), 0)
+    totals = [round(GROUP * part) for part in SHARES[:-1]]
+    return np.stack([_apportion(share, total) for total in totals], axis=2)
+
+
+def _parts(count: int) -> tuple[Indices, Indices]:
+    """Which width, or the encoder, draws each sample, and how many before it in its hundred the same has drawn: [K]."""
+    within = np.arange(count) % GROUP
+    pattern = np.asarray(PATTERN)[np.arange(GROUP) % len(PATTERN)]
+    before = np.array([(pattern[:k] == pattern[k]).sum() for k in range(GROUP)])
+    return pattern[within], before[within]
+
+
+def _apportion(shares: Float64Array, total: int) -> Indices:
+    """Whole numbers [B, n] in proportion to shares [B, n] that sum to a total: the largest share takes what is left.
+
+    >>> _apportion(np.array([[0.2, 0.5, 0.3]]), 9).tolist()
+    [[1, 6, 2]]
+    """
+    whole: Indices = np.floor(total * shares / shares.sum(axis=1, keepdims=True)).astype(np.intp)
+    whole[np.arange(len(shares)), shares.argmax(axis=1)] += total - whole.sum(axis=1)
+    return whole
