@@ -141,7 +141,9 @@ class Estimator:
                     some = familiar[again]
                     answers.append((some, (yield from anneal(some, alone(gaussians.take(again)), weights))))
         if len(strange):
-            modes = yield from self._search.candidates(x[strange], reached.take(strange))
+            modes = yield from self._search.candidates(
+                x[strange], reached.take(strange), self.ladder.is_far(reached)[strange]
+            )
             answers.append((strange, (yield from anneal(strange, modes))))
         return _in_order(answers, len(x))
 

@@ -23,6 +23,8 @@ NUM_PARTICLES = 400
 """Of one round, at least; a hundred make a group."""
 FAMILIAR_SHARE = 0.9
 """Of the images that the model draws, those that do not look strange."""
+_FAR = 1.5
+"""Times what is familiar: how far the search rises for an image whose modes may lie anywhere."""
 _BLOCK_NUMBERS = 2**20
 """Coordinates of particles held at once; bounds memory."""
 
@@ -49,6 +51,10 @@ class Ladder:
     def is_strange(self, reached: Modes) -> NDArray[np.bool_]:
         """Whether an image's modes are to be contested: [B]."""
         return ~reached.converged | ~(reached.gain <= self._familiar_gain)
+
+    def is_far(self, reached: Modes) -> NDArray[np.bool_]:
+        """Whether they are to be searched for everywhere: [B]."""
+        return ~reached.converged | ~(reached.gain <= _FAR * self._familiar_gain)
 
     def block_size(self, num_samples: int, latent_dim: int) -> int:
         """Images that are annealed together."""

@@ -40,8 +40,14 @@ class _Schedule:
 
 _THOROUGH = _Schedule(starts=12, kept={16: 6}, steps=32, finalists=2, tolerance=TOLERANCE)
 """Where one mode is to be the best, and its curvature exact."""
-_QUICK = _Schedule(starts=8, kept={3: 4, 6: 3}, steps=14, finalists=3, tolerance=0.1)
-"""Where annealing corrects what is left. After three iterations the later winner is among the better half."""
+_QUICK = _Schedule(starts=10, kept={8: 5, 16: 3}, steps=32, finalists=3, tolerance=0.1)
+"""Where annealing corrects what is left. To drop the worse half after three iterations lost the best mode too often."""
+_NEARBY = _Schedule(starts=4, kept={8: 3}, steps=24, finalists=3, tolerance=0.1)
+"""From around the best mode so far."""
+_DISTANCES = (0.3, 0.45, 0.6, 0.75)
+"""b of each start around a mode, √(1 − b²)·mode + b·noise: neighbours of a good mode are often better (basin hopping:
+Wales, Doye 1997, J. Phys. Chem. A 101:5111)."""
+_NEARBY_SEED = 5
 _SAME_MODE = 4.0
 """Squared distance, in standard deviations, below which two searches ended at the same mode."""
 _BLOCK_NUMBERS = 2**22
@@ -56,7 +62,7 @@ class Candidates:
         gaussians: around them by the curvature there, [B·F] in all D dimensions.
         log_evidence: what each would have of P(x) were the posterior a Gaussian there, less constants: nats [B, F]; −∞
             where it is one of the others.
-        found: whether one is a mode, [B].
+        found: whether the best of them is a mode, [B].
     """
 
     gaussians: Gaussians
@@ -129,27 +135,47 @@ class ModeSearch:
         order = np.argsort(np.concatenate([familiar, strange]))
         return Modes.join(found).take(order), Gaussians.join(gaussians).take(order)
 
-    def candidates(self, x: Float32Array, reached: Modes) -> Chunks[Candidates]:
-        """Images [B, P] and where the search from the encoder's mean ended → up to three modes of each."""
-        dimensions, latent_dim = self._sampler.familiar_dimensions, self._sampler.latent_dim
-        size = self.block_size(latent_dim)
-        parts = []
-        for first in range(0, max(1, len(x)), size):
-            some = np.arange(first, min(first + size, len(x)))
-            best = yield from self._compete(x[some], reached.take(some), _QUICK)
-            parts.append(_candidates(best.spread(dimensions, latent_dim), _QUICK.finalists))
-        return Candidates.join(parts)
+    def candidates(self, x: Float32Array, reached: Modes, far: NDArray[np.bool_]) -> Chunks[Candidates]:
+        """Images [B, P] and where the search from the encoder's mean ended → up to three modes of each.
 
-    def _compete(self, x: Float32Array, reached: Modes, schedule: _Schedule) -> Chunks[Modes]:
-        """Search from where the first search ended, from the prior's mean, and from some draws from the prior.
-
-        Returns the best of each image, in order: [B·F] in the familiar dimensions.
+        Of an image that is not `far`, the others are searched for around that mode. Of one that is, first from several
+        starting points, then around the best of what they lead to.
         """
-        dimensions, latent_dim = self._sampler.familiar_dimensions, self._sampler.latent_dim
-        count, tries = schedule.starts, min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS))
-        draws = standard_normal(count - 2, latent_dim, seed=DEFAULT_SEED)[:, dimensions]
-        starts = np.zeros((len(x), count, len(dimensions)))
-        starts[:, 0], starts[:, 2:] = reached.mode, draws
+        size = self.block_size(self._sampler.latent_dim)
+        parts, order = [], []
+        for chosen, several in ((np.flatnonzero(~far), False), (np.flatnonzero(far), True)):
+            for first in range(0, len(chosen), size):
+                some = chosen[first : first + size]
+                best = reached.take(some)
+                if several:
+                    best = yield from self._compete(x[some], self._starts(best, _QUICK.starts), _QUICK)
+                nearby = yield from self._compete(x[some], self._around(best, len(some)), _NEARBY)
+                owner = np.concatenate([_owner(best, len(some)), _owner(nearby, len(some))])
+                modes = _best(Modes.join([best, nearby]), owner, _NEARBY.finalists)
+                parts.append(_candidates(self._spread(modes), _NEARBY.finalists))
+                order.append(some)
+        return Candidates.join(parts).take(np.argsort(np.concatenate(order)))
+
+    def _starts(self, reached: Modes, count: int) -> Float64Array:
+        """Where the first search ended, the prior's mean, and draws from the prior: [n, S, A]."""
+        draws = standard_normal(count - 2, self._sampler.latent_dim, seed=DEFAULT_SEED)
+        starts = np.zeros((len(reached.mode), count, reached.mode.shape[1]))
+        starts[:, 0], starts[:, 2:] = reached.mode, draws[:, self._sampler.familiar_dimensions]
+        return starts
+
+    def _around(self, modes: Modes, num_images: int) -> Float64Array:
+        """Points around the first of each image's modes [n·F]: [n, S, A]."""
+        first = modes.mode.reshape(num_images, -1, modes.mode.shape[1])[:, :1]
+        draws = standard_normal(len(_DISTANCES), self._sampler.latent_dim, seed=_NEARBY_SEED)
+        distance = np.array(_DISTANCES)[:, None]
+        return np.asarray(np.sqrt(1 - distance**2) * first + distance * draws[:, self._sampler.familiar_dimensions])
+
+    def _spread(self, modes: Modes) -> Modes:
+        return modes.spread(self._sampler.familiar_dimensions, self._sampler.latent_dim)
+
+    def _compete(self, x: Float32Array, starts: Float64Array, schedule: _Schedule) -> Chunks[Modes]:
+        """Search from each of the starts [n, S, A]; returns the best of each image, in order: [n·F]."""
+        count = starts.shape[1]
 
         def keep(step: int, value: Float64Array, active: Indices) -> Indices:
             if step not in schedule.kept:
@@ -162,20 +188,15 @@ class ModeSearch:
             starts.reshape(len(owner), -1),
             evaluate=self._evaluate(x[owner]),
             values=self._values(x[owner]),
-            max_steps=tries,
+            max_steps=min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS)),
             tolerance=schedule.tolerance,
             keep=keep,
         )
-        value = np.where(found.usable, found.value, -np.inf).reshape(-1, count)
-        first = count * np.arange(len(x))[:, None]
-        best = np.argsort(-value, axis=1, kind="stable")[:, : schedule.finalists] + first  # [n, F]
-        return found.take(best.ravel())
+        return _best(found, owner, schedule.finalists)
 
     def _search_to_the_end(self, x: Float32Array, reached: Modes) -> Chunks[Modes]:
         """Of several starting points, follow the two best to the end in all dimensions, and take the better."""
-        finalists = (yield from self._compete(x, reached, _THOROUGH)).spread(
-            self._sampler.familiar_dimensions, self._sampler.latent_dim
-        )
+        finalists = self._spread((yield from self._compete(x, self._starts(reached, _THOROUGH.starts), _THOROUGH)))
         left = self._max_steps - _FAMILIAR_STEPS - _THOROUGH.steps
         # Without an iteration left for all dimensions, what was found in some is kept, though it may not be the mode.
         further = replace(
@@ -203,6 +224,19 @@ class ModeSearch:
         return find_modes(start, evaluate=evaluate, values=values, max_steps=max_steps, tolerance=tolerance)
 
 
+def _owner(modes: Modes, num_images: int) -> Indices:
+    """Which image each mode is of, where all have as many, in order: [n·F]."""
+    return np.repeat(np.arange(num_images), len(modes.mode) // max(1, num_images))
+
+
+def _best(modes: Modes, owner: Indices, count: int) -> Modes:
+    """The best `count` modes of each image, best first; all images have as many."""
+    value = np.where(modes.usable, modes.value, -np.inf)
+    order = np.lexsort((-value, owner))  # which keeps the order of equals
+    each = len(owner) // max(1, len(np.unique(owner)))
+    return modes.take(order.reshape(-1, each)[:, :count].ravel())
+
+
 def alone(gaussians: Gaussians) -> Candidates:
     """One mode of each image, which was found."""
     count = len(gaussians.centre)
@@ -227,4 +261,4 @@ def _candidates(modes: Modes, num_finalists: int) -> Candidates:
             apart = mode[:, other] - mode[:, better]
             same = (apart * times(precision[:, better], apart)).sum(axis=1) < _SAME_MODE
             evidence[same, other] = -np.inf
-    return Candidates(gaussians.take(index), evidence, np.asarray(ordered.converged.reshape(shape).any(axis=1)))
+    return Candidates(gaussians.take(index), evidence, np.asarray(ordered.converged.reshape(shape)[:, 0]))
