@@ -146,12 +146,13 @@ def annealed_estimate(
         std_error = _GROUP_ALLOWANCE * np.maximum(between, np.sqrt(inner_variance))
         spread = highest - log_estimates.min(axis=1)
         agree = (spread <= _MAX_SPREAD) & (std_error <= MAX_RELIABLE_STD_ERROR)
+        posterior_gap = log_likelihood - elbo
     shape = log_likelihood.shape
     return LogLikelihood(
         log_likelihood=log_likelihood,
         std_error=std_error,
         elbo=np.asarray(elbo, np.float64),
-        posterior_gap=log_likelihood - elbo,
+        posterior_gap=posterior_gap,
         bits_per_dim=-log_likelihood / (num_pixels * math.log(2)),
         effective_sample_size=np.full(shape, np.nan),
         pareto_k=np.full(shape, np.nan),

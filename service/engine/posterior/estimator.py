@@ -15,7 +15,7 @@ from service.engine.posterior.ladder import NUM_PARTICLES, Ladder
 from service.engine.posterior.laplace import SHARES, Gaussians, Mixture, mixture
 from service.engine.posterior.mode_search import Candidates, ModeSearch, alone
 from service.engine.posterior.newton import Modes
-from service.engine.posterior.reference import reference
+from service.engine.posterior.reference import is_usable, reference
 from service.engine.posterior.sampling import Sampler, balanced, part_of, resample
 from service.engine.preparation import PreparedImages
 from service.engine.proposal import IMPORTANCE_PROPOSALS, DiagonalGaussian, Effort
@@ -118,7 +118,7 @@ class Estimator:
             sampled = yield from self._sample(plan, len(x), effort)
             return sampled.record, plan.latents(sampled.drawn)
         reached = yield from self._search.from_encoder(x, posterior)
-        is_strange = self.ladder.is_strange(reached)
+        is_strange = self.ladder.is_strange(reached) | ~is_usable(posterior)
         strange, familiar = np.flatnonzero(is_strange), np.flatnonzero(~is_strange)
         answers: list[tuple[Indices, _Answers]] = []
 
@@ -140,7 +140,7 @@ class Estimator:
                     weights = sampled.first[again] if effort.num_samples >= NUM_PARTICLES else None
                     some = familiar[again]
                     answers.append((some, (yield from anneal(some, alone(gaussians.take(again)), weights))))
-        if len(strange):
+        if len(strange) or not len(x):
             modes = yield from self._search.candidates(x[strange], reached.take(strange))
             answers.append((strange, (yield from anneal(strange, modes))))
         return _in_order(answers, len(x))

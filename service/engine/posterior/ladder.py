@@ -149,7 +149,8 @@ class Ladder:
             population = Population(points, log_weight[:, :count] + density, density)
         by_encoder = drawn_by_encoder(count)
         points = population.points[:, by_encoder]
-        lower = population.log_joint[:, by_encoder] - around.encoder_log_density(points)
+        with np.errstate(invalid="ignore"):  # ∞ − ∞
+            lower = population.log_joint[:, by_encoder] - around.encoder_log_density(points)
         annealed = yield from anneal(
             population, around, values, lambda temperature: np.random.default_rng([effort.seed, number, temperature])
         )
@@ -166,7 +167,8 @@ def _of_mean(log_estimates: Float64Array, variance: Float64Array) -> Float64Arra
     rounds = variance.shape[1]
     highest = log_estimates.max(axis=1, keepdims=True)
     estimates = np.exp(log_estimates - np.where(np.isfinite(highest), highest, 0))
-    share = estimates.reshape(len(estimates), rounds, -1).sum(axis=2) / estimates.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # none of them is possible
+        share = estimates.reshape(len(estimates), rounds, -1).sum(axis=2) / estimates.sum(axis=1, keepdims=True)
     return np.asarray((share**2 * variance).sum(axis=1))
 
 
