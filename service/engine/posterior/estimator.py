@@ -113,7 +113,7 @@ class Estimator:
     def _infer_block(
         self, x: Float32Array, posterior: DiagonalGaussian, proposal: str, effort: Effort
     ) -> Chunks[_Answers]:
-        if proposal in IMPORTANCE_PROPOSALS:
+        if proposal in IMPORTANCE_PROPOSALS or not len(x):
             plan = yield from self._plan(proposal, x, posterior, effort.seed)
             sampled = yield from self._sample(plan, len(x), effort)
             return sampled.record, plan.latents(sampled.drawn)
@@ -140,7 +140,7 @@ class Estimator:
                     weights = sampled.first[again] if effort.num_samples >= NUM_PARTICLES else None
                     some = familiar[again]
                     answers.append((some, (yield from anneal(some, alone(gaussians.take(again)), weights))))
-        if len(strange) or not len(x):
+        if len(strange):
             modes = yield from self._search.candidates(x[strange], reached.take(strange))
             answers.append((strange, (yield from anneal(strange, modes))))
         return _in_order(answers, len(x))

@@ -162,7 +162,7 @@ def _counts(log_evidence: Float64Array) -> Indices:
     there[~there.any(axis=1), 0] = True
     filled = np.where(np.isfinite(log_evidence), log_evidence, 0)
     best = np.where(there, filled, -np.inf).max(axis=1, keepdims=True)
-    share = np.where(there, np.exp(0.5 * np.maximum(filled - best, -1e3)), 0)
+    share = np.where(there, np.exp(0.5 * np.where(there, filled - best, 0)), 0)
     share = np.where(there, np.maximum(share / share.sum(axis=1, keepdims=True), _LEAST), 0)
     totals = [round(GROUP * part) for part in SHARES[:-1]]
     return np.stack([_apportion(share, total) for total in totals], axis=2)
