@@ -109,8 +109,11 @@ def test_auto_is_laplace_where_that_is_reliable_and_the_image_not_strange(effort
         auto, laplace = (ask(model, x, proposal, **effort) for proposal in ("auto", "laplace"))
         same = auto.proposal == "laplace"
         expected = laplace.reliable & ~is_strange(model, x)
-        np.testing.assert_array_equal(same, expected)
-        assert 0 < same.sum() or effort.get("num_samples") == 40
+        if "max_std_error" in effort:  # what was not reliable on the way goes on at once
+            assert (expected | ~same).all()
+        else:
+            np.testing.assert_array_equal(same, expected)
+        assert same.any()
         assert_same(auto.take(same), laplace.take(same))
         assert set(auto.proposal[~same]) <= {"annealed"}
         annealed = auto.take(~same)
@@ -133,7 +136,7 @@ def same_bits(model: Model, pixels: AnyArray, proposal: str, **effort: Any) -> L
 @pytest.mark.parametrize("proposal", LADDER)
 def test_the_same_bits_alone_and_in_any_batch(proposal: str, effort: Mapping[str, Any]) -> None:
     record = same_bits(rugged(), noise(7), proposal, **effort)
-    assert len(set(record.num_samples.tolist())) > 2
+    assert len(set(record.num_samples.tolist())) > 1
     assert "annealed" in record.proposal
 
 
@@ -281,11 +284,11 @@ def disagreeing(log_estimates: AnyArray, *rest: Any, **named: Any) -> LogLikelih
 annealed_estimate = ladder.annealed_estimate
 
 
-@pytest.mark.parametrize(("latent_dim", "num_images"), [(50, 40), (256, 12)])
-@pytest.mark.parametrize("proposal", ["laplace", "auto", "annealed"])
+@pytest.mark.parametrize(("latent_dim", "num_images"), [(20, 12), (60, 4)])
+@pytest.mark.parametrize("proposal", LADDER)
 def test_memory_is_bounded_by_what_is_announced(latent_dim: int, num_images: int, proposal: str) -> None:
     toy = bernoulli_toy(GREY, latent_dim, seed=8)
-    model = Model(toy.description, toy.encoder, toy.decoder, toy.likelihood, runtime=Runtime("cpu"), max_steps=24)
+    model = Model(toy.description, toy.encoder, toy.decoder, toy.likelihood, runtime=Runtime("cpu"), max_steps=8)
     assert isinstance(model._estimator, Estimator)
     assert model._estimator._block_images == CPU_BLOCKS.images
     chunks = model.log_likelihood(noise(num_images), proposal=proposal)
@@ -296,5 +299,4 @@ def test_memory_is_bounded_by_what_is_announced(latent_dim: int, num_images: int
     finally:
         tracemalloc.stop()
     announced = model.estimates_bytes(num_images, 400)
-    print("PEAK", latent_dim, num_images, proposal, peak, announced)
     assert peak < announced

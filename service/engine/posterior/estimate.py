@@ -165,8 +165,9 @@ def annealed_estimate(
 
 def evidence_lower_bound(encoder_log_weight: NDArray[np.floating]) -> NDArray[np.float64]:
     """E_q[log p(x|z) + log p(z) − log q(z|x)], by the mean of the encoder's log weights: [B, K] → [B], nats."""
+    rows = np.ascontiguousarray(encoder_log_weight)  # the order of a sum over strides depends on the batch
     with np.errstate(invalid="ignore"):  # ∞ − ∞
-        return np.asarray(encoder_log_weight.mean(axis=-1, dtype=np.float64))
+        return np.asarray(rows.mean(axis=-1, dtype=np.float64))
 
 
 def is_reliable(tail_shape: NDArray[np.float64], std_error: NDArray[np.float64], num_samples: int) -> NDArray[np.bool_]:

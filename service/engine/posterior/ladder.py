@@ -148,7 +148,7 @@ class Ladder:
             density = around.log_density(points)
             population = Population(points, log_weight[:, :count] + density, density)
         by_encoder = drawn_by_encoder(count)
-        points = population.points[:, by_encoder]
+        points = np.ascontiguousarray(population.points[:, by_encoder])  # sums over strides depend on the batch
         with np.errstate(invalid="ignore"):  # ∞ − ∞
             lower = population.log_joint[:, by_encoder] - around.encoder_log_density(points)
         annealed = yield from anneal(
