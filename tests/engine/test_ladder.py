@@ -84,7 +84,7 @@ def test_the_mean_estimate_over_seeds_is_the_evidence() -> None:
 
 
 def test_an_encoder_that_leads_nowhere_does_not_matter() -> None:
-    """Its mean is the origin for every image: the way from there to the mode looks strange, and is found all the same."""
+    """Its mean is the origin for every image: the way from there looks strange, and the mode is found all the same."""
     toy = oracle(20).toy(SHAPE)
     gain = oracle(20).posterior()[0].astype(np.float32)
     blind = replace(toy, encoder=toy.encoder.replace(gain.tobytes(), np.zeros_like(gain).tobytes()))

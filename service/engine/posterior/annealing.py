@@ -258,7 +258,7 @@ def log_mean_exp(values: Float64Array) -> Float64Array:
 
 
 def _root(centred: Float64Array, weight: Float64Array, expected: Float64Array) -> Float64Array:
-    """The lower triangular root of the particles' covariance, drawn to an expected one the fewer they are: [n, D, D]."""
+    """The lower triangular root of the particles' covariance, the fewer the nearer to an expected one: [n, D, D]."""
     covariance = (centred * weight[..., None]).transpose(0, 2, 1) @ centred
     dimensions = centred.shape[2]
     effective = 1 / (weight**2).sum(axis=1)

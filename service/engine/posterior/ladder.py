@@ -115,7 +115,7 @@ class Ladder:
                 found=found,
                 finished=finished,
             )
-            done = num_rows >= effort.limit
+            done = num_rows >= effort.limit // GROUP * GROUP  # a round has whole hundreds
             if effort.max_std_error is not None:
                 done |= record.reliable & (record.std_error <= effort.max_std_error)
             records.append(record.take(done))
