@@ -14,7 +14,7 @@ from service.engine.blocks import CPU_BLOCKS
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.posterior import annealing, ladder
-from service.engine.posterior.estimate import REASONS, LogLikelihood
+from service.engine.posterior.estimate import REASONS, LogLikelihood, annealed_estimate
 from service.engine.posterior.estimator import Estimator
 from service.engine.posterior.ladder import NUM_PARTICLES, num_particles
 from service.engine.proposal import Effort
@@ -279,9 +279,6 @@ def test_every_reason_but_the_tail_can_be_reached(monkeypatch: pytest.MonkeyPatc
 def disagreeing(log_estimates: AnyArray, *rest: Any, **named: Any) -> LogLikelihood:
     """As if one group had found four nats more."""
     return annealed_estimate(log_estimates + 4.0 * (np.arange(log_estimates.shape[1]) == 1), *rest, **named)
-
-
-annealed_estimate = ladder.annealed_estimate
 
 
 @pytest.mark.parametrize(("latent_dim", "num_images"), [(20, 12), (60, 4)])

@@ -122,7 +122,7 @@ class _State:
         num_images, num_particles, _ = population.points.shape
         self.points = population.points.copy()
         self.log_joint = _finite(population.log_joint)
-        possible = (self.log_joint > _IMPOSSIBLE).any(axis=1)
+        possible = np.asarray((self.log_joint > _IMPOSSIBLE).any(axis=1))
         self.log_reference = population.log_reference.copy()
         self.beta = np.zeros(num_images)
         self.step = np.full(num_images, _FIRST_STEP)
@@ -131,7 +131,7 @@ class _State:
         self.log_weight = np.zeros((num_images, num_particles))
         self.num_rows = np.full(num_images, num_particles)
         self.num_temperatures = np.zeros(num_images, np.int64)
-        self.finished = ~possible
+        self.finished: NDArray[np.bool_] = np.logical_not(possible)
         self.ancestor = np.tile(np.arange(num_particles), (num_images, 1))
         self.active = np.flatnonzero(possible)
 
