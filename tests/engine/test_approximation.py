@@ -39,7 +39,8 @@ def values_of(log_density: Callable[[AnyArray, AnyArray], AnyArray]) -> tuple[Va
 
 def modes(mode: AnyArray, precision: AnyArray) -> Modes:
     every = np.ones(len(mode), np.bool_)
-    return Modes(mode, np.zeros(len(mode)), precision, every, every, np.zeros(len(mode), np.int64))
+    steps, gain = np.zeros(len(mode), np.int64), np.zeros(len(mode))
+    return Modes(mode, np.zeros(len(mode)), precision, every, every, steps, gain)
 
 
 def gaussian(count: int = 3, *, seed: int = 0) -> tuple[AnyArray, AnyArray]:

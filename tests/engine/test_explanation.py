@@ -8,6 +8,7 @@ from model_store import ImageShape, LikelihoodSpec
 from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.chunks import complete
 from service.engine.posterior.estimator import resample
+from service.engine.proposal import PROPOSALS, Effort
 from tests import reference
 from tests.likelihoods import (
     BERNOULLI,
@@ -109,7 +110,7 @@ def test_resampling_follows_the_weights() -> None:
     assert resample(log_weight.astype(np.float32), 0).shape == (4, 0)
 
 
-@pytest.mark.parametrize("proposal", ["encoder", "prior", "laplace"])
+@pytest.mark.parametrize("proposal", PROPOSALS)
 def test_draws_are_of_the_posterior(proposal: str) -> None:
     """Of a linear-Gaussian model, whose posterior is known: 400 draws from 20 000 samples, in each direction."""
     shape = ImageShape(channels=1, height=4, width=3)
@@ -120,11 +121,7 @@ def test_draws_are_of_the_posterior(proposal: str) -> None:
             x.reshape(3, -1),
             complete(model.encode(x)),
             proposal=proposal,
-            num_samples=20_000,
-            seed=2,
-            max_std_error=None,
-            max_num_samples=20_000,
-            num_draws=400,
+            effort=Effort(num_samples=20_000, seed=2, num_draws=400),
         )
     )
     gain, covariance = oracle.posterior()

@@ -44,7 +44,7 @@ def modes_of(model: Model, pixels: AnyArray) -> Modes:
 def test_on_a_linear_gaussian_it_is_exact_and_wastes_few_samples(latent_dim: int) -> None:
     x = oracle(latent_dim).draw(8, SHAPE, seed=4)
     for seed in range(3):
-        record = complete(exact_model(latent_dim).log_likelihood(x, seed=seed))
+        record = complete(exact_model(latent_dim).log_likelihood(x, seed=seed, proposal="laplace"))
         assert (np.abs(record.log_likelihood - oracle(latent_dim).log_likelihood(x)) < 3 * record.std_error).all()
         assert (record.effective_sample_size > 0.5 * record.num_samples).all()
         assert record.reliable.all()
@@ -83,7 +83,7 @@ def test_an_encoder_that_knows_nothing_does_not_matter() -> None:
     model = reference.load(Toy(toy.description, blind, toy.decoder, toy.calibration))
     x = oracle(20).draw(8, SHAPE, seed=4)
     truth = oracle(20).log_likelihood(x)
-    record = complete(model.log_likelihood(x))
+    record = complete(model.log_likelihood(x, proposal="laplace"))
     assert (np.abs(record.log_likelihood - truth) < 3 * record.std_error).all()
     encoder = complete(model.log_likelihood(x, proposal="encoder", num_samples=5000))
     assert (encoder.log_likelihood < truth - 5).all()  # what it mends
@@ -96,13 +96,13 @@ def test_an_encoder_that_knows_nothing_does_not_matter() -> None:
 def test_an_images_estimate_does_not_depend_on_its_batch(shape: ImageShape) -> None:
     model = reference.load(bernoulli_toy(shape, 5, preparation=PixelPreparation(binarisation="dynamic")))
     x = np.random.default_rng(0).random((64, *shape.chw), np.float32)
-    together = complete(model.log_likelihood(x))
+    together = complete(model.log_likelihood(x, proposal="laplace"))
     order = np.random.default_rng(1).permutation(64)
-    shuffled = complete(model.log_likelihood(x[order]))
+    shuffled = complete(model.log_likelihood(x[order], proposal="laplace"))
     error = density_error(shape.size, np.abs(together.log_likelihood).max())
     np.testing.assert_allclose(shuffled.log_likelihood, together.log_likelihood[order], rtol=0, atol=error)
     for index in (0, 31, 63):
-        alone = complete(model.log_likelihood(x[index : index + 1]))
+        alone = complete(model.log_likelihood(x[index : index + 1], proposal="laplace"))
         np.testing.assert_allclose(alone.log_likelihood, together.log_likelihood[index], rtol=0, atol=error)
 
 
@@ -113,11 +113,11 @@ def test_the_bundled_models_estimates_do_not_depend_on_the_batch_even_far_outsid
         digits = archive["test"][:8, None].astype(np.float32) / np.float32(255)
     noise = (np.random.default_rng(0).random((8, 1, 28, 28)) < 0.5).astype(np.float32)
     pixels = np.concatenate([digits, digits[:, :, ::-1], noise])
-    together = complete(model.log_likelihood(pixels))
+    together = complete(model.log_likelihood(pixels, proposal="laplace"))
     for index in (0, 5, 9, 15, 16, 20, 23):
-        alone = complete(model.log_likelihood(pixels[index : index + 1]))
+        alone = complete(model.log_likelihood(pixels[index : index + 1], proposal="laplace"))
         assert alone.log_likelihood[0] == together.log_likelihood[index]
-    fewer = complete(model.log_likelihood(pixels[10:20]))
+    fewer = complete(model.log_likelihood(pixels[10:20], proposal="laplace"))
     np.testing.assert_array_equal(fewer.log_likelihood, together.log_likelihood[10:20])
 
 
@@ -126,7 +126,9 @@ def test_far_outside_it_still_converges_and_seeds_agree() -> None:
     model = reference.load(bernoulli_toy(shape, 5))
     noise = (np.random.default_rng(3).random((20, *shape.chw)) < 0.5).astype(np.float32)
     assert modes_of(model, noise).converged.all()
-    first, second = (complete(model.log_likelihood(noise, seed=seed, num_samples=2000)) for seed in (0, 1))
+    first, second = (
+        complete(model.log_likelihood(noise, seed=seed, num_samples=2000, proposal="laplace")) for seed in (0, 1)
+    )
     distance = np.abs(first.log_likelihood - second.log_likelihood)
     assert np.median(distance) < 0.2
     encoder = complete(model.log_likelihood(noise, proposal="encoder"))
@@ -138,7 +140,7 @@ def test_where_the_decoder_gives_no_number_the_encoder_stands_in_and_it_says_so(
     bias = oracle(2).bias.astype(np.float32)
     broken = toy.decoder.replace(bias.tobytes(), np.full_like(bias, np.nan).tobytes())
     model = reference.load(Toy(toy.description, toy.encoder, broken, toy.calibration))
-    record = complete(model.log_likelihood(oracle(2).draw(3, SHAPE, seed=1)))
+    record = complete(model.log_likelihood(oracle(2).draw(3, SHAPE, seed=1), proposal="laplace"))
     assert set(record.proposal) == {"encoder"}
     assert not record.reliable.any()
 
@@ -148,7 +150,7 @@ def test_a_search_cut_short_is_unreliable_and_does_not_sample_on() -> None:
     toy = bernoulli_toy(shape, 5)
     noise = (np.random.default_rng(3).random((4, *shape.chw)) < 0.5).astype(np.float32)
     one_step = Model(toy.description, toy.encoder, toy.decoder, toy.likelihood, runtime=Runtime("cpu"), max_steps=1)
-    record = complete(one_step.log_likelihood(noise, max_std_error=1e-3, max_num_samples=4000))
+    record = complete(one_step.log_likelihood(noise, max_std_error=1e-3, max_num_samples=4000, proposal="laplace"))
     assert not record.reliable.any()
     assert (record.num_samples == 400).all()
     assert set(record.proposal) == {"laplace"}
@@ -156,7 +158,9 @@ def test_a_search_cut_short_is_unreliable_and_does_not_sample_on() -> None:
 
 def test_narrow_targets_stop_early_and_hard_ones_sample_on() -> None:
     x = oracle(2).draw(6, SHAPE, seed=4)
-    record = complete(exact_model(2).log_likelihood(x, num_samples=50, max_std_error=0.03, max_num_samples=6400))
+    record = complete(
+        exact_model(2).log_likelihood(x, num_samples=50, max_std_error=0.03, max_num_samples=6400, proposal="laplace")
+    )
     assert (record.std_error <= 0.03).all()
     assert (record.num_samples > 50).all()
     assert (record.num_samples < 6400).all()

@@ -68,7 +68,7 @@ def test_statistics_of_a_linear_gaussian_model_are_the_closed_forms(statistics: 
 def test_one_pass_measures_what_log_likelihood_and_encode_do(x: AnyArray) -> None:
     model = reference.load(bernoulli_toy(GREY, 4))
     found = complete(model.statistics(x, proposal="laplace", num_samples=40, seed=3))
-    record = complete(model.log_likelihood(x, num_samples=40, seed=3))
+    record = complete(model.log_likelihood(x, proposal="laplace", num_samples=40, seed=3))
     np.testing.assert_array_equal(found.log_likelihood, record.log_likelihood)
     np.testing.assert_array_equal(found.elbo, record.elbo)
     posterior = complete(model.encode(x))

@@ -9,7 +9,7 @@ from service.engine.posterior.estimate import LogLikelihood, estimate
 from tests.toys import AnyArray
 
 _STEP = 1e-5
-_COUNTED = ("num_samples", "proposal", "reliable")
+_COUNTED = ("num_samples", "proposal", "reliable", "reason")
 
 
 def figure_errors(log_weight: AnyArray, error: float, num_pixels: int) -> dict[str, AnyArray]:

@@ -41,8 +41,10 @@ _STEP_SPREAD = 0.3
 _SHRINKAGE = 3.0
 """Times D / (D + effective samples): the part of the moves' covariance that is the Laplace approximation's."""
 _BISECTIONS = 16
-_IMPOSSIBLE = -1e12
-"""In place of a log density that is −∞ or no number."""
+_IMPOSSIBLE = -1e300
+"""In place of a log density that is not finite. A finite one may be −1e15: a narrow likelihood, far from its mode."""
+_NOTHING = -1e200
+"""An estimate below is of impossible particles only, and is −∞."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Annealed:
     """How annealing ended, image by image.
 
     Attributes:
-        log_estimates: of P(x), by group, log [B, G].
+        log_estimates: of P(x), by group, log [B, G]; −∞ where no particle of a group has a finite log p(x, z).
         num_rows: particles and their moves, [B].
         num_temperatures: [B].
         finished: whether it came to β = 1 in as many temperatures as are allowed, [B].
@@ -120,17 +122,18 @@ class _State:
         num_images, num_particles, _ = population.points.shape
         self.points = population.points.copy()
         self.log_joint = _finite(population.log_joint)
+        possible = np.asarray((self.log_joint > _IMPOSSIBLE).any(axis=1))
         self.log_reference = population.log_reference.copy()
         self.beta = np.zeros(num_images)
         self.step = np.full(num_images, _FIRST_STEP)
         self.num_groups = num_particles // GROUP
-        self.log_estimates = np.zeros((num_images, self.num_groups))
+        self.log_estimates = np.where(possible, 0, _IMPOSSIBLE)[:, None] * np.ones(self.num_groups)
         self.log_weight = np.zeros((num_images, num_particles))
         self.num_rows = np.full(num_images, num_particles)
         self.num_temperatures = np.zeros(num_images, np.int64)
-        self.finished = np.zeros(num_images, np.bool_)
+        self.finished: NDArray[np.bool_] = np.logical_not(possible)
         self.ancestor = np.tile(np.arange(num_particles), (num_images, 1))
-        self.active = np.arange(num_images)
+        self.active = np.flatnonzero(possible)
 
     def advance(self, *, last: bool) -> Indices:
         """Weigh the particles of images on their way to their next temperature; returns those not yet at β = 1."""
@@ -155,7 +158,7 @@ class _State:
         shift = self.log_estimates - log_mean_exp(grouped)  # of a group's earlier temperatures
         log_weight = (grouped + shift[..., None]).reshape(self.log_weight.shape)
         return Annealed(
-            self.log_estimates,
+            np.where(self.log_estimates < _NOTHING, -np.inf, self.log_estimates),
             self.num_rows,
             self.num_temperatures,
             self.finished,
@@ -255,7 +258,7 @@ def log_mean_exp(values: Float64Array) -> Float64Array:
 
 
 def _root(centred: Float64Array, weight: Float64Array, expected: Float64Array) -> Float64Array:
-    """The lower triangular root of the particles' covariance, drawn to an expected one if they are few: [n, D, D]."""
+    """The lower triangular root of the particles' covariance, the fewer the nearer to an expected one: [n, D, D]."""
     covariance = (centred * weight[..., None]).transpose(0, 2, 1) @ centred
     dimensions = centred.shape[2]
     effective = 1 / (weight**2).sum(axis=1)
@@ -288,4 +291,4 @@ def _descent_variance(log_weight: Float64Array, ancestor: Indices) -> Float64Arr
 
 
 def _finite(log_density: Float64Array) -> Float64Array:
-    return np.asarray(np.where(np.isfinite(log_density), log_density, _IMPOSSIBLE))
+    return np.asarray(np.where(np.isfinite(log_density), np.maximum(log_density, _IMPOSSIBLE), _IMPOSSIBLE))

@@ -146,12 +146,13 @@ def annealed_estimate(
         std_error = _GROUP_ALLOWANCE * np.maximum(between, np.sqrt(inner_variance))
         spread = highest - log_estimates.min(axis=1)
         agree = (spread <= _MAX_SPREAD) & (std_error <= MAX_RELIABLE_STD_ERROR)
+        posterior_gap = log_likelihood - elbo
     shape = log_likelihood.shape
     return LogLikelihood(
         log_likelihood=log_likelihood,
         std_error=std_error,
         elbo=np.asarray(elbo, np.float64),
-        posterior_gap=log_likelihood - elbo,
+        posterior_gap=posterior_gap,
         bits_per_dim=-log_likelihood / (num_pixels * math.log(2)),
         effective_sample_size=np.full(shape, np.nan),
         pareto_k=np.full(shape, np.nan),
@@ -164,8 +165,9 @@ def annealed_estimate(
 
 def evidence_lower_bound(encoder_log_weight: NDArray[np.floating]) -> NDArray[np.float64]:
     """E_q[log p(x|z) + log p(z) − log q(z|x)], by the mean of the encoder's log weights: [B, K] → [B], nats."""
+    rows = np.ascontiguousarray(encoder_log_weight)  # the order of a sum over strides depends on the batch
     with np.errstate(invalid="ignore"):  # ∞ − ∞
-        return np.asarray(encoder_log_weight.mean(axis=-1, dtype=np.float64))
+        return np.asarray(rows.mean(axis=-1, dtype=np.float64))
 
 
 def is_reliable(tail_shape: NDArray[np.float64], std_error: NDArray[np.float64], num_samples: int) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from service.engine.posterior.ladder import NUM_PARTICLES, Ladder
 from service.engine.posterior.laplace import SHARES, Gaussians, Mixture, mixture
 from service.engine.posterior.mode_search import Candidates, ModeSearch, alone
 from service.engine.posterior.newton import Modes
-from service.engine.posterior.reference import reference
+from service.engine.posterior.reference import is_usable, reference
 from service.engine.posterior.sampling import Sampler, balanced, part_of, resample
 from service.engine.preparation import PreparedImages
 from service.engine.proposal import IMPORTANCE_PROPOSALS, DiagonalGaussian, Effort
@@ -113,12 +113,12 @@ class Estimator:
     def _infer_block(
         self, x: Float32Array, posterior: DiagonalGaussian, proposal: str, effort: Effort
     ) -> Chunks[_Answers]:
-        if proposal in IMPORTANCE_PROPOSALS:
+        if proposal in IMPORTANCE_PROPOSALS or not len(x):
             plan = yield from self._plan(proposal, x, posterior, effort.seed)
             sampled = yield from self._sample(plan, len(x), effort)
             return sampled.record, plan.latents(sampled.drawn)
         reached = yield from self._search.from_encoder(x, posterior)
-        is_strange = self.ladder.is_strange(reached)
+        is_strange = self.ladder.is_strange(reached) | ~is_usable(posterior)
         strange, familiar = np.flatnonzero(is_strange), np.flatnonzero(~is_strange)
         answers: list[tuple[Indices, _Answers]] = []
 

@@ -121,7 +121,7 @@ class Ladder:
                 found=found,
                 finished=finished,
             )
-            done = num_rows >= effort.limit
+            done = num_rows >= effort.limit // GROUP * GROUP  # a round has whole hundreds
             if effort.max_std_error is not None:
                 done |= record.reliable & (record.std_error <= effort.max_std_error)
             records.append(record.take(done))
@@ -154,8 +154,9 @@ class Ladder:
             density = around.log_density(points)
             population = Population(points, log_weight[:, :count] + density, density)
         by_encoder = drawn_by_encoder(count)
-        points = population.points[:, by_encoder]
-        lower = population.log_joint[:, by_encoder] - around.encoder_log_density(points)
+        points = np.ascontiguousarray(population.points[:, by_encoder])  # sums over strides depend on the batch
+        with np.errstate(invalid="ignore"):  # ∞ − ∞
+            lower = population.log_joint[:, by_encoder] - around.encoder_log_density(points)
         annealed = yield from anneal(
             population, around, values, lambda temperature: np.random.default_rng([effort.seed, number, temperature])
         )
@@ -172,7 +173,8 @@ def _of_mean(log_estimates: Float64Array, variance: Float64Array) -> Float64Arra
     rounds = variance.shape[1]
     highest = log_estimates.max(axis=1, keepdims=True)
     estimates = np.exp(log_estimates - np.where(np.isfinite(highest), highest, 0))
-    share = estimates.reshape(len(estimates), rounds, -1).sum(axis=2) / estimates.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # none of them is possible
+        share = estimates.reshape(len(estimates), rounds, -1).sum(axis=2) / estimates.sum(axis=1, keepdims=True)
     return np.asarray((share**2 * variance).sum(axis=1))
 
 

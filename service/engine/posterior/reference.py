@@ -22,7 +22,9 @@ GROUP = 100
 _LEAST = 0.12
 """Of the samples, the share that a mode gets at least."""
 _FAR = 50.0
-"""Of the logarithm of an encoder's standard deviation: beyond, it is taken for this."""
+"""Of the logarithm of an encoder's standard deviation: beyond, the encoder is of no use."""
+_FARTHEST = 1e15
+"""Of a coordinate of a mode or an encoder's mean: beyond, it is of no use."""
 LOG_2_PI = float(np.log(2 * np.pi))
 
 
@@ -35,7 +37,8 @@ class Reference:
         axes: of each mode's Gaussian, in columns, [B, M, D, D].
         scales: standard deviations along the axes, by width, [B, M, J, D].
         counts: samples of each part in a hundred, [B, M, J]; zero where there is no such mode.
-        encoder: its mean and standard deviation, [B, D] each.
+        encoder: its mean and standard deviation, [B, D] each; the prior's where they are of no use.
+        encoder_usable: whether they are, [B].
     """
 
     mode: Float64Array
@@ -43,11 +46,13 @@ class Reference:
     scales: Float64Array
     counts: Indices
     encoder: tuple[Float64Array, Float64Array]
+    encoder_usable: NDArray[np.bool_]
 
     def take(self, images: Indices) -> "Reference":
         """Those of these images."""
         encoder = (self.encoder[0][images], self.encoder[1][images])
-        return Reference(self.mode[images], self.axes[images], self.scales[images], self.counts[images], encoder)
+        parts = (self.mode[images], self.axes[images], self.scales[images], self.counts[images])
+        return Reference(*parts, encoder, self.encoder_usable[images])
 
     def draw(self, noise: Float32Array) -> Float64Array:
         """Samples made of noise [K, D]: [B, K, D], exact in float32. Which width draws which is as in laplace.py."""
@@ -95,10 +100,11 @@ class Reference:
         return np.asarray(total - 0.5 * points.shape[2] * LOG_2_PI)
 
     def encoder_log_density(self, points: Float64Array) -> Float64Array:
-        """log q(z|x), nats: points [B, K, D] → [B, K]."""
+        """log q(z|x), nats: points [B, K, D] → [B, K]; NaN where the encoder is of no use."""
         mean, scale = self.encoder
         squares = (((points - mean[:, None]) / scale[:, None]) ** 2).sum(axis=2)
-        return np.asarray(-0.5 * squares - (np.log(scale).sum(axis=1) + 0.5 * mean.shape[1] * LOG_2_PI)[:, None])
+        log_density = -0.5 * squares - (np.log(scale).sum(axis=1) + 0.5 * mean.shape[1] * LOG_2_PI)[:, None]
+        return np.where(self.encoder_usable[:, None], log_density, np.nan)
 
 
 def rounded(points: Float64Array) -> Float64Array:
@@ -119,6 +125,15 @@ def reference(gaussians: Gaussians, log_evidence: Float64Array, encoder: Diagona
     """
     num_images, num_modes = log_evidence.shape
     latent_dim = gaussians.centre.shape[1]
+    there = np.isfinite(log_evidence.ravel()) & (np.abs(gaussians.centre) <= _FARTHEST).all(axis=1)  # False for NaN
+    log_evidence = np.where(there.reshape(log_evidence.shape), log_evidence, -np.inf)
+    gaussians = Gaussians(
+        np.where(there[:, None], gaussians.centre, 0),
+        np.where(there[:, None], gaussians.precisions, 1),
+        np.where(there[:, None, None], gaussians.axes, np.eye(latent_dim)),
+    )
+    usable = is_usable(encoder)
+    mean, log_var = (np.where(usable[:, None], part, 0).astype(np.float64) for part in (encoder.mean, encoder.log_var))
     weakened = [np.maximum((gaussians.precisions - 1) / width**2 + 1, MIN_PRECISION) for width in WIDTHS]
     scales = (1 / np.sqrt(np.stack(weakened, axis=1))).reshape(num_images, num_modes, len(WIDTHS), latent_dim)
     return Reference(
@@ -126,8 +141,15 @@ def reference(gaussians: Gaussians, log_evidence: Float64Array, encoder: Diagona
         gaussians.axes.reshape(num_images, num_modes, latent_dim, latent_dim),
         scales,
         _counts(log_evidence),
-        (encoder.mean.astype(np.float64), np.exp(np.clip(encoder.log_var.astype(np.float64) / 2, -_FAR, _FAR))),
+        (mean, np.exp(log_var / 2)),
+        usable,
     )
+
+
+def is_usable(encoder: DiagonalGaussian) -> NDArray[np.bool_]:
+    """Whether samples may be drawn from q(z|x): [B]. False where it is no number, or so large that none is finite."""
+    in_reach = (np.abs(encoder.mean) <= _FARTHEST) & (np.abs(encoder.log_var) <= 2 * _FAR)
+    return np.asarray(in_reach.all(axis=1))
 
 
 def _counts(log_evidence: Float64Array) -> Indices:
@@ -138,9 +160,9 @@ def _counts(log_evidence: Float64Array) -> Indices:
     """
     there = np.isfinite(log_evidence)
     there[~there.any(axis=1), 0] = True
-    filled = np.where(there & np.isfinite(log_evidence), log_evidence, 0)
+    filled = np.where(np.isfinite(log_evidence), log_evidence, 0)
     best = np.where(there, filled, -np.inf).max(axis=1, keepdims=True)
-    share = np.where(there, np.exp(0.5 * np.maximum(filled - best, -1e3)), 0)
+    share = np.where(there, np.exp(0.5 * np.where(there, filled - best, 0)), 0)
     share = np.where(there, np.maximum(share / share.sum(axis=1, keepdims=True), _LEAST), 0)
     totals = [round(GROUP * part) for part in SHARES[:-1]]
     return np.stack([_apportion(share, total) for total in totals], axis=2)
