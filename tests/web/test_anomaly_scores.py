@@ -98,11 +98,14 @@ def test_the_default_is_combined(client: TestClient, images: Any, model: Model) 
         "p_value": judgement.p_value,
         "is_anomaly": judgement.is_anomaly,
         "log_likelihood": expected.log_likelihood,
+        "std_error": expected.std_error,
         "posterior_gap": expected.posterior_gap,
+        "num_samples": expected.num_samples,
+        "reliable": expected.reliable,
     }
     for name, array in arrays.items():
         np.testing.assert_array_equal([result[name] for result in answer["results"]], array, err_msg=name)
-    assert set(answer["results"][0]) == {"score", "p_value", "is_anomaly", "log_likelihood", "posterior_gap"}
+    assert set(answer["results"][0]) == set(arrays)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -223,12 +226,26 @@ def test_a_map_costs_rows(client: TestClient, images: Any) -> None:
     assert rows() - before == 2 * (200 + 8)
 
 
+def scores_of(judgement: Judgement, nats: Any, maps: Any) -> AnomalyScores:
+    """One image by one method, all of whose nats are the same."""
+    return AnomalyScores(
+        by_method={"kl": judgement},
+        log_likelihood=nats,
+        std_error=nats,
+        posterior_gap=nats,
+        num_samples=np.array([400]),
+        reliable=np.array([False]),
+        calibration_size=99,
+        explanation=maps,
+    )
+
+
 def test_nothing_is_surprising_in_a_map_of_what_is_not_a_number() -> None:
     one = Judgement(np.array([np.nan]), np.array([0.01]), np.array([True]))
     maps = np.full((1, 1, 2, 2), np.nan)
-    scores = AnomalyScores({"kl": one}, np.array([np.nan]), np.array([np.nan]), 99, maps)
+    scores = scores_of(one, np.array([np.nan]), maps)
     assert anomaly_rows(scores, "png")[:1][0]["explanation"] is None
     assert anomaly_rows(scores, "array")[:1][0]["explanation"] is None
-    flat = AnomalyScores({"kl": one}, np.array([1.0]), np.array([1.0]), 99, np.full((1, 1, 2, 2), -1.0))
+    flat = scores_of(one, np.array([1.0]), np.full((1, 1, 2, 2), -1.0))
     with Image.open(io.BytesIO(base64.b64decode(anomaly_rows(flat, "png")[:1][0]["explanation"]))) as opened:
         assert np.asarray(opened).max() == 0
