@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -20,7 +21,7 @@ from service.engine.model import Model
 from service.web import schemas
 from service.web.app import create_app
 from service.web.operations.settings import Settings
-from service.web.responses import anomaly_rows
+from service.web.responses import anomaly_rows, json_reply
 from tests import reference
 from tests.rounding import gamma
 from tests.toys import LinearGaussian, bernoulli_toy
@@ -245,6 +246,10 @@ def test_nothing_is_surprising_in_a_map_of_what_is_not_a_number() -> None:
     maps = np.full((1, 1, 2, 2), np.nan)
     scores = scores_of(one, np.array([np.nan]), maps)
     assert anomaly_rows(scores, "png")[:1][0]["explanation"] is None
+    (written,) = orjson.loads(json_reply({"results": anomaly_rows(scores, "png")}).body)["results"]
+    assert {name for name, value in written.items() if value is None} == {
+        "score", "log_likelihood", "std_error", "posterior_gap", "explanation",
+    }  # fmt: skip
     assert anomaly_rows(scores, "array")[:1][0]["explanation"] is None
     flat = scores_of(one, np.array([1.0]), np.full((1, 1, 2, 2), -1.0))
     with Image.open(io.BytesIO(base64.b64decode(anomaly_rows(flat, "png")[:1][0]["explanation"]))) as opened:
