@@ -354,6 +354,6 @@ def test_help_tells_how_images_are_scored(command: str, capsys: pytest.CaptureFi
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "(default: None)" not in text
-    assert "where samples come from (default: laplace)" in text
+    assert "how log P(x) is estimated (default: auto)" in text
     for proposal, num_samples in DEFAULT_NUM_SAMPLES.items():
         assert f"{num_samples} by {proposal}" in text
