@@ -39,7 +39,7 @@ def toys(linear_gaussian: LinearGaussian) -> dict[str, Any]:
         "linear-gaussian": reference.calibrated(
             linear_gaussian.toy(GAUSSIAN_SHAPE, widen=1.1), linear_gaussian.draw(300, GAUSSIAN_SHAPE, seed=51)
         ),
-        "colour": reference.calibrated(colour, pixels, num_samples=20),
+        "colour": reference.calibrated(colour, pixels, num_samples=20, proposal="auto"),
         "digits": bernoulli_toy(DIGIT_SHAPE, name="digits"),  # with a calibration as it was before
     }
 
@@ -107,6 +107,25 @@ def test_the_default_is_combined(client: TestClient, images: Any, model: Model) 
     for name, array in arrays.items():
         np.testing.assert_array_equal([result[name] for result in answer["results"]], array, err_msg=name)
     assert set(answer["results"][0]) == set(arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"), [("linear-gaussian", "encoder&num_samples=200"), ("colour", "auto&num_samples=20")]
+)
+def test_the_estimate_is_what_a_log_likelihood_by_the_calibrations_protocol_answers(
+    client: TestClient, toys: dict[str, Any], images: Any, name: str, protocol: str
+) -> None:
+    """The toy of colour images was never trained, so that some of them are annealed."""
+    shape = toys[name].description.image.chw
+    sent = images[:6] if name == "linear-gaussian" else np.random.default_rng(4).random((6, *shape), np.float32)
+    scored = ask(client, sent, f"model={name}")["results"]
+    route = f"/v1/log-likelihood?model={name}&proposal={protocol}"
+    estimated = client.post(route, content=npy(sent), headers=NPY).json()["results"]
+    for score, estimate in zip(scored, estimated, strict=True):
+        for field in ("log_likelihood", "std_error", "posterior_gap", "num_samples", "reliable"):
+            assert score[field] == estimate[field], field
+    if name == "colour":
+        assert "annealed" in {estimate["proposal"] for estimate in estimated}
 
 
 @pytest.mark.parametrize("method", METHODS)
