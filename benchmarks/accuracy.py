@@ -72,7 +72,7 @@ def main() -> None:
     threadpool_limits(1, user_api="blas")  # as the service does
     model = Model.open(open_version(BUNDLED, "mnist"), runtime=Runtime("cpu"))
     for name, pixels in image_sets(given.inside, given.outside, given.images).items():
-        truth = complete(model.log_likelihood(pixels, seed=1000, num_samples=TRUTH_SAMPLES))
+        truth = complete(model.log_likelihood(pixels, proposal="laplace", seed=1000, num_samples=TRUTH_SAMPLES))
         print(
             f"\n{name}: {len(pixels)} images x {given.seeds} seeds, log P(x) {truth.log_likelihood.mean():.1f} nats; "
             f"truth's standard error: median {np.median(truth.std_error):.3f}, largest {truth.std_error.max():.2f}"

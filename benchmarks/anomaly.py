@@ -137,14 +137,14 @@ class Ours:
 
     def scores(self, found: Statistics) -> dict[str, Float64Array]:
         """By method and, in brackets, way of combining: [N]."""
-        judged = complete(self.detector.judge(found, tuple(METHODS), alpha=ALPHAS[0], fdr=None)).by_method
+        judged = complete(self.detector.judge(found, tuple(METHODS), alpha=ALPHAS[0], fdr=None))
         values = _with_input_complexity(derived(found.measured()))
         ways = {name: score(_matrix(values, looked_at)) for name, (score, looked_at) in self._ways.items()}
         return {name: judgement.score for name, judgement in judged.items()} | ways
 
     def p_values(self, found: Statistics) -> dict[str, Float64Array]:
         """By method, [N]."""
-        judged = complete(self.detector.judge(found, tuple(METHODS), alpha=ALPHAS[0], fdr=None)).by_method
+        judged = complete(self.detector.judge(found, tuple(METHODS), alpha=ALPHAS[0], fdr=None))
         return {name: judgement.p_value for name, judgement in judged.items()}
 
 

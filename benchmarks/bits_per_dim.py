@@ -137,7 +137,7 @@ class EightBitModel:
             log_weight += balanced(np.zeros((1, num_samples), np.float32))
             encoder_log_weight = encoder_log_weight[:, part_of(np.arange(num_samples)) == len(SHARES) - 1]
         record = estimate(log_weight, evidence_lower_bound(encoder_log_weight), images[0].size, proposal)
-        return replace(record, reliable=record.reliable & settled)
+        return replace(record, reliable=record.reliable & settled, reason=np.where(settled, record.reason, "mode"))
 
     def _log_prob(self, x: Float64Array, z: Float64Array) -> Float64Array:
         """log P(x|z) of one image [C, H, W] at z [K, D]: [K]."""
@@ -224,7 +224,7 @@ def main() -> None:
         print(f"{model.name}: {model.kind.replace('_', ' ')}")
         if isinstance(model.likelihood, DiscretisedLogistic):
             pixels = images.astype(np.float32) / np.float32(255)
-            record = complete(model.engine.log_likelihood(pixels, num_samples=given.num_samples))
+            record = complete(model.engine.log_likelihood(pixels, proposal="laplace", num_samples=given.num_samples))
             row(f"  engine, laplace, K = {given.num_samples}", record.bits_per_dim, quality(record))
         for proposal, num_samples in (("laplace", given.num_samples), ("encoder", given.encoder_samples)):
             if num_samples:

@@ -68,7 +68,7 @@ def main() -> None:
     """Print both parts."""
     images = digits()
     encode = [post("/v1/encode", png(image), "image/png") for image in images]
-    score = [post("/v1/log-likelihood", png(image), "image/png") for image in images]
+    score = [post("/v1/log-likelihood?proposal=laplace", png(image), "image/png") for image in images]
     long = post("/v1/log-likelihood?proposal=encoder&num_samples=5000", npy(images[:64]), "application/x-npy")
     with served() as port:
         uvloop.run(beside_a_long_job(port, encode, long))

@@ -69,9 +69,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--proposal",
         choices=PROPOSALS,
         default=none,
-        help="distribution that samples are drawn from (default: as before)",
+        help="how log P(x) is estimated (default: as before)",
     )
-    add_number(parser, "--num-samples", of_scores["num_samples"], help="samples per image", unset="as before")
+    add_number(
+        parser, "--num-samples", of_scores["num_samples"], help="samples per image, to begin with", unset="as before"
+    )
     add_number(parser, "--seed", of_scores["seed"], help="seed of the noise", unset="as before")
     add_number(parser, "--max-images", PositiveInt, help="use only this many images, chosen at random", unset="all")
     parser.add_argument("--resize", action="store_true", help="resample images of another size, as ?resize=true does")

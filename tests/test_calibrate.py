@@ -220,6 +220,12 @@ def test_the_protocol_can_be_chosen(store: Path, folder: Path) -> None:
     assert calibrate(store, folder, "--proposal=laplace", "--num-samples=20", "--seed=5", "--max-images=10") == 0
     protocol = open_version(store, "toy").manifest.calibration
     assert (protocol.proposal, protocol.num_samples, protocol.seed, protocol.num_images) == ("laplace", 20, 5, 10)
+    for proposal in ("annealed", "auto"):
+        assert calibrate(store, folder, "--version=1", f"--proposal={proposal}", "--max-images=6") == 0
+        stored = open_version(store, "toy")
+        protocol = stored.manifest.calibration
+        assert (protocol.proposal, protocol.num_samples, protocol.seed) == (proposal, 400, 0)
+        Model.open(stored, runtime=Runtime("cpu"))
     assert calibrate(store, folder, "--version=1", "--proposal=prior", "--max-images=4") == 0
     protocol = open_version(store, "toy").manifest.calibration
     assert (protocol.proposal, protocol.num_samples, protocol.seed) == ("prior", 5000, 0)
@@ -284,6 +290,7 @@ def test_what_cannot_be_done_is_said_and_nothing_is_published(
         (tmp_path / "doubles.npy", [], "doubles.npy: the array holds float64; accepted: float32, uint8"),
         (folder, ["--version=7"], "model 'toy' has no version 7"),
         (folder, ["--proposal=laplace", "--num-samples=3"], "the proposal laplace takes at least 4"),
+        (folder, ["--proposal=auto", "--num-samples=3"], "the proposal auto takes at least 4"),
         (folder, ["--device=cuda"], "CUDA cannot be used"),
     ]:
         assert calibrate(store, images, *arguments) == 2

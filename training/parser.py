@@ -116,12 +116,12 @@ def _add_upgrade(parser: argparse.ArgumentParser) -> None:
 
 def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
     defaults = ", ".join(f"{DEFAULT_NUM_SAMPLES[proposal]} by {proposal}" for proposal in PROPOSALS)
-    parser.add_argument("--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="where samples come from")
+    parser.add_argument("--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="how log P(x) is estimated")
     add_number(
         parser,
         "--num-samples",
         _SCORING["num_samples"],
-        help="importance samples per image",
+        help="samples per image, to begin with",
         unset=f"the proposal's own, {defaults}",
     )
     add_number(

@@ -84,4 +84,7 @@ def _print_evaluation(title: str, evaluation: Evaluation) -> None:
     )
     for name, value, std_error, unit in rows:
         print(f"  {name:<16}{value:>10.4f} ± {std_error:.4f} {unit}")
-    print(f"  {'reliable':<16}{100 * evaluation.reliable:>10.1f} % of images")
+    reasons = ", ".join(f"{reason} {100 * share:.1f} %" for reason, share in evaluation.unreliable.items())
+    print(f"  {'reliable':<16}{100 * evaluation.reliable:>10.1f} % of images{'; not: ' * bool(reasons)}{reasons}")
+    if evaluation.annealed:
+        print(f"  {'annealed':<16}{100 * evaluation.annealed:>10.1f} % of images")

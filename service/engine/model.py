@@ -27,7 +27,7 @@ from service.engine.blocks import BYTES_A_PIXEL
 from service.engine.chunks import Chunks, complete
 from service.engine.format1 import likelihood_graph_of
 from service.engine.posterior.estimate import LogLikelihood
-from service.engine.posterior.estimator import Estimator
+from service.engine.posterior.estimator import Estimator, Inference
 from service.engine.posterior.sampling import Sampler, Samples
 from service.engine.preparation import Preparation, PreparedImages
 from service.engine.proposal import (
@@ -187,10 +187,10 @@ class Model:
         max_std_error: float | None = None,
         max_num_samples: int | None = None,
     ) -> Chunks[LogLikelihood]:
-        """log P(x) by importance sampling, in nats: images [B, C, H, W] → one record of arrays [B].
+        """log P(x), in nats: images [B, C, H, W] → one record of arrays [B].
 
         All images share the seed's noise [K, D], so an image's estimate does not depend on its batch. `num_samples` is
-        the proposal's default where it is None. With `max_std_error`, an image keeps doubling its samples until its
+        the proposal's default where it is None. With `max_std_error`, an image keeps adding samples until its
         estimate is reliable with a standard error at most that, or until `max_num_samples` (default: no more).
 
         Raises:
@@ -208,7 +208,7 @@ class Model:
         """What anomaly scores are made of, by one pass: images [B, C, H, W] → one record of arrays [B]."""
         check_request(proposal, num_samples)
         x = PreparedImages(pixels, self._preparation)
-        statistics, _ = yield from self._infer(x, proposal=proposal, num_samples=num_samples, seed=seed)
+        statistics, _ = yield from self._infer(x, proposal, Effort(num_samples, seed))
         return statistics
 
     def anomaly_scores(
@@ -240,17 +240,21 @@ class Model:
         chosen = self._detector.choose(methods)
         x = PreparedImages(pixels, self._preparation)
         protocol = self.description.calibration
-        statistics, latents = yield from self._infer(
-            x,
-            proposal=protocol.proposal,
-            num_samples=protocol.num_samples,
-            seed=protocol.seed,
-            num_draws=NUM_DRAWS if explain else 0,
+        effort = Effort(protocol.num_samples, protocol.seed, num_draws=NUM_DRAWS if explain else 0)
+        statistics, inference = yield from self._infer(x, protocol.proposal, effort)
+        record = inference.record
+        scores = AnomalyScores(
+            by_method=(yield from self._detector.judge(statistics, chosen, alpha=alpha, fdr=fdr)),
+            log_likelihood=record.log_likelihood,
+            std_error=record.std_error,
+            posterior_gap=record.posterior_gap,
+            num_samples=record.num_samples,
+            reliable=record.reliable,
+            calibration_size=self._detector.calibration_size,
         )
-        scores = yield from self._detector.judge(statistics, chosen, alpha=alpha, fdr=fdr)
         if not explain:
             return scores
-        return replace(scores, explanation=(yield from surprise_maps(x, latents, self._sampler)))
+        return replace(scores, explanation=(yield from surprise_maps(x, inference.latents, self._sampler)))
 
     def _encode(self, x: PreparedImages | Pixels) -> Chunks[DiagonalGaussian]:
         mean = np.empty((len(x), self.description.latent_dim), np.float32)
@@ -262,12 +266,9 @@ class Model:
             yield
         return DiagonalGaussian(mean=mean, log_var=log_var)
 
-    def _infer(
-        self, x: PreparedImages, *, proposal: str, num_samples: int, seed: int, num_draws: int = 0
-    ) -> Chunks[tuple[Statistics, NDArray[np.float32]]]:
-        """Prepared images [B, C, H, W] → their statistics, and R draws from each posterior [B, R, D]."""
+    def _infer(self, x: PreparedImages, proposal: str, effort: Effort) -> Chunks[tuple[Statistics, Inference]]:
+        """Prepared images [B, C, H, W] → their statistics, and the estimates that these are made of."""
         posterior = yield from self._encode(x)
-        effort = Effort(num_samples, seed, num_draws=num_draws)
         inference = yield from self._estimator.infer(x, posterior, proposal=proposal, effort=effort)
         statistics = Statistics(
             log_likelihood=inference.record.log_likelihood,
@@ -276,4 +277,4 @@ class Model:
             complexity=(yield from complexity(x.restored())),
             mean=posterior.mean.astype(np.float64),
         )
-        return statistics, inference.latents
+        return statistics, inference

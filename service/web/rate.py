@@ -1,8 +1,8 @@
 """How fast rows are computed, and how many rows requests really take.
 
 What a request asks for (images × samples) is only part of what it computes: finding an image's posterior mode takes
-decoder rows too, few for a familiar image and twenty or forty times the samples for a strange one. So rows are counted
-as they are run, and of requests to come as many are expected as the last ones of their kind have taken.
+decoder rows too, few for a familiar image and many times the samples for a strange one, and so does annealing. So rows
+are counted as they are run, and of requests to come as many are expected as the last ones of their kind have taken.
 """
 
 import math

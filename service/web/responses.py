@@ -16,6 +16,7 @@ from PIL import Image
 from starlette.types import Receive, Scope, Send
 
 from service.engine.anomaly.detector import AnomalyScores
+from service.engine.posterior.estimate import LogLikelihood
 from service.web.media_types import JSON, NPY, PNG
 from service.web.problems import NotAcceptableError
 from service.web.serialisation import check_wanted
@@ -113,9 +114,9 @@ class Written:
 
 
 def rows_of(record: Any) -> Written:
-    """A record of arrays [B] as B objects; what is not per image is left out."""
+    """A record of arrays [B] as B objects; what is not one value an image is left out."""
     columns = {item.name: getattr(record, item.name) for item in fields(record)}
-    arrays = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
+    arrays = {name: column for name, column in columns.items() if isinstance(column, np.ndarray) and column.ndim == 1}
 
     def make(part: slice) -> list[dict[str, Any]]:
         values = zip(*(array[part].tolist() for array in arrays.values()), strict=True)
@@ -124,16 +125,22 @@ def rows_of(record: Any) -> Written:
     return Written(len(next(iter(arrays.values()))), make)
 
 
+def estimate_rows(estimate: LogLikelihood) -> Written:
+    """One object an image; `reason` is null where the estimate is reliable."""
+    rows = rows_of(estimate)
+    return Written(len(rows), lambda part: [{**row, "reason": row["reason"] or None} for row in rows[part]])
+
+
 def anomaly_rows(scores: AnomalyScores, form: Literal["png", "array"]) -> Written:
     """One object an image: the first method's judgement, each method's where there are several, and the map if any."""
     by_method = {method: rows_of(judgement) for method, judgement in scores.by_method.items()}
+    estimates = rows_of(scores)
 
     def make(part: slice) -> list[dict[str, Any]]:
         judged = {method: rows[part] for method, rows in by_method.items()}
-        log_likelihood, posterior_gap = scores.log_likelihood[part].tolist(), scores.posterior_gap[part].tolist()
         made = []
-        for index, first in enumerate(next(iter(judged.values()))):
-            row = {**first, "log_likelihood": log_likelihood[index], "posterior_gap": posterior_gap[index]}
+        for index, (first, estimate) in enumerate(zip(next(iter(judged.values())), estimates[part], strict=True)):
+            row = {**first, **estimate}
             if len(judged) > 1:
                 row["scores"] = {method: rows[index] for method, rows in judged.items()}
             if scores.explanation is not None:
@@ -141,7 +148,7 @@ def anomaly_rows(scores: AnomalyScores, form: Literal["png", "array"]) -> Writte
             made.append(row)
         return made
 
-    return Written(len(scores.log_likelihood), make)
+    return Written(len(estimates), make)
 
 
 def _shown(surprise: NDArray[np.float64], form: Literal["png", "array"]) -> Any:

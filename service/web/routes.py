@@ -22,7 +22,7 @@ from service.web.media_types import JSON, NPY
 from service.web.problems import LimitError
 from service.web.rate import Meter
 from service.web.requests import ComputedRequest, ImagesRequest, LatentsRequest
-from service.web.responses import IMAGE_FORMS, anomaly_rows, images_reply, json_reply, npy_reply, rows_of
+from service.web.responses import IMAGE_FORMS, anomaly_rows, estimate_rows, images_reply, json_reply, npy_reply
 from service.web.serving.batch_queue import alone
 from service.web.serving.batching import decoding, encoding
 
@@ -97,7 +97,7 @@ def samples(request: ComputedRequest, query: Annotated[schemas.SamplesQuery, Que
 
 @computed(router, "POST", "/log-likelihood", answer=schemas.LogLikelihoods, media_types=(JSON,))
 def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoodQuery, Query()]) -> Work[Any]:
-    """log P(x) of each image in nats, by importance sampling, with its standard error and diagnostics."""
+    """log P(x) of each image in nats, with its standard error, and whether that can be trusted."""
     model, images, settings = request.model, request.images, request.settings
     num_samples = query.num_samples or settings.num_samples or DEFAULT_NUM_SAMPLES[query.proposal]
     check_request(query.proposal, num_samples)
@@ -118,7 +118,7 @@ def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoo
 
     def answer(estimate: Any) -> Response:
         request.backend.count_estimates(model, estimate.reliable)
-        results = rows_of(estimate)
+        results = estimate_rows(estimate)
         return json_reply({**request.named, "proposal": query.proposal, "seed": query.seed, "results": results})
 
     return Work(

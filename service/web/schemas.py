@@ -46,11 +46,19 @@ class ImagesQuery(ModelQuery):
 class LogLikelihoodQuery(ImagesQuery):
     """Parameters of `POST /v1/log-likelihood`."""
 
-    proposal: Proposal = Field(DEFAULT_PROPOSAL, description="distribution that importance samples are drawn from")
-    num_samples: Count | None = Field(None, description="importance samples per image; default: a setting")
+    proposal: Proposal = Field(
+        DEFAULT_PROPOSAL,
+        description="how to estimate: importance samples from the prior, the encoder or the Laplace approximation of "
+        "the image's posterior; annealed from that; or auto: laplace, and annealed where that is not reliable",
+    )
+    num_samples: Count | None = Field(
+        None, description="samples per image to begin with; annealing begins with at least 400. Default: a setting"
+    )
     seed: int = Field(DEFAULT_SEED, ge=0, le=MAX_SEED, description="seed of the noise that all images share")
     max_std_error: PositiveFloat | None = Field(
-        None, description="keep sampling, image by image, until the estimate is reliable to this many nats"
+        None,
+        description="keep sampling, image by image, until the estimate is reliable with at most this standard error, "
+        "in nats",
     )
 
 
@@ -146,6 +154,9 @@ class Samples(Images):
     latents: list[list[float]]
 
 
+Reason = Literal["mode", "tail", "groups", "budget"]
+
+
 class LogLikelihoodResult(BaseModel):
     """One image's estimate (docs/log-likelihood.md); nats where there is a unit, null where a value is not finite."""
 
@@ -154,11 +165,15 @@ class LogLikelihoodResult(BaseModel):
     std_error: float | None
     elbo: float | None
     posterior_gap: float | None
-    effective_sample_size: float | None
-    pareto_k: float | None
-    num_samples: int
-    proposal: str
-    reliable: bool
+    effective_sample_size: float | None = Field(description="of the importance weights; null if annealed")
+    pareto_k: float | None = Field(description="tail shape of the importance weights; null if annealed")
+    num_samples: int = Field(description="of this image: importance samples, or particles and their moves")
+    proposal: str = Field(description="the proposal that was used: never auto")
+    reliable: bool = Field(description="whether estimate and standard error can be trusted")
+    reason: Reason | None = Field(
+        description="why it is not reliable: no mode of the posterior was found (mode), the tail of the importance "
+        "weights is too heavy (tail), groups of particles disagree (groups), too few samples (budget); null if it is"
+    )
 
 
 class LogLikelihoods(_Answer):
@@ -178,10 +193,13 @@ class Judgement(BaseModel):
 
 
 class AnomalyResult(Judgement):
-    """One image's score."""
+    """One image's score, and the estimate of log P(x) from which it is made."""
 
     log_likelihood: float | None
+    std_error: float | None = Field(description="of log_likelihood, nats")
     posterior_gap: float | None
+    num_samples: int = Field(description="that the estimate took")
+    reliable: bool = Field(description="whether estimate and standard error can be trusted")
     scores: dict[str, Judgement] | None = Field(None, description="by method, if several are requested")
     explanation: str | list[list[list[float]]] | None = Field(
         None, description="with `explain`; null where log P(x) is not finite"

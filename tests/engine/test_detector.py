@@ -10,8 +10,8 @@ from scipy import stats
 
 from model_store import FITTING
 from service.engine.anomaly.detector import (
-    AnomalyScores,
     Detector,
+    Judgement,
     UncalibratedModelError,
     UnknownMethodError,
     compared_with,
@@ -48,7 +48,7 @@ def detector(calibration: dict[str, AnyArray]) -> Detector:
 
 def judge(
     found: Detector, images: dict[str, AnyArray], *, alpha: float = 0.05, fdr: float | None = None
-) -> AnomalyScores:
+) -> dict[str, Judgement]:
     return complete(found.judge(Statistics(**images), tuple(METHODS), alpha=alpha, fdr=fdr))
 
 
@@ -66,7 +66,7 @@ def test_every_method_flags_ordinary_images_as_often_as_it_may() -> None:
     expected = stats.binom(1500, np.floor(alpha * (num_compared + 1)) / (num_compared + 1))
     flagged = dict.fromkeys(METHODS, 0)
     for calibration, image in trials():
-        for name, judgement in judge(detector(calibration), image, alpha=alpha).by_method.items():
+        for name, judgement in judge(detector(calibration), image, alpha=alpha).items():
             flagged[name] += int(judgement.is_anomaly[0])
     for name, count in flagged.items():
         assert expected.ppf(0.0005) <= count <= expected.ppf(0.9995), name
@@ -77,7 +77,7 @@ def test_with_ties_no_method_flags_more() -> None:
     for seed in range(600):
         rng = np.random.default_rng([4, seed])
         found = detector(draw(rng, 30, ties=True))
-        for name, judgement in judge(found, draw(rng, 1, ties=True), alpha=alpha).by_method.items():
+        for name, judgement in judge(found, draw(rng, 1, ties=True), alpha=alpha).items():
             flagged[name] += int(judgement.is_anomaly[0])
     assert max(flagged.values()) <= stats.binom(600, alpha).ppf(0.9995)
 
@@ -89,10 +89,10 @@ def test_what_is_fitted_knows_nothing_of_the_images_compared_with() -> None:
     moved = {name: np.where(fitting, array.T, array.T + 7).T for name, array in calibration.items()}
     scores, others = judge(detector(calibration), image), judge(detector(moved), image)
     for name in METHODS:
-        np.testing.assert_array_equal(scores.by_method[name].score, others.by_method[name].score)
+        np.testing.assert_array_equal(scores[name].score, others[name].score)
     shifted = {name: np.where(fitting, array.T + 7, array.T).T for name, array in calibration.items()}
     refitted = judge(detector(shifted), image)
-    changed = {name for name in METHODS if (refitted.by_method[name].score != scores.by_method[name].score).all()}
+    changed = {name for name in METHODS if (refitted[name].score != scores[name].score).all()}
     assert changed == {name for name, method in METHODS.items() if method.fits}
 
 
@@ -101,12 +101,12 @@ def test_a_false_discovery_rate_is_decided_over_all_images() -> None:
     found = detector(draw(rng, 3000))
     images = draw(rng, 100)
     images["log_likelihood"][:30] -= 400
-    decided = judge(found, images, fdr=0.1).by_method["log_likelihood"]
+    decided = judge(found, images, fdr=0.1)["log_likelihood"]
     assert decided.is_anomaly[:30].all()
     assert 30 <= decided.is_anomaly.sum() <= 38
     threshold = decided.p_value[decided.is_anomaly].max()
     np.testing.assert_array_equal(decided.is_anomaly, decided.p_value <= threshold)
-    alone = judge(found, {name: array[30:31] for name, array in images.items()}, fdr=0.1).by_method["log_likelihood"]
+    alone = judge(found, {name: array[30:31] for name, array in images.items()}, fdr=0.1)["log_likelihood"]
     assert alone.is_anomaly[0] == (alone.p_value[0] <= 0.1)
 
 
@@ -119,12 +119,12 @@ def test_what_is_not_a_number_is_strange_and_no_warning(name: str, value: float)
     image[name] = image[name].copy()
     image[name][0] = value
     scores = judge(found, image)
-    assert scores.by_method["combined"].p_value[0] == 1 / 61
+    assert scores["combined"].p_value[0] == 1 / 61
     for method in METHODS:
-        assert 1 / 61 <= scores.by_method[method].p_value[0] <= 1
-        assert scores.by_method[method].p_value[1] == before.by_method[method].p_value[1]
-        if np.isnan(value) and np.isnan(scores.by_method[method].score[0]):
-            assert scores.by_method[method].p_value[0] == 1 / 61
+        assert 1 / 61 <= scores[method].p_value[0] <= 1
+        assert scores[method].p_value[1] == before[method].p_value[1]
+        if np.isnan(value) and np.isnan(scores[method].score[0]):
+            assert scores[method].p_value[0] == 1 / 61
 
 
 @pytest.mark.parametrize("num_images", range(1, 10))
@@ -145,7 +145,7 @@ def test_tiny_calibration_sets(num_images: int) -> None:
         assert served == ("kl", "combined")
     images = draw(rng, 50)
     scores = complete(found.judge(Statistics(**images), served, alpha=0.05, fdr=None))
-    for judgement in scores.by_method.values():
+    for judgement in scores.values():
         assert np.isfinite(judgement.score).all()
         assert set(judgement.p_value) <= set(np.arange(1, num_compared + 2) / (num_compared + 1))
 
@@ -154,10 +154,10 @@ def test_one_statistic_that_never_varies_does_no_harm() -> None:
     rng = np.random.default_rng(8)
     calibration = {**draw(rng, 90), "complexity": np.full(90, 900.0)}
     images = {**draw(rng, 20), "complexity": np.full(20, 900.0)}
-    scores = judge(detector(calibration), images).by_method["combined"]
+    scores = judge(detector(calibration), images)["combined"]
     assert np.isfinite(scores.score).all()
     images["complexity"][0] = 100
-    assert judge(detector(calibration), images).by_method["combined"].p_value[0] == 1 / 61
+    assert judge(detector(calibration), images)["combined"].p_value[0] == 1 / 61
 
 
 def test_an_older_calibration_serves_what_it_can() -> None:
@@ -263,8 +263,8 @@ def test_an_impossible_image_calibrates_as_the_strangest() -> None:
     assert all(np.isfinite(array).all() for array in arrays.values())
     found = Detector(arrays)
     images = draw(np.random.default_rng(11), 50)
-    assert 0.3 < judge(found, images).by_method["combined"].p_value.mean() < 0.7
+    assert 0.3 < judge(found, images)["combined"].p_value.mean() < 0.7
     for method in METHODS:
-        assert np.isfinite(judge(found, images).by_method[method].score).all(), method
+        assert np.isfinite(judge(found, images)[method].score).all(), method
     images["log_likelihood"][0] = -1e6
-    assert judge(found, images).by_method["log_likelihood"].p_value[0] == 2 / 61  # the impossible one is further out
+    assert judge(found, images)["log_likelihood"].p_value[0] == 2 / 61  # the impossible one is further out

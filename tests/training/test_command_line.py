@@ -58,12 +58,15 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
     assert main(["publish", str(run), "--name=tiny", f"--store={store}", *scoring]) == 0
     output, errors = capsys.readouterr()
     assert not re.search("error|warning", errors)
-    assert "proposal laplace, 20 samples" in output
+    assert "proposal auto, 20 samples" in output
+    assert re.search(r"reliable +\d+\.\d % of images", output)
     assert "proposal encoder, 10 samples" in output
     assert "ONNX and PyTorch differ by at most" in output
     assert re.search(r"active_units +\d of 3 latent units", output)
     assert f"published {store}/tiny/1" in output
     assert list_versions(store) == {"tiny": [1]}
+    calibration = open_version(store, "tiny").manifest.calibration
+    assert (calibration.proposal, calibration.num_samples) == ("auto", 20)
 
     for model in (run, store / "tiny", store / "tiny" / "1"):
         options = [f"--data={digits}", "--num-samples=20", "--device=cpu"]
@@ -111,7 +114,7 @@ def test_progress_is_told_where_there_is_no_terminal(
     scoring = ["--num-samples=8", "--encoder-samples=4", "--device=cpu", f"--data={digits}"]
     assert main(["publish", str(finished_run.folder), "--name=tiny", f"--store={tmp_path}", *scoring]) == 0
     lines = capsys.readouterr().err.splitlines()
-    for what, count in {"scoring by laplace, K = 8": 100, "scoring by encoder, K = 4": 100, "calibrating": 20}.items():
+    for what, count in {"scoring by auto, K = 8": 100, "scoring by encoder, K = 4": 100, "calibrating": 20}.items():
         told = [line for line in lines if line.startswith(f"{what}: ")]
         done = [int(re.split(r": (\d+) of", line)[1]) for line in told]
         assert f" of {count} images (" in told[0]
@@ -119,7 +122,7 @@ def test_progress_is_told_where_there_is_no_terminal(
         assert done == sorted(done)
         assert done[-1] == count
     assert main(["evaluate", str(tmp_path / "tiny"), *scoring]) == 0
-    assert "scoring by laplace, K = 8: 16 of 100 images (16 %), " in capsys.readouterr().err
+    assert "scoring by auto, K = 8: 16 of 100 images (16 %), " in capsys.readouterr().err
 
 
 def test_names_that_are_not_utf_8_go_all_the_way(
@@ -256,8 +259,8 @@ def test_errors_of_the_users_making(
     )
     assert "file" in error
     error = refused(capsys, ["publish", run, "--name=tiny", "--num-samples=2"])
-    assert "num_samples is 2; the proposal laplace takes at least 4" in error
-    assert "the proposal laplace" in refused(capsys, ["evaluate", run, f"--data={digits}", "--num-samples=2"])
+    assert "num_samples is 2; the proposal auto takes at least 4" in error
+    assert "the proposal auto" in refused(capsys, ["evaluate", run, f"--data={digits}", "--num-samples=2"])
     (tmp_path / "images.npy").write_bytes(b"\x93NUMPY\x01\0\x02\0(\n")
     assert "images.npy: not a readable array file" in refused(capsys, fit_arguments(tmp_path / "images.npy", out))
 
@@ -354,6 +357,6 @@ def test_help_tells_how_images_are_scored(command: str, capsys: pytest.CaptureFi
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "(default: None)" not in text
-    assert "where samples come from (default: laplace)" in text
+    assert "how log P(x) is estimated (default: auto)" in text
     for proposal, num_samples in DEFAULT_NUM_SAMPLES.items():
         assert f"{num_samples} by {proposal}" in text

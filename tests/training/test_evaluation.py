@@ -15,6 +15,9 @@ from training.fit.run import Run
 from training.publish.evaluation import Protocol, calibration_arrays, evaluate, fresh_binarisation, in_unit_interval
 from training.publish.export import export
 from training.publish.publication import describe, load_engine
+from training.publish.units import latent_units
+from training.report.page import Measured
+from training.terminal import print_measured
 
 PROTOCOL = Protocol("encoder", num_samples=60, seed=3)
 NATS = density_error(28 * 28, 400)
@@ -39,6 +42,39 @@ def test_the_figures_are_those_of_the_engine(model: Model, splits: DataSplits) -
     assert "proposal encoder, 60 samples, seed 3" in evaluation.protocol
     assert "binarised once, afresh" in evaluation.protocol
     assert "ELBO under the encoder" in evaluation.protocol
+
+
+@pytest.mark.parametrize(
+    ("proposal", "words"),
+    [
+        ("laplace", "importance sampling by the serving engine"),
+        ("annealed", "annealing by the serving engine"),
+        ("auto", "importance sampling, and annealing where needed, by the serving engine"),
+    ],
+)
+def test_why_estimates_are_not_reliable_and_how_many_are_annealed(
+    model: Model, splits: DataSplits, proposal: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = splits.test[:12]
+    evaluation = evaluate(model, images, Protocol(proposal, num_samples=40, seed=3))
+    assert evaluation.protocol.startswith(f"{words} on the exported graphs: proposal {proposal}, 40 samples, seed 3")
+    record = evaluation.record
+    assert sum(evaluation.unreliable.values()) + evaluation.reliable == pytest.approx(1)
+    assert evaluation.annealed == (record.proposal == "annealed").mean()
+    assert {"laplace": evaluation.annealed == 0, "annealed": evaluation.annealed == 1}.get(proposal, True)
+    for reason, share in evaluation.unreliable.items():
+        assert share == (record.reason == reason).mean() > 0
+    units = latent_units(model, images, seed=0)
+    print_measured(Measured("tiny", "12 digits", images, [evaluation], units, seed=0))
+    lines = capsys.readouterr().out.splitlines()
+    (reliable,) = [line for line in lines if line.startswith("  reliable ")]
+    reasons = ", ".join(f"{reason} {100 * share:.1f} %" for reason, share in evaluation.unreliable.items())
+    shown = f"{100 * evaluation.reliable:.1f} % of images" + (f"; not: {reasons}" if reasons else "")
+    assert reliable.removeprefix("  reliable ").strip() == shown
+    annealed = [line.split() for line in lines if line.startswith("  annealed ")]
+    assert annealed == (
+        [["annealed", f"{100 * evaluation.annealed:.1f}", "%", "of", "images"]] * (proposal != "laplace")
+    )
 
 
 def test_the_figures_as_metrics(model: Model, splits: DataSplits) -> None:

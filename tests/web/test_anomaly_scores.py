@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -20,7 +21,7 @@ from service.engine.model import Model
 from service.web import schemas
 from service.web.app import create_app
 from service.web.operations.settings import Settings
-from service.web.responses import anomaly_rows
+from service.web.responses import anomaly_rows, json_reply
 from tests import reference
 from tests.rounding import gamma
 from tests.toys import LinearGaussian, bernoulli_toy
@@ -38,7 +39,7 @@ def toys(linear_gaussian: LinearGaussian) -> dict[str, Any]:
         "linear-gaussian": reference.calibrated(
             linear_gaussian.toy(GAUSSIAN_SHAPE, widen=1.1), linear_gaussian.draw(300, GAUSSIAN_SHAPE, seed=51)
         ),
-        "colour": reference.calibrated(colour, pixels, num_samples=20),
+        "colour": reference.calibrated(colour, pixels, num_samples=20, proposal="auto"),
         "digits": bernoulli_toy(DIGIT_SHAPE, name="digits"),  # with a calibration as it was before
     }
 
@@ -98,11 +99,33 @@ def test_the_default_is_combined(client: TestClient, images: Any, model: Model) 
         "p_value": judgement.p_value,
         "is_anomaly": judgement.is_anomaly,
         "log_likelihood": expected.log_likelihood,
+        "std_error": expected.std_error,
         "posterior_gap": expected.posterior_gap,
+        "num_samples": expected.num_samples,
+        "reliable": expected.reliable,
     }
     for name, array in arrays.items():
         np.testing.assert_array_equal([result[name] for result in answer["results"]], array, err_msg=name)
-    assert set(answer["results"][0]) == {"score", "p_value", "is_anomaly", "log_likelihood", "posterior_gap"}
+    assert set(answer["results"][0]) == set(arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"), [("linear-gaussian", "encoder&num_samples=200"), ("colour", "auto&num_samples=20")]
+)
+def test_the_estimate_is_what_a_log_likelihood_by_the_calibrations_protocol_answers(
+    client: TestClient, toys: dict[str, Any], images: Any, name: str, protocol: str
+) -> None:
+    """The toy of colour images was never trained, so that some of them are annealed."""
+    shape = toys[name].description.image.chw
+    sent = images[:6] if name == "linear-gaussian" else np.random.default_rng(4).random((6, *shape), np.float32)
+    scored = ask(client, sent, f"model={name}")["results"]
+    route = f"/v1/log-likelihood?model={name}&proposal={protocol}"
+    estimated = client.post(route, content=npy(sent), headers=NPY).json()["results"]
+    for score, estimate in zip(scored, estimated, strict=True):
+        for field in ("log_likelihood", "std_error", "posterior_gap", "num_samples", "reliable"):
+            assert score[field] == estimate[field], field
+    if name == "colour":
+        assert "annealed" in {estimate["proposal"] for estimate in estimated}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -223,12 +246,30 @@ def test_a_map_costs_rows(client: TestClient, images: Any) -> None:
     assert rows() - before == 2 * (200 + 8)
 
 
+def scores_of(judgement: Judgement, nats: Any, maps: Any) -> AnomalyScores:
+    """One image by one method, all of whose nats are the same."""
+    return AnomalyScores(
+        by_method={"kl": judgement},
+        log_likelihood=nats,
+        std_error=nats,
+        posterior_gap=nats,
+        num_samples=np.array([400]),
+        reliable=np.array([False]),
+        calibration_size=99,
+        explanation=maps,
+    )
+
+
 def test_nothing_is_surprising_in_a_map_of_what_is_not_a_number() -> None:
     one = Judgement(np.array([np.nan]), np.array([0.01]), np.array([True]))
     maps = np.full((1, 1, 2, 2), np.nan)
-    scores = AnomalyScores({"kl": one}, np.array([np.nan]), np.array([np.nan]), 99, maps)
+    scores = scores_of(one, np.array([np.nan]), maps)
     assert anomaly_rows(scores, "png")[:1][0]["explanation"] is None
+    (written,) = orjson.loads(json_reply({"results": anomaly_rows(scores, "png")}).body)["results"]
+    assert {name for name, value in written.items() if value is None} == {
+        "score", "log_likelihood", "std_error", "posterior_gap", "explanation",
+    }  # fmt: skip
     assert anomaly_rows(scores, "array")[:1][0]["explanation"] is None
-    flat = AnomalyScores({"kl": one}, np.array([1.0]), np.array([1.0]), 99, np.full((1, 1, 2, 2), -1.0))
+    flat = scores_of(one, np.array([1.0]), np.full((1, 1, 2, 2), -1.0))
     with Image.open(io.BytesIO(base64.b64decode(anomaly_rows(flat, "png")[:1][0]["explanation"]))) as opened:
         assert np.asarray(opened).max() == 0

@@ -180,10 +180,11 @@ def test_a_dead_thread_is_answered_told_and_not_ready(store: Any, digits: Any, m
 
 
 def test_admission_expects_what_requests_of_the_kind_really_took(serve: Serve, digits: Any) -> None:
-    """Finding a mode takes decoder rows too; the log tells them beside the rows that were asked for."""
+    """Finding a mode takes decoder rows too, and annealing; the log tells them beside the rows that were asked for."""
     client = serve()
     queue = backend_of(client)._scheduler
-    queries = {"encoder": "proposal=encoder&num_samples=40", "laplace": "num_samples=40"}
+    proposals = ("encoder", "laplace", "annealed", "auto")
+    queries = {proposal: f"proposal={proposal}&num_samples=40" for proposal in proposals}
     took: dict[str, int] = {}
     for proposal, query in queries.items():
         with structlog.testing.capture_logs() as lines:
@@ -194,6 +195,7 @@ def test_admission_expects_what_requests_of_the_kind_really_took(serve: Serve, d
         took[proposal] = line["rows_run"]
     assert took["encoder"] == 40 * len(digits)
     assert took["laplace"] > 40 * len(digits)
+    assert took["annealed"] > 400 * len(digits)
     for proposal, rows_run in took.items():
         kind = ("digits", 2, "log-likelihood", proposal, False)
         assert queue._expectation.rows(kind, 1000) == math.ceil(1000 * rows_run / (40 * len(digits)))

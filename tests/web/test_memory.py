@@ -237,6 +237,10 @@ def test_a_computation_takes_no_more_than_is_told(client: TestClient) -> None:
         (30, 1000, "prior"),
         (20, 400, "laplace"),
         (40, 4, "laplace"),
+        (20, 400, "annealed"),
+        (3, 8000, "annealed"),
+        (40, 4, "annealed"),
+        (20, 400, "auto"),
     ):
         images = rng.random((count, *model.description.image.chw), np.float32)
 

@@ -11,7 +11,10 @@ from tests.web.conftest import GAUSSIAN_SHAPE
 from tests.web.forms import npy
 
 
-@pytest.mark.parametrize(("proposal", "num_samples"), [("encoder", 5000), ("prior", 50_000), ("laplace", 400)])
+@pytest.mark.parametrize(
+    ("proposal", "num_samples"),
+    [("encoder", 5000), ("prior", 50_000), ("laplace", 400), ("annealed", 400), ("auto", 400)],
+)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_log_likelihood_is_within_three_standard_errors(
     client: TestClient, linear_gaussian: LinearGaussian, proposal: str, num_samples: int, seed: int

@@ -164,7 +164,7 @@ def long_answers() -> Iterator[tuple[str, Callable[[], Response]]]:
     one = np.zeros(200)
     judged = {"log_likelihood": Judgement(one, one, one > 0)}
     maps = np.zeros((200, 1, 28, 28))
-    scores = AnomalyScores(judged, one, one, 100, maps)
+    scores = AnomalyScores(judged, one, one, one, one.astype(np.int64), one > 0, 100, maps)
     yield "maps", lambda: json_reply({"results": anomaly_rows(scores, "png")})
     yield "maps as numbers", lambda: json_reply({"results": anomaly_rows(scores, "array")})
 

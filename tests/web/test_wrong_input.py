@@ -149,11 +149,19 @@ UNPROCESSABLE: dict[str, tuple[str, bytes, dict[str, str], str, int | None, str]
     ),
     "latent beyond float32": (DECODE, b'{"latents": [[1e300, 0, 0]]}', AS_JSON, "invalid-latent", 0, "finite"),
     "unknown proposal": (
-        f"{SCORE}?proposal=posterior", image_file(GREY), AS_PNG, "invalid-parameter", None, "'encoder'",
+        f"{SCORE}?proposal=posterior", image_file(GREY), AS_PNG, "invalid-parameter", None, "'annealed' or 'auto'",
     ),
     "unknown method": ("/v1/anomaly-scores?method=x", image_file(GREY), AS_PNG, "invalid-parameter", None, "method"),
     "no samples": (f"{SCORE}?num_samples=0", image_file(GREY), AS_PNG, "invalid-parameter", None, "num_samples"),
     "too few samples": (f"{SCORE}?num_samples=3", image_file(GREY), AS_PNG, "invalid-parameter", None, "at least 4"),
+    "too few to anneal": (
+        f"{SCORE}?proposal=annealed&num_samples=3", image_file(GREY), AS_PNG, "invalid-parameter", None,
+        "the proposal annealed takes at least 4",
+    ),
+    "no proposal": (f"{SCORE}?proposal=", image_file(GREY), AS_PNG, "invalid-parameter", None, "proposal"),
+    "an error bar of nothing": (
+        f"{SCORE}?proposal=auto&max_std_error=0", image_file(GREY), AS_PNG, "invalid-parameter", None, "max_std_error",
+    ),
     "samples in words": (
         f"{SCORE}?num_samples=many", image_file(GREY), AS_PNG, "invalid-parameter", None, "num_samples",
     ),

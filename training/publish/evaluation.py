@@ -1,7 +1,7 @@
 """How good a model is: log P(x) of images it has never seen, through the serving engine on the exported graphs."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,8 @@ from model_store import Metric
 from service.engine.calibration import calibrate
 from service.engine.chunks import complete
 from service.engine.model import Model
-from service.engine.posterior.estimate import LogLikelihood
+from service.engine.posterior.estimate import REASONS, LogLikelihood
+from service.engine.proposal import IMPORTANCE_PROPOSALS
 from service.progress import Progress
 from training.configuration import Binarisation
 from training.data.image_files import Pixels
@@ -44,9 +45,11 @@ class Evaluation:
         bits_per_dim: -log P(x) / (C·H·W·ln 2).
         bits_per_dim_std_error: of that mean, likewise.
         reliable: share of images whose own estimate the engine calls reliable, 0 to 1.
+        unreliable: share of images by the reason why theirs is not, each above 0; with `reliable` they sum to 1.
+        annealed: share of images whose estimate is annealed.
         num_images: how many.
-        proposal: where the samples came from.
-        num_samples: how many an image.
+        proposal: how log P(x) was estimated.
+        num_samples: how many an image, to begin with.
         protocol: how it was measured, in words.
         record: the engine's estimate of each image.
     """
@@ -58,6 +61,8 @@ class Evaluation:
     bits_per_dim: float
     bits_per_dim_std_error: float
     reliable: float
+    unreliable: Mapping[str, float]
+    annealed: float
     num_images: int
     proposal: str
     num_samples: int
@@ -105,16 +110,26 @@ def evaluate(model: Model, images: Images, protocol: Protocol, *, progress: bool
         bits_per_dim=float(record.bits_per_dim.mean()),
         bits_per_dim_std_error=_standard_error(record.bits_per_dim),
         reliable=float(record.reliable.mean()),
+        unreliable={reason: share for reason in REASONS if (share := float((record.reason == reason).mean()))},
+        annealed=float((record.proposal == "annealed").mean()),
         num_images=len(images),
         proposal=protocol.proposal,
         num_samples=protocol.num_samples,
         protocol=(
-            f"importance sampling by the serving engine on the exported graphs: proposal {protocol.proposal}, "
-            f"{protocol.num_samples} samples, seed {protocol.seed}; ELBO under the encoder; images {prepared}; "
+            f"{_method(protocol.proposal)} by the serving engine on the exported graphs: "
+            f"proposal {protocol.proposal}, {protocol.num_samples} samples, seed {protocol.seed}; "
+            f"ELBO under the encoder; images {prepared}; "
             "standard error over images"
         ),
         record=record,
     )
+
+
+def _method(proposal: str) -> str:
+    """In words."""
+    if proposal in IMPORTANCE_PROPOSALS:
+        return "importance sampling"
+    return "annealing" if proposal == "annealed" else "importance sampling, and annealing where needed,"
 
 
 def calibration_arrays(

@@ -96,7 +96,8 @@ def _figures(measured: Measured) -> str:
     protocols = "".join(f"<li>{html.escape(evaluation.protocol)}.</li>" for evaluation in measured.evaluations)
     note = (
         "<p>± is the standard error over images. The gap is log P(x) − ELBO, what the encoder's posterior misses. "
-        "Reliable are images whose own estimate the engine vouches for.</p>"
+        "K samples are drawn of each image to begin with. Reliable are images whose own estimate and error bar the "
+        "engine vouches for.</p>"
     )
     chart = histogram_chart(measured.evaluations[0].record.log_likelihood)
     caption = f"log P(x) of each image, {measured.evaluations[0].proposal} proposal."

@@ -45,7 +45,11 @@ class AnomalyScores:
     by_method: Mapping[str, Judgement]
     """In the order asked for."""
     log_likelihood: Float64Array
+    """The estimate of log P(x) that the scores are made of, as are the next four: see posterior/estimate.py."""
+    std_error: Float64Array
     posterior_gap: Float64Array
+    num_samples: NDArray[np.int64]
+    reliable: NDArray[np.bool_]
     calibration_size: int
     """Images that scores are compared with: no p-value is below 1 / (n + 1)."""
     explanation: NDArray[np.float64] | None = None
@@ -127,8 +131,8 @@ class Detector:
 
     def judge(
         self, statistics: Statistics, methods: Sequence[str], *, alpha: float, fdr: float | None
-    ) -> Chunks[AnomalyScores]:
-        """Score by methods that `choose` has passed, some images at a time."""
+    ) -> Chunks[dict[str, Judgement]]:
+        """Score by methods that `choose` has passed, some images at a time: what each says, by its name."""
         values = derived(statistics.measured())
         count = len(values["log_likelihood"])
         by_method = {}
@@ -142,12 +146,7 @@ class Detector:
             p_value = conformal_p_value(strangeness, ascending)
             is_anomaly = p_value <= alpha if fdr is None else benjamini_hochberg(p_value, fdr)
             by_method[method] = Judgement(strangeness, p_value, is_anomaly)
-        return AnomalyScores(
-            by_method=by_method,
-            log_likelihood=values["log_likelihood"],
-            posterior_gap=values["posterior_gap"],
-            calibration_size=self.calibration_size,
-        )
+        return by_method
 
 
 def _missing(method: Method, reference: Values, num_fitting: int) -> str:

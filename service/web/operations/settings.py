@@ -74,7 +74,8 @@ class Settings(BaseSettings):
         description="decoder rows of one run on the device; without it, what suits the device and the images",
     )
     num_samples: PositiveInt | None = Field(
-        None, description="importance samples per image if a request does not say; without it, the proposal's default"
+        None,
+        description="samples per image to begin with if a request does not say; without it, the proposal's default",
     )
     max_steps: PositiveInt = Field(
         DEFAULT_MAX_STEPS,
@@ -186,7 +187,7 @@ class Settings(BaseSettings):
         if self.num_samples is not None and self.num_samples < least:
             yield f"LOGPX_NUM_SAMPLES: {self.num_samples} is too few for some proposals; they take at least {least}"
         samples = self.num_samples or DEFAULT_NUM_SAMPLES[DEFAULT_PROPOSAL]
-        taken = f"the {samples} samples that a request takes when it does not say (LOGPX_NUM_SAMPLES)"
+        taken = f"the {samples} samples that a request begins with when it does not say (LOGPX_NUM_SAMPLES)"
         if samples > self.max_num_samples:
             yield f"LOGPX_MAX_NUM_SAMPLES: {self.max_num_samples} is less than {taken}"
         if samples > self.max_rows:
