@@ -11,6 +11,8 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 from service.web import problems, routes
 from service.web.connections.request_limits import Limits
@@ -24,6 +26,7 @@ from service.web.operations.auth import Auth, require_admin, require_key
 from service.web.operations.metrics import Metrics, SharedText
 from service.web.operations.request_log import QUIET_PATHS, RequestLog
 from service.web.operations.settings import Settings
+from service.web.page_files import PageFiles
 from service.web.serving.backend import Backend
 
 _log = structlog.get_logger()
@@ -95,11 +98,14 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    for route in app.routes:
+        if isinstance(route, Mount) and isinstance(route.app, StaticFiles):
+            route.app = PageFiles(str(route.app.directory))
     api_keys, admin_keys = settings.all_keys()
     auth = Auth(keys=api_keys, admin_keys=admin_keys)
     app.state.auth = auth
     app.state.metrics = metrics
-    app.state.metrics_text = SharedText(metrics.text)
+    app.state.metrics_text = SharedText(metrics.texts)
     closed = [Depends(require_key)] if auth.closed else []
     app.router.routes[:0] = [openapi_route(app)]  # before FastAPI's own
     app.include_router(routes.router, dependencies=closed)

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 from service.web.operations.settings import Settings
 from service.web.problems import NotAcceptableError
 
+MAX_MEDIA_RANGES = 100
+"""Of a request's `Accept`; those behind them do not count. All there is room for would take longer than ten encodes."""
+_MAX_RANGE_PARAMETERS = 16  # of one of them, itself included
 TIMEOUT = "X-Request-Timeout-Ms"
 _TIMEOUT = TIMEOUT.lower().encode()
 TIMEOUT_PARAMETER = {
@@ -96,7 +99,8 @@ def _preferred(accepted: bytes, offered: Sequence[str]) -> str:
     accept = accepted.decode("latin-1")
     if accept in ("", "*/*"):
         return offered[0]
-    wanted = [_preference(item) for item in accept.split(",") if item.strip()]
+    named = accept.split(",", MAX_MEDIA_RANGES)[:MAX_MEDIA_RANGES]
+    wanted = [_preference(item) for item in named if item.strip()]
     best, best_quality = offered[0], 0.0
     for form in offered:
         matching = [entry for entry in wanted if entry[0] in (form, f"{form.split('/')[0]}/*", "*/*")]
@@ -109,7 +113,8 @@ def _preferred(accepted: bytes, offered: Sequence[str]) -> str:
 
 
 def _preference(item: str) -> tuple[str, float]:
-    media_type, *parameters = (part.strip().lower() for part in item.split(";"))
+    parts = item.split(";", _MAX_RANGE_PARAMETERS)[:_MAX_RANGE_PARAMETERS]
+    media_type, *parameters = (part.strip().lower() for part in parts)
     for parameter in parameters:
         key, _, value = parameter.partition("=")
         if key.strip() == "q":

@@ -12,6 +12,9 @@ from service.web.problems import BAD_REQUEST, HTTP_VERSION, METHOD_NOT_ALLOWED, 
 
 METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH"))
 MAX_HEADERS = 100
+MAX_TARGET_BYTES = 8192
+"""Of a path with its query. RFC 9112, 3, asks a server for 8000 at least; no route has use for a tenth of them, and to
+read a path or a query (escapes, folders, parameters) takes time for each byte."""
 FRAMING_HEADERS = frozenset((b"host", b"transfer-encoding"))
 """Headers that `check_head` looks at."""
 _ALLOWED = "Allow: GET, HEAD, POST\r\n"

@@ -16,8 +16,8 @@ from abc import ABC, abstractmethod
 import httptools
 import structlog
 
-from service.web.connections.framing import FRAMING_HEADERS, MAX_HEADERS, RefusedHeadError, check_head
-from service.web.problems import BAD_REQUEST, HEADER_TOO_LARGE, HTTP_VERSION, INTERNAL, ProblemType
+from service.web.connections.framing import FRAMING_HEADERS, MAX_HEADERS, MAX_TARGET_BYTES, RefusedHeadError, check_head
+from service.web.problems import BAD_REQUEST, HEADER_TOO_LARGE, HTTP_VERSION, INTERNAL, TARGET_TOO_LONG, ProblemType
 
 _OTHER_VERSION = ("Invalid HTTP version", "Pause on PRI/Upgrade")
 """How httptools says that a request names another version of HTTP, or opens HTTP/2."""
@@ -118,6 +118,8 @@ class StrictProtocol(asyncio.Protocol, ABC):
     def on_url(self, url: bytes) -> None:
         """Some of the target."""
         self.url += url
+        if len(self.url) > MAX_TARGET_BYTES:
+            raise RefusedHeadError(TARGET_TOO_LONG, f"a path with its query has at most {MAX_TARGET_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, kept; or a trailer, of which we know none."""

@@ -89,9 +89,10 @@ class BufferedTransport(asyncio.Transport):
         return answer[0]
 
     def forget(self) -> None:
-        """The connection is lost, and with it what was kept."""
+        """The connection is lost, and with it what was kept; who closes it is let go of, whom nothing holds then."""
         self._kept = []
         self._closed = True
+        self._close = _do_nothing
 
     def is_closing(self) -> bool:
         """Whether it is closed, or about to be."""
@@ -115,6 +116,10 @@ class BufferedTransport(asyncio.Transport):
             data = b"".join(kept)
             self._written += len(data)
             self._transport.write(data)
+
+
+def _do_nothing(_: asyncio.Transport) -> None:
+    """In place of what closes a connection that is closed."""
 
 
 class LingeringClose:
