@@ -73,11 +73,9 @@ def attack_with(service: ChildService, attack: Attack, clients: int) -> Result:
 
 
 def told_ceiling(service: ChildService) -> float | None:
-    """The most bytes that service and decoders may have, as its log line `memory` tells; None where there is none."""
-    for line in service.log_lines():
-        if line["event"] == "memory":
-            return float(line["at_most"] + line["decoders_at_most"])
-    return None
+    """The most bytes that service and decoders may have, as its last log line `memory` tells; None without one."""
+    told = [line["at_most"] + line["decoders_at_most"] for line in service.log_lines() if line["event"] == "memory"]
+    return float(told[-1]) if told else None
 
 
 def measure(service: ChildService, attacks: Sequence[Attack], clients: int, ceiling: float | None) -> list[Result]:

@@ -9,8 +9,6 @@ An answer is `{"pixels": [B, C, H, W]}` and so many float32; `{"error": NAME, "d
 errors.py; `{"memory": true}` where the bound was met; or `{"fault": TRACEBACK}` where this code is wrong.
 """
 
-import ctypes
-import os
 import resource
 import signal
 import socket
@@ -19,16 +17,16 @@ import traceback
 import warnings
 from typing import Any
 
+from service.child_process import end_with
 from service.images.decode_request import DecodeRequest, head, receive_request
 from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
 
-_PR_SET_PDEATHSIG = 1
 _MAX_FAULT_CHARACTERS = 4000
 
 
 def main(descriptor: int, parent: int, memory: int) -> int:
     """Serve one socket to its end."""
-    _end_with(parent)
+    end_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal or systemd sends to all: the service decides
         signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")  # nobody reads them, and a broken file may cause one for each of its tags
@@ -68,15 +66,6 @@ def error_of(answer: dict[str, Any]) -> ImageError:
         return InvalidImageError(str(answer["detail"]), int(answer["index"]))
     kinds = {kind.__name__: kind for kind in (InvalidArrayError, PixelLimitError)}
     return kinds[answer["error"]](str(answer["detail"]))
-
-
-def _end_with(parent: int) -> None:
-    """Be killed when the thread that has started this process ends, or end now if it has ended already."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(0)
 
 
 def _bound(memory: int) -> None:

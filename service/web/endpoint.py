@@ -181,6 +181,8 @@ class Dispatch:
             response = await route.respond(scope, receive)
         except Exception as error:  # noqa: BLE001 - raised again, where it is none that has an answer
             response = await answer_of(Request(scope, receive), error)
+            # Its frames hold the future that it came with: a cycle, in which all that the request held would stay.
+            error.__traceback__ = None
         await response(scope, receive, send)
 
 

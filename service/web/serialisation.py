@@ -82,7 +82,9 @@ class Writer:
                     finally:
                         share.end()
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
-                if not answer.done():
+                if answer.done():
+                    error.__traceback__ = None  # in whose frames is all that the answer was made of, and this error
+                else:
                     answer.set_exception(error)
             else:
                 if not answer.done():

@@ -8,13 +8,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import service
+from service.child_process import environment_of_child
 from service.images.worker import error_of
 
 START_SECONDS = 60.0
@@ -75,7 +74,7 @@ class Decoder:
                     stderr=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
                     cwd="/",
-                    env=_environment(),
+                    env=environment_of_child(os.environ, kept=_PASSED_VARIABLES, added=_SET_VARIABLES),
                 )
             except BaseException:
                 ours.close()
@@ -195,14 +194,6 @@ class Decoder:
 def _wake(waiter: "asyncio.Future[None]") -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-def _environment() -> dict[str, str]:
-    """What the process needs to find its code, and nothing of the service's, which has keys in it."""
-    found = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
-    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    paths = [Path(service.__path__[0]).parent, *map(Path, given)]
-    return {**found, **_SET_VARIABLES, "PYTHONPATH": os.pathsep.join(str(path.resolve()) for path in paths)}
 
 
 def _chunks(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:

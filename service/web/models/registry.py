@@ -46,6 +46,7 @@ class Registry:
 
     Args:
         on_device_lost: told, in the event loop, that the GPU failed while a version was opened.
+        on_loaded: told there that others are in memory than before.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class Registry:
         settings: Settings,
         metrics: Metrics,
         on_device_lost: Callable[[DeviceLostError], None] = lambda _: None,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._on_device_lost = on_device_lost
+        self._on_loaded = on_loaded
         self._root = settings.model_store
         self._runtime: Runtime | None = None
         self._trials: Trials | None = None
@@ -292,6 +295,7 @@ class Registry:
         self._models[key], self._stamps[key] = opened, stamp
         self._metrics.execution_provider.labels(**labels, provider=opened.provider).set(1)
         _log.info("model loaded", **labels, provider=opened.provider, seconds=seconds)
+        self._on_loaded()
         return True
 
     def _drop_least_recent(self) -> None:
@@ -304,3 +308,4 @@ class Registry:
         del self._stamps[key]
         self._metrics.execution_provider.remove(*key, model.provider)
         _log.info("model dropped", model=key[0], version=key[1])
+        self._on_loaded()

@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any, cast
+
+from service.child_process import ROOT, environment_of_child
 
 PROGRAM = ("-m", "service.engine.trial")
 """Python's arguments."""
@@ -49,14 +50,13 @@ class TrialProcess:
         self._unread = b""
         self._last_output = b""
         self._killing = threading.Lock()
-        root = Path(__file__).parents[3]
         self._process = subprocess.Popen(  # noqa: S603 (our own program)
             [sys.executable, *program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=root,
-            env=_environment(os.environ, root),
+            cwd=ROOT,
+            env=environment_of_child(os.environ, kept=_PASSED_ON, beginnings=_PASSED_ON_BEGINNINGS, added=_OF_ITS_OWN),
             start_new_session=True,  # no signal to the service's group is for it; it is killed with all it starts
         )
         streams = (self._process.stdin, self._process.stdout, self._process.stderr)
@@ -173,12 +173,3 @@ def _parse(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return report if isinstance(report, dict) else {}
-
-
-def _environment(variables: Mapping[str, str], root: Path) -> dict[str, str]:
-    """What the child needs: no key of the service is among it. Few threads share its memory, which is bounded."""
-    kept = {
-        name: value for name, value in variables.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_BEGINNINGS)
-    }
-    path = os.pathsep.join(filter(None, [str(root), variables.get("PYTHONPATH")]))
-    return {**kept, "PYTHONPATH": path, **_OF_ITS_OWN}

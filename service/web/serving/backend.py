@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import structlog
@@ -52,7 +53,10 @@ class Backend:
         )
         self.check_capacity = self._scheduler.check_capacity
         self.writer = Writer()
-        self.registry = Registry(settings, metrics, on_device_lost=self._scheduler.fail)
+        self.registry = Registry(settings, metrics, on_device_lost=self._scheduler.fail, on_loaded=self._tell_memory)
+        self._at_start: WeakSet[Model] = WeakSet()
+        self._resident = 0  # with these loaded, before requests came; until then, not known
+        self._told_memory = 0
         # Finding a counter by its labels takes as long as counting.
         self._rows = cache(metrics.rows.series)
         self._queue_seconds = cache(metrics.queue_seconds.series)
@@ -72,12 +76,24 @@ class Backend:
             await self.registry.load()
         finally:
             await starting
-        loaded, resident = self.registry.loaded, resident_bytes()
-        most = service_ceiling(self.settings, loaded, resident)
-        _log.info("memory", resident=resident, at_most=most, decoders_at_most=decoders_ceiling(self.settings))
+        self._at_start = WeakSet(self.registry.loaded)
+        self._resident = resident_bytes()
+        self._tell_memory()
         self._scheduler.batch_rows = self.registry.batch_rows or CPU_BLOCKS.rows
         if self.state == "starting":  # a signal may have come meanwhile
             self.state = "ready"
+
+    def _tell_memory(self) -> None:
+        """Log the most memory that the process can have with what is loaded now, where it is not as before."""
+        if not self._resident:
+            return
+        loaded = self.registry.loaded
+        later = [model for model in loaded if model not in self._at_start]
+        most = service_ceiling(self.settings, loaded, self._resident, later)
+        if most != self._told_memory:
+            self._told_memory = most
+            decoders = decoders_ceiling(self.settings)
+            _log.info("memory", resident=self._resident, at_most=most, decoders_at_most=decoders)
 
     def retry_seconds(self) -> int:
         """When a request that is refused for want of memory should try again: when what is queued should be done."""

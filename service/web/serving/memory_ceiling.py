@@ -5,8 +5,9 @@
     requests    `LOGPX_MAX_MEMORY_BYTES`, see memory_budget.py and batch_queue.py
     connections `LOGPX_MAX_CONNECTIONS`, each with what is not counted in memory_budget.py
     decoders    `LOGPX_DECODERS` processes beside this one, and a spare one
+    versions    that are loaded later, by a reload or because a request asks for them: by the size of their files
 
-Versions that are loaded later, by a reload or because a request asks for them, come on top.
+A version that a reload has replaced comes on top until the last request that computes with it ends.
 """
 
 import os
@@ -23,17 +24,21 @@ CONNECTION_BYTES = FREE_BYTES + SENT_AT_ONCE + 2**18 + 2**16 + 2**16
 """Of one: a request or an answer too small to be counted, a piece that is being sent, what is read at once and what is
 kept unread, and the objects for all that."""
 DECODER_CODE_BYTES = 2**26
+_VERSION_BYTES = 2**24
+_BYTES_A_GRAPH_BYTE = 10
+"""A version's sessions hold its weights several times: with the bundled models 8.5 and 9.5 times the graphs' files."""
 FRAGMENTED_SHARE = 1 / 8
 """Of what requests hold, that the allocator may need beside it."""
 
 
-def service_ceiling(settings: Settings, models: Iterable[Model], resident: int) -> int:
+def service_ceiling(settings: Settings, models: Iterable[Model], resident: int, later: Iterable[Model] = ()) -> int:
     """Bytes that the service's own process can have.
 
     Args:
         settings: the bounds.
         models: those in memory.
-        resident: bytes that it has with them loaded, before requests come.
+        resident: bytes that it had before requests came, with the models loaded that there were then.
+        later: those of `models` that have been loaded since.
     """
     loaded = list(models)
     graphs = sum(model.run_bytes for model in loaded)
@@ -42,6 +47,7 @@ def service_ceiling(settings: Settings, models: Iterable[Model], resident: int) 
     samples = max((model.estimates_bytes(1, settings.max_num_samples) for model in loaded), default=0)
     requests = settings.max_memory_bytes - quarter + max(quarter, largest, samples) + quarter // 8
     connections = (settings.max_connections + MAX_RESERVE) * CONNECTION_BYTES
+    resident += sum(_VERSION_BYTES + _BYTES_A_GRAPH_BYTE * model.graph_bytes for model in later)
     return resident + graphs + int(requests * (1 + FRAGMENTED_SHARE)) + connections
 
 
