@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`; docs/operations.md names each."""
+"""The metrics at `/metrics` for Prometheus; docs/operations.md describes each."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenth / 10 for tenth in ra
 
 
 class Metrics:
-    """One registry an app, so that two apps in one process do not share counters."""
+    """The metrics of one app; two apps in one process do not share them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -135,10 +135,10 @@ class Metrics:
 
 
 class SharedText:
-    """A text made once for all who ask in one turn of the event loop: that of the metrics takes as long as ten encodes.
+    """A text that is made once for all simultaneous requests, because the metrics take as long as ten encodes.
 
     Args:
-        make: makes it.
+        make: makes the text.
     """
 
     def __init__(self, make: Callable[[], bytes]) -> None:
@@ -146,7 +146,7 @@ class SharedText:
         self._next: asyncio.Future[bytes] | None = None
 
     async def get(self) -> bytes:
-        """The text, made after it was asked for; raises what `make` does."""
+        """The text, made after it was requested; raises what `make` raises."""
         if self._next is None:
             loop = asyncio.get_running_loop()
             self._next = loop.create_future()
