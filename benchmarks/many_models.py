@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -128,7 +129,7 @@ def measure(name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"load s": time.perf_counter() - started, "threads": _threads() - threads}
     found["MiB loaded"] = mebibytes() - before
     model = next(model for model in models if model.manifest.name == "mnist")
-    images = digits()[:, None].astype(np.float32) / 255
+    images = digits()[:, None].astype(np.float32) / np.float32(255)
     for one in models:  # its largest runs, as far as the digits go
         complete(one.log_likelihood(images[:16]))
     found["MiB used"] = mebibytes() - before
@@ -152,7 +153,6 @@ def _threads() -> int:
 
 def _over_http(runtime: Runtime, request: bytes) -> dict[str, float]:
     """The service in this process, on this runtime."""
-    registry.runtime_of = lambda _: runtime
     server = make_server(Settings(port=0))
     found: dict[str, float] = {}
 
@@ -167,7 +167,8 @@ def _over_http(runtime: Runtime, request: bytes) -> dict[str, float]:
 
     asking = threading.Thread(target=ask)
     asking.start()
-    server.run()
+    with mock.patch.object(registry, "runtime_of", return_value=runtime):
+        server.run()
     asking.join()
     return found
 
