@@ -1,12 +1,12 @@
 """The process that reads images for the service: `python -m service.images.worker DESCRIPTOR PARENT MEMORY`.
 
-It takes messages from the socket that it has as DESCRIPTOR and answers each (see decode_request.py), one after another,
-until the service closes the socket. It has no other descriptor of the service's, and none of its settings; it can write
-no file; its address space is bounded by MEMORY bytes more than it begins with; and it ends with the service, however
-that ends.
+It reads messages (see decode_request.py) from the socket with the number DESCRIPTOR and answers them one after another,
+until the service closes the socket. It inherits no other descriptor and no settings from the service, cannot write
+files, and may use MEMORY bytes of address space more than it starts with. It ends when the service ends, for whatever
+reason.
 
-An answer is `{"pixels": [B, C, H, W]}` and so many float32; `{"error": NAME, "detail": …, "index": …}` with an error of
-errors.py; `{"memory": true}` where the bound was met; or `{"fault": TRACEBACK}` where this code is wrong.
+An answer is `{"pixels": [B, C, H, W]}` followed by the float32 values; `{"error": NAME, "detail": …, "index": …}` for
+an error of errors.py; `{"memory": true}` if the memory was not enough; or `{"fault": TRACEBACK}` for a bug here.
 """
 
 import resource
@@ -29,7 +29,7 @@ def main(descriptor: int, parent: int, memory: int) -> int:
     end_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal or systemd sends to all: the service decides
         signal.signal(number, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # nobody reads them, and a broken file may cause one for each of its tags
+    warnings.simplefilter("ignore")  # nobody reads them, and a broken file may cause thousands
     _bound(memory)
     with socket.socket(fileno=descriptor) as connection, connection.makefile("rb") as stream:
         connection.sendall(head({"ready": True}))
@@ -39,7 +39,7 @@ def main(descriptor: int, parent: int, memory: int) -> int:
             connection.sendall(head(answer))
             if pixels is not None:
                 connection.sendall(pixels)
-            del pixels  # nor kept while it waits
+            del pixels  # do not keep them while waiting for the next message
     return 0
 
 
@@ -57,10 +57,10 @@ def _answer(reading: DecodeRequest) -> tuple[dict[str, Any], Any]:
 
 
 def error_of(answer: dict[str, Any]) -> ImageError:
-    """The error that an answer tells of.
+    """The error that an answer describes.
 
     Raises:
-        LookupError, TypeError, ValueError: it tells of none that reading images raises.
+        LookupError, TypeError, ValueError: the answer does not describe an error of errors.py.
     """
     if answer["error"] == InvalidImageError.__name__:
         return InvalidImageError(str(answer["detail"]), int(answer["index"]))
@@ -69,7 +69,7 @@ def error_of(answer: dict[str, Any]) -> ImageError:
 
 
 def _bound(memory: int) -> None:
-    """No more memory than this beside what there is, no file of more than no bytes, and no core dump."""
+    """Limit the address space to this many bytes more than now; forbid writing files, and core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if sys.platform == "linux":

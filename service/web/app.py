@@ -1,4 +1,4 @@
-"""Put the pieces together: settings in, an ASGI app out."""
+"""Make the ASGI app from the settings."""
 
 import asyncio
 import gc
@@ -39,13 +39,13 @@ def create_app(
     tracer_provider: TracerProvider | None = None,
     decoding: Callable[[Metrics], Decoding] = lambda _: InProcess(),
 ) -> FastAPI:
-    """The service as an ASGI app, traced where there is a provider.
+    """The service as an ASGI app, traced if there is a provider.
 
-    Images are read by what `decoding` makes: `python -m service` has processes for it, `LOGPX_DECODERS` of them.
+    `decoding` makes the object that reads images. For `python -m service` that is a pool of `LOGPX_DECODERS` processes.
 
-    Models load in the background once the app starts: `/livez` answers at once, `/readyz` when they are warm. When
-    loading fails or the inference thread dies, the reason is logged and `on_failure` is called; the process should then
-    exit.
+    Models are loaded in the background once the app has started: `/livez` answers at once, `/readyz` once every model
+    is loaded and has run. If loading fails or the inference thread dies, the reason is logged and `on_failure` is
+    called; the process should then exit.
     """
     metrics = Metrics()
     budget = Budget(settings.max_memory_bytes - computing_bytes(settings.max_memory_bytes))
@@ -61,7 +61,7 @@ def create_app(
             try:
                 await backend.load()
                 gc.collect()
-                gc.freeze()  # what is loaded by now stays: a collection that walks all of it stops every request
+                gc.freeze()  # never collect what is loaded by now; walking it delays requests
             except Exception as error:  # noqa: BLE001 - logged, then the process ends
                 backend.state = "failed"
                 _log.error("the models cannot be served", reason=str(error), kind=type(error).__name__)
@@ -78,7 +78,7 @@ def create_app(
         backend.stop()
         gc.unfreeze()
 
-    # /docs without a content delivery network, from which FastAPI's own routes would load Swagger UI. Why this package:
+    # Serves /docs without a content delivery network, which FastAPI's own routes use for Swagger UI. Why this package:
     # docs/security.md, What is installed.
     app = FastAPIOffline(
         redoc_url=None,

@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`; docs/operations.md names each."""
+"""The metrics at `/metrics` for Prometheus; docs/operations.md describes each."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ _P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenth / 10 for tenth in ra
 
 
 class Metrics:
-    """One registry an app, so that two apps in one process do not share counters."""
+    """The metrics of one app; two apps in one process do not share them."""
 
     def __init__(self) -> None:
         self.registry = _Registry()

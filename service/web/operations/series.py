@@ -1,4 +1,4 @@
-"""Counters and histograms that every request touches: as prometheus_client's, without a lock and a call for each.
+"""Fast counters and histograms for every request, which give the same text as prometheus_client's.
 
 Those take several calls for one observation, which is a good part of what else an encode takes on the event loop, and
 a tenth of a second to write a thousand series down. These belong to one thread, which also writes them down, a tenth as
@@ -22,12 +22,12 @@ _TELLS_CREATION = os.environ.get("PROMETHEUS_DISABLE_CREATED_SERIES", "").lower(
 
 
 class Histogram(Collector):
-    """A histogram of values that are not negative.
+    """A histogram of non-negative values.
 
     Args:
         name, documentation, label_names: as prometheus_client's.
         buckets: upper bounds, ascending, without infinity.
-        registry: where it is read.
+        registry: the registry that reads it.
 
     >>> registry = CollectorRegistry()
     >>> histogram = Histogram("seconds", "that it took", ["route"], buckets=[0.5, 1], registry=registry)
@@ -51,7 +51,7 @@ class Histogram(Collector):
         registry.register(self)
 
     def series(self, *labels: object) -> "HistogramSeries":
-        """The values of these labels."""
+        """The values with these labels."""
         key = tuple(map(str, labels))
         found = self._series.get(key)
         if found is None:
@@ -97,7 +97,7 @@ class Histogram(Collector):
 
 
 class HistogramSeries:
-    """The values of some labels."""
+    """The values with one combination of labels."""
 
     __slots__ = ("_bounds", "begun_lines", "counts", "created", "sum")
 
@@ -109,7 +109,7 @@ class HistogramSeries:
         self.created = time.time()
 
     def add(self, value: float) -> None:
-        """Count a value."""
+        """Add a value."""
         self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
@@ -125,7 +125,7 @@ class Counter(Collector):
         registry.register(self)
 
     def series(self, *labels: object) -> "CounterSeries":
-        """The count of these labels."""
+        """The count with these labels."""
         key = tuple(map(str, labels))
         found = self._series.get(key)
         if found is None:
@@ -160,7 +160,7 @@ class Counter(Collector):
 
 
 class CounterSeries:
-    """The count of some labels."""
+    """The count with one combination of labels."""
 
     __slots__ = ("begun_lines", "count", "created")
 
