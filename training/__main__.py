@@ -38,7 +38,15 @@ from training.publish.units import latent_units
 from training.publish.upgrade import upgrade
 from training.report.figures import draw_figures
 from training.report.page import REPORT, Measured, write_report
-from training.terminal import is_terminal, print_epoch, print_measured, print_setback, print_skipped, print_start
+from training.terminal import (
+    is_terminal,
+    print_epoch,
+    print_finished_encoder,
+    print_measured,
+    print_setback,
+    print_skipped,
+    print_start,
+)
 
 _EPOCHS_BETWEEN_FIGURES = 10
 
@@ -124,8 +132,10 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     )
     if processes.leads:
         draw_figures(run, model, splits.validation)
-        metrics = run.read_metrics(configuration.epochs)
+        metrics = run.read_metrics()
         seconds = sum(line["seconds"] for line in metrics)
+        if finished_encoder := load_model(run).finished_encoder:
+            print_finished_encoder(finished_encoder)
         print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
 
 
@@ -160,9 +170,16 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     curves: list[dict[str, float]] = []
     if (parsed.model / RUN).is_file():
         run = open_run(parsed.model)
-        description = describe(run.description, "run", protocol, sessions=run.read_sessions())
-        model = load_engine(description, export(load_model(run)[0]), runtime=runtime)
-        curves = run.read_metrics(run.description.configuration.epochs)
+        loaded = load_model(run)
+        description = describe(
+            run.description,
+            "run",
+            protocol,
+            sessions=run.read_sessions(),
+            finished_encoder=loaded.finished_encoder,
+        )
+        model = load_engine(description, export(loaded.vae), runtime=runtime)
+        curves = run.read_metrics(loaded.epoch)
     else:
         model = Model.open(open_stored(parsed.model), runtime=runtime)
     source = _open(parsed.data, Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers, progress=True))
@@ -221,7 +238,7 @@ def _publish(parsed: argparse.Namespace) -> None:
     done = [evaluation for evaluation in evaluations if evaluation is not None]
     measured = Measured(parsed.name, source.name, splits.test, done, publication.units, SCORING_SEED)
     print_measured(measured)
-    write_report(run.folder / REPORT, publication.model, measured, run.read_metrics(configuration.epochs))
+    write_report(run.folder / REPORT, publication.model, measured, run.read_metrics())
     print(f"report: {run.folder / REPORT}")
     print(f"published {publication.stored.path}")
 

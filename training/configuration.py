@@ -46,7 +46,9 @@ class Configuration:
     `flip` and `shift` (pixels) vary training images each time they are seen (training/data/augmentation.py).
     `ema_decay` d averages the weights over about 1/(1 - d) steps. `first_samples` is where the number of samples
     begins, which doubles until it is `num_samples`, each number having as many decoder rows; None is `num_samples`
-    throughout. 0 turns off `ema_decay`, `max_gradient_norm` and `patience`. `max_memory` is the GiB of decoded pixels
+    throughout. `finish_encoder` ends the run with a phase of at most `finish_epochs` that trains the encoder alone
+    (training/fit/encoder_phase.py); None means a quarter of `epochs`, at least 10. 0 turns off `ema_decay`,
+    `max_gradient_norm` and `patience`. `max_memory` is the GiB of decoded pixels
     up to which image files and Parquet are loaded whole instead of streamed; `skip_corrupt` leaves out images that
     cannot be decoded.
 
@@ -82,6 +84,8 @@ class Configuration:
     max_gradient_norm: NotNegative = 0.0
     ema_decay: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.999
     patience: NonNegativeInt = 0
+    finish_encoder: bool = True
+    finish_epochs: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     num_validation: PositiveInt | None = None
     num_calibration: PositiveInt | None = None

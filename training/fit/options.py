@@ -36,6 +36,8 @@ _HELP = {
     "max_gradient_norm": "clip the gradient's norm to this; 0: never",
     "ema_decay": "decay per step of the averaged weights, which are validated and exported; 0: no averaging",
     "patience": "end after this many epochs without a better validation bound, and keep the best epoch; 0: never",
+    "finish_encoder": "after the last epoch, train the encoder alone by the ELBO, decoder frozen, and keep its best epoch",
+    "finish_epochs": "most epochs of that phase; it ends sooner where the validation ELBO no longer improves",
     "seed": "seed of the splits, the weights and all noise",
     "num_validation": "held-out images that validate during training",
     "num_calibration": "held-out images that calibrate anomaly scores",
@@ -48,6 +50,7 @@ _UNSET = {
     "likelihood": f"{GREY} for 8-bit images if more than a fifth of the pixels are grey, else {BLACK_AND_WHITE}",
     "binarisation": "dynamic, or none",
     "first_samples": "--num-samples throughout",
+    "finish_epochs": "a quarter of --epochs, at least 10",
     "warm_up_epochs": "1, or as many as have 100 steps, but at most a tenth of all",
     "num_validation": "2000, at most a tenth of the images",
     "num_calibration": "3000, at most a tenth",
@@ -62,7 +65,10 @@ def add_configuration_options(parser: argparse.ArgumentParser) -> None:
     for field in fields(Configuration):
         option, words, hint = "--" + field.name.replace("_", "-"), _HELP[field.name], hints[field.name]
         unset = _UNSET.get(field.name) or _default_by_preset(field.name, field.default)
-        if hint is bool:
+        if hint is bool and field.default:
+            words = f"{words} (default: yes)"
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=words)
+        elif hint is bool:
             parser.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=words)
         elif get_origin(hint) is Literal:
             choices = (AUTO, *get_args(Preset)) if field.name == "preset" else get_args(hint)

@@ -153,8 +153,8 @@ class Run:
                 sessions.append(session)
         return sessions
 
-    def read_metrics(self, num_epochs: int) -> list[dict[str, float]]:
-        """The lines of the first `num_epochs` epochs; a line that a kill cut short, and any after it, is not there."""
+    def read_metrics(self, num_epochs: int | None = None) -> list[dict[str, float]]:
+        """The lines of the first `num_epochs` epochs, or of all; what a kill cut short, and any after it, is left out."""
         file = self.folder / METRICS
         lines: list[dict[str, float]] = []
         for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
@@ -162,7 +162,7 @@ class Run:
                 line = json.loads(text)
             except ValueError:
                 break
-            if line["epoch"] <= num_epochs:
+            if num_epochs is None or line["epoch"] <= num_epochs:
                 lines.append(line)
         return lines
 
@@ -236,7 +236,8 @@ def open_run(folder: Path) -> Run:
         fields = json.loads(file.read_text(encoding="utf-8"))
         if (version := fields.pop("format_version", None)) != RUN_FORMAT_VERSION:
             raise RunError(f"{file}: format version {version!r}, not {RUN_FORMAT_VERSION}")
-        fields["configuration"] = Configuration(**fields["configuration"])
+        # A run begun before there was such a phase has none.
+        fields["configuration"] = Configuration(**{"finish_encoder": False, **fields["configuration"]})
         fields["image_shape"] = tuple(fields["image_shape"])
         if fields.get("acceleration") is not None:
             fields["acceleration"] = Acceleration(**fields["acceleration"])

@@ -26,7 +26,7 @@ _FIGURES = 3  # a stream of random numbers
 @full_float32()
 def draw_figures(run: Run, model: Vae, validation: NDArray[np.generic]) -> None:
     """Draw all three pictures into the run's folder; `validation` [N, C, H, W] gives the images to reconstruct."""
-    draw_curves(run.folder / CURVES, run.read_metrics(run.description.configuration.epochs))
+    draw_curves(run.folder / CURVES, run.read_metrics())
     configuration = run.description.configuration
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(derive_seed(configuration.seed, _FIGURES))

@@ -1,0 +1,64 @@
+"""The last phase of a run: the encoder alone is trained, by the ELBO, while the decoder stays as it is."""
+
+import math
+from dataclasses import dataclass, replace
+
+from training.configuration import Configuration
+
+_SHARE, _AT_LEAST = 0.25, 10
+"""Of the run's epochs, and epochs: the length of the phase where the configuration does not say."""
+_RATE = 0.5
+"""Times the run's learning rate."""
+_PATIENCE, _LEAST_PATIENCE = 1 / 3, 3
+"""Of the phase's epochs, and epochs: without a better validation ELBO, the phase ends."""
+_WARM_UP = 0.1
+"""Of the phase's epochs, at most: Adam begins without its moments."""
+
+
+@dataclass(frozen=True)
+class EncoderPhase:
+    """A phase that has begun.
+
+    Attributes:
+        before: epochs that had finished by then.
+        elbo: validation ELBO of the weights that it began with, nats an image.
+    """
+
+    before: int
+    elbo: float
+
+    def is_over(self, epoch: int, best: int, configuration: Configuration) -> bool:
+        """Whether no epoch follows this one, where the epoch `best` had the highest validation ELBO.
+
+        >>> run = Configuration(epochs=120)
+        >>> [EncoderPhase(120, -90.0).is_over(epoch, best, run) for epoch, best in ((149, 140), (150, 150), (130, 120))]
+        [False, True, True]
+        """
+        phase = encoder_configuration(configuration)
+        return epoch - self.before >= phase.epochs or epoch - best >= phase.patience
+
+
+def encoder_configuration(configuration: Configuration) -> Configuration:
+    """What the phase of a run of `configuration` is trained by, as if it were a run of its own.
+
+    The objective is the plain ELBO with one sample an image: with the decoder frozen, more samples reduce little of the
+    gradient's noise, most of which comes from the choice of images. Images, batches, clipping and averaging are the
+    run's. Adam begins without its moments, and so at half of the run's learning rate.
+
+    >>> phase = encoder_configuration(Configuration(epochs=200, learning_rate=0.002, num_samples=64))
+    >>> phase.objective, phase.num_samples, phase.epochs, phase.patience, phase.learning_rate
+    ('elbo', 1, 50, 17, 0.001)
+    """
+    epochs = configuration.finish_epochs or max(_AT_LEAST, math.ceil(_SHARE * configuration.epochs))
+    return replace(
+        configuration,
+        objective="elbo",
+        num_samples=1,
+        first_samples=None,
+        kl_warm_up_epochs=0.0,
+        free_bits=0.0,
+        epochs=epochs,
+        learning_rate=_RATE * configuration.learning_rate,
+        warm_up_epochs=min(configuration.warm_up_epochs, _WARM_UP * epochs),
+        patience=max(_LEAST_PATIENCE, math.ceil(_PATIENCE * epochs)),
+    )
