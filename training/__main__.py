@@ -1,10 +1,11 @@
-"""python -m training fit|evaluate|publish|upgrade."""
+"""python -m training fit|finish-encoder|evaluate|publish|upgrade."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import torch
 
@@ -27,13 +28,14 @@ from training.fit.loaded_model import load_model
 from training.fit.lock import lock_folder
 from training.fit.recipes import complete_configuration
 from training.fit.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
-from training.fit.start import begin, check_start, fingerprint, inherited_options, start_weights
+from training.fit.start import Start, begin, check_begun, check_start, fingerprint, inherited_options, start_of
 from training.fit.trainer import EpochFigures, fit
 from training.networks.vae import Vae
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
 from training.publish.export import export
 from training.publish.publication import SCORING_SEED, describe, held_out_images, load_engine, open_stored, publish_run
+from training.publish.stored_start import stored_start
 from training.publish.units import latent_units
 from training.publish.upgrade import upgrade
 from training.report.figures import draw_figures
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_any_name()
     parsed = build_parser(__doc__).parse_args(arguments)
     try:
-        {"fit": _fit, "evaluate": _evaluate, "publish": _publish, "upgrade": _upgrade}[parsed.command](parsed)
+        _COMMANDS[parsed.command](parsed)
     except (TrainingError, StoreError, TooFewSamplesError, OSError, *DEVICE_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -74,12 +76,13 @@ def _fit(parsed: argparse.Namespace) -> None:
 
 def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: ProcessGroup, locks: ExitStack) -> None:
     before = open_run(parsed.out).description if parsed.resume else None
-    start = open_run(parsed.start_from) if hasattr(parsed, "start_from") else None
+    start = _open_start(parsed.start_from) if hasattr(parsed, "start_from") else None
+    encoder_alone = parsed.command == "finish-encoder"
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
     if before:
         given = asdict(before.configuration) | given
     elif start:
-        given = inherited_options(start) | given
+        given = inherited_options(start, encoder_alone=encoder_alone) | given
     reading = Reading(
         given.get("max_memory", Configuration.max_memory),
         given.get("skip_corrupt", Configuration.skip_corrupt),
@@ -87,7 +90,6 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         progress=processes.leads,
     )
     source = open_source(locate(parsed.data), reading)
-    weights = start_weights(start) if start else None
     configuration = complete_configuration(given, source.train)
     splits = split(source, configuration)
     acceleration = choose_acceleration(
@@ -101,16 +103,17 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         configuration,
         splits,
         source=parsed.data,
-        start=fingerprint(weights) if weights else before.start if before else None,
+        start=fingerprint(start.weights) if start else before.start if before else None,
         acceleration=acceleration,
         device=device.type,
     )
     if start:
-        check_start(start, description)
+        check_start(start, description, encoder_alone=encoder_alone)
     run = _open_in_group(parsed, description, processes, locks)
-    if weights and processes.leads and not run.has_checkpoint:
-        begin(run, weights)
+    if start and processes.leads and not run.has_checkpoint:
+        begin(run, start, encoder_alone=encoder_alone)
     processes.wait()
+    check_begun(run)
     if processes.leads:
         print_skipped(source)
         print_start(splits, description, device, begun_on=run.description.device)
@@ -137,6 +140,11 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         if finished_encoder := load_model(run).finished_encoder:
             print_finished_encoder(finished_encoder)
         print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
+
+
+def _open_start(path: Path) -> Start:
+    """A run's folder, or a version in a store."""
+    return start_of(open_run(path)) if (path / RUN).is_file() else stored_start(path, runtime=Runtime("cpu"))
 
 
 def _open_in_group(
@@ -251,6 +259,15 @@ def _upgrade(parsed: argparse.Namespace) -> None:
 
 def _print_now(line: str) -> None:
     print(line, flush=True)
+
+
+_COMMANDS = {
+    "fit": _fit,
+    "finish-encoder": _fit,
+    "evaluate": _evaluate,
+    "publish": _publish,
+    "upgrade": _upgrade,
+}
 
 
 if __name__ == "__main__":

@@ -69,16 +69,12 @@ def print_epoch(figures: EpochFigures, configuration: Configuration) -> None:
 
 def print_finished_encoder(finished: FinishedEncoder) -> None:
     """What training the encoder alone has gained."""
+    before = f"{finished.elbo_before:.2f}"
     if finished.kept_epoch:
-        elbos = f"{finished.elbo_before:.2f} → {finished.elbo_after:.2f}"
-        print(
-            f"encoder: validation ELBO {elbos} nats, by epoch {finished.kept_epoch} of {finished.epochs}, decoder frozen"
-        )
+        epoch = f"epoch {finished.kept_epoch} of {finished.epochs}"
+        print(f"encoder: validation ELBO {before} → {finished.elbo_after:.2f} nats, by {epoch}, decoder frozen")
     else:
-        print(
-            f"encoder: kept as it was; none of {finished.epochs} epochs had a validation ELBO above "
-            f"{finished.elbo_before:.2f} nats"
-        )
+        print(f"encoder: as before; none of {finished.epochs} epochs had a validation ELBO above {before} nats")
 
 
 def print_setback(line: str) -> None:

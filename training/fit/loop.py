@@ -73,7 +73,8 @@ class Loop:
         self.steps_per_epoch = math.ceil(len(images) / configuration.batch_size)
         self._streams = (_TRAINING,) if start is None else (_TRAINING, int(start[:16], 16))
         if phase is not None:
-            state.model.decoder.requires_grad_(False).eval()
+            for model in (state.model, state.averaged):
+                model.decoder.requires_grad_(False).eval()
         self._parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
         self._first: tuple[Tensor, Tensor]  # the epoch's first batch and its noise
 

@@ -1,6 +1,7 @@
 """The command line's options for a run's configuration."""
 
 import argparse
+from collections.abc import Container
 from dataclasses import fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -36,7 +37,7 @@ _HELP = {
     "max_gradient_norm": "clip the gradient's norm to this; 0: never",
     "ema_decay": "decay per step of the averaged weights, which are validated and exported; 0: no averaging",
     "patience": "end after this many epochs without a better validation bound, and keep the best epoch; 0: never",
-    "finish_encoder": "after the last epoch, train the encoder alone by the ELBO, decoder frozen, and keep its best epoch",
+    "finish_encoder": "then train the encoder alone by the ELBO, decoder frozen, and keep its best epoch",
     "finish_epochs": "most epochs of that phase; it ends sooner where the validation ELBO no longer improves",
     "seed": "seed of the splits, the weights and all noise",
     "num_validation": "held-out images that validate during training",
@@ -59,10 +60,15 @@ _UNSET = {
 """The default of an option whose default depends on the data or on another option."""
 
 
-def add_configuration_options(parser: argparse.ArgumentParser) -> None:
-    """One option for each of the configuration's fields. Options not given are left out: recipes.py fills them in."""
+def add_configuration_options(parser: argparse.ArgumentParser, names: Container[str] | None = None) -> None:
+    """One option for each of the configuration's fields, or for those of these names.
+
+    Options not given are left out: recipes.py fills them in.
+    """
     hints = get_type_hints(Configuration, include_extras=True)
     for field in fields(Configuration):
+        if names is not None and field.name not in names:
+            continue
         option, words, hint = "--" + field.name.replace("_", "-"), _HELP[field.name], hints[field.name]
         unset = _UNSET.get(field.name) or _default_by_preset(field.name, field.default)
         if hint is bool and field.default:

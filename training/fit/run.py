@@ -154,7 +154,7 @@ class Run:
         return sessions
 
     def read_metrics(self, num_epochs: int | None = None) -> list[dict[str, float]]:
-        """The lines of the first `num_epochs` epochs, or of all; what a kill cut short, and any after it, is left out."""
+        """The lines of the first `num_epochs` epochs, or of all; none from one on that a kill cut short."""
         file = self.folder / METRICS
         lines: list[dict[str, float]] = []
         for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():

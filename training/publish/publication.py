@@ -124,12 +124,21 @@ def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> 
         return source.test, source.name
     if _fingerprint(source.sha256) not in provenance.data_set:
         return source.train, source.name
-    choices = {name: value for name, value in provenance.configuration.items() if name not in _BESIDE}
     try:
-        configuration = Configuration(**choices)
+        configuration = configuration_of(provenance)
     except ConfigurationError as error:
         raise RunError(f"{source.name}: the model was trained on these images, and on which is not known") from error
     return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
+
+
+def configuration_of(provenance: Provenance) -> Configuration:
+    """What a published model was trained by; one of before there was a phase for the encoder alone had none.
+
+    Raises:
+        ConfigurationError: another program has trained it.
+    """
+    choices = {name: value for name, value in provenance.configuration.items() if name not in _BESIDE}
+    return Configuration(**{"finish_encoder": False, **choices})
 
 
 def load_engine(

@@ -56,6 +56,8 @@ def draw_curves(file: Path, metrics: Sequence[dict[str, float]]) -> None:
     epochs = [line["epoch"] for line in metrics]
     for key in ("train_bound", "validation_bound", "validation_elbo"):
         axes.plot(epochs, [line[key] for line in metrics], label=key.replace("_", " "))
+    if alone := [line["epoch"] for line in metrics if line.get("encoder_epoch")]:
+        axes.axvline(alone[0] - 0.5, color="grey", label="from here the encoder alone", linestyle=":")
     settled = [line["validation_elbo"] for line in metrics[len(metrics) // 10 :]]
     axes.set_ylim(bottom=min(settled) - 1)
     axes.set(xlabel="epoch", ylabel="bound of log P(x), nats an image")
