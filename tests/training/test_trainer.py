@@ -291,17 +291,17 @@ def test_compiled_networks_take_the_same_steps(
 ) -> None:
     """Traced and differentiated ahead of time as on a GPU; only the last translation, to machine code, is left out.
 
-    In float64: see tests/training/in_float64.py.
+    In float64: see tests/training/in_float64.py. In the last epoch the encoder alone is trained.
     """
     monkeypatch.setattr("training.fit.devices.COMPILER", "aot_eager")
-    recipe = replace(SHORT, epochs=2)
+    recipe = replace(SHORT, epochs=2, finish_encoder=True, finish_epochs=1)
     runs = [new_run(tmp_path / name, splits, recipe) for name in ("eager", "compiled")]
     for run, acceleration in zip(runs, (PLAIN, Acceleration(compiled=True)), strict=True):
         with in_float64():
             fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, acceleration=acceleration)
     eager, compiled = map(weights, runs)
     assert eager.keys() == compiled.keys()
-    tolerance = drift(8, recipe.learning_rate, num_images=160, num_pixels=784)
+    tolerance = drift(12, recipe.learning_rate, num_images=160, num_pixels=784)
     assert all(torch.allclose(eager[name], compiled[name], rtol=0, atol=tolerance) for name in eager)
     assert load_model(runs[1]).finished
 

@@ -21,23 +21,38 @@ _WARM_UP = 0.1
 class EncoderPhase:
     """A phase that has begun.
 
+    Its first epochs can be worse than the encoder of before, since Adam begins anew with large steps, and better once
+    the steps are small. So what it is compared with, to tell whether it goes on, are its own epochs.
+
     Attributes:
         before: epochs that had finished by then.
         elbo: validation ELBO of the weights that it began with, nats an image.
+        highest: the highest validation ELBO of its own epochs; None before the first has finished.
+        highest_epoch: which one has it.
     """
 
     before: int
     elbo: float
+    highest: float | None = None
+    highest_epoch: int = 0
 
-    def is_over(self, epoch: int, best: int, configuration: Configuration) -> bool:
-        """Whether no epoch follows this one, where the epoch `best` had the highest validation ELBO.
+    def after(self, epoch: int, elbo: float) -> "EncoderPhase":
+        """The phase once this epoch has finished, with this validation ELBO."""
+        if self.highest is not None and elbo <= self.highest:
+            return self
+        return replace(self, highest=elbo, highest_epoch=epoch)
+
+    def is_over(self, epoch: int, configuration: Configuration) -> bool:
+        """Whether no epoch follows this one: it is the last, or no later one was better than the highest for too long.
 
         >>> run = Configuration(epochs=120)
-        >>> [EncoderPhase(120, -90.0).is_over(epoch, best, run) for epoch, best in ((149, 140), (150, 150), (130, 120))]
-        [False, True, True]
+        >>> phase = EncoderPhase(120, -90.0).after(121, -91.0)
+        >>> [phase.is_over(epoch, run) for epoch in (121, 130, 131, 150)]
+        [False, False, True, True]
         """
         phase = encoder_configuration(configuration)
-        return epoch - self.before >= phase.epochs or epoch - best >= phase.patience
+        impatient = self.highest is not None and epoch - self.highest_epoch >= phase.patience
+        return impatient or epoch - self.before >= phase.epochs
 
 
 def default_epochs(epochs: int) -> int:

@@ -89,6 +89,8 @@ class TrainingState:
 
     def note_bound(self, epoch: int, bound: float) -> None:
         """Keep the averaged weights if their validation bound is the highest so far."""
+        if self.encoder_phase is not None:
+            self.encoder_phase = self.encoder_phase.after(epoch, bound)
         if self.best is None or bound > self.best.bound:
             weights = {name: value.clone() for name, value in self.averaged.state_dict().items()}
             self.best = Best(epoch, bound, weights)
@@ -105,9 +107,9 @@ class TrainingState:
 
     def is_finished(self, epoch: int, configuration: Configuration) -> bool:
         """Whether training ends after this epoch, that of the encoder included where the configuration has it."""
-        if self.encoder_phase is None or self.best is None:
+        if self.encoder_phase is None:
             return self.is_trained(epoch, configuration) and not configuration.finish_encoder
-        return self.has_given_up or self.encoder_phase.is_over(epoch, self.best.epoch, configuration)
+        return self.has_given_up or self.encoder_phase.is_over(epoch, configuration)
 
     def begin_encoder_phase(self, epoch: int, elbo: float) -> None:
         """From here on train the encoder alone, from the weights that `result` has after this epoch.
@@ -119,9 +121,9 @@ class TrainingState:
         self.model.load_state_dict(self.result().state_dict())
         self.optimiser.state.clear()
         self.reached = None  # was of another bound
-        self.encoder_phase = EncoderPhase(epoch, elbo)
         self.best = None
         self.note_bound(epoch, elbo)
+        self.encoder_phase = EncoderPhase(epoch, elbo)
 
     def result(self) -> Vae:
         """The averaged model; where the best epoch was kept, of that epoch."""

@@ -86,6 +86,6 @@ def _check_same(vae: Vae, stored: StoredModel, runtime: Runtime) -> None:
         difference = float(np.abs(found[name] - value.numpy()).max() / np.abs(found[name]).max())
         if not difference <= _TOLERANCE:
             raise ParityError(
-                f"{stored.path} cannot be the start: with its weights the networks' {name!r} differs from the graph's by "
+                f"{stored.path} cannot be the start: with its weights the networks' {name!r} is off by "
                 f"{difference:.2g} of the largest"
             )
