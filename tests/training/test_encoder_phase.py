@@ -199,7 +199,8 @@ def test_divergence_ends_it_and_costs_no_model(
         return learning_rate(step, steps_per_epoch, configuration) * (1e38 if alone else 1)
 
     monkeypatch.setattr("training.fit.loop.learning_rate", rate)
-    run, lines = new_run(tmp_path, splits, FINISHING), []
+    run = new_run(tmp_path, splits, FINISHING)
+    lines: list[str] = []
     fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, on_setback=lines.append)
     assert len(lines) == 3
     assert all("back to the weights of epoch 4, continuing with 0.25 times" in line for line in lines[:2])
@@ -229,9 +230,11 @@ def test_statistics_that_a_decoder_keeps_do_not_move(
                 self.count += len(hidden)
             return hidden
 
-    def with_statistics(self: Vae, *arguments: Any) -> None:
+    def with_statistics(self: Any, *arguments: Any) -> None:
         original(self, *arguments)
-        self.decoder.body.hidden.append(Counting())
+        hidden = self.decoder.body.hidden
+        assert isinstance(hidden, torch.nn.Sequential)
+        hidden.append(Counting())
 
     monkeypatch.setattr(Vae, "__init__", with_statistics)
     counts: list[tuple[float, ...]] = []

@@ -2,7 +2,7 @@
 
 run.json          the configuration and the data set's identity; never changed
 checkpoint.pt     the state after the last finished epoch, replaced atomically
-metrics.jsonl     one line an epoch
+metrics.jsonl     one line an epoch, those that train the encoder alone included
 sessions.jsonl    one line each time that training began or went on: from which epoch, on what device, by which versions
 curves.png, reconstructions.png, samples.png
 .lock             while a process trains in the folder; see training/fit/lock.py
