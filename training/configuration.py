@@ -47,7 +47,7 @@ class Configuration:
     `ema_decay` d averages the weights over about 1/(1 - d) steps. `first_samples` is where the number of samples
     begins, which doubles until it is `num_samples`, each number having as many decoder rows; None is `num_samples`
     throughout. `finish_encoder` ends the run with a phase of at most `finish_epochs` that trains the encoder alone
-    (training/fit/encoder_phase.py); None is a quarter of `epochs`, at least 10. 0 turns off `ema_decay`,
+    (training/fit/encoder_phase.py); None is a quarter of `epochs`, at least 10 or all. 0 turns off `ema_decay`,
     `max_gradient_norm` and `patience`. `max_memory` is the GiB of decoded pixels up to which image files and Parquet
     are loaded whole instead of streamed; `skip_corrupt` leaves out images that cannot be decoded.
 

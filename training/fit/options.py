@@ -51,7 +51,7 @@ _UNSET = {
     "likelihood": f"{GREY} for 8-bit images if more than a fifth of the pixels are grey, else {BLACK_AND_WHITE}",
     "binarisation": "dynamic, or none",
     "first_samples": "--num-samples throughout",
-    "finish_epochs": "a quarter of --epochs, at least 10",
+    "finish_epochs": "a quarter of --epochs, at least 10 or as many",
     "warm_up_epochs": "1, or as many as have 100 steps, but at most a tenth of all",
     "num_validation": "2000, at most a tenth of the images",
     "num_calibration": "3000, at most a tenth",

@@ -207,7 +207,7 @@ def _left_open(name: str, configuration: Mapping[str, Any]) -> str:
     if name == "first_samples":
         return f"{configuration.get('num_samples')}: as num samples, throughout"
     if name == "finish_epochs":
-        return f"{default_epochs(configuration['epochs'])}: a quarter of epochs, at least 10"
+        return f"{default_epochs(configuration['epochs'])}: a quarter of epochs, at least 10 or as many"
     for kind, likelihood in LIKELIHOODS.items():
         if option := likelihood.configured.get(name):
             own = configuration.get("likelihood") == kind
