@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from model_store import StoreError
+from model_store import ModelNotFoundError, StoreError
 from service.engine.calibration import guarantees
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
@@ -21,7 +21,7 @@ from training.data.download import locate
 from training.data.image_sets import Reading
 from training.data.sources import Source, StreamedSource, open_source
 from training.data.splits import evenly_spaced, split
-from training.errors import TrainingError, UpgradeError
+from training.errors import RunError, TrainingError, UpgradeError
 from training.fit.devices import choose_acceleration, choose_device
 from training.fit.distributed import ProcessGroup, join_process_group
 from training.fit.loaded_model import load_model
@@ -144,7 +144,12 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
 
 def _open_start(path: Path) -> Start:
     """A run's folder, or a version in a store."""
-    return start_of(open_run(path)) if (path / RUN).is_file() else stored_start(path, runtime=Runtime("cpu"))
+    if (path / RUN).is_file():
+        return start_of(open_run(path))
+    try:
+        return stored_start(path, runtime=Runtime("cpu"))
+    except ModelNotFoundError as error:
+        raise RunError(f"{path}: no training run there, and no published version ({error})") from error
 
 
 def _open_in_group(

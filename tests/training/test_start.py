@@ -18,7 +18,7 @@ from training.fit.start import begin, check_start, fingerprint, start_of
 from training.fit.trainer import fit
 
 CPU = torch.device("cpu")
-SHORT = ["--epochs=2", "--num-samples=2", "--batch-size=40", "--device=cpu"]
+SHORT = ["--epochs=2", "--finish-epochs=1", "--num-samples=2", "--batch-size=40", "--device=cpu"]
 
 
 def fit_from(start: Run, data: Path, out: Path, *more: str) -> list[str]:

@@ -72,7 +72,7 @@ def add_configuration_options(parser: argparse.ArgumentParser, names: Container[
         option, words, hint = "--" + field.name.replace("_", "-"), _HELP[field.name], hints[field.name]
         unset = _UNSET.get(field.name) or _default_by_preset(field.name, field.default)
         if hint is bool and field.default:
-            words = f"{words} (default: yes)"
+            words = f"{words} (default: True)"
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=words)
         elif hint is bool:
             parser.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=words)
