@@ -78,6 +78,7 @@ def main() -> None:
     for likelihood in given.likelihoods:
         options = {"preset": "resnet", "width": given.width, "depth": 1, "likelihood": likelihood}
         options |= {"objective": "elbo", "num_samples": 1, "batch_size": 32, "epochs": given.epochs}
+        options["finish_encoder"] = False  # the bits are by bounds, of encoders that were trained with their decoders
         configuration = complete_configuration(options, source.train)
         splits = split(source, configuration)
         print(f"{likelihood}: {len(splits.train)} training images of {list(splits.image_shape)}", flush=True)

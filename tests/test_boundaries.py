@@ -21,8 +21,11 @@ OURS = {"model_store", "service", "training", "tests", "benchmarks"}
 # For each folder: which modules of ours it may import, and which of others' (None: any but torch).
 ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
     "model_store": ({"model_store"}, {"numpy", "pydantic"}),
-    "service/engine": ({"model_store", "service.engine"}, {"numpy", "onnx", "onnxruntime", "google", "PIL"}),
-    "service/images": ({"model_store", "service.images"}, {"numpy", "PIL"}),
+    "service/engine": (
+        {"model_store", "service.child_process", "service.engine"},
+        {"numpy", "onnx", "onnxruntime", "google", "PIL"},
+    ),
+    "service/images": ({"model_store", "service.child_process", "service.images"}, {"numpy", "PIL"}),
     "service": ({"model_store", "service"}, None),
     "training": (
         {

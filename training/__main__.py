@@ -1,14 +1,15 @@
-"""python -m training fit|evaluate|publish|upgrade."""
+"""python -m training fit|finish-encoder|evaluate|publish|upgrade."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import torch
 
-from model_store import StoreError
+from model_store import ModelNotFoundError, StoreError
 from service.engine.calibration import guarantees
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
@@ -20,25 +21,34 @@ from training.data.download import locate
 from training.data.image_sets import Reading
 from training.data.sources import Source, StreamedSource, open_source
 from training.data.splits import evenly_spaced, split
-from training.errors import TrainingError, UpgradeError
+from training.errors import RunError, TrainingError, UpgradeError
 from training.fit.devices import choose_acceleration, choose_device
 from training.fit.distributed import ProcessGroup, join_process_group
 from training.fit.loaded_model import load_model
 from training.fit.lock import lock_folder
 from training.fit.recipes import complete_configuration
 from training.fit.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
-from training.fit.start import begin, check_start, fingerprint, inherited_options, start_weights
+from training.fit.start import Start, begin, check_begun, check_start, fingerprint, inherited_options, start_of
 from training.fit.trainer import EpochFigures, fit
 from training.networks.vae import Vae
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
 from training.publish.export import export
 from training.publish.publication import SCORING_SEED, describe, held_out_images, load_engine, open_stored, publish_run
+from training.publish.stored_start import stored_start
 from training.publish.units import latent_units
 from training.publish.upgrade import upgrade
 from training.report.figures import draw_figures
 from training.report.page import REPORT, Measured, write_report
-from training.terminal import is_terminal, print_epoch, print_measured, print_setback, print_skipped, print_start
+from training.terminal import (
+    is_terminal,
+    print_epoch,
+    print_finished_encoder,
+    print_measured,
+    print_setback,
+    print_skipped,
+    print_start,
+)
 
 _EPOCHS_BETWEEN_FIGURES = 10
 
@@ -48,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_any_name()
     parsed = build_parser(__doc__).parse_args(arguments)
     try:
-        {"fit": _fit, "evaluate": _evaluate, "publish": _publish, "upgrade": _upgrade}[parsed.command](parsed)
+        _COMMANDS[parsed.command](parsed)
     except (TrainingError, StoreError, TooFewSamplesError, OSError, *DEVICE_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -66,12 +76,13 @@ def _fit(parsed: argparse.Namespace) -> None:
 
 def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: ProcessGroup, locks: ExitStack) -> None:
     before = open_run(parsed.out).description if parsed.resume else None
-    start = open_run(parsed.start_from) if hasattr(parsed, "start_from") else None
+    start = _open_start(parsed.start_from) if hasattr(parsed, "start_from") else None
+    encoder_alone = parsed.command == "finish-encoder"
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
     if before:
         given = asdict(before.configuration) | given
     elif start:
-        given = inherited_options(start) | given
+        given = inherited_options(start, encoder_alone=encoder_alone) | given
     reading = Reading(
         given.get("max_memory", Configuration.max_memory),
         given.get("skip_corrupt", Configuration.skip_corrupt),
@@ -79,7 +90,6 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         progress=processes.leads,
     )
     source = open_source(locate(parsed.data), reading)
-    weights = start_weights(start) if start else None
     configuration = complete_configuration(given, source.train)
     splits = split(source, configuration)
     acceleration = choose_acceleration(
@@ -93,16 +103,17 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         configuration,
         splits,
         source=parsed.data,
-        start=fingerprint(weights) if weights else before.start if before else None,
+        start=fingerprint(start.weights) if start else before.start if before else None,
         acceleration=acceleration,
         device=device.type,
     )
     if start:
-        check_start(start, description)
+        check_start(start, description, encoder_alone=encoder_alone)
     run = _open_in_group(parsed, description, processes, locks)
-    if weights and processes.leads and not run.has_checkpoint:
-        begin(run, weights)
+    if start and processes.leads and not run.has_checkpoint:
+        begin(run, start, encoder_alone=encoder_alone)
     processes.wait()
+    check_begun(run)
     if processes.leads:
         print_skipped(source)
         print_start(splits, description, device, begun_on=run.description.device)
@@ -124,9 +135,21 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     )
     if processes.leads:
         draw_figures(run, model, splits.validation)
-        metrics = run.read_metrics(configuration.epochs)
+        metrics = run.read_metrics()
         seconds = sum(line["seconds"] for line in metrics)
+        if finished_encoder := load_model(run).finished_encoder:
+            print_finished_encoder(finished_encoder)
         print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
+
+
+def _open_start(path: Path) -> Start:
+    """A run's folder, or a version in a store."""
+    if (path / RUN).is_file():
+        return start_of(open_run(path))
+    try:
+        return stored_start(path, runtime=Runtime("cpu"))
+    except ModelNotFoundError as error:
+        raise RunError(f"{path}: no training run there, and no published version ({error})") from error
 
 
 def _open_in_group(
@@ -160,9 +183,16 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     curves: list[dict[str, float]] = []
     if (parsed.model / RUN).is_file():
         run = open_run(parsed.model)
-        description = describe(run.description, "run", protocol, sessions=run.read_sessions())
-        model = load_engine(description, export(load_model(run)[0]), runtime=runtime)
-        curves = run.read_metrics(run.description.configuration.epochs)
+        loaded = load_model(run)
+        description = describe(
+            run.description,
+            "run",
+            protocol,
+            sessions=run.read_sessions(),
+            finished_encoder=loaded.finished_encoder,
+        )
+        model = load_engine(description, export(loaded.vae), runtime=runtime)
+        curves = run.read_metrics(loaded.epoch)
     else:
         model = Model.open(open_stored(parsed.model), runtime=runtime)
     source = _open(parsed.data, Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers, progress=True))
@@ -221,7 +251,7 @@ def _publish(parsed: argparse.Namespace) -> None:
     done = [evaluation for evaluation in evaluations if evaluation is not None]
     measured = Measured(parsed.name, source.name, splits.test, done, publication.units, SCORING_SEED)
     print_measured(measured)
-    write_report(run.folder / REPORT, publication.model, measured, run.read_metrics(configuration.epochs))
+    write_report(run.folder / REPORT, publication.model, measured, run.read_metrics())
     print(f"report: {run.folder / REPORT}")
     print(f"published {publication.stored.path}")
 
@@ -234,6 +264,15 @@ def _upgrade(parsed: argparse.Namespace) -> None:
 
 def _print_now(line: str) -> None:
     print(line, flush=True)
+
+
+_COMMANDS = {
+    "fit": _fit,
+    "finish-encoder": _fit,
+    "evaluate": _evaluate,
+    "publish": _publish,
+    "upgrade": _upgrade,
+}
 
 
 if __name__ == "__main__":

@@ -46,9 +46,10 @@ class Configuration:
     `flip` and `shift` (pixels) vary training images each time they are seen (training/data/augmentation.py).
     `ema_decay` d averages the weights over about 1/(1 - d) steps. `first_samples` is where the number of samples
     begins, which doubles until it is `num_samples`, each number having as many decoder rows; None is `num_samples`
-    throughout. 0 turns off `ema_decay`, `max_gradient_norm` and `patience`. `max_memory` is the GiB of decoded pixels
-    up to which image files and Parquet are loaded whole instead of streamed; `skip_corrupt` leaves out images that
-    cannot be decoded.
+    throughout. `finish_encoder` ends the run with a phase of at most `finish_epochs` that trains the encoder alone
+    (training/fit/encoder_phase.py); None is a quarter of `epochs`, at least 10 or all. 0 turns off `ema_decay`,
+    `max_gradient_norm` and `patience`. `max_memory` is the GiB of decoded pixels up to which image files and Parquet
+    are loaded whole instead of streamed; `skip_corrupt` leaves out images that cannot be decoded.
 
     Raises:
         ConfigurationError: a value cannot work; the message names the field.
@@ -82,6 +83,8 @@ class Configuration:
     max_gradient_norm: NotNegative = 0.0
     ema_decay: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.999
     patience: NonNegativeInt = 0
+    finish_encoder: bool = True
+    finish_epochs: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     num_validation: PositiveInt | None = None
     num_calibration: PositiveInt | None = None
@@ -114,6 +117,8 @@ class Configuration:
             for name in likelihood.configured:
                 if kind != self.likelihood and getattr(self, name) is not None:
                     raise ConfigurationError(f"{name} belongs to the likelihood {kind}, not to {self.likelihood}")
+        if self.finish_epochs is not None and not self.finish_encoder:
+            raise ConfigurationError("finish_epochs belongs to finish_encoder")
         for name in ("kl_warm_up_epochs", "free_bits"):
             if getattr(self, name) and self.objective != "elbo":
                 raise ConfigurationError(f"{name} belongs to the objective elbo, not to {self.objective}")

@@ -21,10 +21,15 @@ _SCORING = typing.get_type_hints(CalibrationProtocol, include_extras=True)
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser; what it parses says which command was given as `command`: fit, evaluate, publish or upgrade."""
+    """The parser; what it parses says which command was given, as `command`."""
     parser = Parser(prog="python -m training", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_fit(_add_command(commands, "fit", "Train a model; how the bundled ones were trained is in the README."))
+    summary = (
+        "Train the encoder of a finished run or of a published version alone, by the ELBO, decoder frozen: a new run. "
+        "It is for models that were trained without it; the density does not change."
+    )
+    _add_finish_encoder(_add_command(commands, "finish-encoder", summary))
     summary = (
         "Score a data set's test images. Without a test set: those that the model's training held out of it as a test "
         "set, or all its images if the model was trained on others."
@@ -44,18 +49,32 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="folder of another run, or store/NAME or store/NAME/VERSION, whose weights to begin with; its networks "
+        "and split are the defaults",
+    )
+    add_configuration_options(parser)
+
+
+def _add_finish_encoder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "start_from", metavar="MODEL", type=Path, help="a run's folder, or store/NAME or store/NAME/VERSION"
+    )
+    _add_run(parser)
+    add_configuration_options(parser, ("finish_epochs",))
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=_DATA)
     parser.add_argument(
         "--out", type=Path, required=True, default=argparse.SUPPRESS, help="the run's folder, new or empty"
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in that folder, with the options it began with"
-    )
-    parser.add_argument(
-        "--start-from",
-        type=Path,
-        default=argparse.SUPPRESS,
-        help="folder of another run, whose weights to begin with; its networks and split are the defaults",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
     parser.add_argument(
@@ -67,7 +86,6 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile", choices=typing.get_args(Compilation), default="auto", help="torch.compile; auto: only on a GPU"
     )
-    add_configuration_options(parser)
     _add_workers(parser)
 
 

@@ -10,6 +10,8 @@ from training.configuration import Configuration
 from training.data.sources import Source, StreamedSource
 from training.data.splits import DataSplits
 from training.data.streams import ImageStream
+from training.fit.encoder_phase import encoder_configuration
+from training.fit.loaded_model import FinishedEncoder
 from training.fit.run import RunDescription
 from training.fit.trainer import EpochFigures
 from training.publish.evaluation import Evaluation
@@ -53,13 +55,26 @@ def print_start(splits: DataSplits, description: RunDescription, device: torch.d
 
 
 def print_epoch(figures: EpochFigures, configuration: Configuration) -> None:
-    """One line an epoch."""
+    """One line an epoch; those that train the encoder alone are counted by themselves, and say what it has gained."""
+    epoch, gain = f"epoch {figures.epoch}/{configuration.epochs}", ""
+    if figures.encoder_epoch:
+        epoch = f"encoder, epoch {figures.encoder_epoch}/{encoder_configuration(configuration).epochs}"
+        gain = f" ({figures.encoder_gain:+.2f})"
     print(
-        f"epoch {figures.epoch}/{configuration.epochs}: train {figures.train_bound:.2f}, validation "
-        f"{figures.validation_bound:.2f}, ELBO {figures.validation_elbo:.2f} nats; "
-        f"{figures.images_per_second:.0f} images/s",
+        f"{epoch}: train {figures.train_bound:.2f}, validation {figures.validation_bound:.2f}, ELBO "
+        f"{figures.validation_elbo:.2f}{gain} nats; {figures.images_per_second:.0f} images/s",
         flush=True,
     )
+
+
+def print_finished_encoder(finished: FinishedEncoder) -> None:
+    """What training the encoder alone has gained."""
+    before = f"{finished.elbo_before:.2f}"
+    if finished.kept_epoch:
+        epoch = f"epoch {finished.kept_epoch} of {finished.epochs}"
+        print(f"encoder: validation ELBO {before} → {finished.elbo_after:.2f} nats, by {epoch}, decoder frozen")
+    else:
+        print(f"encoder: as before; none of {finished.epochs} epochs had a validation ELBO above {before} nats")
 
 
 def print_setback(line: str) -> None:

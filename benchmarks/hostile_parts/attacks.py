@@ -73,11 +73,9 @@ def attack_with(service: ChildService, attack: Attack, clients: int) -> Result:
 
 
 def told_ceiling(service: ChildService) -> float | None:
-    """The most bytes that service and decoders may have, as its log line `memory` tells; None where there is none."""
-    for line in service.log_lines():
-        if line["event"] == "memory":
-            return float(line["at_most"] + line["decoders_at_most"])
-    return None
+    """The most bytes that service and decoders may have, as its last log line `memory` tells; None without one."""
+    told = [line["at_most"] + line["decoders_at_most"] for line in service.log_lines() if line["event"] == "memory"]
+    return float(told[-1]) if told else None
 
 
 def measure(service: ChildService, attacks: Sequence[Attack], clients: int, ceiling: float | None) -> list[Result]:
@@ -88,7 +86,7 @@ def measure(service: ChildService, attacks: Sequence[Attack], clients: int, ceil
         ceiling = told_ceiling(service)
     print(f"\nbar 1: {len(attacks)} attacks; the service has {idle / 2**20:.0f} MiB at rest\n{HEAD}", flush=True)
     for attack in attacks:
-        single = attack.num_answers == 1 and attack.seconds <= 5
+        single = attack.num_answers == 1 and attack.seconds <= 5 and not attack.is_crowd
         for count in (1, clients) if single and clients > 1 else (1,):
             result = attack_with(service, attack, count)
             if ceiling is not None and result.watch.peak > ceiling:

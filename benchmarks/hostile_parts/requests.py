@@ -86,3 +86,18 @@ def honest_requests() -> list[Honest]:
         Honest("another model", "POST", "/v1/encode?model=fashion-mnist", npy(images[:3])),
         Honest("models", "GET", "/v1/models/mnist"),
     ]
+
+
+def largest_requests() -> list[Honest]:
+    """Of each bundled model, requests by which its graphs run as many rows at once as they may."""
+    images = digits()
+    asked = []
+    for model in ("mnist", "fashion-mnist"):
+        named = f"model={model}"
+        asked += [
+            Honest(f"encode, {model}", "POST", f"/v1/encode?{named}", npy(np.tile(images, (10, 1, 1)))),
+            Honest(f"samples, {model}", "GET", f"/v1/samples?n=1000&{named}", accept=NPY),
+            Honest(f"samples of 20, {model}", "POST", f"/v1/log-likelihood?num_samples=1000&{named}", npy(images[:20])),
+            Honest(f"maps of 20, {model}", "POST", f"/v1/anomaly-scores?explain=true&{named}", npy(images[:20])),
+        ]
+    return asked

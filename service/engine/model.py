@@ -86,6 +86,7 @@ class Model:
         self._detector = None if calibration is None else Detector(calibration)
         self._preparation = Preparation(description.preparation, description.image, description.likelihood.levels)
         written = read_graphs(description, encoder, decoder, likelihood, folder)
+        self._graph_bytes = len(encoder) + len(decoder) + len(likelihood)
         self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(written.numbers_a_row)
         self._run_bytes = 6 * self._chunk_rows * BYTES_A_PIXEL * written.numbers_a_row
         self._encoder = runtime.open(encoder, folder / ENCODER)
@@ -149,14 +150,19 @@ class Model:
         """Decoder rows that estimates and scores have run so far: samples, and what finding modes takes."""
         return self._sampler.rows_run
 
-    def estimates_bytes(self, num_images: int, num_samples: int) -> int:
+    def estimates_bytes(self, num_images: int, num_samples: int, limit: int | None = None) -> int:
         """Bytes of memory that `log_likelihood` may take beside images and results; `anomaly_scores` takes no more."""
-        return self._estimator.memory(num_images, num_samples, self.description.latent_dim)
+        return self._estimator.memory(num_images, num_samples, self.description.latent_dim, limit=limit or num_samples)
 
     @property
     def run_bytes(self) -> int:
         """Bytes of memory that its graphs keep once each has run as many rows as it may."""
         return self._run_bytes
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes of its graphs' files, of which most are weights."""
+        return self._graph_bytes
 
     def encode(self, pixels: Pixels) -> Chunks[DiagonalGaussian]:
         """q(z|x): images [B, C, H, W] → mean and log_var [B, D]."""

@@ -12,7 +12,6 @@ The process bounds its own memory and processor time, ends with the thread that 
 What bounds the time by the clock is whoever waits for the report, and kills it.
 """
 
-import ctypes
 import json
 import math
 import os
@@ -35,6 +34,7 @@ from model_store import (
     StoreError,
     open_version,
 )
+from service.child_process import end_with
 from service.engine.acceptance import accept
 from service.engine.runtime import Runtime, Session
 
@@ -42,7 +42,6 @@ _BYTES_A_BYTE = 16
 """Of memory, for one of the files: seven sessions may hold a decoder's weights, and be built from copies of them."""
 _LARGEST_FILE = 2**31
 """No graph is larger: protobuf cannot say more."""
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 Send = Callable[[dict[str, Any]], None]
 
 
@@ -129,7 +128,7 @@ def main() -> int:
     """Serve requests until there are no more."""
     reports = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no report
-    _end_with_parent()
+    end_with(os.getppid())
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this one goes first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -150,15 +149,6 @@ def main() -> int:
 def _write(stream: TextIO, report: dict[str, Any]) -> None:
     stream.write(json.dumps(report) + "\n")
     stream.flush()
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel to kill this process once the thread that started it has ended."""
-    parent = os.getppid()
-    with suppress(OSError, AttributeError):  # elsewhere than on Linux its end is the end of its input
-        ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 def _limit(request: Request) -> None:

@@ -5,4 +5,4 @@ from typing import Any
 from numpy.typing import NDArray
 
 AnyArray = NDArray[Any]
-"""Of any type of number: nothing has been checked yet."""
+"""An array whose type, shape and values have not been checked yet."""

@@ -1,8 +1,8 @@
 """A small record of many images, in which others can be looked up: a bottom-k sketch of their hashes.
 
-Of all images it keeps the k smallest hashes, so that any image whose hash is below the largest of those is known to be
-among them or not: all images where there were at most k, otherwise about k in N (Cohen and Kaplan 2007, "Summarizing
-data using bottom-k sketches").
+The sketch keeps the k smallest hashes of all images. For an image whose hash is below the largest of these it can say
+whether the image is among them. That is every image if there were at most k, otherwise about k in N (Cohen and Kaplan
+2007, "Summarizing data using bottom-k sketches").
 """
 
 import base64
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 1024
-_HASH_BYTES = 5  # that of an image which is not there is found with probability 1024 / 2⁴⁰
+_HASH_BYTES = 5  # an image that is not there is found with probability 1024 / 2⁴⁰
 _HASH = "BLAKE2b of 5 bytes, of the image's pixels [C, H, W] as 8-bit levels"
 
 
@@ -28,11 +28,11 @@ class Lookup(NamedTuple):
 
 @dataclass(frozen=True)
 class BottomKSketch:
-    """See above.
+    """The sketch of a set of images.
 
     Attributes:
-        num_images: of which it was made.
-        smallest: their smallest hashes, ascending, at most 1024; [k].
+        num_images: how many images it was made from.
+        smallest: their smallest hashes in ascending order, at most 1024; [k].
     """
 
     num_images: int
@@ -40,7 +40,7 @@ class BottomKSketch:
 
     @classmethod
     def of(cls, batches: Iterable[NDArray[Any]]) -> Self:
-        """Of images [B, C, H, W] a batch, uint8 in 0..255 or floats in [0, 1].
+        """The sketch of batches of images, each [B, C, H, W], uint8 in 0..255 or floats in [0, 1].
 
         >>> images = np.arange(12, dtype=np.uint8).reshape(3, 1, 2, 2)
         >>> sketch = BottomKSketch.of([images[:2]])
@@ -54,18 +54,18 @@ class BottomKSketch:
         return cls(num_images, smallest)
 
     def look_up(self, hashes: NDArray[np.uint64]) -> Lookup:
-        """Which of the images with these hashes [n] it knows of, and has."""
+        """For how many of these hashes [n] the sketch can decide, and how many of them it has."""
         decidable = hashes if len(self.smallest) < SIZE else hashes[hashes <= self.smallest[-1]]
         return Lookup(len(decidable), int(np.isin(decidable, self.smallest).sum()))
 
     def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads: 7 kB at most."""
+        """Text that `from_json` reads; at most 7 kB."""
         packed = self.smallest.astype(">u8").view(np.uint8).reshape(-1, 8)[:, -_HASH_BYTES:].tobytes()
         return {"num_images": self.num_images, "hash": _HASH, "smallest": base64.b64encode(packed).decode()}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self | None:
-        """The sketch that was written, or None where it is of another kind."""
+        """The sketch that was written, or None if it has another format."""
         try:
             if fields["hash"] != _HASH:
                 return None
@@ -78,7 +78,7 @@ class BottomKSketch:
 
 
 def image_hashes(pixels: NDArray[Any]) -> NDArray[np.uint64]:
-    """A hash below 2⁴⁰ of each image of [N, C, H, W]; the same of uint8 and of floats that are its levels over 255."""
+    """A hash below 2⁴⁰ for each image of [N, C, H, W]. uint8 levels and the same levels / 255 have the same hash."""
     levels = pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8)
     shape = str(levels.shape[1:]).encode()
     digests = (hashlib.blake2b(shape + image.tobytes(), digest_size=_HASH_BYTES).digest() for image in levels)

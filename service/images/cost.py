@@ -1,8 +1,8 @@
-"""What reading images will cost, told by their headers in a few microseconds and without Pillow.
+"""How much work it is to read images, estimated from their headers in a few microseconds and without Pillow.
 
-The unit is about what reading one pixel of a plain file takes: some ten nanoseconds. Costs are upper bounds, or nearly:
-work is put in order by them, and counted, before a byte of it is unpacked. What a cost is in seconds is measured
-(service/web/decoding/interface.py).
+The unit is about the time to read one pixel of a plain file: some ten nanoseconds. Costs are upper bounds, or nearly.
+They decide the order of work, and are counted, before anything is unpacked. How many seconds a cost takes is measured
+while serving (service/web/decoding/interface.py).
 """
 
 import math
@@ -19,29 +19,29 @@ _BRIEF_BYTES = 2**13
 _PACKED_EXIF, _PACKED_XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
 _EXIF_MARK = re.compile(b"|".join(map(re.escape, (b"Exif\0\0", b"eXIf", _PACKED_EXIF, _PACKED_XMP))))
 _MOST_EXIF_BYTES = 2**16  # more is refused
-_EXIF_BYTE_COST = 2**7  # of entries of twelve bytes, each of which Pillow makes several objects of
-_PACKED_TEXT_COST = 2**20  # of as many bytes, the most that Pillow unpacks a text to
+_EXIF_BYTE_COST = 2**7  # EXIF entries have twelve bytes, and Pillow makes several objects of each
+_PACKED_TEXT_COST = 2**20  # Pillow unpacks a text to at most 2²⁰ bytes
 _BRIEF_PIXELS = 2**14
 _BRIEF_SEGMENTS = 2**5
-_NOTHING = 0  # what is refused by its header
+_NOTHING = 0  # the header alone is enough to refuse it
 _MANY_CHUNKS = 2**11
-_MANY_CHUNKS_COST = 2**25  # of as many as there may be
+_MANY_CHUNKS_COST = 2**25  # the cost of the largest number that is allowed
 _SEGMENT_COST = 2**9
 _SLOW_BYTE_COST = 2**5
 _JPEG_PASSES, _WEBP_PASSES = 6, 8
-_SCANS_PER_PASS = 4  # most scans bring little
+_SCANS_PER_PASS = 4  # most scans change few pixels
 
 
 def file_cost(content: bytes) -> int:
-    """Of one file: its bytes, and its pixels as many times as they are passed over."""
+    """The cost of one file: its bytes, and its pixels times the number of passes over them."""
     return IMAGE_COST + 2 * len(content) + _pixel_passes(content)
 
 
 def is_brief(content: bytes) -> bool:
-    """Whether reading this file takes at most a millisecond or two, going by its length and its header.
+    """Whether reading this file takes at most a millisecond or two, judged by its length and its header.
 
-    A PNG, or a JPEG of one scan, without EXIF data, a few packed bytes of which may be much work. WebP is always left
-    to another process, for the faults that libwebp has had.
+    True for a small PNG, or JPEG of one scan, without EXIF data: a few packed bytes of EXIF can be much work. WebP is
+    always read in another process, because libwebp has had security faults.
     """
     if len(content) > _BRIEF_BYTES or _EXIF_MARK.search(content):
         return False
@@ -52,14 +52,14 @@ def is_brief(content: bytes) -> bool:
     try:
         head = JpegHead.of(content)
     except UnreadableImageError:
-        return True  # which takes no time at all
+        return True  # refusing it takes no time
     if head is None or head.progressive or head.slow_bytes or head.segments > _BRIEF_SEGMENTS:
         return False
     return head.width * head.height <= _BRIEF_PIXELS
 
 
 def array_cost(images: int, pixels: int) -> int:
-    """Of an array of so many images, which have so many pixels together, before or after resampling."""
+    """The cost of an array of images with so many pixels in all, before or after resampling."""
     return 2 * IMAGE_COST + images * 2**7 + 2 * pixels
 
 
@@ -83,20 +83,20 @@ def _pixel_passes(content: bytes) -> int:
 
 
 def _exif(content: bytes, mark: bytes) -> int:
-    """Of EXIF data, which have this mark before them, or of the most there can be behind it."""
+    """The cost of the EXIF data after this marker, assuming that they are as long as they can be."""
     start = content.find(mark)
     return 0 if start < 0 else min(len(content) - start, _MOST_EXIF_BYTES) * _EXIF_BYTE_COST
 
 
 def _png_texts(png: bytes) -> int:
-    """Of what may say how it is turned: texts, which may be packed, and EXIF data, in the last one or a chunk."""
+    """The cost of looking for the orientation: in texts, which may be compressed, and in EXIF data."""
     packed_exif, packed_xmp = png.count(_PACKED_EXIF), png.count(_PACKED_XMP)
     exif = _MOST_EXIF_BYTES * _EXIF_BYTE_COST if packed_exif else _exif(png, b"eXIf")
     return (packed_exif + packed_xmp) * _PACKED_TEXT_COST + exif
 
 
 def _has_many_chunks(png: bytes) -> bool:
-    """Whether it has more chunks than an encoder writes that is not out for it."""
+    """Whether it has more chunks than any ordinary encoder writes."""
     position = len(SIGNATURE)
     for _ in range(_MANY_CHUNKS):
         if position >= len(png):

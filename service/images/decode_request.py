@@ -1,8 +1,8 @@
-"""One request's images to be read, here or in a worker process: `DecodeRequest`, its cost, and how it travels.
+"""The images of one request: `DecodeRequest`, its cost, and its format as a message to a worker process.
 
-A message is four bytes that tell a length, so much JSON, and the bytes that the JSON announces: no pickle. The service
-writes it; of what a worker answers it believes nothing but pixels of the shape it expects
-(service/web/decoding/decoder_process.py).
+A message has four bytes with a length, JSON of that length, and then the bytes that the JSON announces. Nothing is
+pickled. The service writes messages. It does not trust a worker's answers: it accepts only pixels of the shape it
+expects (service/web/decoding/decoder_process.py).
 """
 
 import json
@@ -17,13 +17,13 @@ from service.images.arrays import AnyArray
 from service.images.cost import array_cost, file_cost, is_brief
 from service.images.reader import ImageReader, Shape
 
-MAX_HEADER_BYTES = 2**24  # a form of a million files has that many lengths
+MAX_HEADER_BYTES = 2**24  # room for the lengths of a million files in a form
 _LENGTH_BYTES = 4
 _BRIEF_IMAGES, _BRIEF_NUMBERS, _BRIEF_COST = 128, 2**14, 2**20
 
 
 class PlainShape(NamedTuple):
-    """A `Shape` that needs no package but this one."""
+    """A `Shape` that does not import other packages."""
 
     channels: int
     height: int
@@ -31,18 +31,18 @@ class PlainShape(NamedTuple):
 
     @property
     def chw(self) -> tuple[int, int, int]:
-        """All three."""
+        """Channels, height and width."""
         return self.channels, self.height, self.width
 
 
 @dataclass(frozen=True)
 class DecodeRequest:
-    """What `ImageReader` needs to make [B, C, H, W] of one request.
+    """What `ImageReader` needs to read the images of one request as [B, C, H, W].
 
     Attributes:
-        shape: what the model takes.
+        shape: the image shape that the model takes.
         resize, max_pixels: see `ImageReader`.
-        images: files, and [c, h, w] of float32; or one array as `ImageReader.read_array` takes it.
+        images: a list of files and of float32 arrays [c, h, w]; or one array as `ImageReader.read_array` takes it.
     """
 
     shape: Shape
@@ -52,7 +52,7 @@ class DecodeRequest:
 
     @property
     def result_shape(self) -> tuple[int, int, int, int]:
-        """[B, C, H, W]."""
+        """B, C, H and W of the pixels."""
         return len(self.images), *self.shape.chw
 
     def read(self) -> NDArray[np.float32]:
@@ -64,7 +64,7 @@ class DecodeRequest:
         return reader.read_array(self.images) if isinstance(self.images, np.ndarray) else reader.read_items(self.images)
 
     def cost(self) -> int:
-        """In the unit of cost.py; of no more pixels than may be read, for the others are refused unread."""
+        """In the unit of cost.py. Pixels beyond `max_pixels` do not count: they are refused without being read."""
         each = self.shape.height * self.shape.width
         if isinstance(self.images, np.ndarray):
             pixels = max(self.images.size, len(self.images) * each * self.shape.channels)
@@ -74,14 +74,14 @@ class DecodeRequest:
 
     @property
     def is_brief(self) -> bool:
-        """Whether it takes ten milliseconds at most, of which no single image takes more than two."""
+        """Whether reading takes at most ten milliseconds in all, and at most two for each image."""
         if isinstance(self.images, np.ndarray):
             return False
         brief = (is_brief(item) if isinstance(item, bytes) else item.size <= _BRIEF_NUMBERS for item in self.images)
         return len(self.images) <= _BRIEF_IMAGES and all(brief) and self.cost() <= _BRIEF_COST
 
     def message(self) -> list[bytes | memoryview]:
-        """The pieces of a message that `receive_request` reads, of which the images are not copied."""
+        """The pieces of a message that `receive_request` reads; the images are not copied."""
         header: dict[str, Any] = {"shape": self.shape.chw, "resize": self.resize, "max_pixels": self.max_pixels}
         if isinstance(self.images, np.ndarray):
             in_fortran_order = not self.images.flags.c_contiguous and self.images.flags.f_contiguous
@@ -95,17 +95,17 @@ class DecodeRequest:
 
 
 def head(document: dict[str, Any]) -> bytes:
-    """The beginning of a message."""
+    """The beginning of a message: the length, and these fields as JSON."""
     text = json.dumps(document).encode()
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
 def receive_head(stream: BinaryIO) -> dict[str, Any] | None:
-    """The beginning of the next message; None where the other side has closed.
+    """The JSON fields of the next message; None if the other side has closed the connection.
 
     Raises:
-        EOFError: it is cut off.
-        ValueError: it is none.
+        EOFError: the message is cut off.
+        ValueError: it is not a message.
     """
     if not (start := stream.read(_LENGTH_BYTES)):
         return None
@@ -116,7 +116,7 @@ def receive_head(stream: BinaryIO) -> dict[str, Any] | None:
 
 
 def receive_request(stream: BinaryIO) -> DecodeRequest | None:
-    """What `DecodeRequest.message` has written; None where the other side has closed.
+    """Read what `DecodeRequest.message` wrote; None if the other side has closed the connection.
 
     Raises: as `receive_head`.
     """
@@ -143,10 +143,10 @@ def _array(stream: BinaryIO, dtype: np.dtype[Any], shape: Sequence[int], order: 
 
 
 def _exactly(stream: BinaryIO, length: int) -> bytes:
-    """So many bytes, in one object of that length.
+    """Read this many bytes into one object.
 
     Raises:
-        EOFError: there are fewer.
+        EOFError: the connection was closed before.
     """
     found = stream.read(length)
     if len(found) < length:

@@ -1,23 +1,23 @@
-"""What can be wrong with images, whoever reads them. The service answers each with a status (service/web/problems.py).
+"""Errors of reading images, in the service and elsewhere. service/web/problems.py has the HTTP status of each.
 
 ImageError
-├── UnreadableImageError      one file is no PNG, JPEG or WebP, or is broken or cut off
-├── InvalidArrayError         an array as a whole, or what should hold the images, is not what is accepted
-│   └── InvalidImageError     one image of several; `index` says which
-└── PixelLimitError           more pixels than may be decoded
+├── UnreadableImageError      a file is not a PNG, JPEG or WebP, or is broken or cut off
+├── InvalidArrayError         an array as a whole, or the container of the images, is not accepted
+│   └── InvalidImageError     one image of several is wrong; `index` says which
+└── PixelLimitError           there are more pixels than may be decoded
 """
 
 
 class ImageError(Exception):
-    """Images that cannot be read; the message is for whoever sent them."""
+    """Images cannot be read; the message is written for the sender."""
 
 
 class UnreadableImageError(ImageError):
-    """One file is no PNG, JPEG or WebP, or is broken or cut off."""
+    """A file is not a PNG, JPEG or WebP, or is broken or cut off."""
 
 
 class InvalidArrayError(ImageError):
-    """An array as a whole, or what should hold the images, is not what is accepted."""
+    """An array as a whole, or the container of the images, is not accepted."""
 
 
 class InvalidImageError(InvalidArrayError):
@@ -29,4 +29,4 @@ class InvalidImageError(InvalidArrayError):
 
 
 class PixelLimitError(ImageError):
-    """More pixels than may be decoded."""
+    """There are more pixels than may be decoded."""

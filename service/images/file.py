@@ -1,4 +1,4 @@
-"""One image file, PNG, JPEG or WebP, to levels: to service, calibration and training the same, bit for bit."""
+"""Read one PNG, JPEG or WebP file as levels. The service, calibration and training get the same bits."""
 
 import io
 import struct
@@ -20,30 +20,30 @@ from service.images.png import HEADER_BYTES, SIGNATURE, Levels, PngFile, PngHead
 from service.images.webp import HEADER_BYTES as WEBP_HEADER_BYTES
 from service.images.webp import webp_size
 
-MAX_PIXELS = 2**27  # of one file, whatever a reader allows
+MAX_PIXELS = 2**27  # of one file, even if a reader allows more
 _JPEG_START = b"\xff\xd8\xff"
-_MAX_EXIF_BYTES = 2**16  # the standard's; some versions of Pillow copy, for each entry, whatever it points to
+_MAX_EXIF_BYTES = 2**16  # the standard's limit; some versions of Pillow copy, for each entry, the data it points to
 _NO_IMAGE = "it is none of PNG, JPEG, WebP, or its header is broken"
-_WHITE = {1: np.float32(255), 2: np.float32(65535)}  # by the bytes of a level
+_WHITE = {1: np.float32(255), 2: np.float32(65535)}  # by the number of bytes of a level
 _SMALL_BYTES = 2**13
 _SMALL_UNPACKED_BYTES = 2**16
-# Pillow's decoders and its EXIF reader let many kinds of error out when bytes are wrong.
+# Pillow's decoders and its EXIF reader raise many kinds of error for broken files.
 _DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError),
     *(struct.error, zlib.error),
-    UserWarning,  # Pillow's, of corrupt EXIF data, where warnings are errors
+    UserWarning,  # Pillow's for corrupt EXIF data, if warnings are turned into errors
 )
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file's first bytes say.
+    """What the first bytes of a file say about the image.
 
     Attributes:
-        width: in pixels, as they are stored; EXIF may turn them.
+        width: in pixels, as stored; EXIF may rotate the image afterwards.
         height: the same.
-        channels: 1 for grey, 3 for colour; transparency is none.
-        bits: of a level, 8 or 16.
+        channels: 1 for grey, 3 for colour; transparency does not count as a channel.
+        bits: bits of a level, 8 or 16.
     """
 
     width: int
@@ -53,11 +53,11 @@ class ImageHeader:
 
     @staticmethod
     def read(stream: BinaryIO) -> "ImageHeader":
-        """Read no more of a file than its header.
+        """Read only the header of a file.
 
         Raises:
-            UnreadableImageError: it is none of PNG, JPEG, WebP, or its header is broken.
-            PixelLimitError: it has more than `MAX_PIXELS`.
+            UnreadableImageError: it is not a PNG, JPEG or WebP, or its header is broken.
+            PixelLimitError: the image has more than `MAX_PIXELS`.
         """
         start = stream.read(HEADER_BYTES)
         if start.startswith(SIGNATURE):
@@ -67,11 +67,11 @@ class ImageHeader:
 
 
 class ImageFile:
-    """A file in memory, of which the header has been read.
+    """A file in memory whose header has been read.
 
     Args:
-        content: the whole of it.
-        max_pixels: of a WebP, for whose pixels libwebp takes memory at once.
+        content: the bytes of the whole file.
+        max_pixels: limit for a WebP file, because libwebp allocates memory for all pixels at once.
 
     Raises:
         UnreadableImageError, PixelLimitError: as `ImageHeader.read`.
@@ -84,15 +84,15 @@ class ImageFile:
             self.header = _png_header(content[:HEADER_BYTES])
         else:
             if content.startswith(_JPEG_START):
-                JpegHead.of(content)  # within bounds
+                JpegHead.of(content)  # raises if it exceeds the limits
             self._opened = _open(io.BytesIO(content), content[:WEBP_HEADER_BYTES], max_pixels)
             self.header = _pillow_header(self._opened)
 
     def levels(self) -> Levels:
-        """Pixels [1 or 3, h, w]: the first frame, over black where it is transparent, turned as its EXIF says.
+        """Pixels [1 or 3, h, w] of the first frame, on black where it is transparent, rotated as its EXIF data say.
 
-        uint8, or uint16 of a PNG with 16 bits a sample. A level is a pixel in units of 1/255 or 1/65535; a PNG's fewer
-        bits are scaled to 8. What is partly transparent is rounded to a level: level · alpha / white.
+        uint8, or uint16 for a PNG with 16 bits a sample. A level is a pixel in units of 1/255 or 1/65535. Samples of
+        less than 8 bits are scaled to 8. Partly transparent pixels are rounded to a level: level · alpha / white.
 
         Raises:
             UnreadableImageError: the file is broken or cut off.
@@ -113,18 +113,18 @@ class ImageFile:
 
 
 def in_unit_interval(levels: Levels) -> NDArray[np.float32]:
-    """Levels of 8 or 16 bits to pixels in [0, 1]."""
+    """Convert levels of 8 or 16 bits to pixels in [0, 1]."""
     return np.divide(levels, _WHITE[levels.dtype.itemsize], dtype=np.float32)
 
 
 def is_small_png(content: bytes) -> bool:
-    """Whether reading this file takes well under a millisecond, going by its length and its header."""
+    """Whether reading this file takes well under a millisecond, judged by its length and its header."""
     if len(content) > _SMALL_BYTES or not content.startswith(SIGNATURE):
         return False
     try:
         return PngHeader.of(content[:HEADER_BYTES]).unpacked_bytes <= _SMALL_UNPACKED_BYTES
     except UnreadableImageError:
-        return True  # which takes no time at all
+        return True  # refusing it takes no time
 
 
 @lru_cache(maxsize=256)
@@ -148,14 +148,14 @@ def _check_pixels(width: int, height: int, most: int) -> None:
 
 
 def _open(stream: BinaryIO, start: bytes, max_pixels: int) -> PillowFile:
-    """A JPEG or WebP, of which Pillow has read the header."""
+    """Open a JPEG or WebP with Pillow, which reads its header."""
     if not start:
         raise UnreadableImageError("it is empty")
     if (size := webp_size(start)) is not None:
         _check_pixels(*size, max_pixels)
     try:
         if start.startswith(_JPEG_START):
-            return JpegImageFile(stream)  # `Image.open` would take a camera's several images for another format
+            return JpegImageFile(stream)  # `Image.open` takes files of several images for another format
         if start.startswith(b"RIFF"):
             return WebPImageFile(stream)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -166,7 +166,7 @@ def _open(stream: BinaryIO, start: bytes, max_pixels: int) -> PillowFile:
 
 
 def _decoded_jpeg(image: PillowFile, content: bytes) -> Levels:
-    """As `_decoded`, if all the pixels are really there."""
+    """As `_decoded`, after checking that no pixels are missing from the file."""
     file = JpegFile.of(content)
     levels = _decoded(image)
     if (filled := file.filled()) is not None:
@@ -177,7 +177,7 @@ def _decoded_jpeg(image: PillowFile, content: bytes) -> Levels:
 
 
 def _decoded(image: PillowFile) -> Levels:
-    """Levels [h, w, 1 or 3] of a JPEG or WebP, not turned."""
+    """Levels [h, w, 1 or 3] of a JPEG or WebP, not yet rotated."""
     image.load()
     whole: Image.Image = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
     levels = np.frombuffer(whole.tobytes(), np.uint8).reshape(whole.height, whole.width, -1)
@@ -185,7 +185,7 @@ def _decoded(image: PillowFile) -> Levels:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, from 1 to 8; what is none of these is 1. Only where there is `info` can one be told."""
+    """EXIF's orientation, from 1 to 8; 1 if there is none or it is invalid. Without `info` there is none."""
     if len(image.info.get("exif", b"")) > _MAX_EXIF_BYTES:
         raise UnreadableImageError(f"it has more than {_MAX_EXIF_BYTES} bytes of EXIF data")
     if len(image.info.get("Raw profile type exif", "")) > 2.2 * _MAX_EXIF_BYTES:  # in hexadecimal, in lines
@@ -195,7 +195,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(levels: Levels, orientation: int) -> Levels:
-    """Levels [h, w, c] as they are to be looked at."""
+    """Levels [h, w, c], rotated and mirrored as the orientation says."""
     match orientation:
         case 2:
             return levels[:, ::-1]

@@ -1,4 +1,4 @@
-"""The files under a folder: which are taken, in an order that no machine changes, and what is skipped and why.
+"""List the image files under a folder in the same order on every machine, and say what is skipped and why.
 
 As in torchvision's `ImageFolder`, symbolic links are followed; as in Hugging Face's `imagefolder`, hidden files are
 skipped.
@@ -13,27 +13,27 @@ from pathlib import Path
 from model_store.text import printable as printable_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
-"""Of the files that are taken for images, in any case; what a file is, its content says."""
+"""Suffixes of image files, in lower or upper case. The format is decided by a file's content."""
 
 Skipped = Mapping[str, tuple[int, str]]
-"""By what it is, in the singular (`hidden file`): how many, and the first of them."""
+"""Skipped files by kind (`hidden file`, in the singular): how many, and the name of the first."""
 
 _OTHER_IMAGES = (".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".tif", ".tiff")
-_HIDDEN = ("__macosx", "lost+found")  # besides all whose name begins with a dot
+_HIDDEN = ("__macosx", "lost+found")  # as well as every name that begins with a dot
 _OF_THE_SYSTEM = (
     "desktop.ini",
     "thumbs.db",
-)  # left by Windows in folders of images: no more worth a word than .DS_Store
-_NAMED = 6  # kinds of skipped files that a sentence names
+)  # Windows leaves them in folders of images; not worth mentioning
+_NAMED = 6  # a sentence names at most so many kinds of skipped files
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies under a folder.
+    """The files under a folder.
 
     Attributes:
-        folder: that was listed.
-        files: that are taken: paths below `folder` with `/`, each file once, folder by folder in the order of names.
+        folder: the folder that was listed.
+        files: the files taken, as paths relative to `folder` with `/`; each once, folder by folder, sorted by name.
         skipped: everything else.
     """
 
@@ -42,16 +42,17 @@ class Listing:
     skipped: Skipped
 
     def path(self, index: int) -> Path:
-        """Where a file is."""
+        """The full path of a file."""
         return self.folder / self.files[index]
 
 
 def list_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
     """The files under `folder`, at any depth, whose name ends like one of `suffixes` in lower or upper case.
 
-    Skipped are hidden files and folders (a dot first, `__MACOSX`, `lost+found`), and files of other suffixes. Links to
-    files and folders are followed. What is reached several times is taken once, by its own path where that is below
-    `folder`, otherwise by the first link to it. A link to a folder that it lies in is not followed.
+    Hidden files and folders are skipped (names that begin with a dot, `__MACOSX`, `lost+found`), and so are files with
+    other suffixes. Links to files and folders are followed. A file that is reached several times is listed once, by
+    its own path if that is below `folder`, otherwise by the first link to it. A link to one of its own parent folders
+    is not followed.
 
     Raises:
         OSError: `folder` or a folder below it cannot be read.
@@ -61,7 +62,7 @@ def list_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
 
 
 def describe_skipped(skipped: Skipped) -> str:
-    """What was skipped, in words; image files come first, then the most frequent. Empty where nothing was.
+    """A sentence about what was skipped: image files first, then the most frequent. Empty if nothing was skipped.
 
     >>> describe_skipped({"hidden file": (2, ".a.png"), ".gif file": (1, "b.gif")})
     '2 hidden files (.a.png, …), 1 .gif file (b.gif)'
@@ -78,7 +79,7 @@ def describe_skipped(skipped: Skipped) -> str:
 
 
 def printable(name: str | Path) -> str:
-    r"""A file's name as text that can be printed, written as UTF-8 and put in a manifest, which not every name can.
+    r"""A file's name as text that can be printed and encoded as UTF-8, which not every file name can be.
 
     >>> printable("caf\udce9.png")
     'caf\\xe9.png'
@@ -87,21 +88,21 @@ def printable(name: str | Path) -> str:
 
 
 def add_skipped(skipped: dict[str, tuple[int, str]], kind: str, name: str, count: int = 1) -> None:
-    """Count something that was skipped; the first one's name is kept."""
+    """Count one skipped file; the name of the first of each kind is kept."""
     before, first = skipped.get(kind, (0, name))
     skipped[kind] = before + count, min(first, name)
 
 
 class _Walk:
-    """One pass over everything below a folder: first without following links to folders, then link by link."""
+    """One walk over everything below a folder: first without following links to folders, then link by link."""
 
     def __init__(self, folder: Path, suffixes: Collection[str]) -> None:
         self.skipped: dict[str, tuple[int, str]] = {}
         self._suffixes = suffixes
-        self._real: dict[str, str] = {}  # real path of each folder by its path below the root, which ends with /
-        self._visited: set[str] = set()  # real paths of folders
+        self._real: dict[str, str] = {}  # each folder's path below the root, which ends with /: its real path
+        self._visited: set[str] = set()  # real paths of folders already listed
         self._files: list[str] = []
-        self._links: list[str] = []  # to files
+        self._links: list[str] = []  # links to files
         links = [("", os.path.realpath(folder))]
         while links:
             found: list[tuple[str, str]] = []
@@ -126,7 +127,7 @@ class _Walk:
         return tuple(sorted(taken, key=lambda path: path.split("/")))
 
     def _descend(self, root: Path, path: str, real: str, links: list[tuple[str, str]]) -> None:
-        """Everything below one folder, but for what lies behind links to folders, which go to `links`."""
+        """List one folder recursively; links to folders are not followed but added to `links`."""
         pending = [(path, real)]
         while pending:
             path, real = pending.pop()
@@ -160,7 +161,7 @@ class _Walk:
             self._skip("link that leads nowhere" if entry.is_symlink() else "special file", name)
 
     def _skip_hidden(self, entry: "os.DirEntry[str]", name: str) -> None:
-        """Count the files that would be taken if they were not hidden; others that are hidden are meant to be."""
+        """Count hidden files that would be listed otherwise; other hidden files are not mentioned."""
         for file in _files_below(entry, name):
             if file.lower().endswith(tuple(self._suffixes)):
                 self._skip("hidden file", file)
@@ -174,7 +175,7 @@ class _Walk:
 
 
 def _files_below(entry: "os.DirEntry[str]", name: str) -> Iterator[str]:
-    """The path of an entry, or of every file below it; no link is followed, and what cannot be read is passed over."""
+    """The path of an entry, or of every file below it; does not follow links, and ignores what cannot be read."""
     if not entry.is_dir(follow_symlinks=False):
         yield name
         return
@@ -190,7 +191,7 @@ def _is_hidden(name: str) -> bool:
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that cannot be entered
+    except OSError:  # a link to itself, or into a folder without permission
         return False
 
 
@@ -202,5 +203,5 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_text(kind: str) -> bool:
-    """Whether it is most likely no image: labels, notes and the like."""
+    """Whether a file is probably not an image: labels, notes and the like."""
     return kind.startswith(".") and kind.split()[0] not in _OTHER_IMAGES + SUFFIXES

@@ -1,11 +1,12 @@
-"""Whether a JPEG file is all there, which libjpeg tells nobody: where data are missing it goes on with zeros.
+"""Check that a JPEG file is complete. libjpeg does not say: where data are missing it continues with zeros.
 
-Every marker segment is walked to the end marker, EOI. Of a progressive file every coefficient must have come to its
-last bit: the standard does not demand that, but a file that was cut between two scans has not got them.
+Two checks read the marker segments up to the end marker, EOI. The file must have an EOI. In a progressive file, every
+coefficient must have been sent to its last bit: the standard does not demand that, but a file that was cut off between
+two scans lacks some.
 
-Neither shows pixels cut off before an EOI, as programs leave them that close what they could not finish. For those,
-`filled` writes other bytes after the compressed data of each scan and each restart interval, where a decoder that has
-all it needs skips them: where pixels change with them, data were missing.
+Neither check finds pixels that are missing before an EOI, as in files closed by a program that could not finish them.
+For those, `filled` adds other bytes after the compressed data of each scan and each restart interval. A decoder that
+has all the data it needs skips these bytes, so if they change the pixels, data were missing.
 """
 
 import re
@@ -14,35 +15,35 @@ from dataclasses import dataclass, field
 from service.images.errors import UnreadableImageError
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed zero, a fill byte, or a restart
-_WINDOW_BYTES = 2**17  # searched at once: no other thread runs meanwhile
+_WINDOW_BYTES = 2**17  # searched at once, because no other thread runs meanwhile
 _EOI, _SOI, _SOS, _TEM = 0xD9, 0xD8, 0xDA, 0x01
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the SOF markers; from 0xC9 on arithmetic coding
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _RESTARTS = [bytes((0xFF, marker)) for marker in range(0xD0, 0xD8)]
 _APP1, _APP13 = 0xE1, 0xED
-_MAX_SCANS = 100  # each costs a pass over all pixels; encoders write 10 or so
+_MAX_SCANS = 100  # each is a pass over all pixels; encoders write about 10
 _MAX_SCANNED_PIXELS = 2**31  # scans × width × height
-_MAX_SEGMENTS = 2**12  # each costs Pillow a turn of Python; cameras write 20 or so
+_MAX_SEGMENTS = 2**12  # Pillow handles each in Python; cameras write about 20
 _MAX_FILL_BYTES = 2**12  # between segments, likewise
-_MAX_EXIF_BYTES = 2**16  # the standard's, and one segment's; Pillow joins several
+_MAX_EXIF_BYTES = 2**16  # the limit of the standard and of one segment; Pillow joins several
 _MAX_RESTARTS = 2**15
 _COUNTED_BYTES = 2**22
-# A first bit of 1, where libjpeg goes on with 0, so that another code or a larger number is read; and no 0xFF.
+# The first bit is 1, where libjpeg would continue with 0, so another code or a larger number is read. No 0xFF.
 _FILLING = bytes.fromhex("b5d36ae19c47f8253b8ed15274ac96e3c92d5b71a6ead84f17b3659cfad02e88")
 
 
 @dataclass(frozen=True)
 class JpegHead:
-    """What stands before the first scan.
+    """What a JPEG file says before its first scan.
 
     Attributes:
-        width: in pixels; so is the height.
-        progressive: whether each scan brings some bits of all pixels.
-        length: to the first scan.
-        segments: how many there are.
-        slow_bytes: of segments whose bytes Pillow reads one by one, or nearly so.
-        exif_bytes: of EXIF data.
+        width: in pixels, as is the height.
+        progressive: whether each scan has some bits of all pixels.
+        length: bytes before the first scan.
+        segments: number of marker segments.
+        slow_bytes: bytes of the segments that Pillow reads byte by byte, or nearly so.
+        exif_bytes: bytes of EXIF data.
     """
 
     width: int
@@ -55,10 +56,10 @@ class JpegHead:
 
     @staticmethod
     def of(content: bytes) -> "JpegHead | None":
-        """Walk it as Pillow does, which has no bounds of its own; None where it has no size, or is cut off.
+        """Read the segments as Pillow does, but within limits; None if the file has no size or is cut off.
 
         Raises:
-            UnreadableImageError: it has more segments, fill bytes or EXIF data than are read.
+            UnreadableImageError: it has more segments, fill bytes or EXIF data than allowed.
         """
         position, exif_bytes, fill_bytes, slow_bytes = 2, 0, 0, 0
         size: tuple[int, int] | None = None
@@ -95,7 +96,7 @@ class JpegHead:
         raise UnreadableImageError(f"it is cut off, or has more than {_MAX_FILL_BYTES} bytes between segments")
 
     def scans(self, content: bytes) -> int:
-        """No fewer than there are, but for a file so long that its bytes cost more than they."""
+        """An upper bound on the number of scans, except in files so long that their bytes cost more than the scans."""
         if not self.progressive:
             return 1
         return min(1 + content.count(bytes((0xFF, _SOS)), self.length, self.length + _COUNTED_BYTES), _MAX_SCANS)
@@ -103,13 +104,13 @@ class JpegHead:
 
 @dataclass
 class JpegFile:
-    """A JPEG file that goes on to its end marker.
+    """A JPEG file with its end marker.
 
     Attributes:
-        length: to the end marker; cameras append more.
-        arithmetic: whether it is coded so; such an encoder may leave out trailing zeros.
+        length: bytes up to the end marker; cameras append more.
+        arithmetic: whether arithmetic coding is used, whose encoders may leave out trailing zeros.
         pixels: width × height.
-        scans: start and stop of the compressed data of each.
+        scans: start and stop of the compressed data of each scan.
     """
 
     content: bytes
@@ -120,14 +121,14 @@ class JpegFile:
 
     @staticmethod
     def of(content: bytes) -> "JpegFile":
-        """Walk its segments.
+        """Read the marker segments of a file.
 
         Raises:
-            UnreadableImageError: it is cut off, has no pixels, or so many scans or segments that it would take long.
+            UnreadableImageError: it is cut off, has no pixels, or has too many scans or segments.
         """
         file = JpegFile(content)
         position = 2
-        missing: dict[int, set[int]] = {}  # by component: coefficients that have not come, to their last bit
+        missing: dict[int, set[int]] = {}  # by component: coefficients not yet sent to their last bit
         progressive = False
         segments = 0
         while True:
@@ -169,7 +170,7 @@ class JpegFile:
         return file
 
     def filled(self) -> bytes | None:
-        """The file with other bytes where compressed data end; None where it cannot be told by them."""
+        """The file with other bytes after its compressed data; None if such bytes can show nothing."""
         if self.arithmetic:
             return None
         written: list[bytes] = []
@@ -180,16 +181,16 @@ class JpegFile:
             if 0 < restarts <= _MAX_RESTARTS and b"\xff\xff" not in data:
                 for restart in _RESTARTS:
                     data = data.replace(restart, _FILLING + restart)
-            more = _FILLING + _RESTARTS[restarts % 8] + _FILLING  # an interval that may be wanted
+            more = _FILLING + _RESTARTS[restarts % 8] + _FILLING  # in case another interval is missing
             written += (self.content[position:start], data, more)
             position = stop
         return b"".join((*written, self.content[position : self.length]))
 
 
 def _next_marker(content: bytes, position: int) -> tuple[int, int]:
-    """Where the next marker is, and which."""
+    """The position of the next marker, and which one it is."""
     while position < len(content):
         if found := _MARKER.search(content, position, position + _WINDOW_BYTES):
             return found.start(), content[found.start() + 1]
-        position += _WINDOW_BYTES - 1  # a marker may lie across
+        position += _WINDOW_BYTES - 1  # a marker may lie across two windows
     raise UnreadableImageError("it is cut off: its end marker is missing")

@@ -1,7 +1,7 @@
-"""Nested lists of numbers, as a JSON parser makes them, to arrays.
+"""Convert nested lists of numbers, as a JSON parser makes them, to arrays.
 
-Types and lengths are checked before NumPy sees anything. NumPy finds one type for whatever it is given: a text among
-numbers would make each of them a text of that length, 4 bytes a character.
+Types and lengths are checked before NumPy is called. NumPy finds one type for all entries: a single text among the
+numbers would turn each number into a text of the same length, at 4 bytes a character.
 """
 
 from itertools import chain
@@ -14,23 +14,23 @@ _NUMBERS = {int, float}  # not bool, which is a subclass of int
 
 
 class NotNumbersError(ValueError):
-    """The lists are ragged, are nested too deep, or hold something else than numbers; the message says which."""
+    """The lists are ragged, too deeply nested, or contain something other than numbers; the message says which."""
 
 
 def array_of(item: Any, *, max_dimensions: int) -> NDArray[np.float64]:
-    """A list of numbers, or a list of equally long lists of them, and so on, as an array.
+    """Convert a list of numbers, or a list of equally long lists of numbers, and so on, to an array.
 
     >>> array_of([[1, 0.5], [0, 0.25]], max_dimensions=2).tolist()
     [[1.0, 0.5], [0.0, 0.25]]
 
     Raises:
-        NotNumbersError: it is no list, the lists are ragged or nested deeper than `max_dimensions`, or an entry is not
-            a number that float64 holds.
+        NotNumbersError: it is not a list, the lists are ragged or nested deeper than `max_dimensions`, or an entry is
+            not a number that fits into float64.
     """
     if type(item) is not list:
         raise NotNumbersError(f"it is {type(item).__name__}, not a list")
     shape: list[int] = []
-    lists = [item]  # all those of one depth
+    lists = [item]  # all lists at one depth
     while True:
         lengths = set(map(len, lists))
         if len(lengths) > 1:

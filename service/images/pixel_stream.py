@@ -1,4 +1,4 @@
-"""The compressed pixels of a PNG file: a zlib stream (RFC 1950), which must be whole before anything is made of it."""
+"""Check the compressed pixels of a PNG file, a zlib stream (RFC 1950), for completeness before decoding them."""
 
 import struct
 import zlib
@@ -8,18 +8,18 @@ from service.images.errors import UnreadableImageError
 
 _PIECE_BYTES = 2**18
 _MOST_STORED = 2**16 - 1  # bytes of one block
-_MOST_PACKED_AGAIN = 2**24  # bytes, which are then twice in memory
+_MOST_PACKED_AGAIN = 2**24  # bytes; more would be in memory twice
 
 
 def checked_stream(data: Sequence[bytes], length: int) -> bytes:
-    """The compressed pixels as one piece, refused where they unpack to less than this; what is too much is ignored.
+    """The compressed pixels as one piece, after checking that they unpack to at least `length` bytes; more are ignored.
 
-    Pillow takes a stream that ends early for whole, and may not get to the stream's own checksum, which zlib compares
-    here. What was unpacked for that is packed again without compression: Pillow then unpacks it in no time, and gets
-    nothing of a stranger's but the pixels. Very many are not kept, but unpacked twice.
+    Pillow accepts a stream that ends early, and may not reach the stream's checksum, which zlib checks here. The
+    unpacked bytes are packed again without compression: Pillow then unpacks them very quickly, and is given nothing
+    from the client but pixels. If they are very many they are not kept, and are unpacked a second time.
 
     Raises:
-        UnreadableImageError: they are broken, or too few.
+        UnreadableImageError: the stream is broken, or has too few bytes.
     """
     packed = data[0] if len(data) == 1 else b"".join(data)
     try:
@@ -36,7 +36,7 @@ def checked_stream(data: Sequence[bytes], length: int) -> bytes:
 
 
 def _uncompressed(data: bytes) -> bytes:
-    """A zlib stream of these bytes as they are (RFC 1950). zlib itself takes 256 KiB to write a small one.
+    """A zlib stream of these bytes without compression (RFC 1950). zlib itself needs 256 KiB to write a small one.
 
     >>> zlib.decompress(_uncompressed(b"pixels"))
     b'pixels'
@@ -48,7 +48,7 @@ def _uncompressed(data: bytes) -> bytes:
 
 
 def _count_missing(packed: bytes, length: int) -> int:
-    """The bytes that unpacked data lack of this length; none of them are kept."""
+    """How many bytes the unpacked data lack to this length; the data are not kept."""
     stream = zlib.decompressobj()
     view = memoryview(packed)
     pieces = (view[start : start + _PIECE_BYTES] for start in range(0, len(view), _PIECE_BYTES))

@@ -1,8 +1,8 @@
-"""PNG files: every colour type and bit depth, to the levels that the specification says (PNG, third edition).
+"""Read PNG files of every colour type and bit depth as the levels that the specification says (PNG, third edition).
 
-The compressed rows alone are given to Pillow, which unpacks them and undoes their filters. Chunks and what samples mean
-(palettes, transparent colours, alpha) are read here: Pillow compares a transparent grey of 2 or 4 bits with levels that
-it has already scaled to 8, and keeps 8 bits of 16 in colour.
+Pillow is given only the compressed rows: it unpacks them and reverses their filters. Chunks and the meaning of samples
+(palettes, transparent colours, alpha) are handled here, because Pillow compares a transparent grey of 2 or 4 bits with
+levels that it has already scaled to 8 bits, and keeps only 8 of 16 bits in colour.
 """
 
 import struct
@@ -23,15 +23,15 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 HEADER_BYTES = 33  # the signature and the chunk IHDR
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6  # colour types
-_SAMPLES: Mapping[int, int] = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}  # of a pixel
+_SAMPLES: Mapping[int, int] = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}  # samples of a pixel
 _DEPTHS: Mapping[int, Sequence[int]] = {
     _GREY: (1, 2, 4, 8, 16),
     _PALETTE: (1, 2, 4, 8),
     **dict.fromkeys((_RGB, _GREY_ALPHA, _RGBA), (8, 16)),
 }
-# The mode of the image that Pillow makes of the rows, and the layout (its raw mode) that it takes them for. Filters
-# depend on how many bits a pixel has, not on their meaning, so each layout is one of that many bits which keeps them.
-# Of colours of 16 bits Pillow keeps a byte of each sample: it makes an image of the high bytes, then one of the low.
+# The mode of the image that Pillow makes of the rows, and the layout (raw mode) it is told they have. Filters depend on
+# the number of bits of a pixel, not on their meaning, so any layout with that many bits that keeps all of them will do.
+# Pillow keeps one byte of each 16-bit colour sample, so it makes an image of the high bytes, then one of the low bytes.
 _LAYOUTS: Mapping[tuple[int, int], tuple[str, Sequence[str]]] = {
     **{(colour_type, depth): ("P", [f"P;{depth}"]) for colour_type in (_GREY, _PALETTE) for depth in (1, 2, 4)},
     (_GREY, 8): ("L", ["L"]),
@@ -57,7 +57,7 @@ Levels = NDArray[np.uint8] | NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class PngHeader:
-    """What the chunk IHDR says."""
+    """The contents of the chunk IHDR."""
 
     width: int
     height: int
@@ -66,12 +66,12 @@ class PngHeader:
     interlaced: bool
 
     @staticmethod
-    @lru_cache(maxsize=256)  # one client's headers are mostly alike
+    @lru_cache(maxsize=256)  # a client's headers are mostly the same
     def of(head: bytes) -> "PngHeader":
-        """Read it off a file's first `HEADER_BYTES` bytes, without a look at its checksum.
+        """Read the header from a file's first `HEADER_BYTES` bytes; its checksum is not checked here.
 
         Raises:
-            UnreadableImageError: it is cut off, or says what no PNG can.
+            UnreadableImageError: it is cut off or invalid.
         """
         if len(head) < HEADER_BYTES or head[8:16] != b"\0\0\0\x0dIHDR":
             raise UnreadableImageError("its header is broken or cut off")
@@ -84,17 +84,17 @@ class PngHeader:
 
     @property
     def channels(self) -> int:
-        """1 of grey, 3 of colours and of palettes; alpha is none."""
+        """1 for grey, 3 for colour and palettes; alpha does not count."""
         return 1 if self.colour_type in (_GREY, _GREY_ALPHA) else 3
 
     @property
     def bits(self) -> int:
-        """Of a level: 8 or 16. Fewer than 8 are scaled to them."""
+        """Bits of a level: 8 or 16. Samples of fewer than 8 bits are scaled to 8."""
         return max(self.depth, 8)
 
     @cached_property
     def unpacked_bytes(self) -> int:
-        """Length of the unpacked data: the rows, each after a byte that names its filter."""
+        """Length of the unpacked data: the rows, each preceded by a byte for its filter."""
         bits = self.depth * _SAMPLES[self.colour_type]
         return sum(
             rows * (1 + (columns * bits + 7) // 8)
@@ -107,17 +107,17 @@ class PngHeader:
 
 
 class PngFile:
-    """A PNG file whose chunks are all there, with right checksums.
+    """A PNG file with all its chunks and correct checksums.
 
     Raises:
-        UnreadableImageError: one is not.
+        UnreadableImageError: a chunk is missing, or its checksum is wrong.
     """
 
     def __init__(self, content: bytes) -> None:
         self.header = PngHeader.of(content[:HEADER_BYTES])
         self._chunks: dict[bytes, list[bytes]] = {}
         self.may_be_turned = False
-        """There are chunks in which `orientation_file` has to look."""
+        """Whether there are chunks that can contain an orientation; see `orientation_file`."""
         if _is_plain(content):
             self._chunks[b"IDAT"] = [content[41:-16]]
             return
@@ -133,10 +133,10 @@ class PngFile:
             raise UnreadableImageError("it is cut off: it has no pixels")
 
     def levels(self) -> Levels:
-        """Grey or colours [h, w, 1 or 3] of 8 or 16 bits, over black where they are transparent; not turned.
+        """Grey or colour levels [h, w, 1 or 3] of 8 or 16 bits, on black where transparent; not yet rotated.
 
         Raises:
-            UnreadableImageError: the pixels are not all there, or are broken.
+            UnreadableImageError: pixels are missing or broken.
         """
         header = self.header
         samples = self._samples()
@@ -149,9 +149,9 @@ class PngFile:
                 return over_black(samples[..., : header.channels], samples[..., header.channels])
 
     def orientation_file(self) -> bytes | None:
-        """A PNG of one pixel that says of its orientation what this one says; None where this one says nothing.
+        """A PNG of one pixel with this file's orientation; None if this file has none.
 
-        So whoever looks for it unpacks no pixels, and no text or profile that has nothing to do with it.
+        Pillow can then read the orientation without unpacking pixels, unrelated texts or colour profiles.
         """
         found = [(b"eXIf", data) for data in self._chunks.get(b"eXIf", ())]
         found += [
@@ -162,7 +162,7 @@ class PngFile:
         return _file(PngHeader(1, 1, 8, _GREY, interlaced=False), zlib.compress(bytes(2)), found)
 
     def _samples(self) -> Levels:
-        """As they were stored [h, w, samples of a pixel]; those of less than 8 bits scaled to 8, but not indices."""
+        """Stored samples [h, w, samples of a pixel]; fewer than 8 bits are scaled to 8, except palette indices."""
         header = self.header
         data = checked_stream(self._chunks[b"IDAT"], header.unpacked_bytes)
         mode, layouts = _LAYOUTS[header.colour_type, header.depth]
@@ -172,7 +172,7 @@ class PngFile:
             found = found.astype(np.uint16)
             found <<= 8
             found |= low
-        elif (header.colour_type, header.depth) == (_GREY_ALPHA, 16):  # high and low bytes in samples of their own
+        elif (header.colour_type, header.depth) == (_GREY_ALPHA, 16):  # high and low bytes are separate samples
             found = found.astype(np.uint16)
             found = found[..., 0::2] << np.uint16(8) | found[..., 1::2]
         if header.colour_type == _GREY and header.depth < 8:
@@ -180,7 +180,7 @@ class PngFile:
         return found
 
     def _decoded(self, data: bytes, mode: str, layout: str) -> NDArray[Any]:
-        """Samples [h, w, samples of a pixel] of Pillow's mode, from rows that lie as Pillow's raw mode says."""
+        """Samples [h, w, samples of a pixel] in Pillow's mode, from rows in the layout of Pillow's raw mode."""
         header = self.header
         image = Image.new(mode, (header.width, header.height), None)
         try:
@@ -191,19 +191,19 @@ class PngFile:
         return samples.reshape(header.height, header.width, -1)
 
     def _without_transparent_colour(self, samples: Levels) -> Levels:
-        """Black in place of the one colour that the chunk tRNS calls transparent."""
+        """Replace the one colour that the chunk tRNS declares transparent by black."""
         header = self.header
         data = self._chunks[b"tRNS"][0]
         if len(data) != 2 * header.channels:
             raise UnreadableImageError(f"its transparent colour has {len(data)} bytes")
         white = 2**header.depth - 1
-        colour = np.frombuffer(data, ">u2").astype(np.uint16) & np.uint16(white)  # "the other bits are 0", or ignored
+        colour = np.frombuffer(data, ">u2").astype(np.uint16) & np.uint16(white)  # the other bits should be 0
         colour = colour * np.uint16((2**header.bits - 1) // white)
         transparent = (samples == colour).all(axis=-1, keepdims=True)
         return np.where(transparent, samples.dtype.type(0), samples)
 
     def _looked_up(self, indices: Levels) -> Levels:
-        """A palette's colours, in which there is black where an index is beyond its end."""
+        """The palette's colours; black for indices beyond its end."""
         colours = self._chunks.get(b"PLTE", [b""])[0]
         if not colours or len(colours) % 3 or len(colours) > 3 * 256:
             raise UnreadableImageError(f"its palette has {len(colours)} bytes")
@@ -224,7 +224,7 @@ def over_black(levels: Levels, alpha: Levels) -> Levels:
         return levels
     over = np.empty_like(levels)
     rows = max(1, _PIECE_BYTES // (levels.shape[1] * levels.shape[2]))
-    for start in range(0, len(levels), rows):  # so much at a time, because products take four bytes
+    for start in range(0, len(levels), rows):  # some rows at a time, because products take four bytes each
         part = slice(start, start + rows)
         product = levels[part].astype(np.uint32) * alpha[part, :, None]  # below 2³², also of 16 bits
         over[part] = (product + white // 2) // white
@@ -232,7 +232,7 @@ def over_black(levels: Levels, alpha: Levels) -> Levels:
 
 
 def _is_plain(content: bytes) -> bool:
-    """Whether a file is its header, one block of data and the end, with right checksums: most small images are."""
+    """Whether the file is a header, one block of data and the end, with right checksums, as most small images are."""
     if content[37:41] != b"IDAT" or content[-12:] != _END or int.from_bytes(content[33:37], "big") != len(content) - 57:
         return False
     header, data = zlib.crc32(content[12:29]), zlib.crc32(content[37:-16])
@@ -240,7 +240,7 @@ def _is_plain(content: bytes) -> bool:
 
 
 def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of each chunk's data, to the end of the image; what follows that is not looked at."""
+    """Type, start and end of each chunk's data, up to the end of the image; anything after it is ignored."""
     view = memoryview(content)
     position = len(SIGNATURE)
     for _ in range(_MAX_CHUNKS):
@@ -259,7 +259,7 @@ def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _file(header: PngHeader, data: bytes, chunks: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
-    """A PNG file of these compressed pixels, and of other chunks before them."""
+    """A PNG file with these compressed pixels, and other chunks before them."""
     sizes = header.width, header.height, header.depth, header.colour_type, 0, 0, int(header.interlaced)
     written = [SIGNATURE]
     for kind, body in ((b"IHDR", struct.pack(">IIBBBBB", *sizes)), *chunks, (b"IDAT", data), (b"IEND", b"")):

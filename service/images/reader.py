@@ -1,4 +1,4 @@
-"""Image files, nested numbers and arrays to the pixels that a model takes: [B, C, H, W] float32 in [0, 1]."""
+"""Convert image files, nested numbers and arrays to the pixels that a model takes: [B, C, H, W] float32 in [0, 1]."""
 
 import base64
 import binascii
@@ -25,7 +25,7 @@ _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
 class Shape(Protocol):
-    """What a model takes: `model_store.ImageShape`, which a worker process does without (service/images/worker.py)."""
+    """The image shape that a model takes, like `model_store.ImageShape`, which worker processes do not import."""
 
     @property
     def channels(self) -> int:
@@ -41,16 +41,16 @@ class Shape(Protocol):
 
     @property
     def chw(self) -> tuple[int, int, int]:
-        """All three."""
+        """Channels, height and width."""
 
 
 class ImageReader:
     """Reads images for one model.
 
     Args:
-        shape: what the model takes.
-        resize: whether another height or width is resampled (area-averaging bilinear) instead of refused.
-        max_pixels: width × height, over all images of the request, counted from the headers, before any is decoded.
+        shape: the image shape that the model takes.
+        resize: whether images of another height or width are resampled (area-averaging bilinear) instead of refused.
+        max_pixels: limit on the sum of width × height of all images, which is read from headers before decoding.
     """
 
     def __init__(self, shape: Shape, *, resize: bool, max_pixels: int) -> None:
@@ -61,25 +61,25 @@ class ImageReader:
         self._max_pixels = max_pixels
 
     def is_brief(self, array: AnyArray) -> bool:
-        """Whether `read_array` takes a millisecond at most: it has little to check, and very little to resample."""
+        """Whether `read_array` takes at most a millisecond: there is little to check and very little to resample."""
         if not self.resamples(array):
             return array.size <= _BRIEF_PIXELS
         return len(array) <= _BRIEF_RESAMPLED and array.size + len(array) * math.prod(self._chw) <= _BRIEF_PIXELS
 
     def resamples(self, array: AnyArray) -> bool:
-        """Whether images of this height and width, the last two axes, have to be resampled."""
+        """Whether images of this shape (height and width last) have to be resampled."""
         return array.ndim in (3, 4) and array.shape[-2:] != self._size
 
     def is_dear(self, items: Sequence[bytes | AnyArray] | AnyArray) -> bool:
-        """Whether reading these takes more than their bytes: a file is to be decoded, or pixels are to be resampled."""
+        """Whether reading needs more than copying: a file has to be decoded, or pixels have to be resampled."""
         if isinstance(items, np.ndarray):
             return self.resamples(items)
         return any(isinstance(item, bytes) or self.resamples(item) for item in items)
 
     def read_items(self, items: Sequence[Any]) -> NDArray[np.float32]:
-        """Files as bytes or base64 text, or nested numbers in [0, 1], [H][W] or [C][H][W] → [B, C, H, W].
+        """Read files as bytes or base64 text, or nested numbers in [0, 1], [H][W] or [C][H][W] → [B, C, H, W].
 
-        What `unpacked` has made of such an item is one, too.
+        The results of `unpacked` are accepted as items, too.
         """
         if not items:
             raise InvalidArrayError("the body holds no image")
@@ -98,7 +98,7 @@ class ImageReader:
         return pixels
 
     def _decoded(self, content: bytes, index: int, budget: int) -> tuple[AnyArray, int]:
-        """A file's pixels [c, h, w], and how many of the budget they are."""
+        """A file's pixels [c, h, w], and how many pixels count against the budget."""
         try:
             file = ImageFile(content, max_pixels=budget)
         except UnreadableImageError as error:
@@ -108,17 +108,17 @@ class ImageReader:
         height, width = file.header.height, file.header.width
         if width * height > budget:
             self._count_pixels(self._max_pixels - budget + width * height)
-        if (height, width) != self._size and (width, height) != self._size:  # EXIF may turn it
+        if (height, width) != self._size and (width, height) != self._size:  # EXIF may rotate it
             self._check_size((height, width), index)
         try:
             levels = file.levels()
         except UnreadableImageError as error:
             raise InvalidImageError(f"the file cannot be decoded: {error}", index) from error
-        del file  # it has them, too
+        del file  # it holds the levels, too
         return in_unit_interval(levels), width * height
 
     def read_array(self, array: AnyArray) -> NDArray[np.float32]:
-        """Float32 in [0, 1] or uint8, [B, H, W] or [B, C, H, W] → [B, C, H, W]."""
+        """Read an array, float32 in [0, 1] or uint8, [B, H, W] or [B, C, H, W] → [B, C, H, W]."""
         if array.ndim not in (3, 4):
             raise InvalidArrayError(f"the array has shape {list(array.shape)}; accepted: [B, H, W] or [B, C, H, W]")
         if array.ndim == 3:
@@ -161,12 +161,12 @@ class ImageReader:
 
 
 def unpacked(item: Any, index: int) -> bytes | AnyArray:
-    """A file as bytes, or pixels [c, h, w] as float32, of an item as JSON has it: base64 text, or nested numbers.
+    """Convert an item of a JSON body: base64 text to a file's bytes, nested numbers to float32 pixels [c, h, w].
 
-    What is one of these already stays as it is.
+    Bytes and arrays are returned unchanged.
 
     Raises:
-        InvalidImageError: it is neither.
+        InvalidImageError: the item is none of these.
     """
     if isinstance(item, bytes | np.ndarray):
         return item
@@ -178,14 +178,14 @@ def _as_floats(array: AnyArray) -> NDArray[np.float32]:
 
 
 def check_range(pixels: AnyArray) -> None:
-    """Refuse pixels outside [0, 1], NaN among them: [B, ...].
+    """Refuse pixels [B, ...] outside [0, 1], and NaN.
 
     Raises:
-        InvalidImageError: with the first such image's index.
+        InvalidImageError: with the index of the first such image.
     """
-    if pixels.min() >= 0 and pixels.max() <= 1:  # a NaN is the least and the greatest
+    if pixels.min() >= 0 and pixels.max() <= 1:  # if there is a NaN, min and max are NaN
         return
-    for index, image in enumerate(pixels):  # one at a time: comparing all would take as many bytes as there are pixels
+    for index, image in enumerate(pixels):  # one at a time, because comparing all at once takes a byte for each pixel
         if not (image.min() >= 0 and image.max() <= 1):
             raise _out_of_range(image, index)
 
@@ -200,7 +200,7 @@ def _out_of_range(image: AnyArray, index: int) -> InvalidImageError:
 
 
 def _from_base64(text: str, index: int) -> bytes:
-    """Base64 as programs write it: in lines, of either alphabet (RFC 4648, 4 and 5), padded or not, in a data URL."""
+    """Decode base64 with or without lines, padding or a data URL, in either alphabet (RFC 4648, 4 and 5)."""
     if text[:5].lower() == "data:":
         kind, _, text = text.partition(",")
         if not kind.lower().endswith(";base64"):
@@ -228,7 +228,7 @@ def _from_numbers(item: Any, index: int) -> AnyArray:
 
 
 def _to_channels(image: AnyArray, channels: int, index: int) -> AnyArray:
-    """Grey to any number of equal channels, colour to grey by its luma; anything else must already fit."""
+    """Convert grey to equal channels, or colour to grey by its luma; other numbers of channels must already fit."""
     if len(image) == channels:
         return image
     if len(image) == 1:

@@ -1,4 +1,4 @@
-"""Many small images to another height and width at once: to each the bits that Pillow gives it by itself."""
+"""Resample many small images at once. Each gets the same bits as from Pillow alone."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -10,7 +10,7 @@ from PIL import Image
 _NUMBERS_AT_ONCE = 2**20
 _COMPARED_NUMBERS = 2**10
 _FEW = 4
-_SMALL_NUMBERS = 2**14  # of an image; a larger one takes longer than a call
+_SMALL_NUMBERS = 2**14  # of an image; resampling a larger one takes longer than the call itself
 
 Bands = NDArray[np.float32]
 
@@ -18,9 +18,9 @@ Bands = NDArray[np.float32]
 def resample(images: Bands, height: int, width: int) -> Bands:
     """Area-averaging bilinear, in float32: [N, h, w] → [N, height, width].
 
-    A call of Pillow takes far longer than the few pixels of a small image. But each row is resampled by itself, and so
-    is each column, so the rows of many images can be resampled as the rows of one, and so can their columns. Whether
-    rows come before columns changes the last bit, and is Pillow's choice: `_order` finds it out.
+    A call of Pillow takes far longer than resampling the few pixels of a small image. Each row is resampled
+    independently, and so is each column. So the rows of many images can be resampled as if they were one image, and so
+    can the columns. Whether Pillow resamples rows or columns first changes the last bit; `_order` finds out which.
 
     >>> images = np.random.default_rng(0).random((9, 5, 4), dtype=np.float32)
     >>> alone = Image.fromarray(images[8]).resize((7, 2), Image.Resampling.BILINEAR)
@@ -41,7 +41,7 @@ def resample(images: Bands, height: int, width: int) -> Bands:
 
 @lru_cache(maxsize=256)
 def _order(rows: int, columns: int, height: int, width: int) -> Callable[[Bands, int, int], Bands]:
-    """How images of this size are resampled together, found by what Pillow does with random ones."""
+    """How images of this size can be resampled together, found by trying random images with Pillow."""
     count = _FEW + _COMPARED_NUMBERS // (height * width)
     images = np.random.default_rng(0).random((count, rows, columns), dtype=np.float32)
     expected = _one_by_one(images, height, width)
@@ -62,13 +62,13 @@ def _together(images: Bands, height: int, width: int, *, rows_first: bool) -> Ba
 
 
 def _with_rows(images: Bands, width: int) -> Bands:
-    """Rows resampled: below one another, they are those of one image."""
+    """Resample rows: all images are put below one another, as one image."""
     count, rows, columns = images.shape
     return _resized(images.reshape(count * rows, columns), count * rows, width).reshape(count, rows, width)
 
 
 def _with_columns(images: Bands, height: int) -> Bands:
-    """Columns resampled: images side by side are one image."""
+    """Resample columns: all images are put side by side, as one image."""
     count, rows, columns = images.shape
     side_by_side = images.transpose(1, 0, 2).reshape(rows, count * columns)
     return _resized(side_by_side, height, count * columns).reshape(height, count, columns).transpose(1, 0, 2)

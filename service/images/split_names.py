@@ -1,6 +1,6 @@
-"""Which files of a data set are for training, validation and testing, by the names of their folders.
+"""Find which files of a data set are for training, validation and testing from the names of their folders.
 
-The names are those of Hugging Face's `datasets`, in any case.
+The names are those that Hugging Face's `datasets` knows, in upper or lower case.
 """
 
 import re
@@ -13,17 +13,17 @@ _NAMES = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-_DELIMITERS = re.compile(r"[-._ =0-9]+")  # Hugging Face's, and the = of Hive's folders
+_DELIMITERS = re.compile(r"[-._ =0-9]+")  # Hugging Face's delimiters, and the = of Hive's folders
 
 
 @dataclass(frozen=True)
 class Division:
-    """Files by part.
+    """The files of each part of a data set.
 
     Attributes:
-        parts: of those in PARTS that there are, the files, in the order they came in. `train` is always there.
-        outside: files of no part, where there are parts.
-        doubtful: a folder at the top that is called like a part, while what lies beside it makes that doubtful.
+        parts: the files of each part that exists, in their given order. `train` is always there.
+        outside: files that belong to no part, if there are parts.
+        doubtful: a top folder with the name of a part that may be something else, judged by the files beside it.
     """
 
     parts: dict[str, list[str]]
@@ -32,7 +32,7 @@ class Division:
 
 
 def exact_part(name: str) -> str | None:
-    """The part that a folder has the very name of.
+    """The part whose name a folder has exactly.
 
     >>> exact_part("Testing"), exact_part("test tubes")
     ('test', None)
@@ -41,7 +41,7 @@ def exact_part(name: str) -> str | None:
 
 
 def named_part(name: str) -> str | None:
-    """The part that a name tells as a word of its own, between delimiters or digits.
+    """The part that a name contains as a separate word, between delimiters or digits.
 
     >>> named_part("seg_train"), named_part("val2017"), named_part("test-00000-of-00001.parquet"), named_part("trains")
     ('train', 'validation', 'test', None)
@@ -50,12 +50,13 @@ def named_part(name: str) -> str | None:
 
 
 def divide(files: Sequence[str]) -> Division:
-    """Divide files, paths with `/`, by the folders they lie in.
+    """Divide files (paths with `/`) by the folders that contain them.
 
-    Folders are parts where one for training has one for validation or testing beside it, at any depth: `train` and
-    `test`, or else such words in longer names, `seg_train` and `seg_test`. A file belongs to the outermost such folder
-    on its path. Without such folders all files are for training; but where a folder at the top has a part's very name
-    and other files lie beside it, that is `doubtful`: `test` among `cups` and `plates` may be a part or a class.
+    Folders are parts if a training folder and a validation or test folder are in the same folder, at any depth. Their
+    names are `train` and `test`, or else contain such words: `seg_train` and `seg_test`. A file belongs to the
+    outermost such folder on its path. Without such folders all files are for training. If a top folder then has
+    exactly the name of a part and other files are beside it, it is `doubtful`: `test` among `cups` and `plates` may be
+    a part or a class.
 
     >>> divided = divide(["notes/4.png", "testing/3.png", "training/1.png", "training/2.png"])
     >>> divided.parts, divided.outside
@@ -85,7 +86,7 @@ def _by_outermost_folder(files: Sequence[str], part_of: Callable[[str], str | No
 
 
 def _has_counterparts(folders: Iterable[str], part_of: Callable[[str], str | None]) -> bool:
-    """Whether somewhere a folder for training has one for validation or testing beside it."""
+    """Whether a training folder and a validation or test folder are in the same folder, anywhere."""
     beside: dict[tuple[str, ...], set[str]] = {}
     for folder in folders:
         names = folder.split("/")

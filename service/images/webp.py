@@ -1,10 +1,10 @@
-"""The size that a WebP file's first bytes tell, before libwebp takes memory for it."""
+"""Read the size of a WebP image from its first bytes, before libwebp allocates memory for it."""
 
 HEADER_BYTES = 30
 
 
 def webp_size(head: bytes) -> tuple[int, int] | None:
-    r"""Width and height, in pixels, of the image or of an animation's canvas; None where the header is broken.
+    r"""Width and height, in pixels, of the image or of an animation's canvas; None if the header is broken.
 
     >>> webp_size(b"RIFF....WEBPVP8X....\0\0\0\0" + bytes((99, 0, 0, 49, 0, 0)))
     (100, 50)

@@ -1,16 +1,14 @@
 """The process that reads images for the service: `python -m service.images.worker DESCRIPTOR PARENT MEMORY`.
 
-It takes messages from the socket that it has as DESCRIPTOR and answers each (see decode_request.py), one after another,
-until the service closes the socket. It has no other descriptor of the service's, and none of its settings; it can write
-no file; its address space is bounded by MEMORY bytes more than it begins with; and it ends with the service, however
-that ends.
+It reads messages (see decode_request.py) from the socket with the number DESCRIPTOR and answers them one after another,
+until the service closes the socket. It inherits no other descriptor and no settings from the service, cannot write
+files, and may use MEMORY bytes of address space more than it starts with. It ends when the service ends, for whatever
+reason.
 
-An answer is `{"pixels": [B, C, H, W]}` and so many float32; `{"error": NAME, "detail": …, "index": …}` with an error of
-errors.py; `{"memory": true}` where the bound was met; or `{"fault": TRACEBACK}` where this code is wrong.
+An answer is `{"pixels": [B, C, H, W]}` followed by the float32 values; `{"error": NAME, "detail": …, "index": …}` for
+an error of errors.py; `{"memory": true}` if the memory was not enough; or `{"fault": TRACEBACK}` for a bug here.
 """
 
-import ctypes
-import os
 import resource
 import signal
 import socket
@@ -19,19 +17,19 @@ import traceback
 import warnings
 from typing import Any
 
+from service.child_process import end_with
 from service.images.decode_request import DecodeRequest, head, receive_request
 from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
 
-_PR_SET_PDEATHSIG = 1
 _MAX_FAULT_CHARACTERS = 4000
 
 
 def main(descriptor: int, parent: int, memory: int) -> int:
     """Serve one socket to its end."""
-    _end_with(parent)
+    end_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal or systemd sends to all: the service decides
         signal.signal(number, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # nobody reads them, and a broken file may cause one for each of its tags
+    warnings.simplefilter("ignore")  # nobody reads them, and a broken file may cause thousands
     _bound(memory)
     with socket.socket(fileno=descriptor) as connection, connection.makefile("rb") as stream:
         connection.sendall(head({"ready": True}))
@@ -41,7 +39,7 @@ def main(descriptor: int, parent: int, memory: int) -> int:
             connection.sendall(head(answer))
             if pixels is not None:
                 connection.sendall(pixels)
-            del pixels  # nor kept while it waits
+            del pixels  # do not keep them while waiting for the next message
     return 0
 
 
@@ -59,10 +57,10 @@ def _answer(reading: DecodeRequest) -> tuple[dict[str, Any], Any]:
 
 
 def error_of(answer: dict[str, Any]) -> ImageError:
-    """The error that an answer tells of.
+    """The error that an answer describes.
 
     Raises:
-        LookupError, TypeError, ValueError: it tells of none that reading images raises.
+        LookupError, TypeError, ValueError: the answer does not describe an error of errors.py.
     """
     if answer["error"] == InvalidImageError.__name__:
         return InvalidImageError(str(answer["detail"]), int(answer["index"]))
@@ -70,17 +68,8 @@ def error_of(answer: dict[str, Any]) -> ImageError:
     return kinds[answer["error"]](str(answer["detail"]))
 
 
-def _end_with(parent: int) -> None:
-    """Be killed when the thread that has started this process ends, or end now if it has ended already."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(0)
-
-
 def _bound(memory: int) -> None:
-    """No more memory than this beside what there is, no file of more than no bytes, and no core dump."""
+    """Limit the address space to this many bytes more than now; forbid writing files, and core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if sys.platform == "linux":

@@ -1,4 +1,4 @@
-"""How many bytes an answer can have, told before anything is computed: an upper bound, whatever the numbers will be."""
+"""Upper bounds on the bytes of an answer, known before anything is computed."""
 
 from bisect import bisect_right
 from collections.abc import Callable
@@ -13,26 +13,26 @@ Form = Literal["png", "array"]
 
 _FLOAT32_JSON_BYTES = 16  # -1.17549435e-38 and a comma
 _FLOAT64_JSON_BYTES = 25  # -2.2250738585072014e-308 and a comma
-_BRACKETS = 3  # of a list within a list, with a comma
-_DOCUMENT_BYTES = 1024  # the members that do not grow with the images, or an npy header
-_RESULT_JSON_BYTES = 640  # names and numbers of one image's result
-_METHOD_JSON_BYTES = 160  # of one method's judgement of it
-_PNG_BYTES = 512  # beside the pixels; which, where they cannot be compressed, grow by less than an eighth
+_BRACKETS = 3  # the brackets of a nested list, and a comma
+_DOCUMENT_BYTES = 1024  # the parts that do not depend on the number of images, or an npy header
+_RESULT_JSON_BYTES = 640  # names and numbers in the result of one image
+_METHOD_JSON_BYTES = 160  # the result of one method for one image
+_PNG_BYTES = 512  # besides the pixels, which grow by less than an eighth if they cannot be compressed
 
 
 def latents_bytes(count: int, latent_dim: int, media: str) -> int:
-    """Of q(z|x), mean and log-variance [B, D], as JSON or npy."""
+    """Bytes of q(z|x), mean and log-variance [B, D], as JSON or npy."""
     if media == NPY:
         return _DOCUMENT_BYTES + count * 2 * latent_dim * 4
     return _DOCUMENT_BYTES + count * 2 * (latent_dim * _FLOAT32_JSON_BYTES + _BRACKETS)
 
 
 def images_bytes(count: int, shape: ImageShape, media: str, form: Form, *, latent_dim: int = 0) -> int:
-    """Of images [B, C, H, W], in the media type that was negotiated; in JSON with their latents where it has them."""
+    """Bytes of images [B, C, H, W] in the negotiated media type; in JSON including their latents, if it has them."""
     numbers = shape.channels * shape.height * shape.width
     if media == NPY:
         return _DOCUMENT_BYTES + count * numbers * 4
-    if media == PNG:  # a grid: with a line between, and less than a row and a column of places too many
+    if media == PNG:  # a grid, with lines between images, and at most one row and one column left empty
         places = count + 2 * int(count**0.5) + 2
         return _png_bytes(shape.channels, places * (shape.height + 1), shape.width + 1)
     latents = latent_dim * _FLOAT32_JSON_BYTES + _BRACKETS
@@ -40,12 +40,12 @@ def images_bytes(count: int, shape: ImageShape, media: str, form: Form, *, laten
 
 
 def log_likelihoods_bytes(count: int) -> int:
-    """Of estimates of log P(x)."""
+    """Bytes of estimates of log P(x)."""
     return _DOCUMENT_BYTES + count * _RESULT_JSON_BYTES
 
 
 def anomalies_bytes(count: int, shape: ImageShape, num_methods: int, form: Form, *, explain: bool) -> int:
-    """Of anomaly scores by so many methods, with maps where they are to be explained."""
+    """Bytes of anomaly scores by this many methods, including maps if they are to be explained."""
     result = _RESULT_JSON_BYTES + num_methods * _METHOD_JSON_BYTES
     if explain:
         shown = shape if form == "array" else ImageShape(channels=1, height=shape.height, width=shape.width)
@@ -54,16 +54,16 @@ def anomalies_bytes(count: int, shape: ImageShape, num_methods: int, form: Form,
 
 
 def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwise: str = "") -> int:
-    """Refuse a request whose answer could have too many bytes; returns how many it could have.
+    """Refuse a request whose answer could have too many bytes; returns the most it can have.
 
     Args:
-        bytes_of: the bytes of an answer about so many images.
-        count: how many the request is about.
-        limit: the setting.
-        otherwise: what else to ask for than fewer images.
+        bytes_of: the bytes of an answer for a given number of images.
+        count: the number of images of the request.
+        limit: the setting, in bytes.
+        otherwise: what the client could ask for, other than fewer images.
 
     Raises:
-        LimitError: the answer could have more; the message says how many images are not too many.
+        LimitError: the answer could be larger; the message says how many images are allowed.
     """
     if (num_bytes := bytes_of(count)) <= limit:
         return num_bytes
@@ -77,23 +77,23 @@ def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwi
 def check_images(
     count: int, shape: ImageShape, latent_dim: int, media: str, form: Form, max_pixels: int, max_answer_bytes: int
 ) -> int:
-    """Refuse to make more pixels, or to send more bytes, than the settings allow; their latents count too.
+    """Refuse to make more pixels, or to send more bytes, than the settings allow. Latents count, too.
 
-    Returns the bytes of memory that images and answer may take.
+    Returns the most bytes of memory that images and answer can take.
 
     Raises:
-        LimitError: so many images are too many.
+        LimitError: there are too many images.
     """
     if (pixels := count * shape.height * shape.width) > max_pixels:
         raise LimitError(f"{count} images have {pixels} pixels; at most {max_pixels} are given in an answer")
     size = partial(images_bytes, shape=shape, media=media, form=form, latent_dim=latent_dim)
     answer_bytes = check_answer(size, count, max_answer_bytes, f"a shorter form, such as {NPY}, image/png or as=png")
     made = count * (shape.size + 3 * latent_dim) * 4
-    return made + (0 if media == NPY else 2 * answer_bytes)  # npy is sent from where the images are
+    return made + (0 if media == NPY else 2 * answer_bytes)  # npy is sent from the memory of the images
 
 
 def _json_bytes(shape: ImageShape, form: Form, number_bytes: int) -> int:
-    """Of one image or map: a PNG in base64, or nested numbers."""
+    """Bytes of one image or map in JSON: a PNG in base64, or nested numbers."""
     if form == "png":
         return 4 * (_png_bytes(shape.channels, shape.height, shape.width) // 3 + 1) + _BRACKETS
     rows = shape.channels * shape.height

@@ -1,4 +1,4 @@
-"""Put the pieces together: settings in, an ASGI app out."""
+"""Make the ASGI app from the settings."""
 
 import asyncio
 import gc
@@ -11,6 +11,8 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 from service.web import problems, routes
 from service.web.connections.request_limits import Limits
@@ -24,6 +26,7 @@ from service.web.operations.auth import Auth, require_admin, require_key
 from service.web.operations.metrics import Metrics, SharedText
 from service.web.operations.request_log import QUIET_PATHS, RequestLog
 from service.web.operations.settings import Settings
+from service.web.page_files import PageFiles
 from service.web.serving.backend import Backend
 
 _log = structlog.get_logger()
@@ -36,13 +39,13 @@ def create_app(
     tracer_provider: TracerProvider | None = None,
     decoding: Callable[[Metrics], Decoding] = lambda _: InProcess(),
 ) -> FastAPI:
-    """The service as an ASGI app, traced where there is a provider.
+    """The service as an ASGI app, traced if there is a provider.
 
-    Images are read by what `decoding` makes: `python -m service` has processes for it, `LOGPX_DECODERS` of them.
+    `decoding` makes the object that reads images. For `python -m service` that is a pool of `LOGPX_DECODERS` processes.
 
-    Models load in the background once the app starts: `/livez` answers at once, `/readyz` when they are warm. When
-    loading fails or the inference thread dies, the reason is logged and `on_failure` is called; the process should then
-    exit.
+    Models are loaded in the background once the app has started: `/livez` answers at once, `/readyz` once every model
+    is loaded and has run. If loading fails or the inference thread dies, the reason is logged and `on_failure` is
+    called; the process should then exit.
     """
     metrics = Metrics()
     budget = Budget(settings.max_memory_bytes - computing_bytes(settings.max_memory_bytes))
@@ -58,7 +61,7 @@ def create_app(
             try:
                 await backend.load()
                 gc.collect()
-                gc.freeze()  # what is loaded by now stays: a collection that walks all of it stops every request
+                gc.freeze()  # never collect what is loaded by now; walking it delays requests
             except Exception as error:  # noqa: BLE001 - logged, then the process ends
                 backend.state = "failed"
                 _log.error("the models cannot be served", reason=str(error), kind=type(error).__name__)
@@ -75,7 +78,7 @@ def create_app(
         backend.stop()
         gc.unfreeze()
 
-    # /docs without a content delivery network, from which FastAPI's own routes would load Swagger UI. Why this package:
+    # Serves /docs without a content delivery network, which FastAPI's own routes use for Swagger UI. Why this package:
     # docs/security.md, What is installed.
     app = FastAPIOffline(
         redoc_url=None,
@@ -95,11 +98,14 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    for route in app.routes:
+        if isinstance(route, Mount) and isinstance(route.app, StaticFiles):
+            route.app = PageFiles(str(route.app.directory))
     api_keys, admin_keys = settings.all_keys()
     auth = Auth(keys=api_keys, admin_keys=admin_keys)
     app.state.auth = auth
     app.state.metrics = metrics
-    app.state.metrics_text = SharedText(metrics.text)
+    app.state.metrics_text = SharedText(metrics.texts)
     closed = [Depends(require_key)] if auth.closed else []
     app.router.routes[:0] = [openapi_route(app)]  # before FastAPI's own
     app.include_router(routes.router, dependencies=closed)

@@ -1,4 +1,4 @@
-"""Waiting for an answer of the inference thread while its client may go away."""
+"""Wait for an answer of the inference thread, and notice if the client disconnects meanwhile."""
 
 import asyncio
 from typing import Any, TypeVar
@@ -9,15 +9,15 @@ from starlette.requests import ClientDisconnect
 from service.web.problems import RequestError
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 0.02  # most answers are there by then; watching for a client that leaves costs more than they do
+PATIENCE_SECONDS = 0.02  # most answers take less; watching for a disconnection would cost more than computing them
 
 
 async def answer_unless_gone(request: Request, answer: "asyncio.Future[T]") -> T:
-    """Wait for the answer, unless the client goes away first: then the work is dropped before its next chunk.
+    """Wait for the answer. If the client disconnects first, the work is dropped before its next chunk.
 
     Raises:
-        ClientDisconnect: the client has gone.
-        RequestError: it sends what is refused. Whatever the answer raises, too.
+        ClientDisconnect: the client has disconnected.
+        RequestError: the client sent something that is refused. Also whatever the answer raises.
     """
     loop = asyncio.get_running_loop()
     watching: list[asyncio.Task[None]] = []
@@ -31,7 +31,7 @@ async def answer_unless_gone(request: Request, answer: "asyncio.Future[T]") -> T
 
 
 async def _watch(request: Request, answer: "asyncio.Future[Any]") -> None:
-    """Settle the answer when the client has closed the connection, or sends what is refused; its body has been read."""
+    """Fail the answer if the client disconnects or sends something that is refused, after its body has been read."""
     reason: Exception = ClientDisconnect()
     try:
         while (await request.receive())["type"] != "http.disconnect":

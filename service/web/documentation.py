@@ -1,4 +1,4 @@
-"""What OpenAPI cannot read off a signature: bodies, answers and refusals in their content types."""
+"""The parts of the OpenAPI document that signatures do not show: bodies, answers and errors by content type."""
 
 import threading
 from typing import Any
@@ -16,7 +16,7 @@ _NUMBERS = {"type": "array", "items": {}}
 
 
 def openapi_route(app: FastAPI) -> Route:
-    """`/openapi.json`, made when it is first asked for, in another thread: that takes a tenth of a second."""
+    """The route `/openapi.json`. The document is made at the first request, in another thread (a tenth of a second)."""
     made: list[bytes] = []
     making = threading.Lock()
 
@@ -33,7 +33,7 @@ def openapi_route(app: FastAPI) -> Route:
 
 
 def describe_problems(document: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI document, in which refusals have the content type that they really have."""
+    """The OpenAPI document with the real content type of errors."""
     for operations in document["paths"].values():
         for operation in operations.values():
             for status, answer in operation["responses"].items():
@@ -65,7 +65,7 @@ def describe_latents_body() -> dict[str, Any]:
 
 
 def describe_images_reply() -> dict[str, Any]:
-    """The forms beside JSON in which images are given."""
+    """The content types of images other than JSON."""
     forms = {
         "image/png": {"schema": {**_FILE, "description": "one image, or several as a grid"}},
         NPY: {"schema": {**_FILE, "description": "float32 [B, C, H, W]"}},

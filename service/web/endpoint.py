@@ -1,8 +1,8 @@
-"""What every route that computes has in common: parse and admit, then compute, then answer.
+"""The steps that all computing routes share: parse and admit, then compute, then answer.
 
 A route is a function of its request and its query (routes.py). It is called once the model is loaded and the body is
-read, and says what is to be computed and what becomes of the result: a `Work`. Keys, readiness, room in the queue,
-deadlines, memory, the form of the answer, cancellation, metrics and `Server-Timing` are seen to here.
+read. It returns a `Work`: what to compute, and how to make the answer from the result. This file handles keys,
+readiness, space in the queue, deadlines, memory, the answer's media type, cancellation, metrics and `Server-Timing`.
 """
 
 import inspect
@@ -35,16 +35,16 @@ E = TypeVar("E", bound=Endpoint)
 
 @dataclass(frozen=True)
 class Work(Generic[R]):
-    """What one request is to have computed, and what becomes of the result.
+    """What to compute for one request, and how to answer with the result.
 
     Attributes:
-        computation: of the engine; see serving/batching.py for those that requests share.
-        payload: what the computation takes of this request.
-        rows: it asks for.
-        held_bytes: of memory that the request holds while it is computed: what it brought, and its answer.
-        numbers: or pixels, of the answer: see serialisation.py.
-        answer: makes it, in another thread where it is a large one.
-        compute_bytes: that computing may take beside these.
+        computation: the computation in the engine; see serving/batching.py for those that requests share.
+        payload: the computation's input from this request.
+        rows: number of rows that the request asks for.
+        held_bytes: memory that the request holds while it is computed, for its input and its answer.
+        numbers: how many numbers or pixels the answer has; see serialisation.py.
+        answer: makes the answer from the result; called in another thread if the answer is large.
+        compute_bytes: most memory that computing takes besides `held_bytes`.
     """
 
     computation: Computation[Any, R]
@@ -57,21 +57,21 @@ class Work(Generic[R]):
 
 
 class ComputedRoute(APIRoute):
-    """A route whose function makes a `Work`. FastAPI reads the function's signature for the API's description.
+    """A route whose function returns a `Work`. FastAPI reads the function's signature to describe the API.
 
-    Its handler, which FastAPI lets a route have (`get_route_handler`), reads the same parameters by the same signature:
-    FastAPI's own would take longer than an encode, even where the query is empty.
+    The route has its own handler (FastAPI's hook `get_route_handler`), which reads the same parameters from the same
+    signature. FastAPI's handler takes longer than an encode, even if the query is empty.
     """
 
     media_types: Sequence[str] = ()
-    """That the answer may have, the first of which is the default."""
+    """Media types that the answer can have; the first is the default."""
 
     def __init__(self, path: str, endpoint: Endpoint, **named: Any) -> None:
         self.request, self.query = _parameters(endpoint)
         super().__init__(path, endpoint, **named)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What FastAPI calls."""
+        """The handler that FastAPI calls."""
 
         async def handle(request: Request) -> Response:
             return await self.respond(request.scope, request.receive)
@@ -79,9 +79,9 @@ class ComputedRoute(APIRoute):
         return handle
 
     async def respond(self, scope: Scope, receive: Receive) -> Response:
-        """A request's whole way.
+        """Handle one request, from its head to its answer.
 
-        Raises: what the table in problems.py answers.
+        Raises: errors for which the table in problems.py has an answer.
         """
         request = self.request(scope, receive)
         state = scope["app"].state
@@ -125,14 +125,14 @@ class ComputedRoute(APIRoute):
 def computed(
     router: APIRouter, method: str, path: str, *, answer: type[BaseModel], media_types: Sequence[str]
 ) -> Callable[[E], E]:
-    """Add a function to a router, as the route that it is.
+    """Decorator that adds a function to a router as a computing route.
 
     Args:
-        router: to which.
-        method: of HTTP.
-        path: below the router's.
-        answer: in JSON, as `/docs` shows it.
-        media_types: that the answer may have; the first where a client does not care.
+        router: the router.
+        method: the HTTP method.
+        path: the path below the router's.
+        answer: model of the JSON answer, for `/docs`.
+        media_types: media types that the answer can have; the first is used if the client does not say.
     """
 
     def add(endpoint: E) -> E:
@@ -154,14 +154,14 @@ def computed(
 
 
 class Dispatch:
-    """Calls computed routes itself; what is asked of others, and traced requests, go to the app's own router.
+    """Calls computing routes directly. Other requests, and traced ones, go through the app's own router.
 
-    That takes about as long as an encode. A traced request's span has its route from there.
+    The router takes about as long as an encode. Traced requests need it, because it adds the route to their span.
 
     Args:
-        app: what answers everything else.
-        routes: of the app's router, by method and path.
-        root_path: what a proxy has before all paths.
+        app: answers everything else.
+        routes: the computing routes by method and path.
+        root_path: the prefix that a proxy puts before all paths.
     """
 
     def __init__(self, app: ASGIApp, routes: Sequence[ComputedRoute], root_path: str = "") -> None:
@@ -171,7 +171,7 @@ class Dispatch:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the lifespan, which passes through."""
+        """Handle one request; lifespan events are passed on."""
         route = self._routes.get((scope.get("method"), scope.get("path")))
         if route is None or "fastapi.telemetry" in scope:
             await self._app(scope, receive, send)
@@ -181,18 +181,20 @@ class Dispatch:
             response = await route.respond(scope, receive)
         except Exception as error:  # noqa: BLE001 - raised again, where it is none that has an answer
             response = await answer_of(Request(scope, receive), error)
+            # Its frames hold the future that it came with: a cycle, in which all that the request held would stay.
+            error.__traceback__ = None
         await response(scope, receive, send)
 
 
 def _parameters(endpoint: Endpoint) -> tuple[type[ComputedRequest], type[ModelQuery]]:
-    """What kind of request a route's function takes, and which query."""
+    """The types of request and query that a route's function takes, from its signature."""
     hints = get_type_hints(endpoint)
     request, query = (hints[name] for name in inspect.signature(endpoint).parameters)
     return request, query
 
 
 def _server_timing(request: ComputedRequest, done: Done[Any]) -> bytes:
-    """The header `Server-Timing`, in milliseconds."""
+    """The header `Server-Timing`: durations in milliseconds."""
     timing = f"queue;dur={1000 * done.queue_seconds:.3f}, compute;dur={1000 * done.compute_seconds:.3f}"
     if request.decode_seconds:
         timing = f"decode;dur={1000 * request.decode_seconds:.3f}, {timing}"

@@ -1,4 +1,4 @@
-"""The media types that bodies and answers come in."""
+"""The media types of bodies and answers."""
 
 JSON = "application/json"
 NPY = "application/x-npy"

@@ -1,8 +1,8 @@
-"""Memory that requests take, counted over all of them before it is allocated, and the most that the process can have.
+"""Count the memory of all requests before it is allocated, and limit the total.
 
-A request is counted by upper bounds: its body as it arrives, what the body becomes, what is computed from it, and its
-answer until the client has read it. One for which there is no room gets a 429. What nearly every request takes is not
-counted one by one (`FREE_BYTES`), so small requests need no room and are never refused by this.
+Each request is counted by upper bounds: its body as it arrives, the parsed body, the computation, and the answer until
+the client has read it. A request for which there is not enough memory is refused with 429. The first `FREE_BYTES` of
+each request are not counted, so small requests are never refused for want of memory.
 """
 
 import threading
@@ -13,26 +13,26 @@ from starlette.requests import Request
 from service.web.problems import LimitError, MemoryFullError
 
 FREE_BYTES = 2**17
-"""What each request may take uncounted."""
+"""Memory that each request may take without being counted."""
 SMALL_BYTES = 2**22
-"""A request that takes no more may use the whole budget; larger ones leave the last eighth of it free."""
+"""Requests up to this size may use the whole budget; larger ones must leave the last eighth of it free."""
 SENT_AT_ONCE = 2**16
-"""What is sent of a large answer before the client has taken what came before."""
+"""Bytes of a large answer that are handed to the system at once, before the client has taken them."""
 MEMORY = "logpx.memory"
-"""The key of a request's `Share` in its ASGI scope."""
+"""The key of a request's `Share` in the ASGI scope."""
 
 
 def computing_bytes(max_memory_bytes: int) -> int:
-    """Of `LOGPX_MAX_MEMORY_BYTES`, what is for computations that have begun; the rest is for what requests hold."""
+    """The part of `LOGPX_MAX_MEMORY_BYTES` for running computations; the rest is for what requests hold."""
     return max_memory_bytes // 4
 
 
 class Budget:
-    """Bytes that all requests together may hold.
+    """The memory that all requests together may hold.
 
     Args:
-        limit: that many.
-        retry_seconds: how long a client should wait that is refused.
+        limit: in bytes.
+        retry_seconds: gives the seconds after which a refused client should try again.
     """
 
     def __init__(self, limit: int, retry_seconds: Callable[[], int] = lambda: 1) -> None:
@@ -40,12 +40,12 @@ class Budget:
         self.limit_each = limit - limit // 8
         self.held = 0
         self.peak = 0
-        """The most that was held since somebody set it."""
+        """The most bytes held since this was last set."""
         self.retry_seconds = retry_seconds
         self._lock = threading.Lock()
 
     def check(self, num_bytes: int) -> None:
-        """Refuse what a request without memory yet would be refused for.
+        """Refuse a request that holds nothing yet if it could not hold this many bytes.
 
         Raises:
             LimitError, MemoryFullError: as `Share.hold`.
@@ -54,7 +54,7 @@ class Budget:
             self._check(num_bytes, num_bytes)
 
     def move(self, before: int, after: int, *, needed: bool) -> None:
-        """Hold `after` bytes in place of `before`; beyond the limit only where they are not `needed`, but there."""
+        """Hold `after` bytes in place of `before`. If not `needed`, they exist already and may exceed the limit."""
         with self._lock:
             if needed and after > before:
                 self._check(after, after - before)
@@ -72,7 +72,7 @@ class Budget:
 
 
 class Share:
-    """What one request holds. Any thread may tell."""
+    """The bytes that one request holds. Can be changed from any thread."""
 
     __slots__ = ("_budget", "_users", "held")
 
@@ -82,11 +82,11 @@ class Share:
         self.held = 0
 
     def hold(self, num_bytes: int) -> None:
-        """From now on the request may have so many bytes, all together.
+        """Set the total bytes that the request holds, before allocating them.
 
         Raises:
-            LimitError: more than is ever given to one request.
-            MemoryFullError: more than there is room for now; it goes on holding what it held.
+            LimitError: no request may hold this many.
+            MemoryFullError: there is not enough memory now; the request holds what it held before.
         """
         held = num_bytes if num_bytes > FREE_BYTES else 0
         if held != self.held:
@@ -94,16 +94,16 @@ class Share:
             self.held = held
 
     def has(self, num_bytes: int) -> None:
-        """The request has so many bytes, and what it held beyond is given back, unless it is lent."""
+        """Set the total bytes that the request really has; the rest is given back, unless it is lent."""
         if self._users == 1 and (self.held or num_bytes > FREE_BYTES):
             self._have(num_bytes)
 
     def lend(self) -> None:
-        """Something else than the request's answering keeps what it holds: `end` is to be called once more."""
+        """Keep the memory counted for another user besides the request; `end` must then be called once more."""
         self._users += 1
 
     def end(self) -> None:
-        """The request is answered, or what it was lent to is over; the last of them gives all back."""
+        """End one use, by the request or by a borrower; the last one gives all memory back."""
         self._users -= 1
         if self.held and not self._users:
             self._have(0)
@@ -115,13 +115,13 @@ class Share:
 
 
 def share_of(request: Request) -> Share:
-    """A request's share."""
+    """The request's `Share`."""
     share: Share = request.scope[MEMORY]
     return share
 
 
 def hold(request: Request, num_bytes: int) -> Share:
-    """`Share.hold`, in place of what the request held before."""
+    """Call `Share.hold` for this request."""
     share = share_of(request)
     share.hold(num_bytes)
     return share

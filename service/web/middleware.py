@@ -1,4 +1,4 @@
-"""The layers round the app: each request is named, logged and counted; HEAD is answered as GET; a prefix is known."""
+"""ASGI middleware: request ids, the log and metrics of requests, HEAD, and the path prefix of a proxy."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.web.operations.request_log import RequestLog, request_id_of
 from service.web.problems import INTERNAL, MAX_DETAIL, PROBLEM_JSON, foreign_problem, problem
 
-_REFUSED = int(HTTPStatus.BAD_REQUEST)  # looking it up there takes a call
+_REFUSED = int(HTTPStatus.BAD_REQUEST)  # a constant, because looking it up is a call
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _log = structlog.get_logger()
 
@@ -20,13 +20,13 @@ _log = structlog.get_logger()
 class Observe:
     """Gives each request an id (the client's `X-Request-ID` where it is well formed), logs and counts its answer.
 
-    HEAD is answered as GET is, on every route, without the body. What a library refuses by itself, in its own form (a
-    preflight from a foreign origin, a range of a page's file), leaves as a problem document too.
+    HEAD is answered like GET on every route, without the body. If a library refuses a request in its own format (a
+    preflight from a foreign origin, a range of a page's file), the answer is replaced by a problem document.
 
     Args:
-        app: what answers. In `scope["observed"]` it tells more of a request: its model and version, rows and seconds.
+        app: answers the request. It can put more information into `scope["observed"]`: model, version, rows, seconds.
         request_log: where answers are logged and counted.
-        traced: whether there are spans, of which each gets to know what we do.
+        traced: whether there are spans, to which the same information is added.
     """
 
     def __init__(self, app: ASGIApp, request_log: RequestLog, *, traced: bool = False) -> None:
@@ -45,7 +45,7 @@ class Observe:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started = time.perf_counter()
         status = 0
-        foreign: Message | None = None  # the head of a library's own refusal, and then its text
+        foreign: Message | None = None  # the start of a library's own refusal, until its text has come
         text = b""
 
         async def send_with_id(message: Message) -> None:
@@ -77,18 +77,18 @@ class Observe:
         except Exception:
             _log.exception("unexpected error")
             if status:
-                raise  # the answer has begun; only the server can cut it off
+                raise  # the answer has begun, so only the server can cut it off
             answer = problem(Request(scope), INTERNAL, "an unexpected error; the service's log has it under this id")
             await answer(scope, receive, send_with_id)
         finally:
             self._request_log.answered(scope, status, time.perf_counter() - started)
 
     async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer GET, and keep the body back (RFC 9110, 9.3.2)."""
+        """Answer as for GET, without sending the body (RFC 9110, 9.3.2)."""
         get = {**scope, "method": "GET"}
 
         async def send_without_body(message: Message) -> None:
-            scope.update({**get, "method": "HEAD"})  # what is known of the request by now
+            scope.update({**get, "method": "HEAD"})  # keep what has been added to the scope
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         try:
@@ -98,9 +98,9 @@ class Observe:
 
 
 class RootPath:
-    """Lets a proxy put a prefix before all paths, whether it strips the prefix or not.
+    """Supports a proxy that puts a prefix before all paths, whether it strips the prefix or not.
 
-    Inside, as ASGI has it, `path` begins with `root_path`, from which `/docs` and `/openapi.json` make their links.
+    For the app, as ASGI says, `path` begins with `root_path`; `/docs` and `/openapi.json` make their links from it.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -126,7 +126,7 @@ def _head_of(document: bytes) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _annotate_span(scope: Scope, request_id: str) -> None:
-    """Add what only we know to the span that FastAPI made, where it made one."""
+    """Add our information about the request to FastAPI's span, if there is one."""
     span = trace.get_current_span()
     if span.is_recording():
         known = {**scope.get("observed", {}), **scope.get("problem", {}), "request_id": request_id}

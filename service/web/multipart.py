@@ -1,7 +1,7 @@
-"""Bodies of type multipart/form-data (RFC 7578): the files of the repeated field `images`.
+"""Parse multipart/form-data (RFC 7578): the files of the repeated field `images`.
 
-Parts are found by searching for the boundary, so that what a part holds costs nothing to pass over: of a form of many
-parts only their headers are read. All of it runs beside the event loop.
+Parts are found by searching for the boundary, so the contents of parts cost almost nothing, and only their headers are
+parsed. This runs in another thread than the event loop.
 """
 
 import re
@@ -12,8 +12,8 @@ from service.web.problems import InvalidBodyError, LimitError
 
 FIELD = "images"
 MAX_PART_HEADER_BYTES = 4096
-_NAMED = 5  # unknown fields that a message names
-# As browsers, curl and the usual libraries write it; anything else is parsed at length.
+_NAMED = 5  # a message names at most so many unknown fields
+# As browsers, curl and common libraries write it; other headers are parsed in full.
 _USUAL = re.compile(
     rb'(?:\A|\r\n)content-disposition: *form-data; *name="images"; *filename="[^"\\\r\n]*" *(?:\r\n|\Z)',
     re.IGNORECASE,
@@ -27,11 +27,11 @@ def read_files(body: bytes, content_type: str, max_files: int) -> list[bytes]:
     Args:
         body: the whole body.
         content_type: the header with the boundary.
-        max_files: the most parts, of whatever field.
+        max_files: the most parts, of any field.
 
     Raises:
-        InvalidBodyError: it is no such form, is cut off, or has another field or a part that is not a file.
-        LimitError: it has more parts.
+        InvalidBodyError: it is not such a form, is cut off, or has another field or a part that is not a file.
+        LimitError: it has more than `max_files` parts.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
@@ -64,14 +64,14 @@ def read_files(body: bytes, content_type: str, max_files: int) -> list[bytes]:
 
 
 def _first_part(body: bytes, delimiter: bytes) -> int | None:
-    """Where the first part's headers begin, after a preamble if there is one; None where the form is empty."""
+    """The offset of the first part's headers, after a preamble if there is one; None if the form is empty."""
     if body.startswith(delimiter) and (found := _after(body, len(delimiter))) is not None:
         return found or None
     return _next_part(body, b"\r\n" + delimiter, 0)[1]
 
 
 def _next_part(body: bytes, delimiter: bytes, position: int) -> tuple[int, int | None]:
-    """Where this part ends, and the next one's headers begin; None where there is no other."""
+    """The offsets of this part's end and of the next part's headers; the latter is None if there is no other."""
     while (end := body.find(delimiter, position)) >= 0:
         if (found := _after(body, end + len(delimiter))) is not None:
             return end, found or None
@@ -80,7 +80,7 @@ def _next_part(body: bytes, delimiter: bytes, position: int) -> tuple[int, int |
 
 
 def _after(body: bytes, position: int) -> int | None:
-    """Where a part begins after a delimiter that ends here; 0 after the closing one; None where it was none."""
+    """The offset of the part after a delimiter that ends here; 0 after the closing one; None if it was not one."""
     if body.startswith(b"--", position):
         return 0
     found = _AFTER_DELIMITER.match(body, position, position + MAX_PART_HEADER_BYTES)
@@ -88,7 +88,7 @@ def _after(body: bytes, position: int) -> int | None:
 
 
 def _disposition(head: bytes) -> tuple[str, bool]:
-    """The field's name, and whether it is a file, by a part's headers."""
+    """The name of the field, and whether it is a file, from a part's headers."""
     if _USUAL.search(head):
         return FIELD, True
     for line in head.split(b"\r\n"):

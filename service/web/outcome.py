@@ -1,10 +1,10 @@
-"""What comes of a request to the inference thread (serving/scheduler.py): its result, or an error.
+"""The outcome of a request to the inference thread (serving/scheduler.py): a result or an error.
 
-    QueueFullError      no room now; `retry_after` seconds may change that
-    DeadlineError       not computed in time
+    QueueFullError      the queue is full; try again after `retry_after` seconds
+    DeadlineError       the result was not computed in time
     StoppedError        the inference thread has ended
 
-The table in problems.py says how each looks over HTTP.
+The table in problems.py has the HTTP status of each.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 class QueueFullError(Exception):
-    """No room in the queue."""
+    """The queue is full; try again after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
@@ -22,18 +22,18 @@ class QueueFullError(Exception):
 
 
 class DeadlineError(Exception):
-    """Not computed in time."""
+    """The result was not computed in time."""
 
 
 class StoppedError(Exception):
-    """The inference thread has ended, by `stop` or by a fault."""
+    """The inference thread has ended, by `stop` or because of an error."""
 
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """A request's result, and the seconds that it waited and that its batch computed.
+    """A request's result, the seconds that it waited, and the seconds that its batch was computed.
 
-    `rows_run`: what it really took, where there is a meter.
+    `rows_run`: the rows that were really run for it, if they are counted.
     """
 
     result: R

@@ -1,6 +1,6 @@
-"""What a `/v1` request says beside its body: query parameters, the form of the answer, and its own deadline.
+"""Read what a `/v1` request says besides its body: query parameters, the answer's media type, and its deadline.
 
-Read here and not by FastAPI: reading a query model takes it longer than an encode, even where the query is empty.
+FastAPI is not used for this: it needs more time for a query model than an encode takes, even if the query is empty.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 from service.web.operations.settings import Settings
 from service.web.problems import NotAcceptableError
 
+MAX_MEDIA_RANGES = 100
+"""Of a request's `Accept`; those behind them do not count. All there is room for would take longer than ten encodes."""
+_MAX_RANGE_PARAMETERS = 16  # of one of them, itself included
 TIMEOUT = "X-Request-Timeout-Ms"
 _TIMEOUT = TIMEOUT.lower().encode()
 TIMEOUT_PARAMETER = {
@@ -24,17 +27,17 @@ TIMEOUT_PARAMETER = {
     "description": "drop this request when it is not computed after so many milliseconds; "
     "at most `LOGPX_TIMEOUT_SECONDS`",
 }
-"""For OpenAPI."""
+"""Description for OpenAPI."""
 Q = TypeVar("Q", bound=BaseModel)
 
 
 class Parameters(NamedTuple, Generic[Q]):
-    """What a request asks for.
+    """The parameters of a request.
 
     Attributes:
-        query: its query string.
-        media_type: that it likes best of those that the answer may have.
-        timeout_seconds: after which it is dropped: its own, and never more than the setting.
+        query: the query string, parsed.
+        media_type: the media type it prefers, among those that the answer can have.
+        timeout_seconds: deadline of the request, at most the setting's.
     """
 
     query: Q
@@ -43,12 +46,12 @@ class Parameters(NamedTuple, Generic[Q]):
 
 
 def read_parameters(request: Request, query: type[Q], media_types: Sequence[str], settings: Settings) -> Parameters[Q]:
-    """All that a request says beside its body.
+    """Read the parameters of a request.
 
     Raises:
-        RequestValidationError: a parameter is unknown, is refused by the model, or has no such value; or the header
-            `X-Request-Timeout-Ms` is not a positive whole number.
-        NotAcceptableError: it takes none of the media types.
+        RequestValidationError: a parameter is unknown or has an invalid value; or the header `X-Request-Timeout-Ms` is
+            not a positive whole number.
+        NotAcceptableError: the request accepts none of the media types.
     """
     accept, timeout = b"", None
     for name, value in request.scope["headers"]:
@@ -92,11 +95,12 @@ def _read_seconds(timeout: bytes, settings: Settings) -> float:
 
 @lru_cache(maxsize=64)
 def _preferred(accepted: bytes, offered: Sequence[str]) -> str:
-    """The form liked best of those offered, first offered winning a tie (RFC 9110, 12.5.1)."""
+    """The media type that the client prefers among those offered; of equal ones the first (RFC 9110, 12.5.1)."""
     accept = accepted.decode("latin-1")
     if accept in ("", "*/*"):
         return offered[0]
-    wanted = [_preference(item) for item in accept.split(",") if item.strip()]
+    named = accept.split(",", MAX_MEDIA_RANGES)[:MAX_MEDIA_RANGES]
+    wanted = [_preference(item) for item in named if item.strip()]
     best, best_quality = offered[0], 0.0
     for form in offered:
         matching = [entry for entry in wanted if entry[0] in (form, f"{form.split('/')[0]}/*", "*/*")]
@@ -109,7 +113,8 @@ def _preferred(accepted: bytes, offered: Sequence[str]) -> str:
 
 
 def _preference(item: str) -> tuple[str, float]:
-    media_type, *parameters = (part.strip().lower() for part in item.split(";"))
+    parts = item.split(";", _MAX_RANGE_PARAMETERS)[:_MAX_RANGE_PARAMETERS]
+    media_type, *parameters = (part.strip().lower() for part in parts)
     for parameter in parameters:
         key, _, value = parameter.partition("=")
         if key.strip() == "q":

@@ -1,19 +1,19 @@
-"""What a request can be refused for, and the one table that says how each refusal looks over HTTP (RFC 9457).
+"""The errors of requests, and the table of their HTTP statuses and problem documents (RFC 9457).
 
 RequestError
-├── InvalidBodyError            the body does not parse, or is not what the route takes
-│   └── InvalidLatentError      one latent of it; `index` says which
-├── UnsupportedMediaTypeError   a content type the route does not take
-├── NotAcceptableError          no form in `Accept` that the route can answer in
-├── LimitError                  bytes, pixels or rows beyond the settings
+├── InvalidBodyError            the body cannot be parsed, or is not what the route takes
+│   └── InvalidLatentError      one latent of the body is wrong; `index` says which
+├── UnsupportedMediaTypeError   the route does not take this content type
+├── NotAcceptableError          the route cannot answer with any media type in `Accept`
+├── LimitError                  more bytes, pixels or rows than the settings allow
 ├── SlowBodyError               the body took too long to arrive
-├── UnauthorizedError           no key, or a wrong one
-├── ForbiddenError              a valid key, but not for this route
-├── TooManyLoadsError           versions asked for by number push one another out of memory
-├── MemoryFullError             other requests hold the memory that this one would take
-└── NotReadyError               models still loading, draining, or the inference thread is dead
+├── UnauthorizedError           there is no key, or a wrong one
+├── ForbiddenError              the key is valid, but not for this route
+├── TooManyLoadsError           too much time goes into loading versions that are requested by number
+├── MemoryFullError             other requests hold the memory that this one needs
+└── NotReadyError               the service is loading, draining, or its inference thread is dead
 
-Images that cannot be read have errors of their own, see service/images/errors.py.
+Errors of images that cannot be read are in service/images/errors.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,20 +38,20 @@ from service.web.outcome import DeadlineError, QueueFullError, StoppedError
 
 PROBLEM_JSON = "application/problem+json"
 MAX_DETAIL = 1000
-"""Characters of a problem's detail: what it quotes of the request may be as long as the request."""
+"""Most characters of a problem's detail, because it can quote the request, which can be long."""
 _MAX_ERRORS = 10
 _MAX_QUOTED = 200
 _log = structlog.get_logger()
 
 
 class RequestError(Exception):
-    """A request that cannot be answered; the message is for its sender."""
+    """A request cannot be answered; the message is written for its sender."""
 
     headers: ClassVar[Mapping[str, str]] = {}
 
 
 class InvalidBodyError(RequestError):
-    """The body does not parse, or is not what the route takes."""
+    """The body cannot be parsed, or is not what the route takes."""
 
 
 class InvalidLatentError(InvalidBodyError):
@@ -63,7 +63,7 @@ class InvalidLatentError(InvalidBodyError):
 
 
 class UnsupportedMediaTypeError(RequestError):
-    """A content type the route does not take."""
+    """The route does not take this content type."""
 
     def __init__(self, content_type: str, accepted: Sequence[str]) -> None:
         found = f"content type {content_type!r} is not accepted" if content_type else "the content type is missing"
@@ -71,11 +71,11 @@ class UnsupportedMediaTypeError(RequestError):
 
 
 class NotAcceptableError(RequestError):
-    """No form in `Accept` that the route can answer in."""
+    """The route cannot answer with any media type in `Accept`."""
 
 
 class LimitError(RequestError):
-    """Bytes, pixels or rows beyond the settings."""
+    """There are more bytes, pixels or rows than the settings allow."""
 
 
 class SlowBodyError(RequestError):
@@ -95,7 +95,7 @@ class ForbiddenError(RequestError):
 
 
 class TooManyLoadsError(RequestError):
-    """Versions asked for by number push one another out of memory; try again after `retry_after` seconds."""
+    """Too much time goes into loading versions requested by number; try again after `retry_after` seconds."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"versions asked for by number are loaded too often; try again in {retry_after} s")
@@ -111,12 +111,12 @@ class MemoryFullError(RequestError):
 
 
 class NotReadyError(RequestError):
-    """Models still loading, draining, or the inference thread is dead."""
+    """The service is loading models, is draining, or its inference thread is dead."""
 
 
 @dataclass(frozen=True)
 class ProblemType:
-    """How one sort of refusal looks: its HTTP status and the stable end of its `type`."""
+    """One type of problem: its HTTP status and the last part of its `type`, which never changes."""
 
     status: HTTPStatus
     slug: str
@@ -131,6 +131,9 @@ NOT_READY = ProblemType(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "The servic
 BAD_REQUEST = ProblemType(HTTPStatus.BAD_REQUEST, "bad-request", "The request is not HTTP")
 HEADER_TOO_LARGE = ProblemType(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The request's headers are too large"
+)
+TARGET_TOO_LONG = ProblemType(
+    HTTPStatus.REQUEST_URI_TOO_LONG, "target-too-long", "The request's path and query are too long"
 )
 METHOD_NOT_ALLOWED = ProblemType(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "Method Not Allowed")
 NOT_IMPLEMENTED = ProblemType(HTTPStatus.NOT_IMPLEMENTED, "not-implemented", "The service does not implement this")
@@ -186,16 +189,16 @@ PROBLEM_TYPES: Mapping[type[Exception], ProblemType] = {
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the table, and Starlette's own, as `application/problem+json`."""
+    """Answer every error of the table, and Starlette's errors, with `application/problem+json`."""
     for error_type in (*PROBLEM_TYPES, HTTPException, ClientDisconnect):
         app.add_exception_handler(error_type, answer_of)
 
 
 async def answer_of(request: Request, error: Exception) -> Response:
-    """The answer to a request that raised this.
+    """The answer to a request that raised this error.
 
     Raises:
-        Exception: this error, where it is none of the table, nor Starlette's own.
+        Exception: the error itself, if it is neither in the table nor Starlette's.
     """
     if isinstance(error, ClientDisconnect):
         return _gone(request)
@@ -208,7 +211,7 @@ async def answer_of(request: Request, error: Exception) -> Response:
 
 
 def problem(request: Request, problem_type: ProblemType, detail: str, **members: Any) -> Response:
-    """The answer of one refusal; `members` that are None are left out, and a detail that is too long is cut."""
+    """The answer with one problem document. `members` that are None are left out; a long detail is shortened."""
     headers = members.pop("headers", None)
     detail = shortened(detail, MAX_DETAIL)
     document = problem_document(problem_type, detail, request.scope.get("state", {}).get("request_id"), **members)
@@ -231,7 +234,7 @@ def problem_document(problem_type: ProblemType, detail: str, request_id: str | N
 
 
 def shortened(text: str, most: int) -> str:
-    """At most so many characters; of a text that is longer, the beginning and a mark.
+    """Shorten a text to at most this many characters, with an ellipsis at its end.
 
     >>> shortened("unknown", 7), shortened("unknown", 4)
     ('unknown', 'unk…')
@@ -240,7 +243,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def foreign_problem(scope: Scope, status: int, text: str) -> bytes:
-    """The problem document in place of a library's own refusal, which is this text."""
+    """The problem document that replaces a library's own refusal with this text."""
     found = HTTPStatus(status)
     problem_type = RANGE_NOT_SATISFIABLE if found == RANGE_NOT_SATISFIABLE.status else _type_of(found)
     return bytes(problem(Request(scope), problem_type, text or problem_type.title).body)
@@ -250,42 +253,42 @@ def _refusal(request: Request, error: Exception, problem_type: ProblemType) -> R
     if isinstance(error, RequestValidationError):
         return problem(request, problem_type, _sentence(error), errors=_located(error))
     if isinstance(error, StoreError) and problem_type is BROKEN_MODEL:
-        _log.error("the store is broken", reason=str(error))  # the path is the operator's business, not the client's
+        _log.error("the store is broken", reason=str(error))  # for the operator; clients are not told paths
         return problem(request, problem_type, "the model's files are broken or gone; the service's log says which")
     headers = getattr(error, "headers", None)
     if problem_type is NOT_READY:
-        headers = {"Connection": "close"}  # nobody should send into a service that is about to end
+        headers = {"Connection": "close"}  # the service may be about to end
     if isinstance(error, QueueFullError | MemoryFullError | TooManyLoadsError):
         headers = {"Retry-After": str(error.retry_after)}
     return problem(request, problem_type, str(error), index=getattr(error, "index", None), headers=headers)
 
 
 def _http_exception(request: Request, error: HTTPException) -> Response:
-    """Starlette's own refusals: no such path, no such method."""
+    """The answer to Starlette's own errors: no such path, no such method."""
     status = HTTPStatus(error.status_code)
     problem_type = _type_of(status)
     path = shortened(request.url.path, _MAX_QUOTED)
     detail = f"{request.method} {path}: {error.detail}; the routes are listed at /docs"
     headers = dict(error.headers or {})
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = set(headers.get("Allow", "GET").split(", "))  # the pages' files, which are read, name none
+        allowed = set(headers.get("Allow", "GET").split(", "))  # static files of /docs do not say
         headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
     return problem(request, problem_type, detail, headers=headers)
 
 
 def _type_of(status: HTTPStatus) -> ProblemType:
-    """What has no name of ours goes by its status's."""
+    """The problem type of a status for which the table has no name."""
     return ProblemType(status, status.phrase.lower().replace(" ", "-"), status.phrase)
 
 
 def _gone(request: Request) -> Response:
-    """Nobody is left to read this; 499 is what logs call a client that closed its request."""
+    """The answer after a client disconnected. Nobody reads it; 499 is the usual status for this in logs."""
     request.scope["problem"] = {"problem": "client-gone"}
     return Response(status_code=499)
 
 
 def _located(error: RequestValidationError) -> list[dict[str, str]]:
-    """The first few of what is wrong, without more of the request than helps to find it."""
+    """The first few errors, quoting only as much of the request as helps to find them."""
     return [
         {"parameter": shortened(str(item["loc"][-1]), _MAX_QUOTED), "problem": shortened(str(item["msg"]), MAX_DETAIL)}
         for item in error.errors()[:_MAX_ERRORS]

@@ -1,8 +1,8 @@
-"""How fast rows are computed, and how many rows requests really take.
+"""Measure how many rows are computed per second, and how many rows requests really take.
 
-What a request asks for (images × samples) is only part of what it computes: finding an image's posterior mode takes
-decoder rows too, few for a familiar image and many times the samples for a strange one, and so does annealing. So rows
-are counted as they are run, and of requests to come as many are expected as the last ones of their kind have taken.
+A request computes more than it asks for (images × samples): finding an image's posterior mode takes decoder rows too,
+few for a familiar image and many times the samples for a strange one, and so does annealing. So rows are counted as
+they are run, and a new request is expected to take as many as recent requests of its kind.
 """
 
 import math
@@ -15,7 +15,7 @@ _MAX_KEYS = 256
 
 
 class Rate:
-    """Rows computed in a second of the device's time, whatever they were, over about its last ten seconds of work.
+    """Rows computed per second of the device's time, averaged over about its last ten seconds of work.
 
     >>> rate = Rate()
     >>> rate.add(rows=60_000, seconds=60)
@@ -23,7 +23,7 @@ class Rate:
     1000.0
 
     Args:
-        first_guess: rows a second, until something has been measured.
+        first_guess: rows per second before anything has been measured.
     """
 
     def __init__(self, first_guess: float = _FIRST_GUESS) -> None:
@@ -32,11 +32,11 @@ class Rate:
 
     @property
     def rows_per_second(self) -> float:
-        """The present rate."""
+        """The current rate."""
         return self._rows / self._seconds
 
     def add(self, rows: int, seconds: float) -> None:
-        """Count work done; idle time does not count."""
+        """Add work that was done; idle time does not count."""
         kept = math.exp(-seconds / _MEMORY_SECONDS)
         self._rows = kept * self._rows + rows
         self._seconds = kept * self._seconds + seconds
@@ -47,13 +47,13 @@ class Meter:
     """Counts the rows that requests really take."""
 
     key: Hashable
-    """Equal for requests that may be expected to take as many, of each row they ask for."""
+    """Equal for requests that are expected to take the same number of rows for each row they ask for."""
     rows_run: Callable[[], int]
-    """Rows run so far, by whatever; asked on the inference thread, before a chunk and after it."""
+    """Rows run so far, for all requests. Called on the inference thread, before and after each chunk."""
 
 
 class Expectation:
-    """Rows that requests really take, for each that they ask for, by kind; over about ten seconds of each kind's work.
+    """Rows that requests really take per row that they ask for, by kind, over about ten seconds of work of each kind.
 
     >>> expectation = Expectation()
     >>> expectation.rows("strange", asked=10)
@@ -64,15 +64,15 @@ class Expectation:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[Hashable, tuple[float, float]] = {}  # asked for, and run
+        self._sums: dict[Hashable, tuple[float, float]] = {}  # rows asked for, rows run
 
     def rows(self, key: Hashable, asked: int) -> int:
-        """How many a request that asks for so many is expected to run."""
+        """The rows that a request is expected to run if it asks for `asked`."""
         sums = self._sums.get(key)
         return asked if sums is None else math.ceil(asked * sums[1] / sums[0])
 
     def add(self, key: Hashable, *, asked: int, run: float, seconds: float) -> None:
-        """Count a request that was computed."""
+        """Add a request that was computed."""
         kept = math.exp(-seconds / _MEMORY_SECONDS)
         asked_before, run_before = self._sums.pop(key, (0.0, 0.0))
         self._sums[key] = kept * asked_before + max(1, asked), kept * run_before + run
@@ -80,6 +80,6 @@ class Expectation:
             del self._sums[next(iter(self._sums))]
 
     def add_unfinished(self, key: Hashable, *, asked: int, run: float, seconds: float) -> None:
-        """Count a request that was dropped: how many more it would have taken nobody knows."""
+        """Add a request that was dropped; it would have taken at least this many rows."""
         if run > self.rows(key, asked):
             self.add(key, asked=asked, run=run, seconds=seconds)

@@ -1,6 +1,6 @@
-"""A request that is to be computed: its model, and its body by content type: image files, multipart, JSON and npy.
+"""Read computing requests: the model, and the body as image files, multipart, JSON or npy.
 
-No pickle anywhere.
+Nothing is unpickled.
 """
 
 import io
@@ -34,24 +34,24 @@ from service.web.operations.settings import Settings
 from service.web.problems import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
 from service.web.serving.backend import Backend
 
-MAX_JSON_LISTS = 2**16  # a row of pixels is one, and so is a latent
+MAX_JSON_LISTS = 2**16  # each row of pixels is a list, and so is each latent
 _EXPANSIONS = {JSON: 31, MULTIPART: 2}
-"""What a body and what it is parsed to take, as a multiple: in JSON `[],` is 3 bytes, and 88 as a list in a list."""
-_LATENTS_EXPANSION = 4  # a copy in float32, and what is found to be finite
+"""Memory of a body and its parsed form, in multiples of the body: `[],` is 3 bytes in JSON and 88 as a list."""
+_LATENTS_EXPANSION = 4  # a copy in float32, and the array of which values are finite
 _OTHER_NAMES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
-_SHORT_BYTES = 2**18  # of a file, whose cost is then told in less time than another thread takes to begin
+_SHORT_BYTES = 2**18  # finding the cost of such a file takes less time than starting in another thread
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class ComputedRequest(Request):
-    """What the function of a computed route gets: the request, let in, and its model.
+    """An admitted request with its model, as a computing route's function gets it.
 
     Attributes:
-        media_type: that the answer has.
-        backend, settings: what stands behind the routes.
-        model: loaded.
-        named: its name and version, for answers.
-        load_seconds, decode_seconds: that its model took to load, and its images to be read by another process.
+        media_type: the media type of the answer.
+        backend, settings: those of the app.
+        model: the loaded model.
+        named: the model's name and version, for answers.
+        load_seconds, decode_seconds: time to load the model, and to read the images in another process.
     """
 
     described_body: ClassVar[Mapping[str, Any]] = {}
@@ -65,7 +65,7 @@ class ComputedRequest(Request):
     decode_seconds = 0.0
 
     async def read(self, backend: Backend, query: schemas.ModelQuery, timeout_seconds: float) -> None:
-        """Let the request in, and read what it brings; here, which model it means.
+        """Admit the request and find its model; subclasses also read the body.
 
         Raises:
             NotReadyError, QueueFullError, and what `Registry.model` raises.
@@ -74,7 +74,7 @@ class ComputedRequest(Request):
         backend.require_ready()
         backend.check_capacity()
         self.model, seconds = await backend.registry.model(query.model, query.version, timeout_seconds=timeout_seconds)
-        manifest: Any = self.model.description  # of one that came from the store
+        manifest: Any = self.model.description  # a manifest, because the model came from the store
         self.named = {"model": manifest.name, "version": manifest.version}
         observed = self.scope["observed"]
         observed.update(self.named)
@@ -82,11 +82,11 @@ class ComputedRequest(Request):
             self.load_seconds = observed["load_seconds"] = round(seconds, 6)
 
     def count_batch(self, rows: int) -> None:
-        """Count the rows of a batch that this request is computed in."""
+        """Count the rows of a batch in which this request is computed."""
         self.backend.count_batch(self.model, rows)
 
     def content_type(self) -> str:
-        """Without its parameters, in lower case, by its registered name; empty when there is none."""
+        """The content type without parameters, in lower case, as its registered name; empty if there is none."""
         for name, value in self.scope["headers"]:
             if name == b"content-type":
                 return _registered(value)
@@ -104,7 +104,7 @@ class ImagesRequest(ComputedRequest):
     images: Pixels
 
     async def read(self, backend: Backend, query: schemas.ModelQuery, timeout_seconds: float) -> None:
-        """What takes a moment is read here; files, and what is to be resampled, elsewhere, unless the client goes away.
+        """Read the images: quick ones here, files and images to be resampled in another thread or process.
 
         Raises:
             UnsupportedMediaTypeError, InvalidBodyError, InvalidImageError, LimitError, PixelLimitError,
@@ -124,7 +124,7 @@ class ImagesRequest(ComputedRequest):
         share: Share = self.scope[MEMORY]
         if kept > FREE_BYTES:
             share.hold(kept)
-        if found in IMAGE_TYPES and is_brief(body):  # a hop to another thread would take longer
+        if found in IMAGE_TYPES and is_brief(body):  # switching to another thread would take longer
             self.images = reader.read_items([body])
             return
         if found == NPY:
@@ -138,7 +138,7 @@ class ImagesRequest(ComputedRequest):
                 return
 
         def prepare() -> Prepared | NDArray[np.float32]:
-            """A job for processes; or the pixels, where that takes no longer, or no more than their bytes take."""
+            """A job for the decoders; or the pixels, if reading them is quick or needs only copying."""
             images: Sequence[bytes | AnyArray] | AnyArray
             if found == NPY:
                 images = array
@@ -177,7 +177,7 @@ class LatentsRequest(ComputedRequest):
     latents: NDArray[np.float32]
 
     async def read(self, backend: Backend, query: schemas.ModelQuery, timeout_seconds: float) -> None:
-        """The model, and the latents.
+        """Find the model and read the latents.
 
         Raises:
             UnsupportedMediaTypeError, InvalidBodyError, InvalidLatentError, LimitError, MemoryFullError.
@@ -200,12 +200,12 @@ def _registered(content_type: bytes) -> str:
 
 
 async def _body(request: Request) -> bytes:
-    """The whole body. A small one comes in one piece, which Starlette's `body` would take as long to join as to parse.
+    """The whole body. A small one comes in one piece and is returned as it is, unlike by Starlette's slower `body`.
 
-    A large one is collected where it will stay: joining pieces would hold it twice.
+    A large body is collected in one buffer, because joining pieces would need its memory twice.
 
     Raises:
-        ClientDisconnect: the client went away first.
+        ClientDisconnect: the client disconnected first.
         LimitError, SlowBodyError, MemoryFullError: see connections/request_limits.py.
     """
     message = await request.receive()
@@ -216,25 +216,25 @@ async def _body(request: Request) -> bytes:
     while message["type"] == "http.request":
         collected.write(message.get("body", b""))
         if not message.get("more_body", False):
-            return collected.getvalue()  # which is its buffer, not a copy
+            return collected.getvalue()  # returns the buffer, not a copy
         del message
         message = await request.receive()
     raise ClientDisconnect
 
 
 def _pixel_bytes(count: int, shape: ImageShape, limits: Settings) -> int:
-    """Of so many images as the model takes them, in float32; more than the limit on pixels are refused unmade."""
+    """Bytes of this many images in float32, but at most for the limit on pixels, beyond which they are refused."""
     return min(count * shape.height * shape.width, limits.max_pixels) * shape.channels * 4
 
 
 def _json_list(body: bytes, key: str) -> list[Any]:
-    """The list under the only key of a JSON object.
+    """Parse a JSON object with this single key, and return the list under it.
 
     Raises:
         InvalidBodyError: not JSON, or not such an object.
     """
     try:
-        document = orjson.loads(body.removeprefix(_BYTE_ORDER_MARK))  # which RFC 8259 lets a parser ignore
+        document = orjson.loads(body.removeprefix(_BYTE_ORDER_MARK))  # RFC 8259 allows parsers to ignore it
     except orjson.JSONDecodeError as error:
         raise InvalidBodyError(f"the body is not JSON: {error}") from None
     if not isinstance(document, dict) or set(document) != {key} or not isinstance(document[key], list):
@@ -244,10 +244,10 @@ def _json_list(body: bytes, key: str) -> list[Any]:
 
 
 def _check_json_size(body: bytes, limits: Settings) -> None:
-    """Refuse a JSON body that would take long to parse, while nothing else runs.
+    """Refuse a JSON body that would take long to parse, because nothing else runs meanwhile.
 
     Raises:
-        LimitError: it is over `max_json_bytes`, or has so many lists that making them takes longer than their bytes.
+        LimitError: it is larger than `max_json_bytes`, or has too many lists.
     """
     if len(body) > limits.max_json_bytes:
         raise LimitError(f"the JSON body has {len(body)} bytes; at most {limits.max_json_bytes} are accepted: send npy")

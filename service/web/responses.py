@@ -1,4 +1,4 @@
-"""Arrays to responses, in the form that was negotiated."""
+"""Convert arrays to responses in the negotiated media type."""
 
 import base64
 import io
@@ -23,12 +23,12 @@ from service.web.serialisation import check_wanted
 
 IMAGE_FORMS = (JSON, PNG, NPY)
 _GRID_LINE, _GRID_LEVEL = 1, 128
-_PIECE_NUMBERS = 2**15  # written in about a millisecond; no other thread runs meanwhile
+_PIECE_NUMBERS = 2**15  # takes about a millisecond, in which no other thread runs
 _PIECE_BYTES = 2**20
 
 
 class PiecewiseResponse(Response):
-    """A large body, sent in pieces: joining it would copy it, and hold up every other request."""
+    """A large body that is sent in pieces: joining them would copy them, and delay every other request."""
 
     def __init__(
         self, pieces: Sequence[bytes | memoryview], headers: Mapping[str, str] | None, media_type: str
@@ -46,7 +46,7 @@ class PiecewiseResponse(Response):
 
 
 def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """Strict JSON: NumPy arrays as nested lists, a value that is not finite as null."""
+    """A strict JSON response: NumPy arrays become nested lists, and values that are not finite become null."""
     for value in document.values():
         if (value.size if isinstance(value, np.ndarray) else _weight(value)) > _PIECE_NUMBERS:
             break
@@ -59,7 +59,7 @@ def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = 
 
 
 def npy_reply(array: NDArray[Any], headers: Mapping[str, str] | None = None) -> Response:
-    """One npy file, format version 1.0."""
+    """A response with one npy file, format version 1.0."""
     head = _npy_header(array.dtype.str, array.shape)
     data = np.ascontiguousarray(array).data.cast("B")
     if len(data) <= _PIECE_BYTES:
@@ -76,7 +76,7 @@ def images_reply(
     form: Literal["png", "array"],
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Images [N, C, H, W] as JSON beside `document`, as one PNG (a grid when there are several), or as npy."""
+    """Images [N, C, H, W] as JSON added to `document`, as one PNG (a grid if there are several), or as npy."""
     if media == PNG:
         return Response(_png_of_levels(_grid(images)), headers=headers, media_type=PNG)
     if media == NPY:
@@ -95,11 +95,11 @@ def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
 
 
 class Written:
-    """A long list of which a part is made when it is written, because all of it would be as large as the answer.
+    """A long list whose parts are made when they are written, because the whole list would be as large as the answer.
 
     Args:
-        length: of the list.
-        make: a part of it.
+        length: the length of the list.
+        make: makes the items of a range.
     """
 
     def __init__(self, length: int, make: Callable[[slice], list[Any]]) -> None:
@@ -114,7 +114,7 @@ class Written:
 
 
 def rows_of(record: Any) -> Written:
-    """A record of arrays [B] as B objects; what is not one value an image is left out."""
+    """Convert a record of arrays [B] to B objects; what is not one value an image is left out."""
     columns = {item.name: getattr(record, item.name) for item in fields(record)}
     arrays = {name: column for name, column in columns.items() if isinstance(column, np.ndarray) and column.ndim == 1}
 
@@ -132,7 +132,7 @@ def estimate_rows(estimate: LogLikelihood) -> Written:
 
 
 def anomaly_rows(scores: AnomalyScores, form: Literal["png", "array"]) -> Written:
-    """One object an image: the first method's judgement, each method's where there are several, and the map if any."""
+    """One object per image: the first method's score, each method's if there are several, and the map if any."""
     by_method = {method: rows_of(judgement) for method, judgement in scores.by_method.items()}
     estimates = rows_of(scores)
 
@@ -152,7 +152,7 @@ def anomaly_rows(scores: AnomalyScores, form: Literal["png", "array"]) -> Writte
 
 
 def _shown(surprise: NDArray[np.float64], form: Literal["png", "array"]) -> Any:
-    """A map [C, H, W] as numbers, or as a grey PNG from 0 nats, black, to its own largest sum over channels, white."""
+    """A map [C, H, W] as numbers, or as a grey PNG: black is 0 nats, white is the map's largest sum over channels."""
     if not np.isfinite(surprise).all():
         return None
     if form == "array":
@@ -166,14 +166,14 @@ def _dumps(value: Any) -> bytes:
 
 
 def _whole(value: Any) -> list[Any]:
-    """What orjson does not know: a short list that is made when it is written."""
+    """Convert for orjson what it does not know: a short list that is made when it is written."""
     if not isinstance(value, Written):
         raise TypeError(f"{type(value).__name__} is not written as JSON")
     return value[:]
 
 
 def _weight(value: Any) -> int:
-    """About how many numbers, or characters, a member of a document holds; the items of a list are alike."""
+    """Roughly how many numbers or characters a member of a document has, assuming that list items are alike."""
     if isinstance(value, np.ndarray):
         return value.size
     if isinstance(value, str):
@@ -187,7 +187,7 @@ def _weight(value: Any) -> int:
 
 
 def _json_pieces(value: Any) -> Iterator[bytes]:
-    """JSON in pieces of about `_PIECE_NUMBERS`: the interpreter is given up to the event loop between two of them."""
+    """JSON in pieces of about `_PIECE_NUMBERS` numbers; between two pieces the event loop can run."""
     weight = _weight(value)
     check_wanted()
     if weight <= _PIECE_NUMBERS or (isinstance(value, list | Written) and len(value) == 1):
@@ -207,7 +207,7 @@ def _json_pieces(value: Any) -> Iterator[bytes]:
 
 
 def _png(image: NDArray[np.float32]) -> bytes:
-    """One image [C, H, W] in [0, 1] as 8-bit PNG."""
+    """Encode one image [C, H, W] in [0, 1] as 8-bit PNG."""
     return _png_of_levels(_levels(image))
 
 
@@ -229,7 +229,7 @@ def _png_of_levels(levels: NDArray[np.uint8]) -> bytes:
 
 
 def _grid(images: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Images [N, C, H, W] side by side, row by row, in the squarest grid: [C, rows·(H+1)−1, columns·(W+1)−1]."""
+    """Arrange images [N, C, H, W] row by row in the squarest grid: [C, rows·(H+1)−1, columns·(W+1)−1]."""
     count, channels, height, width = images.shape
     if count == 1:
         return _levels(images[0])

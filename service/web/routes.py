@@ -1,4 +1,4 @@
-"""The routes: what each takes, has computed and answers. What those that compute have in common is in endpoint.py."""
+"""The routes: what each takes, computes and answers. endpoint.py has what computing routes share."""
 
 import secrets
 from collections.abc import Hashable
@@ -29,7 +29,7 @@ from service.web.serving.batching import decoding, encoding
 _PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}}
 router = APIRouter(prefix="/v1", responses=_PROBLEMS)
 admin_router = APIRouter(prefix="/v1/admin", responses=_PROBLEMS)
-"""What an operator asks for, not a client. Needs an admin key; without one in the settings, it is off."""
+"""Routes for operators. They need an admin key; if the settings have none, they are off."""
 probes_router = APIRouter()
 metrics_router = APIRouter(responses={"4XX": {"model": schemas.Problem}})
 
@@ -128,7 +128,7 @@ def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoo
         held_bytes=images.nbytes + 2 * answer_bytes,
         numbers=10 * len(images),
         answer=answer,
-        compute_bytes=model.estimates_bytes(len(images), limit),
+        compute_bytes=model.estimates_bytes(len(images), num_samples, limit),
     )
 
 
@@ -218,7 +218,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _check_output(request: ComputedRequest, count: int, query: schemas.ImagesOutQuery) -> int:
-    """Refuse so many images where they would be too many; returns the bytes that they and the answer may take."""
+    """Refuse too many images; returns the most bytes that images and answer can take."""
     described, limits = request.model.description, request.settings
     return check_images(
         count,
@@ -232,5 +232,5 @@ def _check_output(request: ComputedRequest, count: int, query: schemas.ImagesOut
 
 
 def _meter(model: Model, *kind: Hashable) -> Meter:
-    """Requests of one kind find posterior modes, at a cost that the last ones tell best."""
+    """Requests with the same key search for posterior modes, at a cost that is estimated from recent ones."""
     return Meter((model.manifest.name, model.manifest.version, *kind), lambda: model.decoder_rows)

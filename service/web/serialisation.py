@@ -1,8 +1,8 @@
-"""Answers that take long to write: in other threads, until their deadline passes or nobody waits for them any more.
+"""Write large answers in other threads, and stop when the deadline passes or the client disconnects.
 
 A request of a few bytes can ask for 40 000 PNGs, which take ten times as long to write as to compute. So the deadline
-holds for writing too, a client that goes away ends it, and the largest answers take turns: they would otherwise have
-every thread in which the bodies of others are read.
+applies to writing, too, a disconnection ends it, and only two of the largest answers are written at a time. Otherwise
+they would occupy all the threads in which other requests' bodies are read.
 """
 
 import asyncio
@@ -19,44 +19,44 @@ from service.web.memory_budget import share_of
 from service.web.outcome import DeadlineError
 
 _FEW_NUMBERS = 2**14
-"""Numbers, or pixels, of an answer that is written sooner than another thread begins."""
+"""Answers with at most so many numbers or pixels are written in less time than another thread takes to start."""
 _LARGE_NUMBERS = 2**20
 _LARGE_AT_ONCE = 2
 _check: ContextVar[Callable[[], None]] = ContextVar("check", default=lambda: None)
 
 
 class _AbandonedError(Exception):
-    """Nobody waits for the answer; nobody sees this either."""
+    """Nobody waits for the answer any more. Nobody sees this error."""
 
 
 def check_wanted() -> None:
-    """Called between the pieces of an answer, so that writing it can end before its end.
+    """Called between the pieces of an answer, to stop writing it early.
 
     Raises:
-        DeadlineError: its time is over. What nobody waits for raises an error that nobody sees.
+        DeadlineError: the deadline has passed. If the client has disconnected, an error that nobody sees is raised.
     """
     _check.get()()
 
 
 class Writer:
-    """Writes answers: small ones at once, others in other threads, the largest of them two at a time."""
+    """Writes small answers at once, others in other threads, and of the largest only two at a time."""
 
     def __init__(self) -> None:
         self._slots = asyncio.Semaphore(_LARGE_AT_ONCE)
-        self._working: set[asyncio.Task[None]] = set()  # the event loop itself keeps no task alive
+        self._working: set[asyncio.Task[None]] = set()  # the event loop does not keep tasks alive
 
     async def write(self, request: Request, make: Callable[[], Response], *, numbers: int, seconds: float) -> Response:
-        """What `make` makes.
+        """Call `make`, which writes the answer, and return its result.
 
         Args:
-            request: whose client may go away.
-            make: where it takes long, it calls `check_wanted` every few milliseconds.
-            numbers: or pixels, of the answer.
-            seconds: what is left of the request's deadline.
+            request: the request, whose client may disconnect.
+            make: if it takes long, it calls `check_wanted` every few milliseconds.
+            numbers: how many numbers or pixels the answer has.
+            seconds: time left until the request's deadline.
 
         Raises:
-            DeadlineError: it is not written in time.
-            ClientDisconnect: the client has gone. Whatever `make` raises, too.
+            DeadlineError: the answer was not written in time.
+            ClientDisconnect: the client has disconnected. Also whatever `make` raises.
         """
         if numbers <= _FEW_NUMBERS:
             return make()
@@ -82,7 +82,9 @@ class Writer:
                     finally:
                         share.end()
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
-                if not answer.done():
+                if answer.done():
+                    error.__traceback__ = None  # in whose frames is all that the answer was made of, and this error
+                else:
                     answer.set_exception(error)
             else:
                 if not answer.done():
@@ -96,11 +98,11 @@ class Writer:
             return await answer_unless_gone(request, answer)
         finally:
             expiry.cancel()
-            answer.cancel()  # tells the thread, which has its turn, and its memory, for as long as it goes on
+            answer.cancel()  # tells the thread, which keeps its turn and its memory until it stops
 
 
 def _checked(make: Callable[[], Response], check: Callable[[], None]) -> Response:
-    _check.set(check)  # in this call's own context
+    _check.set(check)  # only for this call
     return make()
 
 

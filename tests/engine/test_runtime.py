@@ -1,9 +1,11 @@
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
 from model_store import ImageShape, InvalidArtifactError
 from service.engine.runtime import CPU, CUDA, ExecutionProviderError, Runtime
@@ -97,3 +99,51 @@ def test_the_number_of_threads_changes_no_number(num_threads: int) -> None:
     expected = Runtime("cpu").open(DECODER, FILE).run({"z": z})["logits"]
     found = Runtime("cpu", num_threads=num_threads).open(DECODER, FILE).run({"z": z})["logits"]
     assert (np.abs(found - expected) <= 2 * network_error(DECODER, z=z)["logits"]).all()
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is not a file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]) * 1024
+
+
+def wide_graph() -> bytes:
+    """exp(x) for 2^23 numbers at a time, 32 MiB, of which only the sum leaves the graph."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Expand", ["x", "shape"], ["wide"]),
+            helper.make_node("Exp", ["wide"], ["exp"]),
+            helper.make_node("ReduceMax", ["exp"], ["y"], keepdims=0),
+        ],
+        "wide",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+        initializer=[helper.make_tensor("shape", TensorProto.INT64, [1], [2**23])],
+    )
+    opset = helper.make_opsetid("", 18)
+    content: bytes = helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+    return content
+
+
+def test_sessions_share_what_they_keep_for_their_intermediate_results() -> None:
+    """Of whatever runtime; before, each kept as much as its own largest run took."""
+    sessions = [Runtime("cpu", num_threads).open(wide_graph(), FILE) for num_threads in (1, 2, 1, 0)]
+    x = np.ones(1, np.float32)
+    for _ in range(2):  # the first run shows how much memory the next ones take at once
+        sessions[0].run({"x": x})
+    after_one = resident_bytes()
+    for session in sessions:
+        assert session.run({"x": x})["y"] == pytest.approx(np.e)
+    assert resident_bytes() - after_one < 2**24
+
+
+def test_sessions_that_run_at_the_same_time_do_not_write_into_one_another() -> None:
+    z = np.random.default_rng(0).standard_normal((4, 64, 3)).astype(np.float32)
+    sessions = [Runtime("cpu", 1).open(DECODER, FILE) for _ in z]
+    expected = [session.run({"z": rows})["logits"] for session, rows in zip(sessions, z, strict=True)]
+
+    def agree(index: int) -> bool:
+        return all(np.array_equal(sessions[index].run({"z": z[index]})["logits"], expected[index]) for _ in range(200))
+
+    with ThreadPoolExecutor(len(z)) as threads:
+        assert all(threads.map(agree, range(len(z))))

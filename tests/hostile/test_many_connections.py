@@ -1,7 +1,10 @@
 """More connections than may be open, against the real process: idle ones make room, and probes always come in."""
 
+import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,10 +12,23 @@ from pathlib import Path
 import pytest
 
 from tests.hostile import wire
+from tests.hostile.attacks.attack import ENCODE, IMAGE, NPY, SAMPLES, whole
+from tests.hostile.attacks.crowds import close, sockets
 from tests.hostile.harness import ChildService
 
 MOST = 20
 TRICKLE = b"POST /v1/encode HTTP/1.1\r\nHost: here\r\nContent-Type: application/x-npy\r\nContent-Length: 912\r\n\r\n"
+COUNTED = """
+import gc, json, os, signal, sys
+from service.__main__ import main
+from service.web.connections.protocol import HttpConnection
+gc.disable()  # what is only let go of by a collection, which stops all requests, is counted
+def count(*_):
+    number = sum(isinstance(one, HttpConnection) for one in gc.get_objects())
+    os.write(1, (json.dumps({"level": "info", "event": "connections", "number": number}) + "\\n").encode())
+signal.signal(signal.SIGUSR1, count)
+sys.exit(main())
+"""
 FEW_FILES = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))
@@ -112,3 +128,36 @@ def test_a_process_that_may_open_few_files_takes_fewer_connections_and_says_so(s
         for _ in range(3):
             assert service.ask("GET", "/v1/models").status == 200
         assert len(service.open_files()) < 90
+
+
+def test_nothing_is_left_of_a_connection_that_is_closed(store: Path) -> None:
+    """Else what thousands leave is looked for, and found, by a collection that stops every request for 0.3 s."""
+    with ChildService(store, model="digits", arguments=("-c", COUNTED)) as service:
+        encode = whole("POST", ENCODE, IMAGE, NPY)
+        for sent in (
+            *(b"", b"\r\n", b"GET /v1/mod", b"nonsense\r\n\r\n", encode, encode[:-1], encode * 20),
+            *(whole("GET", "/nowhere"), whole("GET", "/docs"), whole("GET", "/" + "a" * 9000)),
+            *(whole("GET", "/livez", headers={"X": "x" * 40_000}), whole("POST", ENCODE, b"?", NPY)),
+            *(whole("POST", "/nowhere", bytes(2**20)), whole("POST", ENCODE, IMAGE, {**NPY, "Expect": "100-continue"})),
+            *(whole("GET", f"{SAMPLES}?n=5000"), whole("GET", "/livez").replace(b"1.1", b"1.0")),
+            whole("POST", ENCODE, IMAGE, {**NPY, "Upgrade": "h2c", "Connection": "Upgrade, HTTP2-Settings"}),
+        ):
+            for reset in (False, True):
+                connections = sockets(service, 5, sent)
+                connections[0].recv(100) if b"HTTP" in sent and sent != encode[:-1] else None
+                close(connections, reset=reset)
+        end = time.monotonic() + 60
+        while (left := counted(service)) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert left == 0
+
+
+def counted(service: ChildService) -> int:
+    """Connections that there are in the process, open or not."""
+    before = len(service.log_lines())
+    os.kill(service.pid, signal.SIGUSR1)
+    while True:
+        found = [line["number"] for line in service.log_lines()[before:] if line["event"] == "connections"]
+        if found:
+            return int(found[0])
+        time.sleep(0.01)

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from service.engine.runtime import Runtime
-from tests.exporter import operators_looked_up_once
+from tests.exporter import Exports, operators_looked_up_once
 from training.configuration import Configuration
 from training.data.sources import read_source
 from training.data.splits import DataSplits, split
@@ -35,39 +35,43 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _export_graph = export._export_graph
 _export_likelihood = export_likelihood
+ExportOnce = Callable[[Likelihood], bytes]
 
 
-def exported_once(likelihood: Likelihood) -> bytes:
-    """The likelihood's graph, traced once in a test session."""
-    key = (type(likelihood), likelihood.image_shape, likelihood.levels, *likelihood.options.values())
-    if key not in _LIKELIHOODS:
-        _LIKELIHOODS[key] = _export_likelihood(likelihood)
-    return _LIKELIHOODS[key]
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports(tmp_path_factory)
 
 
-_LIKELIHOODS: dict[tuple[object, ...], bytes] = {}
+@pytest.fixture(scope="session")
+def exported_once(exports: Exports) -> ExportOnce:
+    """The likelihood's graph, which depends on its class, its arguments and the images' shape."""
+
+    def exported(likelihood: Likelihood) -> bytes:
+        key = (likelihood.name, likelihood.image_shape, likelihood.levels, *sorted(likelihood.options.items()))
+        return exports.get(_name("likelihood", repr(key).encode()), lambda: _export_likelihood(likelihood))
+
+    return exported
 
 
 @pytest.fixture(scope="package", autouse=True)
-def each_network_is_exported_once() -> Iterator[None]:
-    """PyTorch's exporter takes seconds, and what it makes depends on nothing but the network with its weights.
-
-    A likelihood's graph depends on its class, its arguments and the images' shape.
-    """
-    exported: dict[str, bytes] = {}
+def each_network_is_exported_once(exports: Exports, exported_once: ExportOnce) -> Iterator[None]:
+    """PyTorch's exporter takes seconds, and what it makes depends on nothing but the network with its weights."""
 
     def remembered(module: torch.nn.Module, example: torch.Tensor, *names: Any, **options: Any) -> bytes:
         whole = io.BytesIO()
         torch.save((module, example, names, options), whole)
-        key = hashlib.sha256(whole.getbuffer()).hexdigest()
-        if key not in exported:
-            exported[key] = _export_graph(module, example, *names, **options)
-        return exported[key]
+        name = _name("network", whole.getbuffer())
+        return exports.get(name, lambda: _export_graph(module, example, *names, **options))
 
     with operators_looked_up_once(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "_export_graph", remembered)
         patch.setattr(export, "export_likelihood", exported_once)
         yield
+
+
+def _name(kind: str, content: "bytes | memoryview") -> str:
+    return f"{kind}-{hashlib.sha256(content).hexdigest()}"
 
 
 @pytest.fixture
@@ -91,7 +95,7 @@ def splits() -> DataSplits:
 def finished_run(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = create_run(tmp_path_factory.mktemp("run") / "tiny", describe_run(TINY, splits, source=str(DIGITS)))
     fit(run, splits, device=torch.device("cpu"), on_epoch=lambda figures, model: None)
-    assert load_model(run)[1] == TINY.epochs
+    assert load_model(run).finished
     return run
 
 

@@ -52,7 +52,8 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
         "reconstructions.png",
         "samples.png",
     }
-    assert [json.loads(line)["epoch"] for line in (run / METRICS).read_text().splitlines()] == [1, 2]
+    assert re.search(r"\nencoder, epoch 2/2: train -.* nats; \d+ images/s\nencoder: ", output)
+    assert [json.loads(line)["epoch"] for line in (run / METRICS).read_text().splitlines()] == [1, 2, 3, 4]
 
     scoring = ["--num-samples=20", "--encoder-samples=10", "--device=cpu"]
     assert main(["publish", str(run), "--name=tiny", f"--store={store}", *scoring]) == 0

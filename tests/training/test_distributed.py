@@ -34,6 +34,7 @@ RECIPE = Configuration(
     num_calibration=20,
     patience=2,
     max_gradient_norm=50.0,
+    finish_epochs=2,
 )
 
 
@@ -81,9 +82,9 @@ def bounds(folder: Path) -> list[list[float]]:
     return [[line["epoch"], line["train_bound"], line["validation_bound"], line["validation_elbo"]] for line in lines]
 
 
-def assert_same(found: Path, expected: Path, epochs: int = RECIPE.epochs) -> None:
-    """The same weights and bounds, within rounding of 3 epochs of 4 steps at most."""
-    tolerance = drift(12, RECIPE.learning_rate, num_images=160, num_pixels=784)
+def assert_same(found: Path, expected: Path, epochs: int = RECIPE.epochs + 2) -> None:
+    """The same weights and bounds, within rounding of 5 epochs of 4 steps at most, 2 of them of the encoder alone."""
+    tolerance = drift(20, RECIPE.learning_rate, num_images=160, num_pixels=784)
     states = [torch.load(folder / CHECKPOINT, weights_only=True) for folder in (found, expected)]
     assert [state["epoch"] for state in states] == [epochs, epochs]
     for part in ("model", "averaged"):
@@ -121,7 +122,7 @@ def test_two_processes_train_on_a_stream_what_one_does(digits: Path, tmp_path: P
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("training images stream") == 1
     assert process.stderr.count("warning: 1 images cannot be read") == 1
-    assert_same(together, alone, epochs=2)
+    assert_same(together, alone, epochs=2 + 2)
 
 
 def test_what_is_wrong_is_told_once(digits: Path, tmp_path: Path) -> None:

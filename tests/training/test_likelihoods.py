@@ -15,7 +15,7 @@ from torch import Tensor
 from model_store import LikelihoodSpec
 from tests.likelihoods import reference_of, run_likelihood
 from tests.rounding import density_error, gamma, sampling_error
-from tests.training.conftest import exported_once
+from tests.training.conftest import ExportOnce
 from training.configuration import Configuration
 from training.errors import ConfigurationError, LikelihoodError
 from training.likelihoods import LIKELIHOODS, Likelihood, build_likelihood, likelihood_of, spec_of
@@ -259,7 +259,7 @@ def test_an_untrained_decoder_gives_the_average_image(kind: str) -> None:
     params=[("bernoulli", GREY), ("gaussian", COLOUR), ("mixture", COLOUR)],
     ids=str,
 )
-def exported(request: pytest.FixtureRequest) -> tuple[Likelihood, bytes]:
+def exported(request: pytest.FixtureRequest, exported_once: ExportOnce) -> tuple[Likelihood, bytes]:
     likelihood = make(*request.param)
     return likelihood, exported_once(likelihood)
 
@@ -335,7 +335,7 @@ def test_graphs_are_small_and_tell_nothing_of_the_machine(exported: tuple[Likeli
     assert b"/site-packages/" not in content
 
 
-def test_an_image_of_few_pixels_is_exported_too() -> None:
+def test_an_image_of_few_pixels_is_exported_too(exported_once: ExportOnce) -> None:
     """Its number of pixels is one that tracing would take for the same as its own examples' sizes."""
     for num_pixels in (3, 4, 5):
         likelihood = make("gaussian of a scale", (1, 1, num_pixels))

@@ -32,6 +32,7 @@ CONFIGURATION = Configuration(
     batch_size=20,
     learning_rate=3e-3,
     ema_decay=0.5,
+    finish_encoder=False,
 )
 
 

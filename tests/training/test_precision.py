@@ -19,6 +19,7 @@ from tests.rounding import gamma, sum_error
 from training.configuration import Configuration
 from training.data.splits import DataSplits
 from training.fit.devices import Acceleration
+from training.fit.loaded_model import load_model
 from training.fit.objective import log_weight, negative_iwae_bound
 from training.fit.run import create_run, describe_run
 from training.fit.trainer import EpochFigures, fit, validate
@@ -280,7 +281,7 @@ def test_validation_is_float32_whatever_training_is(tmp_path: Path, splits: Data
     told: list[EpochFigures] = []
     acceleration = Acceleration("bfloat16")
     model = fit(run, few, device=CPU, on_epoch=lambda figures, _: told.append(figures), acceleration=acceleration)
-    assert validate(model, torch.from_numpy(few.validation), RECIPE) == (
-        told[-1].validation_elbo,
-        told[-1].validation_bound,
-    )
+    finished = load_model(run).finished_encoder
+    assert finished is not None
+    kept = told[RECIPE.epochs + finished.kept_epoch - 1]
+    assert validate(model, torch.from_numpy(few.validation), RECIPE) == (kept.validation_elbo, kept.validation_bound)

@@ -21,7 +21,7 @@ from training.fit.loop import Loop
 from training.fit.recovery import check_bound
 from training.fit.run import Run
 from training.fit.schedule import learning_rate
-from training.fit.start import start_weights
+from training.fit.start import start_of
 from training.fit.state import TrainingState, build_state
 from training.fit.trainer import EpochFigures, fit
 from training.networks.vae import Vae
@@ -115,7 +115,7 @@ def test_what_was_learned_before_can_be_the_start_of_another_run(
     ):
         fit_told(run, splits)
     assert [figures["epoch"] for figures in run.read_metrics(9)] == [1, 2]
-    assert all(value.isfinite().all() for value in start_weights(run).values())
+    assert all(value.isfinite().all() for value in start_of(run).weights.values())
 
 
 def test_an_odd_validation_image_is_no_divergence(tmp_path: Path) -> None:

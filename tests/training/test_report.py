@@ -104,6 +104,7 @@ def test_each_field_that_was_left_open_says_what_came_of_it(model: Model, text: 
         "gaussian_scale": "none: the likelihood is not gaussian",
         "num_components": "none: the likelihood is not discretised logistic mixture",
         "first_samples": "8: as num samples, throughout",
+        "finish_epochs": "30: a quarter of epochs, at least 10 or as many",
         "num_validation": "9: by default, or the data set's own part",
         "num_calibration": "8: by default, or the data set's own part",
         "num_test": "7: by default, or the data set's own part",

@@ -15,12 +15,13 @@ import torch
 from training.__main__ import main
 from training.fit.run import CHECKPOINT, METRICS
 
-EPOCHS = 8
+EPOCHS, ENCODER_EPOCHS = 8, 3
 ROOT = Path(__file__).parents[2]
 
 
 def arguments(digits: Path, folder: Path, *more: str) -> list[str]:
-    recipe = {"epochs": EPOCHS, "width": 96, "latent-dim": 8, "num-samples": 32, "batch-size": 4, "device": "cpu"}
+    recipe = {"width": 96, "latent-dim": 8, "num-samples": 32, "batch-size": 4, "device": "cpu"}
+    recipe |= {"epochs": EPOCHS, "finish-epochs": ENCODER_EPOCHS}
     return [
         "fit",
         f"--data={digits}",
@@ -58,15 +59,14 @@ def epochs_in(folder: Path) -> list[int]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = torch.load(folder / CHECKPOINT, weights_only=True)
-    assert checkpoint["epoch"] == EPOCHS
+    assert checkpoint["epoch"] == EPOCHS + ENCODER_EPOCHS
     optimiser = {
         f"optimiser {index} {name}": value
         for index, state in checkpoint["optimiser"]["state"].items()
         for name, value in state.items()
     }
-    return optimiser | {
-        f"{part} {key}": checkpoint[part][key] for part in ("model", "averaged") for key in checkpoint[part]
-    }
+    parts = {"model": checkpoint["model"], "averaged": checkpoint["averaged"], "best": checkpoint["best"]["weights"]}
+    return optimiser | {f"{part} {key}": value for part, found in parts.items() for key, value in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +76,18 @@ def uninterrupted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code", "epochs"),
+    [(signal.SIGKILL, -signal.SIGKILL, 2), (signal.SIGINT, 130, 2), (signal.SIGKILL, -signal.SIGKILL, EPOCHS + 1)],
+    ids=["killed", "interrupted", "killed while the encoder alone is trained"],
+)
 def test_a_killed_run_ends_with_the_same_weights(
-    digits: Path, tmp_path: Path, uninterrupted: Path, number: signal.Signals, code: int
+    digits: Path, tmp_path: Path, uninterrupted: Path, number: signal.Signals, code: int, epochs: int
 ) -> None:
     folder = tmp_path / "run"
     process = start(digits, folder)
     deadline = time.monotonic() + 300
-    while len(epochs_in(folder)) < 2:
+    while len(epochs_in(folder)) < epochs:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -92,10 +96,10 @@ def test_a_killed_run_ends_with_the_same_weights(
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code
     assert "Traceback" not in errors
-    assert 2 <= len(epochs_in(folder)) < EPOCHS
+    assert epochs <= len(epochs_in(folder)) < EPOCHS + ENCODER_EPOCHS
 
     assert main(arguments(digits, folder, "--resume")) == 0
-    assert epochs_in(folder) == epochs_in(uninterrupted) == list(range(1, EPOCHS + 1))
+    assert epochs_in(folder) == epochs_in(uninterrupted) == list(range(1, EPOCHS + ENCODER_EPOCHS + 1))
     expected, found = weights(uninterrupted), weights(folder)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)

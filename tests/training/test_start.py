@@ -14,11 +14,11 @@ from training.data.splits import DataSplits
 from training.errors import RunError
 from training.fit.loaded_model import load_model
 from training.fit.run import CHECKPOINT, RUN, Run, create_run, describe_run, open_run
-from training.fit.start import begin, check_start, fingerprint, start_weights
+from training.fit.start import begin, check_start, fingerprint, start_of
 from training.fit.trainer import fit
 
 CPU = torch.device("cpu")
-SHORT = ["--epochs=2", "--num-samples=2", "--batch-size=40", "--device=cpu"]
+SHORT = ["--epochs=2", "--finish-epochs=1", "--num-samples=2", "--batch-size=40", "--device=cpu"]
 
 
 def fit_from(start: Run, data: Path, out: Path, *more: str) -> list[str]:
@@ -65,7 +65,7 @@ def test_a_run_killed_before_its_first_epochs_end_is_resumed(
     assert main(fit_from(finished_run, digits, tmp_path / "whole")) == 0
     killed = create_run(tmp_path / "killed", open_run(tmp_path / "whole").description)
     if not lost:
-        begin(killed, start_weights(finished_run))
+        begin(killed, start_of(finished_run))
         assert same(weights(killed), weights(finished_run))
     assert main(fit_from(finished_run, digits, killed.folder, "--resume")) == 0
     assert same(weights(killed), weights(open_run(tmp_path / "whole")))
@@ -86,9 +86,9 @@ def test_a_run_is_resumed_only_with_its_own_start(
 
 def test_other_random_numbers_than_the_start_drew(finished_run: Run, splits: DataSplits, tmp_path: Path) -> None:
     configuration = replace(finished_run.description.configuration, epochs=1)
-    first = start_weights(finished_run)
+    first = start_of(finished_run)
     ends = []
-    for start in (None, "0" * 64, fingerprint(first)):
+    for start in (None, "0" * 64, fingerprint(first.weights)):
         description = describe_run(configuration, splits, source="", start=start)
         run = create_run(tmp_path / f"from {start}", description)
         begin(run, first)
@@ -123,11 +123,11 @@ def test_what_does_not_fit_is_refused(
 def test_images_of_another_shape_are_refused_and_other_images_may_be_split_otherwise(finished_run: Run) -> None:
     description = finished_run.description
     with pytest.raises(RunError, match=r"image_shape is \(1, 28, 28\) there, \(3, 28, 28\) now"):
-        check_start(finished_run, replace(description, image_shape=(3, 28, 28)))
+        check_start(start_of(finished_run), replace(description, image_shape=(3, 28, 28)))
     otherwise = replace(description.configuration, seed=1)
     with pytest.raises(RunError, match="seed is 0 there, 1 now"):
-        check_start(finished_run, replace(description, configuration=otherwise))
-    check_start(finished_run, replace(description, configuration=otherwise, sha256="cd" * 32))
+        check_start(start_of(finished_run), replace(description, configuration=otherwise))
+    check_start(start_of(finished_run), replace(description, configuration=otherwise, sha256="cd" * 32))
 
 
 def test_a_start_without_weights_is_refused(

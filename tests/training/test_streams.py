@@ -22,7 +22,15 @@ from training.fit.trainer import fit
 
 CPU = torch.device("cpu")
 SHORT = Configuration(
-    width=12, latent_dim=2, num_samples=2, epochs=3, batch_size=16, num_validation=9, num_calibration=7, num_test=5
+    width=12,
+    latent_dim=2,
+    num_samples=2,
+    epochs=2,
+    batch_size=16,
+    num_validation=9,
+    num_calibration=7,
+    num_test=5,
+    finish_epochs=1,
 )
 STREAM, LOAD = Reading(max_memory=0), Reading()
 Folder = Callable[[str, int], Path]

@@ -32,7 +32,9 @@ from training.networks.vae import Vae, build_vae
 from training.report.figures import CURVES, RECONSTRUCTIONS, SAMPLES, draw_figures, draw_grid
 
 CPU = torch.device("cpu")
-SHORT = Configuration(width=24, latent_dim=3, num_samples=3, epochs=4, batch_size=48, ema_decay=0.9)
+SHORT = Configuration(
+    width=24, latent_dim=3, num_samples=3, epochs=4, batch_size=48, ema_decay=0.9, finish_encoder=False
+)
 
 
 class Interrupted(Exception):  # noqa: N818 (stands for a signal)
@@ -72,6 +74,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 def test_training_learns_digits(finished_run: Run, splits: DataSplits) -> None:
     metrics = finished_run.read_metrics(1000)
+    metrics = [line for line in metrics if not line["encoder_epoch"]]  # of what follows: test_encoder_phase.py
     assert [line["epoch"] for line in metrics] == list(range(1, 26))
     assert metrics[-1]["step"] == 25 * 10
     assert metrics[-1]["validation_bound"] > metrics[0]["validation_bound"] + 15
@@ -79,8 +82,11 @@ def test_training_learns_digits(finished_run: Run, splits: DataSplits) -> None:
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     assert set(metrics[0]) == set(EpochFigures.__dataclass_fields__)
     validation = torch.from_numpy(splits.validation)
-    elbo, bound = validate(load_model(finished_run)[0], validation, finished_run.description.configuration)
-    assert (elbo, bound) == (metrics[-1]["validation_elbo"], metrics[-1]["validation_bound"])  # to the bit
+    loaded = load_model(finished_run)
+    assert loaded.finished_encoder
+    kept = finished_run.read_metrics()[25 + loaded.finished_encoder.kept_epoch - 1]
+    elbo, bound = validate(loaded.vae, validation, finished_run.description.configuration)
+    assert (elbo, bound) == (kept["validation_elbo"], kept["validation_bound"])  # to the bit
 
 
 @pytest.mark.parametrize(
@@ -285,17 +291,17 @@ def test_compiled_networks_take_the_same_steps(
 ) -> None:
     """Traced and differentiated ahead of time as on a GPU; only the last translation, to machine code, is left out.
 
-    In float64: see tests/training/in_float64.py.
+    In float64: see tests/training/in_float64.py. In the last epoch the encoder alone is trained.
     """
     monkeypatch.setattr("training.fit.devices.COMPILER", "aot_eager")
-    recipe = replace(SHORT, epochs=2)
+    recipe = replace(SHORT, epochs=2, finish_encoder=True, finish_epochs=1)
     runs = [new_run(tmp_path / name, splits, recipe) for name in ("eager", "compiled")]
     for run, acceleration in zip(runs, (PLAIN, Acceleration(compiled=True)), strict=True):
         with in_float64():
             fit(run, splits, device=CPU, on_epoch=lambda figures, model: None, acceleration=acceleration)
     eager, compiled = map(weights, runs)
     assert eager.keys() == compiled.keys()
-    tolerance = drift(8, recipe.learning_rate, num_images=160, num_pixels=784)
+    tolerance = drift(12, recipe.learning_rate, num_images=160, num_pixels=784)
     assert all(torch.allclose(eager[name], compiled[name], rtol=0, atol=tolerance) for name in eager)
     assert load_model(runs[1]).finished
 
@@ -383,7 +389,9 @@ def test_a_grid_of_any_channels(tmp_path: Path, channels: int, mode: str) -> Non
 def test_metrics_are_lines_of_json(finished_run: Run) -> None:
     text = (finished_run.folder / METRICS).read_text()
     assert text.endswith("\n")
-    assert [json.loads(line)["epoch"] for line in text.splitlines()] == list(range(1, 26))
+    epochs = [json.loads(line)["epoch"] for line in text.splitlines()]
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert len(epochs) > 25
 
 
 def test_unit_pixels_of_both_kinds() -> None:

@@ -12,7 +12,7 @@ from service.engine.model import Model
 from service.engine.runtime import Runtime
 from tests.likelihoods import BERNOULLI, discretised_logistic, gaussian
 from tests.toys import nonlinear_toy
-from tests.training.conftest import exported_once
+from tests.training.conftest import ExportOnce
 from training.__main__ import main
 from training.publish import upgrade
 
@@ -46,7 +46,7 @@ def add_format_1(store: Path, name: str, spec: LikelihoodSpec, said: dict[str, o
 
 
 @pytest.fixture(autouse=True)
-def each_likelihood_is_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def each_likelihood_is_exported_once(monkeypatch: pytest.MonkeyPatch, exported_once: ExportOnce) -> None:
     monkeypatch.setattr(upgrade, "export_likelihood", exported_once)
 
 

@@ -140,10 +140,11 @@ def test_bodies_that_are_still_coming_take_no_room(one_place: str) -> None:
 
 
 def test_what_is_no_request_takes_no_room(one_place: str) -> None:
-    for _ in range(3):
-        with connect(one_place) as connection:
-            connection.sendall(b"GET /v1/" + b"a" * 66_000 + b" HTTP/1.1\r\nHost: here\r\n\r\n")
-            assert connection.recv(12) == b"HTTP/1.1 400"
+    for path, host, status in ((b"a" * 66_000, b"Host: here\r\n", b"414"), (b"models", b"", b"400")):
+        for _ in range(3):
+            with connect(one_place) as connection:
+                connection.sendall(b"GET /v1/" + path + b" HTTP/1.1\r\n" + host + b"\r\n")
+                assert connection.recv(12) == b"HTTP/1.1 " + status
     assert_let_in(one_place)
 
 

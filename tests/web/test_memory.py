@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import structlog
 import yaml
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -375,8 +376,24 @@ def test_the_ceiling_grows_with_each_setting_that_lets_more_in(client: TestClien
     for more in ({"max_memory_bytes": 2**31}, {"max_connections": 2000}, {"max_num_samples": 10**7}):
         assert service_ceiling(Settings.model_validate(more), models, 0) > least
     assert service_ceiling(Settings(), models * 2, 1000) > least + 1000
+    later = sum(model.graph_bytes for model in models)
+    assert service_ceiling(Settings(), models, 0, models) > least + 8 * later > least
     assert decoders_ceiling(Settings(decoders=0)) == 0
     assert decoders_ceiling(Settings(decoders=3)) > decoders_ceiling(Settings(max_pixels=2**22)) > 0
+
+
+def test_the_ceiling_is_told_again_once_another_version_is_loaded(serve: Serve) -> None:
+    client = serve()
+    backend = backend_of(client)
+    with structlog.testing.capture_logs() as lines:
+        asked: dict[str, Any] = {"content": npy(np.zeros((1, 28, 28), np.uint8)), "headers": AS_NPY}
+        for version in (1, 1, 2):  # 2 is the default
+            assert client.post(f"{ENCODE}?version={version}", **asked).status_code == 200
+    (line,) = [line for line in lines if line["event"] == "memory"]
+    (other,) = [one for one in backend.registry.loaded if (one.manifest.name, one.manifest.version) == ("digits", 1)]
+    without = [model for model in backend.registry.loaded if model is not other]
+    before = service_ceiling(backend.settings, without, line["resident"])
+    assert line["at_most"] > before + 8 * other.graph_bytes + other.run_bytes
 
 
 def test_the_process_knows_its_memory_and_can_give_some_back() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,22 +210,51 @@ def test_metrics_are_made_once_for_all_who_ask_at_once() -> None:
     metrics = Metrics()
     made: list[bytes] = []
 
-    def make() -> bytes:
-        made.append(metrics.text())
-        return made[-1]
+    def write() -> Iterator[bytes]:
+        pieces = list(metrics.texts())
+        made.append(b"".join(pieces))
+        yield from pieces
 
-    def fail() -> bytes:
+    def fail() -> Iterator[bytes]:
+        yield b"# HELP"
         raise ValueError("no text")
 
     async def ask() -> None:
-        shared = SharedText(make)
+        shared = SharedText(write)
         metrics.ready.set(0)
         answers = await asyncio.gather(*(shared.get() for _ in range(100)))
         assert answers == made * 100
         metrics.ready.set(1)
         assert b"logpx_ready 1.0" in await shared.get()  # never older than the request
         assert len(made) == 2
-        with pytest.raises(ValueError, match="no text"):
-            await SharedText(fail).get()
+        failing = SharedText(fail)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="no text"):
+                await failing.get()
+
+    asyncio.run(ask())
+
+
+def test_who_asks_for_metrics_while_they_are_written_gets_later_ones_and_nobody_waits_for_the_rest() -> None:
+    metrics = Metrics()
+    for number in range(2000):  # whose text takes long
+        metrics.request_seconds.series(f"/{number}", "digits", "1").add(1)
+    turns = 0
+
+    async def ask() -> None:
+        nonlocal turns
+        shared = SharedText(metrics.texts)
+        metrics.ready.set(0)
+        first = asyncio.create_task(shared.get())
+        second: list[asyncio.Task[bytes]] = []
+        while not first.done():  # once for each metric: the event loop comes to what else is ready
+            await asyncio.sleep(0)
+            turns += 1
+            if turns == 3:
+                metrics.ready.set(1)
+                second = [asyncio.create_task(shared.get()) for _ in range(5)]
+        (text,) = {await task for task in second}
+        assert b"logpx_ready 1.0" in text
+        assert turns > 20
 
     asyncio.run(ask())

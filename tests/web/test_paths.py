@@ -1,5 +1,6 @@
 """HEAD on every route that GET reads, what a 405 allows, and a proxy's prefix before all paths."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +97,46 @@ def test_head_is_logged_and_counted_as_head_with_its_route(serve: Serve) -> None
 def test_a_405_tells_what_is_allowed(client: TestClient, method: str, path: str, allowed: str) -> None:
     answer = client.request(method, path)
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+FILE = "/static-offline-docs/swagger-ui.css"
+
+
+def test_a_path_of_the_pages_files_is_no_way_through_the_file_system(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[Any] = []
+    real = os.path.realpath
+
+    def recorded(*path: Any, **named: Any) -> Any:
+        looked_up.append(path)
+        return real(*path, **named)
+
+    monkeypatch.setattr(os.path, "realpath", recorded)
+    folder = "/static-offline-docs/"
+    for path in ("a/" * 4000, "a/../" * 1600, "%2e%2e/etc/passwd", "swagger-ui.css/..", "swagger-ui.css%00", "", "."):
+        assert client.get(folder + path).status_code == 404
+    assert not looked_up
+    assert client.get(FILE).status_code == 200
+    assert looked_up
+
+
+@pytest.mark.parametrize(
+    ("header", "few", "status", "many"),
+    [
+        ("Range", "bytes=0-0", 206, "bytes=" + ",".join(f"{2 * number}-{2 * number}" for number in range(100))),
+        ("Range", "bytes=99999999-", 416, "bytes=" + "9" * 300 + "-"),
+        ("If-None-Match", "*", 304, "," * 300 + "*"),
+    ],
+    ids=["ranges", "a range too far", "tags"],
+)
+def test_of_the_pages_files_a_header_with_a_long_list_is_ignored(
+    client: TestClient, header: str, few: str, status: int, many: str
+) -> None:
+    whole = client.get(FILE)
+    assert client.get(FILE, headers={header: few}).status_code == status
+    answer = client.get(FILE, headers={header: many})
+    assert (answer.status_code, answer.content) == (200, whole.content)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 
 from model_store import GRAPHS, InvalidArtifactError, ModelNotFoundError, open_version
 from service.engine.trial import Request, try_out
-from service.web.models.trial_process import EndedError, TrialProcess, _environment
+from service.web.models.trial_process import EndedError, TrialProcess
 from service.web.models.trials import Trials
 from service.web.operations.settings import Settings
 from service.web.problems import NotReadyError
@@ -101,19 +101,33 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_child_gets_no_key_and_no_gpu() -> None:
+def test_a_child_gets_no_key_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {
         "LOGPX_API_KEYS": "a",
         "OTEL_EXPORTER_OTLP_HEADERS": "b",
         "SECRET": "c",
         "PATH": "/bin",
-        "PYTHONPATH": "/x",
+        "PYTHONPATH": "/x:y",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "LC_ALL": "C",
     }
-    assert _environment(variables, Path("/root")) == {
+    for name in os.environ:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code = "import json, os; print(json.dumps({'ready': dict(os.environ), 'in': os.getcwd()}))"
+    child = TrialProcess(["-c", code])
+    try:
+        report = child._read_until({"ready"}, time.monotonic() + 60, "late")
+    finally:
+        child.close()
+    root = Path(__file__).parents[2]
+    assert report["in"] == str(root)
+    assert report["ready"] == {
         "PATH": "/bin",
-        "PYTHONPATH": "/root:/x",
+        "PYTHONPATH": f"{root}:/x:{Path.cwd() / 'y'}",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "LC_ALL": "C",
         "CUDA_VISIBLE_DEVICES": "",
         "MALLOC_ARENA_MAX": "2",
         "OPENBLAS_NUM_THREADS": "1",

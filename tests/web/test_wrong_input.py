@@ -251,6 +251,23 @@ def test_a_content_type_not_listed_is_415(client: TestClient, content_type: str 
     check(client.post(DECODE, content=b"x", headers=headers), 415, "unsupported-media-type", "application/x-npy")
 
 
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        ("a/b," * 99 + "application/json", 200),
+        ("a/b," * 100 + "application/json", 406),
+        ("application/json" + ";a=b" * 14 + ";q=0", 406),
+        ("application/json" + ";a=b" * 15 + ";q=0", 200),
+        ("application/json," + "application/json;q=0," * 1400, 200),
+    ],
+    ids=["100 types", "101 types", "15 parameters", "16 parameters", "1400 types"],
+)
+def test_an_accept_counts_as_far_as_it_can_be_read_in_no_time(client: TestClient, accept: str, status: int) -> None:
+    """To read 32 KiB of it would take longer than ten encodes, on the event loop."""
+    headers = {"accept": accept, "content-type": "image/png"}
+    assert client.post(ENCODE, content=image_file(GREY), headers=headers).status_code == status
+
+
 def test_an_accept_that_cannot_be_met_is_406(client: TestClient) -> None:
     headers = {**AS_PNG, "accept": "text/html"}
     check(client.post(ENCODE, content=image_file(GREY), headers=headers), 406, "not-acceptable", "text/html")

@@ -1,20 +1,21 @@
-"""Training images that are varied a little each time they are seen, on the device where they lie."""
+"""Vary training images a little each time they are used, on their device."""
 
 import torch
 from torch import Tensor
 
 
 def augment(images: Tensor, *, flip: bool, shift: int, generator: torch.Generator) -> Tensor:
-    """Images [B, C, H, W] of any type, each mirrored with probability ½ (`flip`) and moved by up to `shift` pixels.
+    """Mirror images [B, C, H, W] with probability ½ each (`flip`) and move them by up to `shift` pixels.
 
-    Left and right are mirrored; steps down and to the right are whole pixels, uniform in -shift … shift. Where a moved
-    image leaves a gap, its outermost row or column is repeated. Nothing is drawn from `generator` for what is off.
+    Left and right are exchanged. Steps down and to the right are whole pixels, uniform in -shift … shift. The gap that
+    a moved image leaves is filled by repeating its outermost row or column. No random numbers are drawn from
+    `generator` for a variation that is off. The images may have any type.
     """
     if not flip and not shift:
         return images
     batch, channels, height, width = images.shape
     device = images.device
-    rows = torch.arange(height, device=device).expand(batch, -1)  # [B, H], where each pixel comes from
+    rows = torch.arange(height, device=device).expand(batch, -1)  # [B, H], the row that each pixel comes from
     columns = torch.arange(width, device=device).expand(batch, -1)
     if flip:
         mirrored = torch.rand((batch, 1), generator=generator, device=device) < 0.5

@@ -1,4 +1,4 @@
-"""Well-known data sets, fetched once from their usual mirrors into a cache and checked against their SHA-256."""
+"""Download well-known data sets once into a cache, from their usual mirrors, and check their SHA-256."""
 
 import os
 import sys
@@ -12,19 +12,19 @@ from tqdm import tqdm
 from service.printing import unescaped
 from training.errors import DownloadError
 
-_TIMEOUT = 60.0  # seconds without a byte
-_RETRIES = 1  # of each mirror, a second after it failed
+_TIMEOUT = 60.0  # seconds without any data
+_RETRIES = 1  # for each mirror, one second after it failed
 _CHUNK_BYTES = 2**16
 
 
 @dataclass(frozen=True)
 class KnownDataSet:
-    """Where a data set's files are to be had, and what they must be.
+    """The files of a data set: where to download them, and their SHA-256.
 
     Attributes:
-        name: also the name of its folder in the cache.
-        mirrors: addresses that a file's name is appended to, in the order they are tried.
-        sha256: by file name, of the file as the mirrors have it: nothing is unpacked before it is known.
+        name: of the data set, and of its folder in the cache.
+        mirrors: addresses to which a file's name is appended, in the order in which they are tried.
+        sha256: by file name, of the file as downloaded; it is checked before anything is unpacked.
     """
 
     name: str
@@ -60,15 +60,15 @@ KNOWN_DATA_SETS = {
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/logpx`, or `~/.cache/logpx` where that variable is not set."""
+    """`$XDG_CACHE_HOME/logpx`, or `~/.cache/logpx` if that variable is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "logpx"
 
 
 def locate(data: str) -> Path:
-    """The path of a data set: of a known one its folder in the cache, filled if need be; otherwise the path itself.
+    """The path of a data set: for a known name its folder in the cache, downloaded if necessary, else the path itself.
 
-    A folder of one's own that has a known name is meant by a path such as `./mnist`. A leading `~/` is one's home: the
-    Makefile quotes what it is given, so no shell has seen to that.
+    To use a folder of your own with a known name, write a path such as `./mnist`. A leading `~/` is replaced by the
+    home folder, because the Makefile quotes its arguments, so that no shell does.
     """
     known = KNOWN_DATA_SETS.get(data)
     if known is None:
@@ -77,14 +77,14 @@ def locate(data: str) -> Path:
 
 
 def fetch(known: KnownDataSet, cache: Path) -> Path:
-    """The folder of a known data set; files that are missing or altered are downloaded, each mirror being tried.
+    """The folder of a known data set; missing or altered files are downloaded from the first mirror that has them.
 
-    A file takes its name when it is whole and right, so that two who fetch at once do not disturb one another.
+    A file gets its name only when it is complete and correct, so two processes can download at the same time.
 
     Raises:
-        DownloadError: no mirror gives the right file; names file and mirrors, and says where to put the files by hand.
+        DownloadError: no mirror has the right file; the message says where to put the files by hand.
     """
-    pooch.get_logger().setLevel("WARNING")  # the bar tells as much as its lines on every attempt
+    pooch.get_logger().setLevel("WARNING")  # the progress bar shows as much as its log lines
     folder = cache / known.name
     for name in known.sha256:
         problems = []
@@ -100,11 +100,11 @@ def fetch(known: KnownDataSet, cache: Path) -> Path:
 
 
 def _fetch_file(known: KnownDataSet, mirror: str, name: str, folder: Path) -> str | None:
-    """Have one file in the folder, from this mirror if it is not there; what is wrong with the mirror, or None."""
+    """Download one file into the folder if it is not there; returns what is wrong with the mirror, or None."""
     files = pooch.create(folder, base_url=mirror, registry=dict(known.sha256), retry_if_failed=_RETRIES)
     try:
         with tqdm(
-            total=1,  # until pooch knows it
+            total=1,  # until pooch knows the size
             desc=name,
             unit="B",
             unit_scale=True,
@@ -116,10 +116,10 @@ def _fetch_file(known: KnownDataSet, mirror: str, name: str, folder: Path) -> st
                 progressbar=progress,
                 chunk_size=_CHUNK_BYTES,
                 timeout=_TIMEOUT,
-                headers={"Accept-Encoding": "identity"},  # the file itself is what has the hash
+                headers={"Accept-Encoding": "identity"},  # the hash is that of the file itself
             )
             files.fetch(name, downloader=downloader)
-    except (OSError, ValueError) as error:  # of a wrong hash a ValueError, of a request an OSError without a number
+    except (OSError, ValueError) as error:  # ValueError: a wrong hash; OSError: a failed request
         if isinstance(error, OSError) and error.errno is not None:
             raise DownloadError(folder / name, f"cannot be written ({error.strerror})") from error
         return str(_first_cause(error)) or type(error).__name__
@@ -127,7 +127,7 @@ def _fetch_file(known: KnownDataSet, mirror: str, name: str, folder: Path) -> st
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Where an error began: what a request raises wraps that in the names of its connection pool."""
+    """The innermost cause of an error; requests wraps it in details of its connection pool."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return error

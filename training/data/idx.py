@@ -1,4 +1,4 @@
-"""The IDX format of MNIST: a magic number, the sizes, then the numbers themselves; plain or gzipped."""
+"""Read the IDX format of MNIST: a magic number, the sizes, then the values; plain or gzipped."""
 
 import gzip
 import math
@@ -14,10 +14,10 @@ _UNSIGNED_BYTE = 0x08
 
 
 def read_idx_images(file: Path) -> NDArray[np.uint8]:
-    """The images of one IDX file of unsigned bytes, [N, H, W] or [N, C, H, W] as the file says; gzip is recognised.
+    """Read an IDX file of unsigned bytes: [N, H, W] or [N, C, H, W] as the file says. gzip is recognised.
 
     Raises:
-        DataError: the file cannot be read, is truncated, is too long, or holds something else.
+        DataError: the file cannot be read, is truncated, is too long, or contains something else.
     """
     try:
         content = file.read_bytes()
@@ -32,7 +32,7 @@ def read_idx_images(file: Path) -> NDArray[np.uint8]:
 
 
 def parse_idx_images(content: bytes, file: Path) -> NDArray[np.uint8]:
-    """The images in the (decompressed) bytes of an IDX file; `file` is only named in errors.
+    """The images in the decompressed bytes of an IDX file; `file` is the name for error messages.
 
     >>> parse_idx_images(bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 2, 7, 9]), Path("two-pixels")).tolist()
     [[[7, 9]]]

@@ -1,4 +1,4 @@
-"""Encoded images and their decoding: to training, a file's pixels are what the service reads of it."""
+"""Read the image files of a data set with the service's reader, so that training gets the pixels that are served."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,35 +17,35 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 class EncodedImages(Protocol):
-    """Images as PNG, JPEG or WebP, numbered from 0 in an order that no run changes."""
+    """Images encoded as PNG, JPEG or WebP, numbered from 0 in an order that is the same in every run."""
 
     @property
     def blocks(self) -> NDArray[np.int64] | None:
-        """The number of the block that each image is read with; None where each is read alone."""
+        """For each image, the number of the block in which it is read; None if each is read alone."""
         ...
 
     @property
     def block_bytes(self) -> NDArray[np.int64]:
-        """Bytes that each block takes in memory."""
+        """Bytes of memory for each block."""
         ...
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What to call an image in a message."""
+        """The name of an image in messages."""
         ...
 
     def open(self, index: int) -> BinaryIO:
-        """The encoded bytes.
+        """Open the encoded bytes of an image.
 
         Raises:
-            CorruptImageError: there are none.
+            CorruptImageError: they cannot be read.
         """
         ...
 
 
 class ImageFiles:
-    """Image files under a folder, in the order given; by default all that `list_files` finds there."""
+    """Image files under a folder, in the order of `files`, or all that `list_files` finds."""
 
     blocks = None
     block_bytes: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -61,7 +61,7 @@ class ImageFiles:
         return self._files[index]
 
     def open(self, index: int) -> BinaryIO:
-        """The file."""
+        """Open the file."""
         try:
             return Path(self._files[index]).open("rb")
         except OSError as error:
@@ -70,11 +70,11 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """How all images of a set are decoded.
+    """The format to which all images of a data set are decoded.
 
     Attributes:
         channels: 1 for grey, 3 for colour.
-        deep: whether an image of the set has 16 bits a sample: then pixels are float32 in [0, 1] instead of 8-bit.
+        deep: whether any image has 16 bits a sample; then pixels are float32 in [0, 1] instead of 8-bit.
     """
 
     channels: int
@@ -82,14 +82,14 @@ class PixelFormat:
 
     @staticmethod
     def of(headers: Iterable[ImageHeader]) -> "PixelFormat":
-        """The format that loses nothing of images of these headers: grey where all are grey."""
+        """The format that loses nothing from images with these headers: grey or 8-bit only if all images are."""
         formats = {(header.channels, header.bits) for header in headers}
         channels = max((channels for channels, _ in formats), default=1)
         return PixelFormat(channels, any(bits == 16 for _, bits in formats))
 
     @property
     def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.float32]:
-        """Of a decoded image."""
+        """The type of decoded images."""
         return np.dtype(np.float32) if self.deep else np.dtype(np.uint8)
 
 
@@ -97,7 +97,7 @@ def read_header(images: EncodedImages, index: int) -> ImageHeader:
     """Size, channels and bits of an image.
 
     Raises:
-        CorruptImageError: it is no image, or its header is broken.
+        CorruptImageError: it is not an image, or its header is broken.
     """
     with images.open(index) as stream:
         try:
@@ -109,10 +109,10 @@ def read_header(images: EncodedImages, index: int) -> ImageHeader:
 
 
 def decode(images: EncodedImages, index: int, pixel_format: PixelFormat) -> Pixels:
-    """Pixels [C, H, W] as the service reads them: see `service.images.file.ImageFile.levels`.
+    """Decode an image to pixels [C, H, W] as the service does; see `service.images.file.ImageFile.levels`.
 
     Raises:
-        CorruptImageError: the bytes are broken or cut off, or are no longer those of the header that was read.
+        CorruptImageError: the file is broken or cut off, or has changed since its header was read.
     """
     try:
         with images.open(index) as stream:
@@ -128,10 +128,10 @@ def decode(images: EncodedImages, index: int, pixel_format: PixelFormat) -> Pixe
 
 
 def check_size(shape: Sequence[int], expected: Sequence[int], name: str, first: str) -> None:
-    """Refuse an image [C, H, W] of another height or width than the first.
+    """Refuse an image [C, H, W] whose height or width differs from the first image's.
 
     Raises:
-        DataError: naming both.
+        DataError: the sizes differ; the message names both images.
     """
     if tuple(shape) != tuple(expected):
         raise DataError(name, f"{shape[2]}x{shape[1]} pixels, but {first} is {expected[2]}x{expected[1]}")

@@ -1,4 +1,4 @@
-"""Encoded images to pixels: loaded whole where they fit into memory, otherwise as a stream."""
+"""Decode the images of a data set: all into memory if they fit, otherwise as a stream."""
 
 import hashlib
 import math
@@ -14,19 +14,19 @@ from training.data.image_files import EncodedImages, PixelFormat, Pixels, check_
 from training.data.streams import ImageStream, decode_batches, in_batches
 from training.errors import CorruptImageError, DataError
 
-_NAMED = 5  # corrupt images that one line of an error names
+_NAMED = 5  # an error message names at most so many corrupt images
 _MAX_BLOCK_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a data set is read.
+    """Options for reading a data set.
 
     Attributes:
-        max_memory: GiB of decoded pixels up to which a set of encoded images is loaded whole; larger ones stream.
-        skip_corrupt: whether images that cannot be decoded are left out instead of refused.
-        workers: processes that decode a stream; 0 decodes in this one.
-        progress: whether to say on stderr how far it has come.
+        max_memory: GiB of decoded pixels up to which encoded images are loaded into memory; larger sets stream.
+        skip_corrupt: whether images that cannot be decoded are left out; otherwise they are an error.
+        workers: processes that decode a stream; with 0 this process decodes.
+        progress: whether to print progress on stderr.
     """
 
     max_memory: float = 4.0
@@ -36,10 +36,10 @@ class Reading:
 
 
 class ImageSet:
-    """The encoded images of a data set, by part, `train` first; `corrupt` says of which image what is wrong.
+    """The encoded images of a data set by part, `train` first; `corrupt` maps names of images to what is wrong.
 
     Raises:
-        DataError: an image is of a kind that the service does not take.
+        DataError: an image has a format that the service does not accept.
         CorruptImageError: no training image can be decoded.
     """
 
@@ -55,17 +55,17 @@ class ImageSet:
 
     @property
     def fits(self) -> bool:
-        """Whether all pixels, decoded, take no more than `max_memory`."""
+        """Whether the decoded pixels take at most `max_memory`."""
         num_images = sum(map(len, self._index.values()))
         num_bytes = num_images * math.prod(self._chw) * self._pixel_format.dtype.itemsize
         return num_bytes <= self._reading.max_memory * 2**30
 
     def load(self) -> dict[str, Pixels]:
-        """All images in memory, [N, C, H, W] a part.
+        """Decode all images into memory: [N, C, H, W] for each part.
 
         Raises:
-            CorruptImageError: images cannot be decoded, and are not to be skipped; the message counts and names them.
-            DataError: an image is of another size than the first.
+            CorruptImageError: images cannot be decoded and `skip_corrupt` is off; the message counts and names them.
+            DataError: an image has another size than the first.
         """
         with self._progress("decoding", sum(map(len, self._index.values()))) as progress:
             loaded = {part: self._load_part(part, progress) for part in self._parts}
@@ -73,9 +73,9 @@ class ImageSet:
         return loaded
 
     def stream(self) -> tuple[dict[str, ImageStream], str]:
-        """All images as streams, and the SHA-256 that they would have if they were loaded (see sources.py).
+        """All images as streams, and the SHA-256 that they would have if they were loaded into memory (see sources.py).
 
-        Everything is decoded once for this, and once more where images are left out or pixels turn out to be binary.
+        This decodes everything once, and once more if images are left out or all pixels turn out to be binary.
 
         Raises:
             CorruptImageError, DataError: as `load`.
@@ -106,7 +106,7 @@ class ImageSet:
         return Progress(what, num_images, shown=self._reading.progress)
 
     def _read_headers(self, images: EncodedImages, headers: set[ImageHeader], progress: Progress) -> NDArray[np.int64]:
-        """Which images have a readable header; adds these to `headers`."""
+        """The numbers of images whose header can be read; adds their headers to `headers`."""
         good = np.ones(len(images), np.bool_)
         for number in range(len(images)):
             try:
@@ -134,7 +134,7 @@ class ImageSet:
         return pixels if good.all() else pixels[good]
 
     def _read_first(self) -> tuple[str, tuple[int, int, int]]:
-        """Name and shape of the first training image that can be decoded."""
+        """The name and shape of the first training image that can be decoded."""
         images = self._parts["train"]
         for number in self._index["train"].tolist():
             try:
@@ -147,7 +147,7 @@ class ImageSet:
         raise CorruptImageError(name, f"{problem}; none of the {len(images)} training images can be read")
 
     def _scan(self, part: str, white: int, digest: "hashlib._Hash", progress: Progress) -> tuple[ImageStream, float]:
-        """Decode a part once: what a stream needs to know of it, and its largest pixel. Leaves out what is corrupt."""
+        """Decode a part once for the sums that a stream needs, and its largest pixel. Leaves out corrupt images."""
         index = self._index[part]
         stream = ImageStream(
             encoded=self._parts[part],

@@ -1,4 +1,4 @@
-"""Parquet files with a column of encoded images, as Hugging Face's datasets write them."""
+"""Read Parquet files with a column of encoded images, as Hugging Face's datasets write them."""
 
 import io
 import itertools
@@ -18,7 +18,7 @@ from service.images.split_names import PARTS, named_part
 from training.errors import CorruptImageError, DataError
 
 SUFFIX = ".parquet"
-CACHE_BYTES = 64 * 2**20  # of encoded images that a process keeps
+CACHE_BYTES = 64 * 2**20  # of encoded images that a process keeps in memory
 _PREFERRED = ("image", "img")
 _READER_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError)
 
@@ -30,7 +30,7 @@ class _Block:
     file: str
     column: str  # `name` or `name.bytes`
     row_group: int
-    first_row: int  # of the file
+    first_row: int  # of the row group, counted in the file
     num_rows: int
     num_bytes: int
 
@@ -38,11 +38,11 @@ class _Block:
 class ParquetImages:
     """The images of Parquet files, row by row; a row group is a block.
 
-    The column is one of binary values, or of structs with a binary field `bytes`; of several, the one called `image` or
-    `img`.
+    The column has binary values, or structs with a binary field `bytes`. If there are several such columns, the one
+    called `image` or `img` is used.
 
     Raises:
-        DataError: a file is not Parquet, or has no such column; the message names it.
+        DataError: a file is not Parquet, or has no such column; the message names the file.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -54,7 +54,7 @@ class ParquetImages:
         self._cache: OrderedDict[int, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker gets: it reads for itself."""
+        """The state for worker processes, without cached row groups: each worker reads its own."""
         return self.__dict__ | {"_cache": OrderedDict()}
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class ParquetImages:
         return f"{block.file} row {block.first_row + index - int(self._starts[self.blocks[index]])}"
 
     def open(self, index: int) -> BinaryIO:
-        """The row's bytes; its row group stays in memory until others need the room."""
+        """Open a row's bytes. Its row group stays in memory until others need the space."""
         number = int(self.blocks[index])
         content = self._read(number)[index - int(self._starts[number])].as_py()
         if content is None:
@@ -74,7 +74,7 @@ class ParquetImages:
         return io.BytesIO(content)
 
     def _read(self, number: int) -> Any:
-        """The row group's column of bytes, a pyarrow array."""
+        """The row group's column of bytes, as a pyarrow array."""
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
@@ -97,14 +97,15 @@ class ParquetImages:
 
 
 def find_parquet(path: Path) -> tuple[dict[str, list[Path]], Skipped]:
-    """Files by part, in the order of PARTS, and what was skipped.
+    """Find Parquet files by part, in the order of PARTS, and what was skipped.
 
-    A file is all training images. In a folder, file names (`train-00000-of-00004.parquet`) and folders (`split=train`,
-    `train.parquet`) tell the part, the innermost first; without those all files are training images. What begins with
-    an underscore is skipped as what is hidden: Spark's and Arrow's notes about the others.
+    If the path is a file, it has only training images. In a folder, the part is named by the file
+    (`train-00000-of-00004.parquet`) or by a folder (`split=train`); the innermost name decides. Without such names all
+    files are for training. Files whose name begins with an underscore, which are Spark's and Arrow's notes about the
+    others, are skipped like hidden files.
 
     Raises:
-        DataError: the folder cannot be read, or there are parts, but not for training.
+        DataError: the folder cannot be read, or there are parts but none for training.
     """
     if path.is_file():
         return {"train": [path]}, {}

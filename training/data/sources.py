@@ -1,4 +1,4 @@
-"""Where images come from: IDX files, folders of PNG, JPEG and WebP files, Parquet, `.npy` and `.npz`."""
+"""Read data sets: IDX files, folders of PNG, JPEG and WebP files, Parquet, `.npy` and `.npz`."""
 
 import hashlib
 import struct
@@ -23,8 +23,8 @@ from training.data.streams import ImageStream
 from training.errors import DataError
 
 _IDX_PREFIXES = {"train": ("train",), "validation": ("valid", "validation"), "test": ("t10k", "test")}
-_NPZ_WORDS = ("x", "images", "data")  # beside the part in an array's name, as in `x_train` and `train_images`
-# What NumPy, its reader of headers and zipfile let out when bytes are wrong, or claim more than fits into memory.
+_NPZ_WORDS = ("x", "images", "data")  # words besides the part in an array's name, as in `x_train` and `train_images`
+# What NumPy, its header parser and zipfile raise if bytes are wrong, or claim more than fits into memory.
 _READER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, MemoryError),
     *(RuntimeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
@@ -33,16 +33,16 @@ _READER_ERRORS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it was found: parts that it does not have itself are None.
+    """A data set as it was found. Parts that it does not have are None.
 
     Attributes:
-        name: the name of the file or folder, with no path.
-        sha256: of the pixels, parts and shapes; however they were compressed, and wherever they lie.
+        name: the name of the file or folder, without its path.
+        sha256: of pixels, parts and shapes; independent of compression and of where the files are.
         train: [N, C, H, W], uint8 in 0..255 or float32 in [0, 1].
         validation: like `train`, or None.
         test: like `train`, or None.
-        skipped: what was left out because it cannot be decoded: by name, what is wrong.
-        ignored: what lies there and was not taken for images.
+        skipped: images left out because they cannot be decoded; by name, what is wrong.
+        ignored: a sentence about files there that were not taken for images.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Source:
 
 @dataclass(frozen=True)
 class StreamedSource:
-    """A data set that is too large to be loaded; as `Source`, with the same SHA-256."""
+    """A data set that is too large for memory; otherwise like `Source`, with the same SHA-256."""
 
     name: str
     sha256: str
@@ -68,8 +68,8 @@ class StreamedSource:
 
 
 def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
-    """The data set under `path`, see `read_source`; image files and Parquet stream where they take more than
-    `max_memory`, all else is read whole.
+    """Open the data set under `path`; see `read_source`. Image files and Parquet stream if they take more than
+    `max_memory`; everything else is read into memory.
 
     Raises:
         DataError: as `read_source`.
@@ -93,25 +93,25 @@ def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
 
 
 def read_source(path: Path, *, skip_corrupt: bool = False) -> Source:
-    """Read all images that lie under `path` into memory.
+    """Read all images under `path` into memory.
 
-    - A folder with IDX files, named as MNIST's are: `train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` (or `test-…`),
-      perhaps `valid-…`; each plain or `.gz`.
-    - A folder of image files, at any depth, so that class subfolders may be there or not: which are taken is in
-      service/images/folder.py. Folders such as `train` and `test` beside one another are parts, see split_names.py
-      there. All grey gives one channel, otherwise three. As in the service, transparent parts are black and EXIF says
-      which way is up. One 16-bit image makes the whole set float32 in [0, 1].
+    - A folder with IDX files that have MNIST's names: `train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` (or
+      `test-…`), and optionally `valid-…`; each plain or `.gz`.
+    - A folder of image files at any depth, with or without a subfolder for each class; service/images/folder.py says
+      which files are taken. Folders such as `train` and `test` beside one another are parts; see split_names.py there.
+      If all images are grey there is one channel, otherwise three. As in the service, transparent parts are black and
+      images are rotated as EXIF says. If one image has 16 bits a sample, the whole set is float32 in [0, 1].
     - A `.parquet` file, or a folder of them, with a column of such files' bytes (see parquet.py for column and parts).
     - An `.npy` file, [N, H, W] or [N, C, H, W]: 8-bit, boolean, or floats in [0, 1].
-    - An `.npz` file with such arrays called `train` and, if there, `validation` and `test` (also as Keras and MedMNIST
-      call them, `x_train` and `train_images`), or with one array.
+    - An `.npz` file with such arrays called `train` and optionally `validation` and `test`, or with the names of Keras
+      and MedMNIST (`x_train`, `train_images`), or with a single array.
 
-    8-bit pixels are 0 (black) to 255, unless no pixel of the whole set is above 1: then it is binarised data, of which
-    1 is white. The rule looks at all parts together, so that one dark part is not mistaken.
+    8-bit pixels are 0 (black) to 255. If no pixel of the whole set is above 1, the data are binarised, and 1 is white.
+    All parts are looked at together, so that one dark part alone is not taken for binarised.
 
     Raises:
-        DataError: naming the file that is missing, broken, truncated or of another size than the others.
-        CorruptImageError: encoded images cannot be decoded, and are not to be skipped; counts and names them.
+        DataError: a file is missing, broken, truncated or of another size than the others; the message names it.
+        CorruptImageError: images cannot be decoded and `skip_corrupt` is off; the message counts and names them.
     """
     if (found := _encoded_parts(path)) is not None:
         encoded, ignored = found
@@ -131,7 +131,7 @@ def read_source(path: Path, *, skip_corrupt: bool = False) -> Source:
 
 
 def _encoded_parts(path: Path) -> tuple[dict[str, EncodedImages], Skipped] | None:
-    """The parts of a folder of image files or of Parquet in the order of PARTS, and what was skipped; else None."""
+    """The parts of a folder of images or Parquet in the order of PARTS, and what was skipped; None for other data."""
     if path.is_dir():
         if any(_idx_file(path, prefix) for prefixes in _IDX_PREFIXES.values() for prefix in prefixes):
             return None
@@ -211,7 +211,7 @@ def _read_idx_folder(folder: Path) -> dict[str, Pixels]:
 
 
 def _read_numpy(file: Path) -> tuple[dict[str, Pixels], Skipped]:
-    """The arrays by part, and those of none that could hold images."""
+    """The arrays by part, and the names of others that could be images."""
     try:
         with file.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
@@ -225,7 +225,7 @@ def _read_numpy(file: Path) -> tuple[dict[str, Pixels], Skipped]:
     skipped: dict[str, tuple[int, str]] = {}
     for key, array in arrays.items():
         if (part := _part_of_array(key)) is None or part in parts:
-            if getattr(array, "ndim", 0) > 2:  # labels are none of ours
+            if getattr(array, "ndim", 0) > 2:  # labels have fewer axes
                 add_skipped(skipped, "array", key)
         else:
             parts[part] = _as_pixels(file, key, array)
@@ -235,7 +235,7 @@ def _read_numpy(file: Path) -> tuple[dict[str, Pixels], Skipped]:
 
 
 def _part_of_array(key: str) -> str | None:
-    """The part that an array's name tells.
+    """The part that an array's name contains.
 
     >>> _part_of_array("x_train"), _part_of_array("test_images"), _part_of_array("y_train")
     ('train', 'test', None)
@@ -246,7 +246,7 @@ def _part_of_array(key: str) -> str | None:
 
 def _as_pixels(file: Path, key: str, array: NDArray[Any]) -> Pixels:
     name = f"array {key!r}" if key else "the array"
-    if not isinstance(array, np.ndarray):  # a zip may hold anything
+    if not isinstance(array, np.ndarray):  # a zip file can contain anything
         raise DataError(file, f"{key!r} is not an array")
     if array.ndim not in (3, 4):
         raise DataError(file, f"{name} has shape {list(array.shape)}; images are [N, H, W] or [N, C, H, W]")

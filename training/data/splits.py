@@ -1,4 +1,4 @@
-"""Images divided into training, validation, calibration and test parts, and their pixels made ready for a model."""
+"""Divide images into training, validation, calibration and test parts, and convert pixels for a model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ _DEFAULT_HELD_OUT = {"num_validation": 2000, "num_calibration": 3000, "num_test"
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Four parts of a data set that share no image; each [N, C, H, W], uint8 in 0..255 or float32 in [0, 1].
+    """Four parts of a data set without common images; each [N, C, H, W], uint8 in 0..255 or float32 in [0, 1].
 
-    `validation` watches training, `calibration` gives the scores that p-values compare with, `test` is held out of
-    everything. Of a data set that streams, `train` is a stream and the rest is in memory.
+    Training is monitored on `validation`, p-values are computed from the scores of `calibration`, and `test` is used
+    for nothing before the final evaluation. If the data set streams, `train` is a stream and the rest is in memory.
     """
 
     name: str
@@ -50,11 +50,12 @@ class DataSplits:
 
 
 def split(source: Source | StreamedSource, configuration: Configuration) -> DataSplits:
-    """Divide a data set by the configured numbers, at random but the same way for the same seed.
+    """Divide a data set by the configured numbers: at random, but the same way for the same seed.
 
-    A test part of the source's own is the test part, whole, and so is a validation part; everything else comes out of
-    the training images. A data set that streams gives no more of its own parts than the numbers say or, where they say
-    nothing, 2000 and 10 000. Who is held out is decided by a permutation from the seed, never by the order on disk.
+    If the source has a test or validation part of its own, that part is used, whole. The other parts are taken from
+    the training images. If the data set streams, at most the configured numbers are taken from its own parts or, if
+    none are configured, 2000 for validation and 10 000 for testing. Which images are held out is decided by a
+    permutation from the seed, not by the order on disk.
 
     Raises:
         DataError: the held-out parts leave no image to train on.
@@ -95,7 +96,7 @@ def split(source: Source | StreamedSource, configuration: Configuration) -> Data
 
 
 def evenly_spaced(images: Images, most: int) -> Pixels:
-    """At most so many of the images, evenly spaced, in memory: [n, C, H, W].
+    """At most `count` of the images, evenly spaced, in memory: [n, C, H, W].
 
     >>> evenly_spaced(np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1), 3).ravel().tolist()
     [0, 3, 6]
@@ -109,14 +110,14 @@ def take(images: Images, places: NDArray[np.int64]) -> Pixels:
 
 
 class TrainingImages(Protocol):
-    """What the trainer asks of its images, in memory or streamed."""
+    """The interface of training images, in memory or streamed."""
 
     device: torch.device
 
     def __len__(self) -> int: ...
 
     def epoch(self, batch_size: int, *, generator: torch.Generator) -> Iterator[Tensor]:
-        """Every image once, in an order that the generator decides before the first batch: [B, C, H, W] each.
+        """Batches [B, C, H, W] of all images, in an order that is drawn from the generator before the first batch.
 
         uint8 in 0..255 or float32 in [0, 1], on the trainer's device.
         """
@@ -124,7 +125,7 @@ class TrainingImages(Protocol):
 
 
 class LoadedImages:
-    """Images [N, C, H, W] that lie on the device as a whole."""
+    """Images [N, C, H, W] that are all in the device's memory."""
 
     def __init__(self, pixels: Pixels, device: torch.device) -> None:
         self.device = device
@@ -141,7 +142,7 @@ class LoadedImages:
 
 
 class StreamedImages:
-    """Images that come to the device batch by batch."""
+    """Images that are copied to the device batch by batch."""
 
     def __init__(self, stream: ImageStream, device: torch.device) -> None:
         self.device = device
@@ -158,12 +159,12 @@ class StreamedImages:
 
 
 def on_device(images: Images, device: torch.device) -> TrainingImages:
-    """The images as the trainer takes them: in memory on the device, or a stream that goes there."""
+    """The images as the trainer takes them: in the device's memory, or streamed to it."""
     return StreamedImages(images, device) if isinstance(images, ImageStream) else LoadedImages(images, device)
 
 
 def unit_pixels(pixels: Tensor) -> Tensor:
-    """Pixels as float32 in [0, 1], from uint8 in 0..255 or from what is in [0, 1] already.
+    """Convert pixels to float32 in [0, 1], from uint8 in 0..255 or from floats in [0, 1].
 
     >>> unit_pixels(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist()
     [0.0, 0.20000000298023224, 1.0]
@@ -172,10 +173,10 @@ def unit_pixels(pixels: Tensor) -> Tensor:
 
 
 def binarise(pixels: Tensor, binarisation: Binarisation, *, generator: torch.Generator) -> Tensor:
-    """Turn pixels in [0, 1] into what the model is trained on.
+    """Convert pixels in [0, 1] to the values that the model is trained on.
 
-    `dynamic` sets a pixel to 1 with probability equal to its value, afresh at each call (Salakhutdinov and Murray
-    2008); `threshold` sets it to 1 above 0.5; `none` leaves it.
+    `dynamic` sets a pixel to 1 with a probability equal to its value, drawn anew in each call (Salakhutdinov and Murray
+    2008). `threshold` sets it to 1 if it is above 0.5. `none` leaves it unchanged.
 
     >>> binarise(torch.tensor([0.2, 0.5, 0.7]), "threshold", generator=torch.Generator()).tolist()
     [0.0, 0.0, 1.0]
@@ -186,7 +187,7 @@ def binarise(pixels: Tensor, binarisation: Binarisation, *, generator: torch.Gen
 
 
 def to_levels(pixels: Tensor, levels: int) -> Tensor:
-    """Pixels in [0, 1] moved to the nearest of the levels k / (levels - 1), as the service does.
+    """Round pixels in [0, 1] to the nearest of the levels k / (levels - 1), as the service does.
 
     >>> to_levels(torch.tensor([0.1, 0.13, 0.95]), 5).tolist()
     [0.0, 0.25, 1.0]
@@ -195,7 +196,7 @@ def to_levels(pixels: Tensor, levels: int) -> Tensor:
 
 
 def derive_seed(seed: int, *stream: int) -> int:
-    """A seed for one purpose, from the run's seed and a few numbers that name the purpose (say, phase and epoch).
+    """Derive a seed for one purpose from the run's seed and numbers for the purpose (such as phase and epoch).
 
     >>> derive_seed(0, 1, 7) == derive_seed(0, 1, 7) != derive_seed(0, 7, 1)
     True

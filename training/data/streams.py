@@ -1,4 +1,4 @@
-"""Images that do not fit into memory: decoded each time they are wanted, by worker processes."""
+"""Images that do not fit into memory: worker processes decode them each time they are read."""
 
 import multiprocessing
 import warnings
@@ -16,17 +16,17 @@ from training.data.parquet import CACHE_BYTES
 from training.errors import CorruptImageError, DataError
 
 _BATCH = 100
-_PREFETCH = 2  # batches that wait for each worker
+_PREFETCH = 2  # batches queued for each worker
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch as a worker sends it: the images that could be decoded [N, C, H, W], and what is wrong with the others.
+    """A batch from a worker: the images that could be decoded [N, C, H, W], and what is wrong with the others.
 
     Attributes:
         pixels: uint8 in 0..255 or float32 in [0, 1].
-        corrupt: places in the batch that are not in `pixels`, each with the image's name and the problem.
-        refused: why the whole set cannot be used, as name and problem, or None.
+        corrupt: indices in the batch of images that are not in `pixels`, each with the image's name and the problem.
+        refused: name and problem if the whole data set cannot be used, else None.
     """
 
     pixels: Pixels
@@ -36,20 +36,20 @@ class Decoded:
 
 @dataclass(frozen=True)
 class ImageStream:
-    """Images [N, C, H, W] that look like an array of them where it matters, and are decoded whenever they are read.
+    """Images [N, C, H, W] with the parts of an array's interface that are needed; decoded whenever they are read.
 
-    A pass holds two batches a worker, and of Parquet files up to 64 MiB of encoded images a worker, or one row group
-    where that is larger.
+    A pass keeps two batches in memory for each worker. With Parquet files each worker also keeps up to 64 MiB of
+    encoded images, or one row group if that is larger.
 
     Attributes:
-        encoded: where they come from.
-        pixel_format: how they are decoded.
+        encoded: the encoded images.
+        pixel_format: the format to which they are decoded.
         chw: C, H and W.
-        index: which of `encoded`, ascending.
-        pixel_sum: of all images, [C, H, W], in the units of `dtype`.
+        index: the numbers of the images in `encoded`, ascending.
+        pixel_sum: sum over all images, [C, H, W], in the units of `dtype`.
         black_and_white: whether every pixel is black or white.
-        white: the factor of 8-bit pixels: 255 for binarised images whose files say 0 and 1, otherwise 1.
-        workers: processes that decode; 0 decodes in this one. No result depends on it.
+        white: factor for 8-bit pixels: 255 for binarised images whose files contain 0 and 1, otherwise 1.
+        workers: processes that decode; with 0 this process decodes. Results do not depend on it.
     """
 
     encoded: EncodedImages
@@ -71,7 +71,7 @@ class ImageStream:
 
     @property
     def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.float32]:
-        """uint8 for 0..255, float32 for [0, 1]."""
+        """uint8 for pixels in 0..255, float32 for pixels in [0, 1]."""
         return self.pixel_format.dtype
 
     def mean(self) -> NDArray[np.float64]:
@@ -79,7 +79,7 @@ class ImageStream:
         return self.pixel_sum / len(self)
 
     def batches(self, order: Sequence[NDArray[np.int64]]) -> Iterator[Pixels]:
-        """The images at the given places, one array [B, C, H, W] for each array of places [B].
+        """The images at the given indices: one array [B, C, H, W] for each array of indices [B].
 
         Raises:
             DataError: an image has changed since it was first read.
@@ -92,7 +92,7 @@ class ImageStream:
             yield batch.pixels
 
     def read(self, places: NDArray[np.int64]) -> Pixels:
-        """The images at these places, in memory: [B, C, H, W]."""
+        """Decode the images at these indices into memory: [B, C, H, W]."""
         pixels: Pixels = np.empty((len(places), *self.chw), self.dtype)
         start = 0
         for batch in self.batches(in_batches(places)):
@@ -101,18 +101,19 @@ class ImageStream:
         return pixels
 
     def hold_out(self, parts: Sequence[NDArray[np.int64]]) -> tuple["ImageStream", list[Pixels]]:
-        """The stream without the images at these places, and those in memory, a part each."""
+        """A stream without the images at the indices of all parts, and the images of each part in memory."""
         held_out = [self.read(places) for places in parts]
         pixel_sum = self.pixel_sum - sum(pixels.sum(axis=0, dtype=np.float64) for pixels in held_out)
         index = np.delete(self.index, np.concatenate(parts))
         return replace(self, index=index, pixel_sum=pixel_sum), held_out
 
     def shuffled(self, generator: torch.Generator) -> NDArray[np.int64]:
-        """All places in the order of an epoch, which the generator's state decides.
+        """All indices in a random order for one epoch, drawn from the generator.
 
-        Images that are read alone come in any order. Blocks (row groups) come in any order, and images in any order
-        within windows of as many blocks as fit into 64 MiB, and of at least one: so a worker reads each block once an
-        epoch, and the more the images differ within 64 MiB, the better the mixture.
+        If images are read alone, the order is uniform. If they are read in blocks (row groups), the blocks are put in
+        random order and grouped into windows of as many blocks as fit into 64 MiB, at least one; images are shuffled
+        within each window. So a worker reads each block once an epoch. If images that are alike are stored together,
+        the order is less random than a uniform one.
         """
         order: NDArray[np.int64] = torch.randperm(len(self), generator=generator, device=generator.device).cpu().numpy()
         if self.encoded.blocks is None:
@@ -130,10 +131,10 @@ class ImageStream:
 
 
 class _Decoder(Dataset[Decoded]):
-    """Batches of images by their numbers."""
+    """Decodes batches of images by their numbers."""
 
     def __init__(self, stream: ImageStream) -> None:
-        self._stream = replace(stream, index=np.zeros(0, np.int64))  # the numbers come with each batch
+        self._stream = replace(stream, index=np.zeros(0, np.int64))  # each batch brings its own numbers
 
     def __getitem__(self, numbers: NDArray[np.int64]) -> Decoded:
         stream = self._stream
@@ -157,10 +158,10 @@ class _Decoder(Dataset[Decoded]):
 
 
 def decode_batches(stream: ImageStream, order: Sequence[NDArray[np.int64]]) -> Iterator[Decoded]:
-    """Decode images by their numbers in `stream.encoded`, a batch for each array of numbers, in this order."""
+    """Decode images by their numbers in `stream.encoded`: one batch for each array of numbers, in the given order."""
     workers = min(stream.workers, len(order))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more than cores: as was asked
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more than cores
         loader = DataLoader(
             _Decoder(stream),
             batch_size=None,
@@ -168,20 +169,20 @@ def decode_batches(stream: ImageStream, order: Sequence[NDArray[np.int64]]) -> I
             num_workers=workers,
             collate_fn=_as_it_is,
             prefetch_factor=_PREFETCH if workers else None,
-            # A fork of a process with threads may hang; these are forked from a server without any.
+            # A fork of a process with threads can hang; the fork server has no threads.
             multiprocessing_context=_forkserver() if workers else None,
-            generator=torch.Generator(),  # nothing here draws from it, but the global one would be moved on
+            generator=torch.Generator(),  # not used, but without it the state of the global generator would change
         )
     yield from loader
 
 
 def in_batches(places: NDArray[np.int64], size: int = _BATCH) -> list[NDArray[np.int64]]:
-    """Places cut into batches of `size`, the last one perhaps shorter."""
+    """Split indices into batches of `size`; the last one may be shorter."""
     return [places[start : start + size] for start in range(0, len(places), size)]
 
 
 def _as_it_is(batch: Any) -> Any:
-    """Arrays go through a pipe: tensors would fill /dev/shm, of which a container has 64 MB."""
+    """Leave arrays as they are, to be sent by a pipe: tensors would fill /dev/shm, which has 64 MB in a container."""
     return batch
 
 

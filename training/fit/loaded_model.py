@@ -10,6 +10,17 @@ from training.fit.state import build_state
 from training.networks.vae import Vae
 
 
+class FinishedEncoder(NamedTuple):
+    """What training the encoder alone, by the ELBO, has gained; ELBOs are of the validation images, nats an image."""
+
+    epochs: int
+    """So far."""
+    kept_epoch: int
+    """Of these, counted from 1; 0 where none was better than the encoder of before."""
+    elbo_before: float
+    elbo_after: float
+
+
 class LoadedModel(NamedTuple):
     """A run's model as its checkpoint has it: on the CPU, averaged, of the best epoch where the run has patience."""
 
@@ -18,6 +29,10 @@ class LoadedModel(NamedTuple):
     """The last that has finished."""
     finished: bool
     """Whether training is at its end."""
+    trained: bool
+    """Whether no more than the encoder is left to train."""
+    finished_encoder: FinishedEncoder | None
+    """None where the encoder alone has not been trained."""
 
 
 def load_model(run: Run) -> LoadedModel:
@@ -33,4 +48,10 @@ def load_model(run: Run) -> LoadedModel:
     description = run.description
     state = build_state(description.configuration, torch.zeros(description.image_shape), device)
     epoch = state.restore(checkpoint)
-    return LoadedModel(state.result(), epoch, state.is_finished(epoch, description.configuration))
+    phase, best = state.encoder_phase, state.best
+    finished_encoder = None
+    if phase and best:
+        finished_encoder = FinishedEncoder(epoch - phase.before, best.epoch - phase.before, phase.elbo, best.bound)
+    configuration = description.configuration
+    finished, trained = state.is_finished(epoch, configuration), state.is_trained(epoch, configuration)
+    return LoadedModel(state.result(), epoch, finished, trained, finished_encoder)

@@ -16,6 +16,7 @@ from training.data.splits import TrainingImages, binarise, derive_seed, to_level
 from training.errors import DivergenceError
 from training.fit.devices import Acceleration
 from training.fit.distributed import ProcessGroup
+from training.fit.encoder_phase import encoder_configuration
 from training.fit.gradients import accumulate_gradients, log_weight_in_parts
 from training.fit.memory import footprint
 from training.fit.objective import negative_elbo, negative_iwae_bound
@@ -43,7 +44,8 @@ class Loop:
     """What an epoch of training needs, besides its number; `images` are loaded or streamed.
 
     The model's weights change with every step, and their average after it; both are the state's. A run from the weights
-    of another, `start`, draws other random numbers than that one did from the same seed.
+    of another, `start`, draws other random numbers than that one did from the same seed. Where the state is in its
+    `encoder_phase`, the encoder's weights alone change, and the schedules are that phase's.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Loop:
         *,
         start: str | None = None,
     ) -> None:
-        self.configuration = configuration
+        phase = state.encoder_phase
+        self.configuration = configuration if phase is None else encoder_configuration(configuration)
+        self.before = 0 if phase is None else phase.before  # epochs, whose schedules were others
         self.state = state
         self.images = images
         self.processes = processes
@@ -68,11 +72,14 @@ class Loop:
         self.sizes = footprint(state.averaged)  # never compiled
         self.steps_per_epoch = math.ceil(len(images) / configuration.batch_size)
         self._streams = (_TRAINING,) if start is None else (_TRAINING, int(start[:16], 16))
-        self._parameters = list(state.model.parameters())
+        if phase is not None:
+            for model in (state.model, state.averaged):
+                model.decoder.requires_grad_(False).eval()
+        self._parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
         self._first: tuple[Tensor, Tensor]  # the epoch's first batch and its noise
 
     def train_epoch(self, epoch: int) -> TrainedEpoch:
-        """One pass over the training images.
+        """One pass over the training images; `epoch` is counted over all phases of the run.
 
         Raises:
             DivergenceError: more than one in a hundred steps had no finite loss or gradient, or the bound collapsed.
@@ -80,12 +87,13 @@ class Loop:
         device = self.images.device
         generator = torch.Generator(device)
         generator.manual_seed(derive_seed(self.configuration.seed, *self._streams, epoch))
-        first_step = (epoch - 1) * self.steps_per_epoch
+        own = epoch - self.before
+        first_step = (own - 1) * self.steps_per_epoch
         losses = torch.empty(self.steps_per_epoch, device=device)
         sound = torch.empty(self.steps_per_epoch, dtype=torch.bool, device=device)
         with tqdm(
             total=len(self.images),
-            desc=f"epoch {epoch}/{self.configuration.epochs}",
+            desc=f"{'encoder, ' if self.before else ''}epoch {own}/{self.configuration.epochs}",
             unit="image",
             disable=not self.progress,
             file=unescaped(sys.stderr),

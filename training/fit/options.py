@@ -1,6 +1,7 @@
 """The command line's options for a run's configuration."""
 
 import argparse
+from collections.abc import Container
 from dataclasses import fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -36,6 +37,8 @@ _HELP = {
     "max_gradient_norm": "clip the gradient's norm to this; 0: never",
     "ema_decay": "decay per step of the averaged weights, which are validated and exported; 0: no averaging",
     "patience": "end after this many epochs without a better validation bound, and keep the best epoch; 0: never",
+    "finish_encoder": "then train the encoder alone by the ELBO, decoder frozen, and keep its best epoch",
+    "finish_epochs": "most epochs of that phase; it ends sooner where the validation ELBO no longer improves",
     "seed": "seed of the splits, the weights and all noise",
     "num_validation": "held-out images that validate during training",
     "num_calibration": "held-out images that calibrate anomaly scores",
@@ -48,6 +51,7 @@ _UNSET = {
     "likelihood": f"{GREY} for 8-bit images if more than a fifth of the pixels are grey, else {BLACK_AND_WHITE}",
     "binarisation": "dynamic, or none",
     "first_samples": "--num-samples throughout",
+    "finish_epochs": "a quarter of --epochs, at least 10 or as many",
     "warm_up_epochs": "1, or as many as have 100 steps, but at most a tenth of all",
     "num_validation": "2000, at most a tenth of the images",
     "num_calibration": "3000, at most a tenth",
@@ -56,13 +60,21 @@ _UNSET = {
 """The default of an option whose default depends on the data or on another option."""
 
 
-def add_configuration_options(parser: argparse.ArgumentParser) -> None:
-    """One option for each of the configuration's fields. Options not given are left out: recipes.py fills them in."""
+def add_configuration_options(parser: argparse.ArgumentParser, names: Container[str] | None = None) -> None:
+    """One option for each of the configuration's fields, or for those of these names.
+
+    Options not given are left out: recipes.py fills them in.
+    """
     hints = get_type_hints(Configuration, include_extras=True)
     for field in fields(Configuration):
+        if names is not None and field.name not in names:
+            continue
         option, words, hint = "--" + field.name.replace("_", "-"), _HELP[field.name], hints[field.name]
         unset = _UNSET.get(field.name) or _default_by_preset(field.name, field.default)
-        if hint is bool:
+        if hint is bool and field.default:
+            words = f"{words} (default: True)"
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=words)
+        elif hint is bool:
             parser.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=words)
         elif get_origin(hint) is Literal:
             choices = (AUTO, *get_args(Preset)) if field.name == "preset" else get_args(hint)

@@ -8,7 +8,6 @@ from training.fit.distributed import ProcessGroup
 from training.fit.run import Run
 from training.fit.state import TrainingState
 
-MOST_SETBACKS = 2
 RATE_AFTER_SETBACK = 0.25
 """Times the rate before: after two setbacks a sixteenth."""
 _COLLAPSE = 10
@@ -42,10 +41,12 @@ def check_bound(bound: float, best: float, num_pixels: int, what: str) -> None:
 def check_not_given_up(state: TrainingState, epoch: int, configuration: Configuration, *, reason: str = "") -> None:
     """Refuse to go on with a run that has diverged once more after its last setback, the last time for this reason.
 
+    Where it was training the encoder alone, there is a model: its phase has ended, and nothing is refused.
+
     Raises:
         DivergenceError: it has; the message says what to change.
     """
-    if state.setbacks > MOST_SETBACKS:
+    if state.has_given_up and state.encoder_phase is None:
         tried = ", ".join(f"{configuration.learning_rate * rate_factor(count):.2g}" for count in range(state.setbacks))
         advised = configuration.learning_rate * rate_factor(state.setbacks)
         kept = f"the weights of epoch {epoch} are kept, for --start-from. " if epoch else ""
@@ -80,6 +81,8 @@ def step_back(
     if processes.leads:
         run.save_checkpoint(state.as_checkpoint(epoch))
     processes.wait()
+    if state.has_given_up and state.best and state.encoder_phase:
+        return f"{error}, for the third time: the encoder of epoch {state.best.epoch} is kept"
     return (
         f"{error}: back to the weights of epoch {epoch}, continuing with {RATE_AFTER_SETBACK:g} times the learning rate"
     )

@@ -2,7 +2,7 @@
 
 run.json          the configuration and the data set's identity; never changed
 checkpoint.pt     the state after the last finished epoch, replaced atomically
-metrics.jsonl     one line an epoch
+metrics.jsonl     one line an epoch, those that train the encoder alone included
 sessions.jsonl    one line each time that training began or went on: from which epoch, on what device, by which versions
 curves.png, reconstructions.png, samples.png
 .lock             while a process trains in the folder; see training/fit/lock.py
@@ -153,8 +153,8 @@ class Run:
                 sessions.append(session)
         return sessions
 
-    def read_metrics(self, num_epochs: int) -> list[dict[str, float]]:
-        """The lines of the first `num_epochs` epochs; a line that a kill cut short, and any after it, is not there."""
+    def read_metrics(self, num_epochs: int | None = None) -> list[dict[str, float]]:
+        """The lines of the first `num_epochs` epochs, or of all; none from one on that a kill cut short."""
         file = self.folder / METRICS
         lines: list[dict[str, float]] = []
         for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
@@ -162,7 +162,7 @@ class Run:
                 line = json.loads(text)
             except ValueError:
                 break
-            if line["epoch"] <= num_epochs:
+            if num_epochs is None or line["epoch"] <= num_epochs:
                 lines.append(line)
         return lines
 
@@ -236,7 +236,8 @@ def open_run(folder: Path) -> Run:
         fields = json.loads(file.read_text(encoding="utf-8"))
         if (version := fields.pop("format_version", None)) != RUN_FORMAT_VERSION:
             raise RunError(f"{file}: format version {version!r}, not {RUN_FORMAT_VERSION}")
-        fields["configuration"] = Configuration(**fields["configuration"])
+        # A run begun before there was such a phase has none.
+        fields["configuration"] = Configuration(**{"finish_encoder": False, **fields["configuration"]})
         fields["image_shape"] = tuple(fields["image_shape"])
         if fields.get("acceleration") is not None:
             fields["acceleration"] = Acceleration(**fields["acceleration"])

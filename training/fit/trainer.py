@@ -1,5 +1,6 @@
 """The training loop: seeded, resumable bit for bit, and fast on images that fit into memory."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class EpochFigures:
         epoch: counted from 1.
         step: optimiser steps so far.
         train_bound: mean over the epoch of the objective's bound, with the weights as they were at each step; without
-            KL warm-up and free bits.
+            KL warm-up and free bits. While the encoder alone is trained, that is the ELBO.
         validation_bound: importance weighted bound with 16 samples, averaged weights, always the same binarisation.
         validation_elbo: evidence lower bound of the same samples.
         learning_rate: at the last step.
@@ -46,6 +47,8 @@ class EpochFigures:
             learning rate.
         images_per_second: training alone.
         seconds: the epoch, validation included.
+        encoder_epoch: which one it is of those that train the encoder alone, counted from 1; 0 before.
+        encoder_gain: by how much `validation_elbo` is higher than that of the weights which that phase began with.
     """
 
     epoch: int
@@ -58,6 +61,8 @@ class EpochFigures:
     setbacks: int
     images_per_second: float
     seconds: float
+    encoder_epoch: int = 0
+    encoder_gain: float = 0.0
 
 
 def fit(
@@ -74,9 +79,11 @@ def fit(
     """Train the run's model to its end, from its checkpoint if it has one; returns the averaged model.
 
     The end is the last epoch, or, where the configuration has patience, that many epochs without a better validation
-    bound; the weights are then the best epoch's. After each epoch the figures go to metrics.jsonl, then the state to
-    the checkpoint, then both to `on_epoch`, all by the leading process alone. On the CPU the weights depend on nothing
-    but configuration, data, library versions and number of threads; with more processes, within rounding.
+    bound; the weights are then the best epoch's. With `finish_encoder` another phase follows, which trains the encoder
+    of those weights alone (training/fit/encoder_phase.py): of its epochs the one with the highest validation ELBO is
+    kept, or the encoder of before where none is better. After each epoch the figures go to metrics.jsonl, then the
+    state to the checkpoint, then both to `on_epoch`, all by the leading process alone. On the CPU the weights depend on
+    nothing but configuration, data, library versions and number of threads; with more processes, within rounding.
 
     Args:
         run: new or resumed.
@@ -90,7 +97,8 @@ def fit(
 
     Raises:
         DivergenceError: training has diverged, and diverged again after each of two setbacks
-            (training/fit/recovery.py); the checkpoint has the last good epoch's weights, and goes on no further.
+            (training/fit/recovery.py); the checkpoint has the last good epoch's weights, and goes on no further. While
+            the encoder alone is trained, its phase ends instead.
     """
     configuration = run.description.configuration
     with full_float32():
@@ -107,15 +115,26 @@ def fit(
             run.truncate_metrics(epoch)
             if not state.is_finished(epoch, configuration):
                 run.append_session(_session(epoch + 1, device, processes, acceleration))
-        loop = Loop(configuration, state, train, processes, acceleration, progress, start=run.description.start)
+        new_loop = functools.partial(
+            Loop, configuration, state, train, processes, acceleration, progress, start=run.description.start
+        )
+        loop = new_loop()
         while not state.is_finished(epoch, configuration):
+            if state.encoder_phase is None and state.is_trained(epoch, configuration):
+                elbo, _ = validate(state.result(), validation, configuration, processes=processes, sizes=loop.sizes)
+                state.begin_encoder_phase(epoch, elbo)
+                if processes.leads:
+                    run.save_checkpoint(state.as_checkpoint(epoch))
+                processes.wait()  # until it is written: the first epoch may go back to it
+                loop = new_loop()
             started = time.perf_counter()
             try:
                 trained = loop.train_epoch(epoch + 1)
                 train_seconds = time.perf_counter() - started
                 elbo, bound = validate(state.averaged, validation, configuration, processes=processes, sizes=loop.sizes)
-                if not math.isfinite(bound):
-                    raise DivergenceError(f"the validation bound after epoch {epoch + 1} is {bound}")
+                watched = bound if state.encoder_phase is None else elbo
+                if not math.isfinite(watched):
+                    raise DivergenceError(f"the validation bound after epoch {epoch + 1} is {watched}")
             except DivergenceError as error:
                 line = step_back(run, state, build_state(configuration, splits.pixel_mean(), device), error, processes)
                 check_not_given_up(state, epoch, configuration, reason=str(error))
@@ -124,6 +143,7 @@ def fit(
                 continue
             epoch += 1
             state.reached = trained.reached
+            phase = state.encoder_phase
             figures = EpochFigures(
                 epoch=epoch,
                 step=epoch * loop.steps_per_epoch,
@@ -135,9 +155,11 @@ def fit(
                 setbacks=state.setbacks,
                 images_per_second=len(train) / train_seconds,
                 seconds=time.perf_counter() - started,
+                encoder_epoch=epoch - phase.before if phase else 0,
+                encoder_gain=elbo - phase.elbo if phase else 0.0,
             )
-            if configuration.patience:
-                state.note_bound(epoch, bound)
+            if configuration.patience or state.encoder_phase:
+                state.note_bound(epoch, watched)
             if processes.leads:
                 run.append_metrics(asdict(figures))
                 run.save_checkpoint(state.as_checkpoint(epoch))

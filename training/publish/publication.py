@@ -27,7 +27,7 @@ from training.data.image_files import Pixels
 from training.data.sources import Source, StreamedSource
 from training.data.splits import DataSplits, Images, binarise, derive_seed, split, unit_pixels
 from training.errors import ConfigurationError, RunError
-from training.fit.loaded_model import load_model
+from training.fit.loaded_model import FinishedEncoder, load_model
 from training.fit.run import Run, RunDescription, Session
 from training.fit.versions import OF_PUBLICATION, library_versions
 from training.likelihoods import build_likelihood, spec_of
@@ -38,6 +38,8 @@ from training.publish.units import LatentUnits, latent_units
 SCORING_SEED = 0
 TRAINING_IMAGES = "training_images"
 """In the manifest: a sketch of them, by which `service calibrate` tells images that the model was trained on."""
+FINISHED_ENCODER = "finished_encoder"
+"""In the manifest: what training the encoder alone has gained, the fields of `FinishedEncoder`."""
 _PARITY = 4  # a stream of random numbers
 _BESIDE = (
     "num_images",
@@ -45,6 +47,7 @@ _BESIDE = (
     "precision",
     "compiled",
     "trained_on",
+    FINISHED_ENCODER,
     TRAINING_IMAGES,
 )  # in the manifest among the configuration's fields, without being one
 
@@ -70,10 +73,18 @@ class Publication:
     model: Model
 
 
-def describe(run: RunDescription, name: str, protocol: Protocol, *, sessions: Sequence[Session] = ()) -> Description:
+def describe(
+    run: RunDescription,
+    name: str,
+    protocol: Protocol,
+    *,
+    sessions: Sequence[Session] = (),
+    finished_encoder: FinishedEncoder | None = None,
+) -> Description:
     """The manifest's fields, but for the metrics; no path and no name of a machine is in it.
 
-    `protocol` is that of the calibration scores; `sessions` say on what the model was trained, and by which versions.
+    `protocol` is that of the calibration scores; `sessions` say on what the model was trained, and by which versions;
+    `finished_encoder` what training the encoder alone has gained.
     """
     channels, height, width = run.image_shape
     kind = run.configuration.likelihood
@@ -93,7 +104,8 @@ def describe(run: RunDescription, name: str, protocol: Protocol, *, sessions: Se
         provenance=Provenance(
             data_set=f"{run.data_set} {_fingerprint(run.sha256)}",
             seed=run.configuration.seed,
-            configuration=dataclasses.asdict(run.configuration) | _beside_the_configuration(run, sessions),
+            configuration=dataclasses.asdict(run.configuration)
+            | _beside_the_configuration(run, sessions, finished_encoder),
             library_versions=library_versions(OF_PUBLICATION) | _versions_in_training(sessions),
         ),
     )
@@ -112,12 +124,21 @@ def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> 
         return source.test, source.name
     if _fingerprint(source.sha256) not in provenance.data_set:
         return source.train, source.name
-    choices = {name: value for name, value in provenance.configuration.items() if name not in _BESIDE}
     try:
-        configuration = Configuration(**choices)
+        configuration = configuration_of(provenance)
     except ConfigurationError as error:
         raise RunError(f"{source.name}: the model was trained on these images, and on which is not known") from error
     return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
+
+
+def configuration_of(provenance: Provenance) -> Configuration:
+    """What a published model was trained by; one of before there was a phase for the encoder alone had none.
+
+    Raises:
+        ConfigurationError: another program has trained it.
+    """
+    choices = {name: value for name, value in provenance.configuration.items() if name not in _BESIDE}
+    return Configuration(**{"finish_encoder": False, **choices})
 
 
 def load_engine(
@@ -170,14 +191,18 @@ def publish_run(
         ParityError: ONNX and PyTorch differ; see `check_parity`.
         StoreError: see `model_store.publish`.
     """
-    vae, epoch, finished = load_model(run)
+    loaded = load_model(run)
     if splits.sha256 != run.description.sha256:
         raise RunError(f"{run.folder}: was not trained on these images of {splits.name}: their SHA-256 differs")
-    if not finished:
+    if not loaded.finished:
         epochs = run.description.configuration.epochs
-        raise RunError(f"{run.folder}: {epoch} of {epochs} epochs are done; finish it with fit --resume")
+        state = "its encoder is not" if loaded.trained else f"{loaded.epoch} of {epochs} epochs are"
+        raise RunError(f"{run.folder}: {state} done; finish it with fit --resume")
+    vae = loaded.vae
     scoring = scoring or protocol
-    description = describe(run.description, name, scoring, sessions=run.read_sessions())
+    description = describe(
+        run.description, name, scoring, sessions=run.read_sessions(), finished_encoder=loaded.finished_encoder
+    )
     graphs = export(vae)
     difference = check_parity(vae, graphs, _parity_inputs(run, splits), runtime=runtime)
     model = load_engine(description, graphs, runtime=runtime)
@@ -219,10 +244,14 @@ def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None, unit
     return (metrics[0], by_encoder, *metrics[1:])
 
 
-def _beside_the_configuration(run: RunDescription, sessions: Sequence[Session]) -> dict[str, object]:
+def _beside_the_configuration(
+    run: RunDescription, sessions: Sequence[Session], finished_encoder: FinishedEncoder | None
+) -> dict[str, object]:
     beside: dict[str, object] = {"num_images": dict(run.num_images)}
     if run.start is not None:
         beside["start"] = f"weights SHA-256 {run.start}"
+    if finished_encoder is not None:
+        beside[FINISHED_ENCODER] = finished_encoder._asdict()
     if sessions:
         beside["precision"] = _one_after_another([session.precision for session in sessions])
         beside["compiled"] = _one_after_another(["yes" if session.compiled else "no" for session in sessions])

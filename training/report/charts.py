@@ -33,7 +33,10 @@ _STYLE: dict[Any, Any] = {
 
 
 def curves_chart(metrics: Sequence[Mapping[str, float]]) -> str:
-    """Bounds of log P(x) over the epochs; the first tenth may lie below the picture."""
+    """Bounds of log P(x) over the epochs; the first tenth may lie below the picture.
+
+    A line says from where on the encoder alone was trained.
+    """
 
     def draw(axes: "Axes") -> None:
         epochs = [line["epoch"] for line in metrics]
@@ -41,6 +44,8 @@ def curves_chart(metrics: Sequence[Mapping[str, float]]) -> str:
         for key, colour in colours.items():
             label = key.replace("_", " ").replace("elbo", "ELBO")
             axes.plot(epochs, [line[key] for line in metrics], color=colour, label=label, linewidth=1.4)
+        if alone := [line["epoch"] for line in metrics if line.get("encoder_epoch")]:
+            axes.axvline(alone[0] - 0.5, color=_TEXT, label="from here the encoder alone", linewidth=0.8, linestyle=":")
         settled = [line[key] for line in metrics[len(metrics) // 10 :] for key in colours]
         margin = 0.05 * (max(settled) - min(settled)) + 0.1
         axes.set_ylim(min(settled) - margin, max(settled) + margin)

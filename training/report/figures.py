@@ -26,7 +26,7 @@ _FIGURES = 3  # a stream of random numbers
 @full_float32()
 def draw_figures(run: Run, model: Vae, validation: NDArray[np.generic]) -> None:
     """Draw all three pictures into the run's folder; `validation` [N, C, H, W] gives the images to reconstruct."""
-    draw_curves(run.folder / CURVES, run.read_metrics(run.description.configuration.epochs))
+    draw_curves(run.folder / CURVES, run.read_metrics())
     configuration = run.description.configuration
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(derive_seed(configuration.seed, _FIGURES))
@@ -56,6 +56,8 @@ def draw_curves(file: Path, metrics: Sequence[dict[str, float]]) -> None:
     epochs = [line["epoch"] for line in metrics]
     for key in ("train_bound", "validation_bound", "validation_elbo"):
         axes.plot(epochs, [line[key] for line in metrics], label=key.replace("_", " "))
+    if alone := [line["epoch"] for line in metrics if line.get("encoder_epoch")]:
+        axes.axvline(alone[0] - 0.5, color="grey", label="from here the encoder alone", linestyle=":")
     settled = [line["validation_elbo"] for line in metrics[len(metrics) // 10 :]]
     axes.set_ylim(bottom=min(settled) - 1)
     axes.set(xlabel="epoch", ylabel="bound of log P(x), nats an image")

@@ -14,9 +14,10 @@ from service.engine.chunks import complete
 from service.engine.model import Model
 from training.data.splits import PARTS, Images, evenly_spaced, take
 from training.files import write_atomically
+from training.fit.encoder_phase import default_epochs
 from training.likelihoods import LIKELIHOODS
 from training.publish.evaluation import Evaluation, fresh_batches, in_unit_interval
-from training.publish.publication import TRAINING_IMAGES
+from training.publish.publication import FINISHED_ENCODER, TRAINING_IMAGES
 from training.publish.units import ACTIVE_VARIANCE, LatentUnits
 from training.report.charts import curves_chart, histogram_chart, units_chart
 from training.report.figures import grid_png
@@ -68,7 +69,7 @@ def write_report(file: Path, model: Model, measured: Measured, curves: Sequence[
         _section("The most and the least likely images", _extremes(measured)),
     ]
     if curves:
-        sections.insert(1, _section("Training", _figure(curves_chart(curves), "Bounds of log P(x) over the epochs.")))
+        sections.insert(1, _section("Training", _figure(curves_chart(curves), _training(model))))
     sections.append(_section("How it was made", _provenance(model)))
     shape = f"{image.channels} × {image.height} × {image.width}"
     intro = (
@@ -78,6 +79,20 @@ def write_report(file: Path, model: Model, measured: Measured, curves: Sequence[
     )
     page = _PAGE.format(title=html.escape(measured.title), intro=html.escape(intro), sections="\n".join(sections))
     write_atomically(file, lambda stream: stream.write(page.encode(errors="backslashreplace")))
+
+
+def _training(model: Model) -> str:
+    """The caption of the curves."""
+    caption = "Bounds of log P(x) over the epochs."
+    finished = model.description.provenance.configuration.get(FINISHED_ENCODER)
+    if finished is None:
+        return caption
+    before, after = finished["elbo_before"], finished["elbo_after"]
+    return (
+        f"{caption} The last {finished['epochs']} trained the encoder alone, by the ELBO, and kept "
+        f"{'the best of them' if finished['kept_epoch'] else 'none of them'}: validation ELBO {_number(before, 2)} → "
+        f"{_number(after, 2)} nats, +{after - before:.2f}."
+    )
 
 
 def _figures(measured: Measured) -> str:
@@ -192,6 +207,8 @@ def in_words(name: str, configuration: Mapping[str, Any]) -> str:
 def _left_open(name: str, configuration: Mapping[str, Any]) -> str:
     if name == "first_samples":
         return f"{configuration.get('num_samples')}: as num samples, throughout"
+    if name == "finish_epochs":
+        return f"{default_epochs(configuration['epochs'])}: a quarter of epochs, at least 10 or as many"
     for kind, likelihood in LIKELIHOODS.items():
         if option := likelihood.configured.get(name):
             own = configuration.get("likelihood") == kind

@@ -79,17 +79,20 @@ class Estimator:
         self._block_images = blocks.images
         self.ladder = Ladder(sampler, self._search, num_pixels=num_pixels)
 
-    def memory(self, num_images: int, num_samples: int, latent_dim: int) -> int:
+    def memory(self, num_images: int, num_samples: int, latent_dim: int, *, limit: int) -> int:
         """Bytes that `infer` may take beside its arguments and its result, at most.
+
+        Of so many samples an image to begin with, and `limit` in the end: annealing holds those of one round.
 
         Counted while a hundred noise images were estimated: 12 matrices [D, D] of float64 an image while modes are
         found, 80 more where its mode is searched for from several points, and 12 numbers a sample.
         """
-        images = min(num_images, self._size(num_samples, latent_dim))
+        images = min(num_images, self._size(limit, latent_dim))
         contested = min(images, self._search.block_size(latent_dim))
         matrices = 8 * latent_dim**2 * (12 * images + 80 * contested)
         rows = 4 * self._num_pixels * (2 * images + 26 * contested)
-        return matrices + rows + 96 * images * num_samples
+        annealing = self.ladder.memory(num_images, num_samples, latent_dim)
+        return matrices + rows + 96 * images * limit + annealing
 
     def _size(self, num_samples: int, latent_dim: int) -> int:
         """Images whose estimates are made together."""

@@ -60,6 +60,11 @@ class Ladder:
         """Images that are annealed together."""
         return max(1, _BLOCK_NUMBERS // (num_particles(num_samples) * latent_dim))
 
+    def memory(self, num_images: int, num_samples: int, latent_dim: int) -> int:
+        """Bytes that `anneal` may take: counted, 7 points [D] of float64 a particle and 32 numbers."""
+        images = min(num_images, self.block_size(num_samples, latent_dim))
+        return 8 * images * num_particles(num_samples) * (7 * latent_dim + 32)
+
     def anneal(
         self,
         x: Float32Array,

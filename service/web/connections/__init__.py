@@ -1,1 +1,1 @@
-"""HTTP over one socket: heads, admission, bodies that come in, answers that leave."""
+"""HTTP on one socket: parse heads, admit requests, receive bodies, send answers."""

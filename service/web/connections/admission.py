@@ -1,17 +1,17 @@
-"""How many requests are inside, over all connections.
+"""Limit the number of admitted requests over all connections.
 
-For more requests than the event loop can even read. A refusal by the application costs a good part of what an answer
-does; by the head alone, little. So under any load the time goes to those that are let in.
+This is for overload, with more requests than the event loop can even read. A refusal by the application costs nearly as
+much as an answer. A refusal after the head alone costs little, so the time goes to the requests that are admitted.
 """
 
 
 class AdmissionLimit:
-    """How many requests are inside, over all connections: their body is there, and their answer has not begun.
+    """Counts admitted requests over all connections: those whose body has arrived and whose answer has not begun.
 
-    Neither clients that send slowly nor clients that read slowly take room, or a few could shut all others out.
+    Clients that send slowly or read slowly do not count, because a few of them could block all others.
 
     Args:
-        max_inside: requests that are let in; further ones get a 429.
+        max_inside: most admitted requests; others get a 429.
     """
 
     def __init__(self, max_inside: int) -> None:

@@ -1,8 +1,8 @@
-"""How many connections are open at once; each holds a file descriptor, and what it has sent so far.
+"""Limit the number of open connections. Each needs a file descriptor, and memory for what it has sent.
 
-Where there are as many as may be, idle ones make room for new ones: first those that never asked for anything, and of
-these and then of the others those that have been idle for longest. Where none is idle, a new one can ask for probes
-only: an orchestrator that cannot reach `/livez` would restart a service that is merely busy.
+If the limit is reached, idle connections are closed for new ones: first those that never sent a request, then the
+others, each time those that have been idle for longest. If none is idle, a new connection can only ask for probes,
+because an orchestrator that cannot reach `/livez` would restart a service that is merely busy.
 """
 
 import resource
@@ -15,30 +15,30 @@ import structlog
 from prometheus_client import Counter
 
 MAX_RESERVE = 64
-_OTHER_FILES = 128  # that a process has open beside connections: the store, libraries, pipes to its children
-_SHARE_CLOSED = 32  # one in so many is closed when room is made: looking for them takes longer than closing them
-_SECONDS_BETWEEN_LOOKS = 0.1  # where none was idle
+_OTHER_FILES = 128  # files other than connections: the store, libraries, pipes to child processes
+_SHARE_CLOSED = 32  # this share is closed at once, because finding them takes longer than closing them
+_SECONDS_BETWEEN_LOOKS = 0.1  # after a search that found none idle
 _SECONDS_BETWEEN_LINES = 10.0
 _log = structlog.get_logger()
 
 
 class ClosableConnection(Protocol):
-    """A connection, as far as it matters here."""
+    """The interface of a connection that is needed here."""
 
     @property
     def idle_since(self) -> float | None:
-        """When its last answer was sent, or it was opened; None while a request is being sent or answered."""
+        """When its last answer was sent or it was opened; None while a request arrives or is answered."""
 
     @property
     def has_unread(self) -> bool:
-        """Whether something has come that nobody has looked at: then it is not idle."""
+        """Whether bytes have arrived that were not read yet; then it is not idle."""
 
     @property
     def served(self) -> bool:
-        """Whether a request of it has ever been answered."""
+        """Whether any of its requests has been answered."""
 
     def drop(self) -> None:
-        """Close it; its client is owed nothing."""
+        """Close it; its client is not waiting for anything."""
 
 
 C = TypeVar("C", bound=ClosableConnection)
@@ -53,11 +53,11 @@ class Permission(Enum):
 
 
 class ConnectionLimit:
-    """Bounds the open connections.
+    """Limits the open connections.
 
     Args:
-        most: that may be open; beside them `reserve`, for probes.
-        closed: counts closed connections by reason: `idle`, to make room, or `full`, for which there was none.
+        most: most open connections, in addition to `reserve` for probes.
+        closed: counts closed connections by reason: `idle` to make room, or `full` if there was no room.
     """
 
     def __init__(self, most: int, closed: Counter) -> None:
@@ -69,10 +69,10 @@ class ConnectionLimit:
         self._log_again_at = 0.0
 
     def permission(self, connections: MutableSet[C], now: float) -> Permission:
-        """What a connection may do that has just been opened, and is not one of these; makes room among them.
+        """Decide what a new connection may do; closes idle ones of the others if necessary.
 
         Args:
-            connections: those that are open; those that are closed here are taken out.
+            connections: the other open connections; those closed here are removed.
             now: the event loop's time.
         """
         if len(connections) < self.most:
@@ -80,9 +80,7 @@ class ConnectionLimit:
         if now >= self._log_again_at:
             self._log_again_at = now + _SECONDS_BETWEEN_LINES
             _log.warning("as many connections as may be open", most=self.most)
-        reserve_is_full = (
-            len(connections) >= self.most + self.reserve
-        )  # then some of the reserve are idle: looking is worth it
+        reserve_is_full = len(connections) >= self.most + self.reserve  # then some may be idle, even in the reserve
         if (reserve_is_full or now >= self._look_again_at) and not self._close_idle(connections):
             self._look_again_at = now + _SECONDS_BETWEEN_LOOKS
         if len(connections) < self.most:
@@ -103,7 +101,7 @@ class ConnectionLimit:
 
 
 def connections_that_fit(most: int) -> int:
-    """So many, or as many as the process may have files open; its soft limit is raised if it must be and may be."""
+    """The limit, lowered if the process may not open so many files; its soft limit is raised if possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = most + MAX_RESERVE + _OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= wanted:

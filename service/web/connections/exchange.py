@@ -1,8 +1,8 @@
-"""One request of a connection and its answer, as ASGI has them: a scope, `receive` and `send`.
+"""One request and its answer as an ASGI scope, `receive` and `send`.
 
-A request is inside, of which the admission limit counts how many there are, from its whole body to its answer's head.
-Whoever counts what a request holds, from the application's call to its return, counts an answer that its client does
-not read: the last `send` returns once all has left.
+The admission limit counts a request from the end of its body to the start of its answer. The last `send` returns only
+when the whole answer has been sent, so memory that is counted until the application returns includes an answer that
+its client does not read.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from service.web.connections.flow import Flow
 from service.web.connections.transport import BufferedTransport
 
 EXCHANGE = "logpx.exchange"
-"""The key of a request's `Exchange` in its ASGI scope."""
+"""The key of a request's `Exchange` in the ASGI scope."""
 _PHRASES = {int(status): status.phrase for status in HTTPStatus}
 _STATUS_LINES = [f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode() for status in range(600)]
 _IN_NO_NAME = re.compile(b"[^\\w!#$%&'*+.^`|~-]")
@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 
 
 class Connection(Protocol):
-    """A connection, as far as it matters to one request."""
+    """The interface of a connection that a request needs."""
 
     transport: BufferedTransport
     flow: Flow
@@ -38,24 +38,24 @@ class Connection(Protocol):
     server_state: ServerState
 
     def on_response_complete(self) -> None:
-        """The answer is written."""
+        """Called when the answer has been written."""
 
 
 class Exchange:
-    """A request whose head has come.
+    """A request whose head has arrived, and its answer.
 
     Args:
-        connection: where it came.
-        scope: ASGI's.
+        connection: the connection on which it arrived.
+        scope: the ASGI scope.
         keep_alive: whether another request may follow.
-        expects_100: its client waits to be told that its body is wanted.
-        limit: counts it, if it is to be computed.
+        expects_100: whether its client waits for 100 Continue before it sends the body.
+        limit: the admission limit that counts it, if it is computed.
 
     Attributes:
-        body: what has come of it, and has not been received.
-        more_body: some is still to come.
-        disconnected: nobody waits for the answer.
-        num_to_send: bytes of the answer's body that the application has still to hand over, where it said how many.
+        body: the part of the body that has arrived and was not received by the application.
+        more_body: whether some of the body has not arrived.
+        disconnected: whether the client has disconnected.
+        num_to_send: bytes of the answer's body that the application has not sent yet, if it said how many there are.
     """
 
     __slots__ = (
@@ -96,7 +96,7 @@ class Exchange:
         self.body: bytes | bytearray = b""
         self.more_body = True
         self._has_news = False
-        """Some of the body has come, or its end, which has not been received."""
+        """Whether some of the body, or its end, has arrived and was not received by the application."""
         self._waiter: asyncio.Future[None] | None = None
         self.disconnected = False
         self.response_started = False
@@ -105,7 +105,7 @@ class Exchange:
         self.num_to_send = 0
 
     def add(self, body: bytes) -> None:
-        """Some of the body has come."""
+        """Called when some of the body has arrived."""
         if not self.body:
             self.body = body
         elif isinstance(self.body, bytearray):
@@ -117,7 +117,7 @@ class Exchange:
             self.wake()
 
     def end(self) -> None:
-        """All of the body has come. An answer may have come before it."""
+        """Called when all of the body has arrived. The answer may already have begun."""
         if self._limit is not None and not self._has_left:
             self._is_inside = True
             self._limit.inside += 1
@@ -127,20 +127,20 @@ class Exchange:
             self.wake()
 
     def wake(self) -> None:
-        """Let whoever waits for the body look."""
+        """Wake the application if it waits for the body."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     def leave(self) -> None:
-        """The answer begins, or never will."""
+        """Called when the answer begins, or will never begin: the request no longer counts as admitted."""
         self._has_left = True
         if self._is_inside and self._limit is not None:
             self._is_inside = False
             self._limit.inside -= 1
 
     async def run(self, app: ASGIApp) -> None:
-        """Have the application answer; where it does not, say so or close the connection."""
+        """Let the application answer. If it does not, answer with an error or close the connection."""
         self.scope[EXCHANGE] = self
         failed = False
         try:
@@ -151,12 +151,12 @@ class Exchange:
         finally:
             if not self._has_left:
                 self.leave()
-            del self.scope[EXCHANGE]  # a cycle of references
+            del self.scope[EXCHANGE]  # breaks a cycle of references
         if failed or not (self.response_complete or self.disconnected):
             await self._give_up()
 
     async def receive(self) -> Message:
-        """What has come of the body; or that the client has gone, or has all of its answer."""
+        """ASGI's `receive`: more of the body, or that the client has disconnected or the answer is complete."""
         connection = self._connection
         if self._expects_100 and not connection.transport.is_closing():
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -244,7 +244,7 @@ class Exchange:
             self._connection.on_response_complete()
 
     async def _give_up(self) -> None:
-        """The application has not answered, or not all."""
+        """Called when the application has returned without a complete answer."""
         if self.response_started:
             self._connection.transport.close()
             return

@@ -1,21 +1,21 @@
-"""Whether a connection is read from, and may be written to."""
+"""Flow control: whether a connection is read, and whether it can be written to."""
 
 import asyncio
 
 HIGH_WATER_BYTES = 2**16
-"""Of a body that the application has not received: beyond, nothing more is read."""
+"""Reading is paused when the application has not received so many bytes of the body."""
 
 
 class Flow:
-    """One connection's.
+    """Flow control of one connection.
 
     Args:
-        transport: of the connection.
+        transport: the connection's transport.
 
     Attributes:
-        read_paused: nothing is read for now.
-        held: nothing is read, whoever asks for more.
-        write_paused: the system takes no more of what was written.
+        read_paused: reading is paused.
+        held: reading is paused and cannot be resumed before `release`.
+        write_paused: the system does not accept more bytes for now.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -27,37 +27,37 @@ class Flow:
         self._can_write.set()
 
     async def drain(self) -> None:
-        """Return once the system has taken all, or the connection is lost."""
+        """Wait until the system has accepted all bytes, or the connection is lost."""
         await self._can_write.wait()
 
     def pause_reading(self) -> None:
-        """Read nothing more for now."""
+        """Pause reading."""
         if not self.read_paused:
             self.read_paused = True
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on, unless it is held."""
+        """Resume reading, unless it is held."""
         if self.read_paused and not self.held:
             self.read_paused = False
             self._transport.resume_reading()
 
     def hold(self) -> None:
-        """Read nothing more until `release`."""
+        """Pause reading until `release`."""
         self.held = True
         self.pause_reading()
 
     def release(self) -> None:
-        """Read on."""
+        """Resume reading after `hold`."""
         self.held = False
         self.resume_reading()
 
     def pause_writing(self) -> None:
-        """The system takes no more."""
+        """Called when the system does not accept more bytes."""
         self.write_paused = True
         self._can_write.clear()
 
     def resume_writing(self) -> None:
-        """The system has taken all, or the connection is lost."""
+        """Called when the system has accepted all bytes, or the connection is lost."""
         self.write_paused = False
         self._can_write.set()

@@ -1,7 +1,7 @@
-"""Which request heads are served: those that a proxy in front and this service cannot read in two ways.
+"""Refuse request heads that a proxy in front and this service could understand differently.
 
-httptools' parser refuses most of what is malformed by itself. Here is what it lets through, by RFC 9110 and RFC 9112.
-A head that is refused is the last thing read of its connection: where its body ends is not sure.
+httptools' parser refuses most malformed heads. This file checks what it accepts, by RFC 9110 and RFC 9112. After a
+refused head nothing more is read from the connection, because it is not certain where the body ends.
 """
 
 import re
@@ -12,8 +12,11 @@ from service.web.problems import BAD_REQUEST, HTTP_VERSION, METHOD_NOT_ALLOWED, 
 
 METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH"))
 MAX_HEADERS = 100
+MAX_TARGET_BYTES = 8192
+"""Of a path with its query. RFC 9112, 3, asks a server for 8000 at least; no route has use for a tenth of them, and to
+read a path or a query (escapes, folders, parameters) takes time for each byte."""
 FRAMING_HEADERS = frozenset((b"host", b"transfer-encoding"))
-"""Headers that `check_head` looks at."""
+"""The headers that `check_head` needs."""
 _ALLOWED = "Allow: GET, HEAD, POST\r\n"
 _IP_LITERAL = rb"\[(?:[0-9A-Fa-f:.]+|[vV][0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+)\]"
 _NAME = rb"(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
@@ -24,12 +27,12 @@ _TOKENS = re.compile(rb"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*
 
 
 class RefusedHeadError(Exception):
-    """A request's head is not served; the connection is closed.
+    """A request's head is refused, and the connection is closed.
 
     Args:
-        problem_type: how the refusal looks.
+        problem_type: the type of the problem document.
         detail: what is wrong, in a sentence.
-        headers: header lines of the answer, each with its end.
+        headers: additional header lines of the answer, each with its line end.
     """
 
     def __init__(self, problem_type: ProblemType, detail: str, headers: str = "") -> None:
@@ -40,19 +43,19 @@ class RefusedHeadError(Exception):
 
 
 def check_head(method: bytes, target: bytes, version: str, framing: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Refuse a head that is not HTTP/1.0 or 1.1, or whose host or body's length is not sure.
+    """Refuse a head that is not HTTP/1.0 or 1.1, or whose host or body length is ambiguous.
 
     Args:
         method: as it was sent.
         target: as it was sent.
         version: like `1.1`.
-        framing: the headers of `FRAMING_HEADERS`, names in lower case.
+        framing: the headers in `FRAMING_HEADERS`, with names in lower case.
 
     Returns:
-        The target in origin form, a path with a query: of http://host/path, /path. The service serves every host.
+        The target in origin form, a path with a query: /path for http://host/path. The service serves every host.
 
     Raises:
-        RefusedHeadError: it is refused.
+        RefusedHeadError: the head is refused.
     """
     if version not in ("1.1", "1.0"):
         if version == "0.9":
@@ -65,7 +68,7 @@ def check_head(method: bytes, target: bytes, version: str, framing: Iterable[tup
     for name, value in framing:
         if name == b"host":
             hosts += 1
-            if not _is_host(value.strip(b" \t")):  # httptools leaves tabs
+            if not _is_host(value.strip(b" \t")):  # httptools does not remove tabs
                 raise RefusedHeadError(BAD_REQUEST, "the Host header is not a host with or without a port")
         else:
             codings.append(value)
@@ -77,7 +80,7 @@ def check_head(method: bytes, target: bytes, version: str, framing: Iterable[tup
 
 
 def _check_codings(codings: list[bytes], version: str) -> None:
-    """Only `chunked` itself is taken (RFC 9112, 6.1)."""
+    """Refuse every transfer coding but `chunked` (RFC 9112, 6.1)."""
     if version == "1.0":
         raise RefusedHeadError(BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding")
     value = b",".join(codings).lower()
@@ -90,7 +93,7 @@ def _check_codings(codings: list[bytes], version: str) -> None:
 
 
 def _origin_form(method: bytes, target: bytes) -> bytes:
-    """Of a target that does not begin with a slash, or has a fragment."""
+    """The origin form of a target that does not begin with a slash, or has a fragment."""
     if target == b"*" and method == b"OPTIONS":
         raise RefusedHeadError(METHOD_NOT_ALLOWED, "OPTIONS *: the service as a whole has no options", _ALLOWED)
     if b"#" not in target and (found := _ABSOLUTE.match(target)):
@@ -101,5 +104,5 @@ def _origin_form(method: bytes, target: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def _is_host(value: bytes) -> bool:
-    """Whether a Host header's value is one; an empty one is (RFC 9110, 7.2)."""
+    """Whether the value of a Host header is valid; an empty value is (RFC 9110, 7.2)."""
     return _VALID_HOST.fullmatch(value) is not None

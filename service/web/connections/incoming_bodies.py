@@ -1,6 +1,6 @@
-"""Large bodies that are still arriving: half of the memory at most, and where that is full the slowest gives way.
+"""Limit large bodies that are still arriving to half of the memory; if that is full, the slowest is refused.
 
-So clients that send much and then little hold up neither requests that are there nor clients that send at full speed.
+So clients that send much at first and then little cannot block other requests, or clients that send at full speed.
 """
 
 import asyncio
@@ -11,18 +11,18 @@ from service.web.memory_budget import Budget
 from service.web.problems import MemoryFullError
 
 _GRACE_SECONDS = 2.0
-"""In which no body is called slow; a rate is measured over twice as much at most."""
+"""Seconds in which no body counts as slow. Rates are measured over at most twice this time."""
 
 
 @dataclass(eq=False)
 class IncomingBody:
-    """One body.
+    """One body that is arriving.
 
     Attributes:
-        num_bytes: that are there.
-        since, bytes_then: from when its rate is measured.
-        last: when some of it came.
-        timer: of the wait for more, which ends at once where it gives way.
+        num_bytes: bytes that have arrived.
+        since, bytes_then: time and bytes at the start of the measurement of its rate.
+        last: when bytes last arrived.
+        timer: of the wait for more bytes; it is ended at once if this body is refused.
     """
 
     since: float
@@ -33,20 +33,20 @@ class IncomingBody:
     timer: asyncio.Timeout | None = None
 
     def rate(self, now: float) -> float:
-        """Bytes a second of late."""
+        """Recent bytes per second."""
         return (self.num_bytes - self.bytes_then) / max(now - self.since, 1e-9)
 
     def speed(self, now: float) -> tuple[float, float]:
-        """For comparing bodies: none where nothing came for `_GRACE_SECONDS`, and then, the longer the less."""
+        """Speed for comparing bodies: 0 if nothing came for `_GRACE_SECONDS`, and lower the longer nothing came."""
         idle = now - self.last
         return (0.0 if idle >= _GRACE_SECONDS else self.rate(now)), -idle
 
 
 class IncomingBodies:
-    """All of them. Belongs to the event loop.
+    """All large bodies that are arriving. Used only on the event loop.
 
     Args:
-        budget: of all requests.
+        budget: the memory of all requests.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -56,22 +56,22 @@ class IncomingBodies:
         self._num_bytes = 0
 
     def add(self) -> IncomingBody:
-        """A body that is no small one."""
+        """Add a large body."""
         now = asyncio.get_running_loop().time()
         incoming = IncomingBody(since=now, last=now)
         self._bodies.add(incoming)
         return incoming
 
     def grow(self, incoming: IncomingBody, num_bytes: int) -> None:
-        """So much of it is there now.
+        """Set the bytes of a body that have arrived.
 
         Raises:
-            MemoryFullError: there is no room for it, and no other body is slower.
+            MemoryFullError: there is not enough memory, and no other body is slower.
         """
         if incoming.gave_way:
             self.refuse()
         now = asyncio.get_running_loop().time()
-        if now - incoming.since > 2 * _GRACE_SECONDS:  # the rate goes on from what it was
+        if now - incoming.since > 2 * _GRACE_SECONDS:  # start a new measurement, from the rate so far
             incoming.bytes_then = int(incoming.num_bytes - incoming.rate(now) * _GRACE_SECONDS)
             incoming.since = now - _GRACE_SECONDS
         self._num_bytes += num_bytes - incoming.num_bytes
@@ -83,17 +83,17 @@ class IncomingBodies:
             slowest.gave_way = True
             if slowest is incoming:
                 self.refuse()
-            if slowest.timer is not None and not slowest.timer.expired():  # then it ends by itself
+            if slowest.timer is not None and not slowest.timer.expired():  # an expired one ends by itself
                 slowest.timer.reschedule(now)
 
     def end(self, incoming: IncomingBody) -> None:
-        """It is complete, or nobody reads it any more."""
+        """Remove a body that is complete, or is not read any more."""
         if incoming in self._bodies:
             self._bodies.remove(incoming)
             self._num_bytes -= incoming.num_bytes
 
     def refuse(self) -> NoReturn:
-        """Tell the client of a body that gave way.
+        """Refuse the body that gave way to others.
 
         Raises:
             MemoryFullError: always.

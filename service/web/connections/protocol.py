@@ -1,12 +1,13 @@
 """One client's connection, as uvicorn's server opens it: from bytes to requests, with bounds on heads, and admission.
 
-uvicorn takes another class in place of its own protocols (`http=`), which bound no head: until it is complete no
-application sees it, and it could grow, and trickle, for ever. What the server gives such a class, and asks of it, is
-checked by tests/web/test_uvicorn.py. Between requests the keep-alive timeout holds; from the connection's opening, and
-from each further request's first byte, to the end of its head, the bounds here do. A body that trickles is refused by
-the application: service/web/connections/request_limits.py.
+uvicorn accepts another class in place of its own protocols (`http=`). Its own do not limit heads: the application does
+not see a head before it is complete, and it could grow, or arrive slowly, for ever. tests/web/test_uvicorn.py checks
+what uvicorn's server expects of such a class. Between requests the keep-alive timeout applies. From the opening of the
+connection, or the first byte of a further request, to the end of its head, the limits of this file apply. A body that
+arrives slowly is refused by the application: service/web/connections/request_limits.py.
 
-A client that has said all may close its side and still gets its answer; one that is gone takes its work with it.
+A client may close its sending side after its request, and still gets its answer. If it has disconnected, its work is
+dropped.
 """
 
 import asyncio
@@ -30,23 +31,23 @@ from service.web.problems import HEADER_TOO_LARGE, PROBLEM_TYPES, REQUEST_TIMEOU
 _RETRY_SECONDS = 1
 _RETRY = f"Retry-After: {_RETRY_SECONDS}\r\n"
 MAX_PIPELINED = 8
-"""Requests of a connection that wait behind the one that is answered; what comes after them is kept unparsed."""
-_CHUNK_BYTES = 16  # of a chunk, beside its data: its size and two line ends
+"""Most requests of a connection that wait behind the one being answered; later ones are not parsed yet."""
+_CHUNK_BYTES = 16  # of a chunk besides its data: its size and two line ends
 
 
 class HttpConnection(AnsweringProtocol):
     """Closes a connection whose request head is wrong (400), too large (431) or too slow (408); refuses work when full.
 
-    What it answers itself looks, and is logged and counted, as what the application answers.
+    Its own answers have the same form as the application's, and are logged and counted in the same way.
 
     Args:
-        config, server_state, app_state: uvicorn's; the application is `config.loaded_app`.
+        config, server_state, app_state: from uvicorn; the application is `config.loaded_app`.
         admission_limit: shared by all connections.
-        max_header_bytes: that may arrive without completing a head or bringing a body; trailers count too. A head that
-            comes whole in one piece is the application's to refuse.
-        header_seconds: from a head's first byte to its last.
-        limit: of connections.
-        root_path: what a proxy has before all paths.
+        max_header_bytes: most bytes that may arrive without completing a head or being part of a body; trailers count,
+            too. A head that arrives in one piece is left to the application to refuse.
+        header_seconds: most seconds from a head's first byte to its last.
+        limit: limits the number of connections.
+        root_path: the prefix that a proxy puts before all paths.
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class HttpConnection(AnsweringProtocol):
         self._idle_since = 0.0
         self._prefix = root_path
         self._timer: asyncio.TimerHandle | None = None
-        self._expects_100 = False  # and would keep the connection
-        self._num_turned_away = 0  # whose refusals have not been sent since
+        self._expects_100 = False  # otherwise the connection would be kept
+        self._num_turned_away = 0  # requests refused whose answers have not been sent
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The client has connected, and should say what it wants."""
+        """Called when a client has connected."""
         self._idle_since = self.loop.time()
         self._permission = self._limit.permission(self._connections, self._idle_since)
         self._may_linger = self._permission is Permission.ANY_REQUEST
@@ -91,12 +92,12 @@ class HttpConnection(AnsweringProtocol):
             self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes, of a head or of a body."""
+        """Called with bytes from the client."""
         if self._ignores_input:
             if self._lingering is not None:
                 self._lingering.discard(data)
             return
-        if self._unparsed:  # it came before reading was paused
+        if self._unparsed:  # these bytes arrived before reading was paused
             self._unparsed += data
         else:
             self._read(data)
@@ -108,7 +109,7 @@ class HttpConnection(AnsweringProtocol):
         if self._keep_alive_timer is not None:
             self._stop_keep_alive()
         self.parse(data)
-        if self._has_begun and self._keep_alive_timer is not None:  # behind the rest of a body that was refused
+        if self._has_begun and self._keep_alive_timer is not None:  # after the rest of a refused body
             self._stop_keep_alive()
         if self._ignores_input:
             self._unparsed = b""
@@ -120,10 +121,10 @@ class HttpConnection(AnsweringProtocol):
         elif self._bare_bytes > self._max_header_bytes:
             self.refuse(HEADER_TOO_LARGE, f"at most {self._max_header_bytes} bytes of headers are accepted")
         elif self._timer is None and self._keep_alive_timer is None and self._idle:
-            self._start_timer()  # also for what is left of a body that was refused
+            self._start_timer()  # also for the rest of a refused body
 
     def _go_on(self) -> None:
-        """Parse what had to wait, and read on, if there is room for it."""
+        """Parse what had to wait and resume reading, if another request may be parsed."""
         if not self.flow.held or self._waiting or self.flow.write_paused or self.transport.is_closing():
             return
         data, self._unparsed = self._unparsed, b""
@@ -137,7 +138,7 @@ class HttpConnection(AnsweringProtocol):
         return len(self._waiting) + self._num_turned_away < MAX_PIPELINED and not self._ignores_input
 
     def on_head(self) -> None:
-        """The head is read; from here the application bounds the request."""
+        """Called when a head is complete; from here the application limits the request."""
         if self._timer is not None:
             self._stop_timer()
         if self._keep_alive_timer is not None:
@@ -154,9 +155,9 @@ class HttpConnection(AnsweringProtocol):
         idle = self.exchange is None or self.exchange.response_complete
         counts = idle and _is_work(path.removeprefix(self._prefix))
         limit = self._admission_limit
-        if counts and limit.inside >= limit.max_inside and method != b"OPTIONS":  # a browser's preflight is no work
+        if counts and limit.inside >= limit.max_inside and method != b"OPTIONS":  # a preflight is not computed
             self._turned_away = True
-            self._start_timer()  # of the body, which nobody reads
+            self._start_timer()  # limits the body, which the application does not read
             if self.expect_100_continue:
                 self._turn_away(keep_alive=False)
             return
@@ -181,17 +182,17 @@ class HttpConnection(AnsweringProtocol):
         self.exchange = Exchange(
             self,
             scope,
-            keep_alive=keep_alive and not self._expects_100,  # whoever is refused before may send a body, or a request
+            keep_alive=keep_alive and not self._expects_100,  # after a refusal the client may or may not send the body
             expects_100=self.expect_100_continue,
             limit=limit if counts else None,
         )
         if idle:
             self._start(self.exchange)
         else:
-            self._waiting.append(self.exchange)  # reading goes on: else nobody would notice that the client has gone
+            self._waiting.append(self.exchange)  # keep reading, to notice a disconnection
 
     def on_data(self, body: bytes) -> None:
-        """Some of the body. What frames its chunks counts as headers do, beyond what a chunk needs."""
+        """Called with a part of the body. The bytes that frame chunks count like headers, beyond what a chunk needs."""
         self._bare_bytes = max(0, self._bare_bytes - len(body) - _CHUNK_BYTES)
         exchange = self.exchange
         if self._turned_away or exchange is None or exchange.response_complete:
@@ -203,9 +204,9 @@ class HttpConnection(AnsweringProtocol):
             self.flow.hold()
 
     def on_message_complete(self) -> None:
-        """The body is read; what comes now is another head."""
+        """Called at the end of the body; next comes another head."""
         if self._has_offer:
-            return  # what looks like the end of the body is that of the head
+            return  # this is the end of the head, not of a body
         self._in_head = True
         self._bare_bytes = len(self._segment) - self._at
         exchange = self.exchange
@@ -216,9 +217,9 @@ class HttpConnection(AnsweringProtocol):
             if self._expects_100 and not (exchange.response_started or self._shutting_down):
                 exchange.keep_alive = True
             exchange.end()
-            if not self.parser.should_keep_alive():  # a trailer may say so; the parser reads nothing more
+            if not self.parser.should_keep_alive():  # a trailer may have closed the connection; the parser stops then
                 exchange.keep_alive = False
-            if exchange.response_complete:  # the rest of a body that was refused
+            if exchange.response_complete:  # the body was refused and is now complete
                 self._stop_timer()
                 if exchange.keep_alive:
                     self._await_request()
@@ -227,28 +228,28 @@ class HttpConnection(AnsweringProtocol):
         self.url = b""
 
     def on_response_complete(self) -> None:
-        """An answer is sent; the next is begun, or a refusal of what came after all of them."""
+        """Called when an answer is sent: begin the next, or send the refusal that comes after all of them."""
         super().on_response_complete()
         self._idle_since = self.loop.time()
         if self._last_refusal is not None and self._idle and not self.transport.is_closing():
             self._answer(*self._last_refusal, keep_alive=False)
         elif self.flow.held:
-            self.loop.call_soon(self._go_on)  # the application may be handling an error, which the parser's would hide
+            self.loop.call_soon(self._go_on)  # later: the parser's error would hide the application's
 
     def resume_writing(self) -> None:
-        """The system has taken all that there was."""
+        """Called when the system has accepted all bytes."""
         super().resume_writing()
         self._go_on()
 
     @property
     def idle_since(self) -> float | None:
-        """When its last answer was sent, or it was opened; None while a request is being sent or answered."""
+        """When its last answer was sent or it was opened; None while a request arrives or is answered."""
         busy = not self._idle or not self._in_head or self.flow.write_paused or self.flow.held
         busy = busy or self.transport.is_closing()
         return None if busy else self._idle_since
 
     def on_close(self) -> None:
-        """The connection is about to be closed, or is lost."""
+        """Called when the connection will be closed, or is lost."""
         self._stop_timer()
 
     def _turn_away(self, *, keep_alive: bool) -> None:
@@ -276,10 +277,10 @@ class HttpConnection(AnsweringProtocol):
         elif self._turned_away:
             self._turn_away(keep_alive=False)
         else:
-            self.transport.close()  # it never said anything, or goes on sending what was refused
+            self.transport.close()  # it sent nothing, or continues sending a refused body
 
     def refuse(self, problem_type: ProblemType, detail: str, headers: str = "") -> None:
-        """Answer, after what came before, and close; nothing more is read."""
+        """Answer after the answers before it, and close. Nothing more is read."""
         self._stop_timer()
         self._ignores_input = True
         if self.transport.is_closing():
@@ -294,5 +295,5 @@ class HttpConnection(AnsweringProtocol):
 
 
 def _is_work(path: str) -> bool:
-    """Whether requests to it are computed; probes and admin calls always come in."""
+    """Whether this path is computed; probes and admin requests are always admitted."""
     return path.startswith("/v1/") and not path.startswith("/v1/admin/")

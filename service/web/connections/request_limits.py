@@ -1,4 +1,4 @@
-"""The bounds of one request: what its head alone is refused for, and how much body may come, and for how long."""
+"""The limits of one request: refuse it by its head alone, and limit the size and duration of its body."""
 
 import asyncio
 from collections import Counter
@@ -32,10 +32,10 @@ _MAX_LISTED = 10
 
 
 class Limits:
-    """Refuses by the head, before anything is read; then counts what really arrives, and the seconds it takes.
+    """Refuses requests by their heads before reading bodies; then counts the bytes that arrive, and the seconds.
 
     Args:
-        budget: the memory of all requests, of which each has a share in `scope[MEMORY]` until its answer is sent.
+        budget: the memory of all requests. Each has a share in `scope[MEMORY]` until its answer is sent.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, budget: Budget) -> None:
@@ -45,7 +45,7 @@ class Limits:
         self._incoming_bodies = IncomingBodies(budget)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the lifespan, which passes through."""
+        """Handle one request; lifespan events are passed on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -53,7 +53,7 @@ class Limits:
             await refusal(scope, receive, send)
             return
         seconds = self._settings.body_seconds
-        deadline: float | None = None  # from when the application asks for the body, which may be late
+        deadline: float | None = None  # counted from when the application asks for the body, which may be late
         arrived = 0
         complete = False
         share = scope[MEMORY] = Share(self._budget)
@@ -63,8 +63,8 @@ class Limits:
         async def receive_bounded() -> Message:
             nonlocal deadline
             if complete:
-                return await receive()  # what is left is the client's going away, which may take as long as it likes
-            if incoming is None and exchange is not None and not exchange.more_body:  # it is all there
+                return await receive()  # only a disconnection can follow, for which there is no limit
+            if incoming is None and exchange is not None and not exchange.more_body:  # it has all arrived
                 return count(await receive())
             if incoming is not None and incoming.gave_way:
                 self._incoming_bodies.refuse()
@@ -96,11 +96,11 @@ class Limits:
                 if complete:
                     self._incoming_bodies.end(incoming)
             if arrived > FREE_BYTES and arrived > share.held:
-                share.hold(arrived)  # it may hold what it will compute, and only now ask whether its client is there
+                share.hold(arrived)  # more may be held for computing by now
             return message
 
         async def receive_or_end() -> Message:
-            """A body that is refused arrives no more, however long its client takes to read the refusal."""
+            """A refused body no longer counts as arriving, however long its client takes to read the refusal."""
             try:
                 return await receive_bounded()
             except RequestError:
@@ -109,10 +109,10 @@ class Limits:
                 raise
 
         async def send_counted(message: Message) -> None:
-            """By now nothing is left of the request but its answer, which may have to wait for a slow reader."""
+            """From here on only the answer is held, which may have to wait for a slow client."""
             if message["type"] == "http.response.start":
                 if share.held:
-                    share.has(min(_content_length(message["headers"]), share.held))  # a file's is read piece by piece
+                    share.has(min(_content_length(message["headers"]), share.held))  # files are read piece by piece
                 await send(message)
                 return
             view, more = memoryview(message.get("body", b"")), message.get("more_body", False)
@@ -121,8 +121,8 @@ class Limits:
             if len(view) <= SENT_AT_ONCE and share.held == 0:
                 await send(message)
                 return
-            for start in range(0, max(1, len(view)), SENT_AT_ONCE):  # each waits until the one before is nearly sent
-                piece = bytes(view[start : start + SENT_AT_ONCE])  # a view would keep the whole answer
+            for start in range(0, max(1, len(view)), SENT_AT_ONCE):  # waits until the piece before is nearly sent
+                piece = bytes(view[start : start + SENT_AT_ONCE])  # a view would keep the whole answer in memory
                 last = start + SENT_AT_ONCE >= len(view)
                 await send({"type": "http.response.body", "body": piece, "more_body": more or not last})
 
@@ -135,7 +135,7 @@ class Limits:
 
     def _refusal(self, scope: Scope) -> Response | None:
         size, coding, declared = len(scope["path"]) + len(scope["query_string"]), b"", b"0"
-        for name, value in scope["headers"]:  # every request comes by here: one pass
+        for name, value in scope["headers"]:  # one pass, because this runs for every request
             size += len(name) + len(value)
             if name == b"content-encoding":
                 coding = value
@@ -161,7 +161,7 @@ class Limits:
         except MemoryFullError as error:
             headers = {"Retry-After": str(error.retry_after)}
             return problem(Request(scope), PROBLEM_TYPES[MemoryFullError], str(error), headers=headers)
-        if scope["query_string"].count(b"&") >= MAX_PARAMETERS:  # to look at each takes longer than a request
+        if scope["query_string"].count(b"&") >= MAX_PARAMETERS:  # checking very many takes longer than computing
             detail = f"the query has more than {MAX_PARAMETERS} parameters"
             return problem(Request(scope), INVALID_PARAMETER, detail)
         if b"&" in scope["query_string"] and (repeated := _repeated(scope["query_string"])):
@@ -180,6 +180,6 @@ def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
 
 
 def _repeated(query: bytes) -> list[str]:
-    """Parameters that are given more than once, of which one would silently win."""
+    """Parameters given more than once, which are refused because only one value could be used."""
     counts = Counter(name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True))
     return [ascii(name)[1:-1] for name, count in counts.items() if count > 1]

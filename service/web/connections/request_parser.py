@@ -1,12 +1,12 @@
-"""HTTP/1.1 as it is read, by httptools: strict about every head, and without other protocols on its connection.
+"""Parse HTTP/1.1 with httptools: strictly, ignoring offers of other protocols, and with pauses.
 
-A client may offer to go on in another protocol: `Upgrade: h2c`, as curl --http2 and Java's client do with their first
-request, or `websocket`. A server may ignore that (RFC 9110, 7.8), and this one does: it answers as if it had not been
-offered. httptools cannot be told to ignore it: its parser takes what follows the head, a body too, for the other
-protocol's. So such a head is given to a new parser without the offer, and then what followed it.
+A client may offer to switch to another protocol: `Upgrade: h2c`, as curl --http2 and Java's client do in their first
+request, or `websocket`. A server may ignore that (RFC 9110, 7.8), and this one does. httptools cannot ignore it: its
+parser takes everything after the head, even a body, for the other protocol. So such a head is parsed again by a new
+parser without the offer, and then what followed it.
 
-Nor can httptools be told to pause, so where it is in what it was given is counted along: a request for which there is
-no room is not parsed, and what has come of it is kept until there is, while nothing more is read.
+httptools cannot be paused either, so this class keeps track of the parser's position. A request that has to wait is not
+parsed; its bytes are kept, and nothing more is read meanwhile.
 """
 
 import asyncio
@@ -16,27 +16,27 @@ from abc import ABC, abstractmethod
 import httptools
 import structlog
 
-from service.web.connections.framing import FRAMING_HEADERS, MAX_HEADERS, RefusedHeadError, check_head
-from service.web.problems import BAD_REQUEST, HEADER_TOO_LARGE, HTTP_VERSION, INTERNAL, ProblemType
+from service.web.connections.framing import FRAMING_HEADERS, MAX_HEADERS, MAX_TARGET_BYTES, RefusedHeadError, check_head
+from service.web.problems import BAD_REQUEST, HEADER_TOO_LARGE, HTTP_VERSION, INTERNAL, TARGET_TOO_LONG, ProblemType
 
 _OTHER_VERSION = ("Invalid HTTP version", "Pause on PRI/Upgrade")
-"""How httptools says that a request names another version of HTTP, or opens HTTP/2."""
+"""httptools' errors for a request with another version of HTTP, or the start of HTTP/2."""
 _NO_HTTP = "what was sent cannot be read as HTTP/1.1"
 _LINE_ENDS = re.compile(rb"[\r\n]*")
 _log = structlog.get_logger()
 
 
 class _NoRoomError(Exception):
-    """The request that begins here has to wait."""
+    """The request that begins here has to wait. Raised to leave httptools' parser."""
 
 
 class StrictProtocol(asyncio.Protocol, ABC):
-    """Parses requests; what is refused here is the last thing that is read.
+    """Parses requests. After a refusal nothing more is read.
 
     Attributes:
-        url: the target of the request whose head has begun last, as it was sent; in origin form once it is checked.
-        headers: its headers, names in lower case.
-        expect_100_continue: its client waits to be told that its body is wanted.
+        url: the target of the current request: as sent, and in origin form once it has been checked.
+        headers: its headers, with names in lower case.
+        expect_100_continue: whether its client waits for 100 Continue before it sends the body.
     """
 
     parser: httptools.HttpRequestParser
@@ -46,35 +46,35 @@ class StrictProtocol(asyncio.Protocol, ABC):
         self.headers: list[tuple[bytes, bytes]] = []
         self.expect_100_continue = False
         self._in_head = True
-        self._has_begun = False  # some of a head has come, not all
-        self._in_last_chunk = False  # or at the beginning of another
-        self._begun = bytearray()  # what came of a head, or of trailers, before the segment that is parsed
-        self._segment: bytes | bytearray = b""  # that, and the segment
-        self._at = 0  # in the segment: what comes after the head, the piece of a body or the message that was read last
-        self._unparsed = b""  # what came after the requests for which there was room
+        self._has_begun = False  # a part of a head has arrived
+        self._in_last_chunk = False  # also true before the first data of a chunk
+        self._begun = bytearray()  # the part of a head or of trailers before the current segment
+        self._segment: bytes | bytearray = b""  # that part and the current segment
+        self._at = 0  # offset in the segment after what was parsed last
+        self._unparsed = b""  # bytes of requests that have to wait
         self._framing: list[tuple[bytes, bytes]] = []
-        self._has_offer = False  # of another protocol: the parser will stop at the end of the head
-        self._is_checked = False  # the head, which is parsed again without its offer
+        self._has_offer = False  # of another protocol, at which the parser stops after the head
+        self._is_checked = False  # whether the head that is parsed again has been checked
         self._renew_parser()
 
     @abstractmethod
     def refuse(self, problem_type: ProblemType, detail: str, headers: str = "") -> None:
-        """Answer with a refusal, and read nothing more."""
+        """Answer with an error, and read nothing more."""
 
     @abstractmethod
     def on_head(self) -> None:
-        """A request's head has come, and can be served."""
+        """Called when a head is complete and valid."""
 
     @abstractmethod
     def on_data(self, body: bytes) -> None:
-        """Some of a request's body has come."""
+        """Called with a part of a body."""
 
     @abstractmethod
     def has_room(self) -> bool:
         """Whether another request may be parsed."""
 
     def parse(self, data: bytes) -> None:
-        """Read what has come, as far as there is room. It refuses what is no request, and raises nothing."""
+        """Parse bytes as far as requests may be parsed. Answers invalid requests with an error; raises nothing."""
         if self._begun:
             self._begun += data
         self._segment = self._begun or data
@@ -106,7 +106,7 @@ class StrictProtocol(asyncio.Protocol, ABC):
         self._segment = b""
 
     def on_message_begin(self) -> None:
-        """The first byte of a head."""
+        """Called at the first byte of a head."""
         if not (self._is_checked or self.has_room()):
             raise _NoRoomError
         self.url = b""
@@ -116,13 +116,15 @@ class StrictProtocol(asyncio.Protocol, ABC):
         self._framing = []
 
     def on_url(self, url: bytes) -> None:
-        """Some of the target."""
+        """Called with a part of the target."""
         self.url += url
+        if len(self.url) > MAX_TARGET_BYTES:
+            raise RefusedHeadError(TARGET_TOO_LONG, f"a path with its query has at most {MAX_TARGET_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, kept; or a trailer, of which we know none."""
+        """Called with a header, which is kept, or a trailer, which is ignored."""
         if self._in_head:
-            if len(self.headers) == MAX_HEADERS:  # each takes many times the bytes that were sent
+            if len(self.headers) == MAX_HEADERS:  # each takes many times the memory of its bytes
                 raise RefusedHeadError(HEADER_TOO_LARGE, f"at most {MAX_HEADERS} headers are accepted")
             name = name.lower()
             self.headers.append((name, value))
@@ -132,7 +134,7 @@ class StrictProtocol(asyncio.Protocol, ABC):
                 self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
-        """The head is read, and checked."""
+        """Called when the head is complete: check it."""
         version = self.parser.get_http_version()
         if self._is_checked:
             self._is_checked = False
@@ -143,7 +145,7 @@ class StrictProtocol(asyncio.Protocol, ABC):
                 self._has_offer = True
                 return
         if version == "1.0":
-            self.expect_100_continue = False  # it knows no interim answers (RFC 9110, 10.1.1)
+            self.expect_100_continue = False  # HTTP/1.0 has no interim answers (RFC 9110, 10.1.1)
         self._has_begun = False
         self._in_head = False
         try:
@@ -156,24 +158,24 @@ class StrictProtocol(asyncio.Protocol, ABC):
             raise
 
     def on_chunk_header(self) -> None:
-        """The line with a chunk's size. The parser takes none but CR LF for a line's end, and folds no line."""
+        """Called after the line with a chunk's size. The parser accepts only CR LF as line end, and no folded lines."""
         self._at = self._segment.find(b"\n", self._at)
         self._in_last_chunk = True
 
     def on_body(self, body: bytes) -> None:
-        """Some of the body."""
-        self._at += len(body) + self._in_last_chunk  # the line end before it
+        """Called with a part of the body."""
+        self._at += len(body) + self._in_last_chunk  # and the line end before it
         self._in_last_chunk = False
         self.on_data(body)
 
     def on_chunk_complete(self) -> None:
-        """The line end after a chunk's data; or the empty line after the last chunk and its trailers."""
+        """Called after the line end of a chunk's data, or the empty line after the last chunk and its trailers."""
         end = b"\n\r\n" if self._in_last_chunk else b"\n"
         self._at = self._segment.find(end, self._at) + len(end)
         self._in_last_chunk = False
 
     def _check_first_line(self, version: str) -> None:
-        """The parser also takes lines with more than one space between words, and the protocols RTSP and ICE."""
+        """Refuse what the parser accepts in request lines: several spaces, and the protocols RTSP and ICE."""
         if version == "0.9":
             return
         found = _LINE_ENDS.match(self._segment, self._at)
@@ -183,14 +185,14 @@ class StrictProtocol(asyncio.Protocol, ABC):
         self._at = self._segment.find(b"\n\r\n", start) + 3
 
     def _head_without_offer(self) -> bytes:
-        """The head that was just read, less what offers another protocol."""
+        """The head that was just read, without the headers that offer another protocol."""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
 
     def _renew_parser(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # what it says then is left unread
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # later bytes are not read anyway
 
     def _refuse_error(self, error: httptools.HttpParserError) -> None:
         reason = error.__context__

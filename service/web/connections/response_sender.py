@@ -1,6 +1,7 @@
-"""A connection's answers: how they leave, how long their client may take over them, and how the connection is closed.
+"""Send a connection's answers, limit how long its client may take to read them, and close the connection.
 
-A client that has said all may close its side and still gets its answer; one that is gone takes its work with it.
+A client may close its sending side after its request, and still gets its answer. If it has disconnected, its work is
+dropped.
 """
 
 import asyncio
@@ -33,11 +34,11 @@ _MAX_LOGGED_PATH = 200
 
 
 class AnsweringProtocol(StrictProtocol):
-    """Sends answers, the application's and those of the connection itself, which look and are counted like them.
+    """Sends the application's answers, and those of the connection itself, which have the same form and metrics.
 
     Args:
-        lingering: connections that are being closed, shared by all.
-        slow_readers: of all connections.
+        lingering: connections that are being closed, common to all connections.
+        slow_readers: watches all connections.
         request_log: where answers are logged and counted.
     """
 
@@ -56,38 +57,38 @@ class AnsweringProtocol(StrictProtocol):
         super().__init__()
         self.loop = asyncio.get_running_loop()
         self.server_state = server_state
-        self._connections = cast(set[Any], server_state.connections)  # of uvicorn's own classes, by its types
+        self._connections = cast(set[Any], server_state.connections)  # uvicorn's types name its own classes
         self.client: tuple[str, int] | None = None
         self.exchange: Exchange | None = None
         """The request that was parsed last."""
         self._app = cast(ASGIApp, config.loaded_app)
         self._keep_alive_seconds = config.timeout_keep_alive
         self._keep_alive_timer: asyncio.TimerHandle | None = None
-        self._waiting: deque[Exchange] = deque()  # parsed, while another is answered
+        self._waiting: deque[Exchange] = deque()  # requests parsed while another is answered
         self._answering: Exchange | None = None
         self._slow_readers = slow_readers
-        self._is_watched = False  # by them
+        self._is_watched = False  # by `slow_readers`
         self._request_log = request_log
-        self._ignores_input = False  # nothing more is parsed
+        self._ignores_input = False  # whether nothing more is parsed
         self._may_linger = True
         self._all_lingering = lingering
         self._lingering: LingeringClose | None = None
         self._shutting_down = False
-        self._last_refusal: tuple[ProblemType, str, str] | None = None  # to be sent after the answers before it
-        self._bare_bytes = 0  # that came since the last head or piece of a body was complete
+        self._last_refusal: tuple[ProblemType, str, str] | None = None  # sent after the answers before it
+        self._bare_bytes = 0  # bytes since the last complete head or part of a body
 
     def on_close(self) -> None:
-        """The connection is about to be closed, or is lost."""
+        """Called when the connection will be closed, or is lost."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The client has connected."""
+        """Called when a client has connected."""
         self._connections.add(self)
         self.transport = BufferedTransport(cast(asyncio.Transport, transport), self.loop, self._close)
         self.flow = Flow(self.transport)
         self.client = address_of(transport.get_extra_info("peername"))
 
     def eof_received(self) -> bool | None:
-        """The client has closed its side: it has said all, or it is gone. Returns whether the connection stays open."""
+        """Called when the client has closed its sending side. Returns whether the connection stays open."""
         self.drop_unfinished()
         if self._idle or not self._in_head or self.transport.is_closing():
             self.transport.close()
@@ -98,14 +99,14 @@ class AnsweringProtocol(StrictProtocol):
         return True
 
     def drop_unfinished(self) -> None:
-        """A request whose body will not be complete is not begun, where it waits for others to be answered."""
+        """Drop a waiting request whose body will never be complete."""
         if self._waiting and not self._in_head:
             self._waiting.pop()
             self.exchange = self._waiting[-1] if self._waiting else self._answering
             self._in_head = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed, by either side."""
+        """Called when the connection is closed, by either side."""
         self.on_close()
         self._connections.discard(self)
         self.transport.forget()
@@ -116,11 +117,11 @@ class AnsweringProtocol(StrictProtocol):
         self.flow.resume_writing()
         self._stop_keep_alive()
         self.headers, self.exchange, self._answering = [], None, None
-        self._begun.clear()  # this object is in a cycle of references, which Python may keep for long
+        self._begun.clear()  # this object is in a cycle of references, which may live long
         del self.parser
 
     def on_response_complete(self) -> None:
-        """An answer is handed over; the next is begun."""
+        """Called when the application has sent a whole answer: begin the next."""
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
             if self._keep_alive_timer is not None:
@@ -135,7 +136,7 @@ class AnsweringProtocol(StrictProtocol):
             self._stop_watching()
 
     def _start(self, exchange: Exchange) -> None:
-        """Have the application answer."""
+        """Let the application answer a request."""
         self._answering = exchange
         task = self.loop.create_task(exchange.run(self._app))
         self.server_state.tasks.add(task)
@@ -155,7 +156,7 @@ class AnsweringProtocol(StrictProtocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """The system takes no more of an answer for now."""
+        """Called when the system does not accept more bytes for now."""
         self.flow.pause_writing()
         scope: dict[str, Any] = {"path": "", "state": {}} if self._answering is None else self._answering.scope
         about = {
@@ -167,7 +168,7 @@ class AnsweringProtocol(StrictProtocol):
         self._slow_readers.add(self.transport, self.loop, to_come=self._to_come, about=about)
 
     def resume_writing(self) -> None:
-        """The system has taken all that there was."""
+        """Called when the system has accepted all bytes."""
         self.flow.resume_writing()
         if self._idle:
             self._stop_watching()
@@ -177,11 +178,11 @@ class AnsweringProtocol(StrictProtocol):
         self._slow_readers.remove(self.transport)
 
     def _to_come(self) -> int:
-        """Bytes of the answer that the application has still to hand over, as far as it said how many there are."""
+        """Bytes of the answer that the application has not sent yet, if it said how many there are."""
         return 0 if self._answering is None else self._answering.num_to_send
 
     def shutdown(self) -> None:
-        """The service ends: close now, or after the answer."""
+        """Called when the service shuts down: close now, or after the answer."""
         self._shutting_down = True
         if self.exchange is None or self.exchange.response_complete:
             self.transport.close()
@@ -192,16 +193,16 @@ class AnsweringProtocol(StrictProtocol):
 
     @property
     def has_unread(self) -> bool:
-        """Whether something has come that nobody has looked at: then it is not idle."""
+        """Whether bytes have arrived that were not read yet; then it is not idle."""
         return self.transport.unread > 0
 
     @property
     def served(self) -> bool:
-        """Whether a request of it has ever been answered."""
+        """Whether any of its requests has been answered."""
         return self.exchange is not None
 
     def drop(self) -> None:
-        """Close it; its client is owed nothing."""
+        """Close it; its client is not waiting for anything."""
         self._ignores_input = True
         self.transport.abort()
 
@@ -229,7 +230,7 @@ class AnsweringProtocol(StrictProtocol):
             self.transport.close()
 
     def _close(self, transport: asyncio.Transport) -> None:
-        """Close the connection, lingeringly where its client may still be sending."""
+        """Close the connection; if its client may still be sending, read on for a while before closing."""
         sending = not self._in_head or self._bare_bytes or self._ignores_input or self._waiting or self.flow.read_paused
         self._ignores_input = True
         self.on_close()
@@ -243,7 +244,7 @@ class AnsweringProtocol(StrictProtocol):
         self._lingering = close_lingeringly(transport, self.loop, self._all_lingering, seconds=seconds)
 
     def _abandon(self) -> None:
-        """Nobody will be there for the answers: what is computed ends, and what waits for its turn is not begun."""
+        """The client has disconnected: stop the running request and drop the waiting ones."""
         self._waiting.clear()
         self._unparsed = b""
         self.exchange = self._answering
@@ -252,10 +253,10 @@ class AnsweringProtocol(StrictProtocol):
             self._answering.wake()
 
     def _probe(self, seconds: float) -> None:
-        """Find out whether a client that has closed its side is still there, as only sending something can.
+        """Find out whether a client that has closed its sending side is still there, by sending an interim answer.
 
-        A system whose program is gone answers to anything with a reset; a client skips this answer and waits on.
-        HTTP/1.0 has none that it could skip.
+        If the client's program has ended, its system replies with a reset. A client that is there ignores the interim
+        answer. This is not done for HTTP/1.0, which has no interim answers.
         """
         exchange = self._answering
         if exchange is None or self._idle or self.transport.is_closing():
@@ -275,5 +276,5 @@ class AnsweringProtocol(StrictProtocol):
 
 
 def address_of(peer: Any) -> tuple[str, int] | None:
-    """Host and port, where the system tells them."""
+    """Host and port, or None if the system does not say."""
     return (str(peer[0]), int(peer[1])) if isinstance(peer, list | tuple) else None

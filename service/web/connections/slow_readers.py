@@ -1,7 +1,7 @@
-"""Clients that take their answers slowly: how long each may take, and how much may wait for all of them.
+"""Close connections whose clients read answers too slowly, and limit the memory of answers that are not read.
 
-An answer that its client does not read stays in memory. Small ones vanish into the system's buffers; this is about what
-does not fit there.
+An answer that its client does not read stays in memory. Small answers fit into the system's buffers; this file is about
+the others.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import Counter
 
 MIN_BYTES_PER_SECOND = 2**14
-"""What a client must take on average over an answer, not counting the first `seconds`."""
+"""The rate at which a client must read an answer on average, not counting the first `seconds`."""
 _LOOK_SECONDS = 1.0
 _log = structlog.get_logger()
 
@@ -21,32 +21,32 @@ Reason = Literal["stalled", "slow", "memory"]
 
 
 class Sink(Protocol):
-    """The sending side of a connection."""
+    """The interface of the sending side of a connection."""
 
     @property
     def unsent(self) -> int:
-        """Bytes that the system has not taken."""
+        """Bytes that the system has not accepted."""
 
     @property
     def taken(self) -> int:
-        """Bytes that the client's system has received, since the connection was opened."""
+        """Bytes that the client's system has received since the connection was opened."""
 
     def abort(self) -> None:
-        """Close the connection, and forget what was to be sent."""
+        """Close the connection at once, and drop what was to be sent."""
 
 
 @dataclass
 class _Wait:
-    """For one client.
+    """What is known of one client that reads slowly.
 
     Attributes:
-        to_come: gives the bytes of its answer that are not in the sink yet.
-        about: what the log says of it.
-        taken: bytes, when last looked at.
-        taken_here: bytes, since the wait began.
-        seconds: how long there was something to take.
-        idle_seconds: how long none of it has been taken.
-        size: the most bytes that waited.
+        to_come: returns the bytes of its answer that have not been written to the sink yet.
+        about: fields for the log.
+        taken: bytes that had been received at the last check.
+        taken_here: bytes received since the wait began.
+        seconds: how long there was something to read.
+        idle_seconds: how long nothing of it has been read.
+        size: the most bytes that were waiting.
     """
 
     to_come: Callable[[], int]
@@ -63,13 +63,13 @@ class _Wait:
 
 
 class SlowReaders:
-    """Closes connections whose client takes nothing for too long, or too little, or that hold too much memory together.
+    """Closes connections whose clients read nothing or too little for too long, or that need too much memory together.
 
-    Time in which there was nothing to take does not count.
+    Time in which there was nothing to read does not count.
 
     Args:
-        seconds: in which a client must take something; from then on it must also have taken `MIN_BYTES_PER_SECOND`.
-        max_bytes: of answers that may wait for all clients; beyond, those that take the least a second are closed.
+        seconds: within this time a client must read something; afterwards also `MIN_BYTES_PER_SECOND` on average.
+        max_bytes: most bytes of answers that may wait for all clients; beyond it the slowest are closed.
         closed: counts closed connections by reason.
     """
 
@@ -94,7 +94,7 @@ class SlowReaders:
         to_come: Callable[[], int],
         about: Mapping[str, object],
     ) -> None:
-        """The system takes no more of an answer for now; nothing new where that is known."""
+        """Watch a client, because the system does not accept more bytes; no effect if it is watched already."""
         if sink in self._waits:
             return
         self._waits[sink] = _Wait(to_come, about, sink.taken)
@@ -103,19 +103,17 @@ class SlowReaders:
             self._timer = loop.call_later(self._look_seconds, self._look, loop)
 
     def remove(self, sink: Sink) -> None:
-        """Its answers are sent, or its connection is closed."""
+        """Stop watching a client, because its answers are sent or its connection is closed."""
         self._waits.pop(sink, None)
 
     @property
     def bytes_waiting(self) -> int:
-        """Of all answers, as far as clients have made them wait."""
+        """Bytes of all answers that wait for clients."""
         return sum(wait.size for wait in self._waits.values())
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        elapsed = min(
-            now - self._looked_at, 2 * self._look_seconds
-        )  # a loop that was held up is not the clients' doing
+        elapsed = min(now - self._looked_at, 2 * self._look_seconds)  # a delayed event loop is not the clients' fault
         self._looked_at = now
         for sink, wait in list(self._waits.items()):
             if reason := self._judge(sink, wait, elapsed):

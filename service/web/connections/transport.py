@@ -1,4 +1,4 @@
-"""How a connection's bytes leave, and how it is closed."""
+"""Write a connection's bytes, and close it."""
 
 import array
 import asyncio
@@ -17,16 +17,16 @@ _LINGER_BYTES = 2**30
 
 
 class BufferedTransport(asyncio.Transport):
-    """A transport that keeps small writes until the event loop has come to what else is ready.
+    """A transport that collects small writes until the event loop has handled everything else that is ready.
 
-    So an answer's head and body leave in one system call, and the answers of one batch one after the other: a client
-    that sleeps is then woken once, which costs a processor more than writing does. Nothing goes past what is kept: what
-    may be done with a transport, and is not here, is not done.
+    So an answer's head and body are sent with one system call, and the answers of one batch one after the other: a
+    client that sleeps is woken only once, which takes more processor time than writing. All writes go through this
+    class, so no bytes can overtake others; it has only those methods of a transport that are used.
 
     Args:
-        transport: of one connection.
+        transport: the connection's transport.
         loop: the event loop.
-        close: closes it, once all is sent.
+        close: closes the connection once everything is sent.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class BufferedTransport(asyncio.Transport):
         self._closed = False
         self._kept: list[bytes | bytearray | memoryview[Any]] = []
         self._written = 0
-        transport.set_write_buffer_limits(high=0)  # so that whoever writes knows as soon as the system takes no more
+        transport.set_write_buffer_limits(high=0)  # pause as soon as the system does not accept more
 
     def write(self, data: "bytes | bytearray | memoryview[Any]") -> None:
-        """Send this soon, in order; nothing, once it is closed."""
+        """Send bytes soon, in order; ignored after `close`."""
         if self._closed:
             return
         if len(data) > _LARGE_BYTES:
@@ -55,58 +55,59 @@ class BufferedTransport(asyncio.Transport):
         self._kept.append(data)
 
     def close(self) -> None:
-        """Send what is kept, then close."""
+        """Send what has been collected, then close."""
         if not self._closed:
             self._send()
             self._closed = True
             self._close(self._transport)
 
     def abort(self) -> None:
-        """Close at once, and send nothing more."""
+        """Close at once, without sending anything more."""
         self.forget()
         self._transport.abort()
 
     @property
     def unsent(self) -> int:
-        """Bytes that the system has not taken."""
+        """Bytes that the system has not accepted."""
         return self._transport.get_write_buffer_size()
 
     @property
     def taken(self) -> int:
-        """Bytes that the client's system has received; where this one does not tell, those that this one has taken."""
+        """Bytes that the client's system has received or, if that is not known, that this system has accepted."""
         return self._written - self.unsent - self._ask(termios.TIOCOUTQ)
 
     @property
     def unread(self) -> int:
-        """Bytes that have come and are not read yet; 0 where this system does not tell."""
+        """Bytes that have arrived and were not read yet; 0 if the system does not say."""
         return self._ask(termios.FIONREAD)
 
     def _ask(self, request: int) -> int:
-        """A number that the system knows of the socket, or 0."""
+        """A number that the system knows about the socket, or 0."""
         answer = array.array("i", [0])
         with suppress(OSError):
             fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), request, answer)
         return answer[0]
 
     def forget(self) -> None:
-        """The connection is lost, and with it what was kept."""
+        """The connection is lost, and with it what was kept; who closes it is let go of, whom nothing holds then."""
         self._kept = []
         self._closed = True
+        self._close = _do_nothing
 
     def is_closing(self) -> bool:
-        """Whether it is closed, or about to be."""
+        """Whether it is closed or will be closed."""
         return self._closed or self._transport.is_closing()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What the transport knows of its connection."""
+        """Information about the connection; see asyncio's transports."""
         return self._transport.get_extra_info(name, default)
 
     def pause_reading(self) -> None:
-        """Read nothing more for now."""
+        """Pause reading."""
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self._transport.resume_reading()
 
     def _send(self) -> None:
@@ -117,18 +118,22 @@ class BufferedTransport(asyncio.Transport):
             self._transport.write(data)
 
 
-class LingeringClose:
-    """A connection on which all is said, while its client may still be sending; what it sends is discarded.
+def _do_nothing(_: asyncio.Transport) -> None:
+    """In place of what closes a connection that is closed."""
 
-    A socket that is closed before all that arrives is read resets the connection, and then the client's system throws
-    the answer away, read or not (RFC 9112, 9.6). It ends when the client closes its side, says nothing for
-    `LINGER_IDLE_SECONDS`, or after `LINGER_SECONDS` or a GiB in all; these are nginx's bounds.
+
+class LingeringClose:
+    """A connection that will be closed, while its client may still be sending; what it sends is discarded.
+
+    If a socket is closed before everything that arrives has been read, the connection is reset, and the client's system
+    discards the answer even if it was not read yet (RFC 9112, 9.6). The connection is closed when the client closes its
+    side or sends nothing for `LINGER_IDLE_SECONDS`, or after `LINGER_SECONDS` or a GiB; these are nginx's limits.
 
     Args:
-        transport: what is written to it before is still sent.
+        transport: bytes written to it before are still sent.
         loop: the event loop.
-        among: all of its kind.
-        seconds: how long at most.
+        among: all connections that are being closed like this.
+        seconds: the longest time.
     """
 
     def __init__(
@@ -150,19 +155,19 @@ class LingeringClose:
         self._timer = self._wait()
 
     def discard(self, data: bytes) -> None:
-        """Count what has come."""
+        """Count and discard bytes."""
         self._bytes += len(data)
         if self._bytes > _LINGER_BYTES:
             self.end()
 
     def shorten(self) -> None:
-        """The service is shutting down: end in `LINGER_SHUTDOWN_SECONDS` at the latest."""
+        """Called when the service shuts down: close after at most `LINGER_SHUTDOWN_SECONDS`."""
         self._deadline = min(self._deadline, self._loop.time() + LINGER_SHUTDOWN_SECONDS)
         self._timer.cancel()
         self._timer = self._wait()
 
     def end(self) -> None:
-        """Close the connection, whatever may still come; or it is closed."""
+        """Close the connection, or note that it is closed."""
         self._timer.cancel()
         self._among.discard(self)
         self._transport.close()
@@ -181,7 +186,7 @@ class LingeringClose:
 def close_lingeringly(
     transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, among: set[LingeringClose], *, seconds: float
 ) -> LingeringClose | None:
-    """Close a connection whose client may still be sending; at once, where `MAX_LINGERING` others are being closed."""
+    """Close a connection whose client may still be sending; at once if `MAX_LINGERING` others are being closed."""
     if len(among) >= MAX_LINGERING:
         transport.close()
         return None

@@ -1,1 +1,1 @@
-"""Images to pixels for requests: in threads of this process, or in worker processes."""
+"""Read the images of requests in threads of this process, or in worker processes."""

@@ -1,4 +1,4 @@
-"""One process that reads images (service/images/worker.py), as the event loop has it: started, asked and ended."""
+"""Start, use and end one process that reads images (service/images/worker.py), on the event loop."""
 
 import asyncio
 import json
@@ -8,23 +8,22 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import service
+from service.child_process import environment_of_child
 from service.images.worker import error_of
 
 START_SECONDS = 60.0
 _MAX_ANSWER_HEAD_BYTES = 2**16
-_CHUNK_BYTES = 2**18  # sent at once: small pieces are put together to be about so long
+_CHUNK_BYTES = 2**18  # small pieces are joined to about this length before sending
 _SOCKET_BYTES = 2**20
 _POLL_SECONDS = 0.005
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 _PASSED_VARIABLES = ("LD_LIBRARY_PATH", "PATH")
-_LARGE_BYTES = 2**20  # a block that goes back to the system when it is freed, as in operations/allocator.py
+_LARGE_BYTES = 2**20  # larger blocks are returned to the system when freed, as in operations/allocator.py
 _SET_VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -34,19 +33,19 @@ _SET_VARIABLES = {
 
 
 class DecoderLostError(Exception):
-    """The process has ended, or said what it never should."""
+    """The process has ended, or sent something invalid."""
 
 
 class DecoderFaultError(Exception):
-    """The code that reads images has raised what it never should; the message is its traceback."""
+    """A bug in the code that reads images; the message is its traceback."""
 
 
 class DecoderMemoryError(Exception):
-    """Reading these images takes more memory than the process may have."""
+    """Reading these images needs more memory than the process may have."""
 
 
 class Decoder:
-    """A process that is ready to read images. Belongs to the event loop that it is made in, and to one task."""
+    """A process that is ready to read images. Used by one task, on the event loop in which it is created."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", connection: socket.socket) -> None:
         self._process = process
@@ -55,11 +54,11 @@ class Decoder:
 
     @classmethod
     async def start(cls, memory_bytes: int) -> "Decoder":
-        """Start a process with so much memory beyond what its code takes, and wait until it is ready.
+        """Start a process, with this much memory in addition to its code, and wait until it is ready.
 
         Raises:
             DecoderLostError: it ended, or was not ready after a minute.
-            OSError: there can be no process.
+            OSError: the process cannot be started.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -75,7 +74,7 @@ class Decoder:
                     stderr=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
                     cwd="/",
-                    env=_environment(),
+                    env=environment_of_child(os.environ, kept=_PASSED_VARIABLES, added=_SET_VARIABLES),
                 )
             except BaseException:
                 ours.close()
@@ -94,20 +93,20 @@ class Decoder:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process's id."""
         return self._process.pid
 
     @property
     def has_crashed(self) -> bool:
-        """Whether its code, rather than anybody, has ended the process; known once `end` has returned."""
+        """Whether the process ended by itself and was not killed; known once `end` has returned."""
         return self._process.returncode is not None and -self._process.returncode in _CRASHES
 
     async def read(self, pieces: Sequence[bytes | memoryview], shape: Sequence[int]) -> NDArray[np.float32]:
-        """What comes of a message (service/images/decode_request.py): pixels of this shape.
+        """Send a message (service/images/decode_request.py), and receive pixels of this shape.
 
         Raises:
             ImageError: the images cannot be read.
-            DecoderLostError, DecoderFaultError, DecoderMemoryError: see there.
+            DecoderLostError, DecoderFaultError, DecoderMemoryError: see these classes.
         """
         try:
             for chunk in _chunks(pieces):
@@ -128,7 +127,7 @@ class Decoder:
         raise DecoderLostError(f"its answer is {str(answer)[:200]}")
 
     def wake_at_end(self, waiter: "asyncio.Future[None]") -> None:
-        """Let the task that waits for something to do look, should the process end meanwhile."""
+        """Wake the task that waits for a job if the process ends meanwhile."""
         self._loop.add_reader(self._socket, _wake, waiter)
 
     def check_alive(self) -> None:
@@ -149,23 +148,23 @@ class Decoder:
         raise DecoderLostError("it spoke without being asked" if said else "it closed its socket")
 
     def kill(self) -> None:
-        """End the process now. Whoever waits for it learns that it is lost."""
+        """Kill the process now. Whoever waits for it gets a DecoderLostError."""
         self._process.kill()
 
     async def end(self) -> None:
-        """End the process, and leave nothing of it behind."""
+        """End the process, and release everything that belongs to it."""
         self._process.kill()
-        if self._socket.fileno() >= 0:  # it may have ended before
+        if self._socket.fileno() >= 0:  # `end` may have been called before
             self._loop.remove_reader(self._socket)
             self._socket.close()
-        while self._process.poll() is None:  # what memory it had must be given back first
+        while self._process.poll() is None:  # its memory must be free before another process starts
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _head(self) -> dict[str, Any]:
-        """The JSON of its next message.
+        """Read the JSON fields of the process's next message.
 
         Raises:
-            DecoderLostError: there is none.
+            DecoderLostError: there is no valid message.
         """
         start = bytearray(4)
         await self._receive(memoryview(start))
@@ -197,16 +196,8 @@ def _wake(waiter: "asyncio.Future[None]") -> None:
         waiter.set_result(None)
 
 
-def _environment() -> dict[str, str]:
-    """What the process needs to find its code, and nothing of the service's, which has keys in it."""
-    found = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
-    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    paths = [Path(service.__path__[0]).parent, *map(Path, given)]
-    return {**found, **_SET_VARIABLES, "PYTHONPATH": os.pathsep.join(str(path.resolve()) for path in paths)}
-
-
 def _chunks(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """The same bytes, in pieces of which none but the last is much smaller than `_CHUNK_BYTES`."""
+    """The same bytes in pieces that, except for the last, are not much smaller than `_CHUNK_BYTES`."""
     small: list[bytes | memoryview] = []
     length = 0
     for piece in pieces:

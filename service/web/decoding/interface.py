@@ -1,4 +1,4 @@
-"""Where images are read: `Decoding`. In threads of this process here; in worker processes in process_pool.py."""
+"""The interface `Decoding` for reading images, and reading in threads. process_pool.py reads in worker processes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from service.web.outcome import DeadlineError
 
 
 class Read(NamedTuple):
-    """Pixels [B, C, H, W], and the seconds from asking for them."""
+    """Pixels [B, C, H, W], and the seconds since they were requested."""
 
     pixels: NDArray[np.float32]
     seconds: float
 
 
 class Prepared(NamedTuple):
-    """A job as far as it can be made in any thread: its cost, and the message that a worker gets.
+    """A job as it can be prepared in any thread: its cost, and the message for a worker.
 
-    `share` is what its request holds, for whoever reads on when that is over.
+    `share` is the request's memory, which stays counted if reading continues after the request.
     """
 
     reading: DecodeRequest
@@ -33,35 +33,35 @@ class Prepared(NamedTuple):
 
 
 class Decoding(Protocol):
-    """Where images are read."""
+    """Reads images."""
 
     @property
     def jobs(self) -> int:
-        """Waiting or being read."""
+        """Number of jobs that wait or are being read."""
 
     async def start(self) -> None:
-        """Return once images can be read."""
+        """Wait until images can be read."""
 
     def prepare(self, reading: DecodeRequest) -> Prepared:
-        """Make a job of it, in any thread."""
+        """Prepare a job; can be called in any thread."""
 
     def submit(self, prepared: Prepared, timeout_seconds: float) -> "asyncio.Future[Read]":
-        """Have images read. Whoever settles or cancels the answer drops the job.
+        """Read images. Cancelling or settling the answer drops the job.
 
-        The answer may raise DeadlineError, StoppedError, QueueFullError, and any ImageError.
+        The answer can raise DeadlineError, StoppedError, QueueFullError, and any ImageError.
 
         Raises:
-            QueueFullError: there is no room.
+            QueueFullError: the queue is full.
         """
 
     async def close(self) -> None:
-        """Read nothing more; return once nothing runs."""
+        """Stop reading; return when nothing is running."""
 
 
 class InProcess:
-    """Reads in threads of this process: for tests, and for whoever has the app within a program of their own.
+    """Reads in threads of this process: for tests, and for programs that contain the app.
 
-    An answer comes by its deadline here, too, but what is read by then is read on, and its memory counts until then.
+    An answer fails at its deadline here, too, but its thread reads on, and its memory stays counted until it ends.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class InProcess:
 
     @property
     def jobs(self) -> int:
-        """Being read."""
+        """Number of jobs being read."""
         return len(self._tasks)
 
     async def start(self) -> None:
@@ -107,13 +107,13 @@ class InProcess:
 
 
 def expire_after(answer: "asyncio.Future[Read]", timeout_seconds: float) -> None:
-    """Let the answer be a DeadlineError, unless it comes before so many seconds."""
+    """Fail the answer with a DeadlineError after this many seconds."""
     expiry = asyncio.get_running_loop().call_later(timeout_seconds, _expire, answer, timeout_seconds)
     answer.add_done_callback(lambda _: expiry.cancel())
 
 
 def settle(answer: "asyncio.Future[Read]", outcome: Read | Exception) -> None:
-    """Give an answer, unless there is one, or nobody waits for it."""
+    """Settle the answer, unless it is settled or cancelled."""
     if answer.done():
         return
     if isinstance(outcome, Exception):

@@ -1,4 +1,4 @@
-"""The queue before the worker processes that read images: in which order they are taken, and which need not wait."""
+"""The queue of jobs for the worker processes that read images: their order, and separate places for cheap jobs."""
 
 import asyncio
 import heapq
@@ -9,23 +9,23 @@ from service.web.decoding.decoder_process import Decoder
 from service.web.decoding.interface import Prepared, Read
 
 QUICK_COST = 2**22
-"""The most that a job may cost which counts as cheap: some tens of milliseconds."""
+"""The highest cost of a cheap job: some tens of milliseconds."""
 _WAIT_FOR_COST = 10.0
 
 
 @dataclass(eq=False)
 class DecodingJob:
-    """Images to be read, and who waits for them."""
+    """Images to be read, and the answer that waits for them."""
 
     prepared: Prepared
     queued: float
     answer: "asyncio.Future[Read]"
     seconds: float
-    """That it should take."""
+    """Seconds that it should take."""
     is_quick: bool
     is_waiting: bool = False
     decoder: Decoder | None = None
-    """Who reads it now, since `started`."""
+    """The worker that reads it, since `started`; None while it waits."""
     started: float = 0.0
     overran: bool = False
     lost_once: bool = False
@@ -33,11 +33,11 @@ class DecodingJob:
 
     @property
     def position(self) -> float:
-        """Lower comes first: a second of its own cost counts as ten seconds of waiting less."""
+        """Jobs with lower values come first: one second of a job's cost counts like ten seconds less of waiting."""
         return self.queued + _WAIT_FOR_COST * self.seconds
 
     def stop_timers(self) -> None:
-        """It is not being read any more."""
+        """Note that it is not being read any more."""
         for timer in self.timers:
             timer.cancel()
         self.timers.clear()
@@ -47,19 +47,19 @@ _Entry = tuple[float, int, DecodingJob]
 
 
 class JobQueue:
-    """Jobs in two rows, the cheap and the others."""
+    """Two queues, of cheap jobs and of the others."""
 
     def __init__(self) -> None:
         self._sequence = itertools.count()
         self._rows: dict[bool, list[_Entry]] = {True: [], False: []}
 
     def put(self, job: DecodingJob) -> None:
-        """Queue a job."""
+        """Add a job."""
         job.is_waiting = True
         heapq.heappush(self._rows[job.is_quick], (job.position, next(self._sequence), job))
 
     def take(self, *, quick_only: bool) -> DecodingJob | None:
-        """The job whose turn it is; None where there is none."""
+        """Take the next job; None if there is none."""
         rows = [row for row in (self._rows[True], *(() if quick_only else (self._rows[False],))) if row]
         if not rows:
             return None
@@ -68,7 +68,7 @@ class JobQueue:
         return job
 
     def remove(self, job: DecodingJob) -> None:
-        """Forget a job that nobody waits for any more."""
+        """Remove a job that nobody waits for any more."""
         if job.is_waiting:
             job.is_waiting = False
             row = self._rows[job.is_quick]
@@ -76,7 +76,7 @@ class JobQueue:
             heapq.heapify(row)
 
     def ahead(self, job: DecodingJob) -> list[DecodingJob]:
-        """Those of its row that come before a job which is not in it yet."""
+        """Jobs that would come before a job that is not in the queue yet."""
         return [other for position, _, other in self._rows[job.is_quick] if position <= job.position]
 
 

@@ -1,12 +1,12 @@
-"""Reading images in worker processes, under each request's deadline, cheap ones before expensive ones.
+"""Read images in worker processes, within each request's deadline, and cheap ones before expensive ones.
 
-What images cost is told by their headers (service/images/cost.py), before they are read. Of several workers one takes
-nothing that costs much, so that an honest small image never waits for a large one, however many of those there are. The
-others take what has waited longest, where a second of a job's own cost counts as ten seconds of waiting less.
+The cost of images is estimated from their headers (service/images/cost.py). If there are several workers, one takes
+only cheap jobs, so that a small image never waits for large ones, however many there are. The others take the job that
+has waited longest, where one second of a job's own cost counts like ten seconds less of waiting.
 
-Nothing is read for nobody: a job whose deadline has passed or whose client has gone is dropped from the queue, or its
-worker is killed and another takes its place. A job may run for `GRACE_SECONDS` all the same, because a new process
-costs about as much; without that, whoever asks for a millisecond and again could keep all workers from working.
+If a job's deadline has passed or its client has disconnected, it is removed from the queue, or its worker is killed and
+replaced. A job may always run for `GRACE_SECONDS`, because starting a new process costs about as much. Otherwise a
+client could keep all workers from working with many requests that have very short deadlines.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from service.web.outcome import QueueFullError, StoppedError
 from service.web.rate import Rate
 
 GRACE_SECONDS = 0.5
-_QUICK_SECONDS = 2.0  # after which a job was not cheap, whatever its headers said
+_QUICK_SECONDS = 2.0  # a job that takes longer was not cheap, whatever its headers said
 _MAX_SECONDS_AHEAD = 30.0
 _FIRST_RATE = 1e8
-_JOB_COST = 2**17  # of the way to a worker and back, whatever is read there: about a millisecond
+_JOB_COST = 2**17  # the cost of sending a job to a worker and back: about a millisecond
 _MAX_RESTART_SECONDS = 5.0
 _log = structlog.get_logger()
 
 
 def decoder_memory_bytes(max_pixels: int, max_body_bytes: int) -> int:
-    """What a worker may take beyond its code: twice a body, and 40 bytes a pixel.
+    """Memory of a worker in addition to its code: twice a body, and 40 bytes a pixel.
 
     The most that was measured is 20 bytes a pixel of a file and 12 of what is made of it: docs/operations.md.
 
@@ -45,11 +45,11 @@ def decoder_memory_bytes(max_pixels: int, max_body_bytes: int) -> int:
 
 
 class DecodingPool:
-    """Worker processes, and the queue before them. Belongs to the event loop it is started in.
+    """Worker processes and their queue. Used only on the event loop in which it is started.
 
     Args:
-        workers: how many; from two on, the first takes cheap jobs only.
-        memory_bytes: that each may take, beyond its code.
+        workers: how many; if there are two or more, the first takes only cheap jobs.
+        memory_bytes: memory of each, in addition to its code.
     """
 
     def __init__(self, workers: int, *, memory_bytes: int, metrics: Metrics) -> None:
@@ -63,18 +63,18 @@ class DecodingPool:
         self._tasks: list[asyncio.Task[None]] = []
         self._decoders: set[Decoder] = set()
         self._spare: asyncio.Task[Decoder] | None = None
-        """Started before it is needed, because that takes longer than most images do."""
+        """A spare worker, because starting one takes longer than reading most images."""
         self._closed = False
         metrics.queued_decodings.set_function(lambda: len(self._jobs))
 
     @property
     def jobs(self) -> int:
-        """Waiting or being read."""
+        """Number of jobs that wait or are being read."""
         return len(self._jobs)
 
     @property
     def pids(self) -> list[int]:
-        """Of the workers that run now."""
+        """Process ids of the workers that are running."""
         return [decoder.pid for decoder in self._decoders]
 
     async def start(self) -> None:
@@ -110,7 +110,7 @@ class DecodingPool:
         return job.answer
 
     async def close(self) -> None:
-        """End the workers; what was to be read gets a StoppedError."""
+        """End the workers; jobs that were not done fail with a StoppedError."""
         self._closed = True
         tasks: list[asyncio.Task[Any]] = [*self._tasks, *([self._spare] if self._spare else [])]
         for task in tasks:
@@ -122,10 +122,10 @@ class DecodingPool:
             await self._remove_lost(decoder)
 
     def _check_capacity(self, job: DecodingJob, timeout_seconds: float) -> None:
-        """Refuse what would wait too long behind what comes before it.
+        """Refuse a job that would have to wait too long.
 
         Raises:
-            QueueFullError: longer than its own deadline, or than half a minute.
+            QueueFullError: it would wait longer than its deadline, or than half a minute.
         """
         ahead = self._queue.ahead(job)
         seconds = sum(other.seconds for other in ahead) / max(1, self._workers - 1)
@@ -144,7 +144,7 @@ class DecodingPool:
         return number == 0 and self._workers > 1
 
     async def _work(self, number: int, decoder: Decoder) -> None:
-        """One worker, and those that take its place."""
+        """Run one worker, and its replacements."""
         while True:
             try:
                 while True:
@@ -158,7 +158,7 @@ class DecodingPool:
         """Wait for a job.
 
         Raises:
-            DecoderLostError: the worker has ended meanwhile, by itself or by somebody's hand.
+            DecoderLostError: the worker ended meanwhile, by itself or because it was killed.
         """
         while (job := self._queue.take(quick_only=self._takes_quick_only(number))) is None:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -177,7 +177,7 @@ class DecodingPool:
         return job
 
     async def _read(self, job: DecodingJob, decoder: Decoder) -> None:
-        """Have one job read, and answer it.
+        """Let the worker read one job, and settle its answer.
 
         Raises:
             DecoderLostError: the worker has ended.
@@ -208,13 +208,13 @@ class DecodingPool:
             seconds = loop.time() - job.started
             job.decoder = None
             job.stop_timers()
-        if prepared.cost > QUICK_COST:  # the time of a cheap one tells how busy the service is, and not what costs are
+        if prepared.cost > QUICK_COST:  # the time of cheap jobs depends more on the load than on their cost
             self._rate.add(prepared.cost, seconds)
         self._metrics.decoding_seconds.observe(seconds)
         settle(job.answer, outcome)
 
     def _after_loss(self, job: DecodingJob, decoder: Decoder) -> None:
-        """What becomes of a job whose worker has ended."""
+        """Retry or fail a job whose worker has ended."""
         if job.answer.done():
             self._count_restart("dropped")
         elif job.overran:
@@ -231,7 +231,7 @@ class DecodingPool:
         else:
             self._count_restart("lost")
             _log.error("a decoder was lost", pid=decoder.pid, again=not job.lost_once)
-            if job.lost_once:  # the images may be what the machine has too little memory for
+            if job.lost_once:  # the images may be the cause, for want of memory
                 settle(
                     job.answer, QueueFullError("the process that read the images was ended twice; try again in 1 s", 1)
                 )
@@ -240,7 +240,7 @@ class DecodingPool:
                 self._put(job)
 
     def _settled(self, job: DecodingJob) -> None:
-        """The answer is there, or nobody waits for it any more."""
+        """Called when a job's answer is settled, or nobody waits for it any more."""
         self._jobs.discard(job)
         self._queue.remove(job)
         if job.decoder is not None:
@@ -252,7 +252,7 @@ class DecodingPool:
             job.decoder.kill()
 
     def _overrun(self, job: DecodingJob) -> None:
-        """It blocks the other cheap jobs: it is read again, from its beginning, among the expensive ones."""
+        """Move a job that blocks the other cheap ones to the expensive ones, where it starts again."""
         if job.decoder is not None and self._workers > 1 and not job.answer.done():
             job.overran = True
             job.decoder.kill()
@@ -262,13 +262,13 @@ class DecodingPool:
         await decoder.end()
 
     async def _replacement(self) -> Decoder:
-        """The spare worker, or who becomes it; another begins to be the next."""
+        """Take the spare worker, waiting for it if necessary, and start the next spare one."""
         spare = self._spare or asyncio.create_task(self._another())
         self._spare = asyncio.create_task(self._another())
         return await spare
 
     async def _another(self) -> Decoder:
-        """Another worker; where none can be started, try again, and again."""
+        """Start a worker; if that fails, try again until it succeeds."""
         pause = 0.0
         while True:
             try:

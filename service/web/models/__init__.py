@@ -1,1 +1,1 @@
-"""Which models and versions are served: tried out, opened, kept and renewed."""
+"""The models and versions that are served: try out, open, keep and reload them."""

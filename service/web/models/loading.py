@@ -1,4 +1,4 @@
-"""Loading what requests ask for: once for all who wait, each within its own deadline, and not all the time."""
+"""Load versions that requests ask for: once for all who wait, within each one's deadline, and not too often."""
 
 import asyncio
 import math
@@ -14,22 +14,22 @@ from service.web.problems import TooManyLoadsError
 _log = structlog.get_logger()
 T = TypeVar("T")
 _SHARE = 0.1
-"""Of all time, what may go into loading."""
+"""The share of time that may be spent on loading."""
 _AT_ONCE_SECONDS = 60.0
-"""Of loading, when there was little for long."""
+"""Seconds of loading that are allowed at once after a time with little loading."""
 
 
 class Loads(Generic[T]):
-    """Loads under way. Whoever asks for one meanwhile waits for the same; it goes on when nobody waits any more."""
+    """Loads in progress. Requests for the same version wait for the same load, which continues if all give up."""
 
     def __init__(self) -> None:
         self._under_way: dict[Hashable, asyncio.Task[T]] = {}
 
     async def wait(self, key: Hashable, load: Callable[[], Coroutine[Any, Any, T]], *, timeout_seconds: float) -> T:
-        """What `load` returns, begun now unless it is under way.
+        """The result of `load`, which is started unless it is in progress.
 
         Raises:
-            DeadlineError: not loaded in time. Whatever `load` raises, too.
+            DeadlineError: not loaded in time. Also whatever `load` raises.
         """
         task = self._under_way.get(key)
         if task is None:
@@ -41,20 +41,20 @@ class Loads(Generic[T]):
         return task.result()
 
     def cancel(self) -> None:
-        """Let nobody wait any longer."""
+        """Cancel all loads."""
         for task in self._under_way.values():
             task.cancel()
 
     def _end(self, key: Hashable, task: "asyncio.Task[T]") -> None:
         del self._under_way[key]
         if not task.cancelled():
-            task.exception()  # looked at, also where nobody has waited for it
+            task.exception()  # mark it as retrieved, even if nobody waits for it
 
 
 async def repeat(reload: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Reload again and again, with a pause of so long before each; never where it is 0.
+    """Reload for ever, each time after a pause of this many seconds; return at once if it is 0.
 
-    An error is logged, once as long as it stays the same.
+    An error is logged, but only once while it stays the same.
     """
     shown = None
     while seconds:
@@ -69,9 +69,9 @@ async def repeat(reload: Callable[[], Awaitable[None]], seconds: float) -> None:
 
 
 class LoadTime:
-    """How much time may go into loading: a tenth of all, but a minute at once.
+    """Limits the time for loading to a tenth of all time, with up to a minute at once.
 
-    Versions that drive one another out of memory, each asked for in turn, would otherwise be loaded for ever.
+    Otherwise requests for versions that do not fit into memory together would cause loading all the time.
 
     >>> now = 0.0
     >>> load_time = LoadTime(lambda: now)
@@ -90,17 +90,17 @@ class LoadTime:
         self._at = clock()
 
     def check(self) -> None:
-        """Refuse to begin another load where the last ones took too long; how long one will take nobody knows before.
+        """Refuse another load if recent ones took too long. How long one takes is only known afterwards.
 
         Raises:
-            TooManyLoadsError.
+            TooManyLoadsError: the time for loading is used up.
         """
         self._recover()
         if self._left < 0:
             raise TooManyLoadsError(max(1, math.ceil(-self._left / _SHARE)))
 
     def spend(self, seconds: float) -> None:
-        """Count a load that has ended."""
+        """Add the time of a finished load."""
         self._recover()
         self._left -= seconds
 

@@ -1,4 +1,4 @@
-"""Opening versions of the store: tried out in a process of their own, then read and loaded, and not all the time."""
+"""Open versions of the store: try each out in a child process, then read and load it, and not too often."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ from service.web.operations.settings import Settings
 
 
 def runtime_of(settings: Settings) -> Runtime:
-    """Where the settings say that models run.
+    """The runtime for models that the settings ask for.
 
     Raises:
         ExecutionProviderError: the wanted provider cannot be used.
@@ -37,7 +37,7 @@ def runtime_of(settings: Settings) -> Runtime:
 
 
 async def latest_version(root: Path, name: str) -> int:
-    """Of a model without a default: published since, or nothing of it passes.
+    """The newest version of a model without a default: it is new, or no version passed its checks.
 
     Raises:
         ModelNotFoundError: the store has no such model.
@@ -55,8 +55,8 @@ class Opener:
     """Opens versions on one runtime.
 
     Args:
-        trials: tries each version out before anything of it is read here.
-        on_device_lost: told, in the event loop, that the GPU failed meanwhile.
+        trials: tries each version out before it is read in this process.
+        on_device_lost: called on the event loop if the GPU fails meanwhile.
     """
 
     def __init__(
@@ -71,14 +71,13 @@ class Opener:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="opener")
 
     async def open(self, key: Key, stamp: Stamp, *, asked: bool) -> tuple[Model | Refusal, float]:
-        """The model, or what is wrong with it as long as its files have this stamp; and the seconds that took.
+        """Open a version: the model, or why it is refused while its files have this stamp; and the seconds taken.
 
-        `asked`: by a request; such loads may take so much time, and no more.
-
-        What a trial that ends in a refusal took does not count: there is no other before the files change.
+        `asked`: whether for a request; the time for such loads is limited. A trial that ends in a refusal does not
+        count, because the version is not tried again before its files change.
 
         Raises:
-            TooManyLoadsError: they have taken too much of late.
+            TooManyLoadsError: recent loads took too much time.
             NotReadyError, StoreError, DeviceLostError, OutOfDeviceMemoryError: the version is not to blame.
         """
         if asked:
@@ -99,13 +98,13 @@ class Opener:
         return opened, seconds
 
     def close(self) -> None:
-        """Let the thread go."""
+        """End the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _open(self, key: Key, stamp: Stamp, passed: Passed) -> Model | Refusal:
         settings = self._settings
         try:
-            # Of what has changed since, no more is read than what was tried out has bytes.
+            # Files that changed since the trial are not read beyond their size in the trial.
             stored = open_version(settings.model_store, *key, digest=passed.digest, graph_bytes=passed.graph_bytes)
             return Model.open(
                 stored,

@@ -1,4 +1,4 @@
-"""What is wrong with versions that are refused, and what a client is told of it."""
+"""Why versions are refused, and what clients are told about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from model_store import InvalidArtifactError
 from service.web.schemas import RefusedVersion
 
 Key = tuple[str, int]
-"""A model's name, and a version of it."""
+"""The name and version of a model."""
 Stamp = tuple[tuple[str, int, int, int], ...]
 """See `model_store.version_stamp`."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What is wrong with a version, and the stamp it had then: it is not read again before that changes."""
+    """Why a version is refused, and its stamp then. It is not read again before the stamp changes."""
 
     stamp: Stamp
     file: Path
@@ -25,9 +25,9 @@ class Refusal:
 def refused_versions(
     name: str, refused: Mapping[Key, Refusal], unreadable: Mapping[str, InvalidArtifactError]
 ) -> list[RefusedVersion]:
-    """One model's: first its folder as a whole, where that cannot be listed, then versions in ascending order.
+    """The refusals of one model: first of its folder, if that cannot be listed, then of versions in ascending order.
 
-    Where on the machine the store lies is not the client's business.
+    Clients are not told where the store is on the machine.
     """
     whole = [RefusedVersion(version=None, reason=f"{name}: {unreadable[name].problem}")] if name in unreadable else []
     return whole + [

@@ -1,10 +1,10 @@
-"""Which models and versions are served: each model's default version, and a few others that were asked for.
+"""The models and versions that are served: each model's default version, and a few others that were requested.
 
-The default is the newest version in the store that passes its checks: at start, and after each reload. A version is
-tried out (trials.py) and loaded before it takes the place of another, which serves until then; whoever computes with
-the old one holds it, and the last of them frees it.
+The default is the newest version in the store that passes its checks, at start and after each reload. A version is
+tried out (trials.py) and loaded before it replaces another, which serves until then. Requests that are computed with
+the old version keep it in memory until they are done.
 
-All state belongs to the event loop. Versions are opened beside one another: none waits for another's trial to end.
+All state belongs to the event loop. Several versions can be opened at the same time; none waits for another's trial.
 """
 
 import asyncio
@@ -38,14 +38,15 @@ from service.web.schemas import ModelSummary
 
 _log = structlog.get_logger()
 _LONG_SECONDS = 1.0
-_PASSING = (ModelNotFoundError, InvalidArtifactError)  # gone at this moment; the next reload will see it
+_PASSING = (ModelNotFoundError, InvalidArtifactError)  # removed just now; the next reload will notice
 
 
 class Registry:
-    """The models that requests can have.
+    """The models that requests can use.
 
     Args:
         on_device_lost: told, in the event loop, that the GPU failed while a version was opened.
+        on_loaded: told there that others are in memory than before.
     """
 
     def __init__(
@@ -53,21 +54,23 @@ class Registry:
         settings: Settings,
         metrics: Metrics,
         on_device_lost: Callable[[DeviceLostError], None] = lambda _: None,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._on_device_lost = on_device_lost
+        self._on_loaded = on_loaded
         self._root = settings.model_store
         self._runtime: Runtime | None = None
         self._trials: Trials | None = None
         self._opener: Opener | None = None
         self._unnamed: str | None = None
         self._defaults: dict[str, int] = {}
-        self._models: dict[Key, Model] = {}  # of those that are no default, the one used last comes last
+        self._models: dict[Key, Model] = {}  # versions that are not defaults are in the order of their last use
         self._stamps: dict[Key, Stamp] = {}
         self._refused: dict[Key, Refusal] = {}
         self._unreadable: dict[str, InvalidArtifactError] = {}  # models whose folder cannot be listed
-        self._changes = 0  # that reloads made
+        self._changes = 0  # number of changes by reloads
         self._renewing = asyncio.Lock()
         self._opening: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._loads: Loads[Model] = Loads()
@@ -76,11 +79,11 @@ class Registry:
     async def load(self) -> None:
         """Load each model's newest version that passes its checks.
 
-        The only model, if there is but one now, stays the one that a request means when it names none; of the bundled
-        store it is `mnist`.
+        If there is only one model now, it stays the default model, for requests that name none. In the bundled store,
+        the default model is `mnist`.
 
         Raises:
-            StoreError: the store has no model, or not the configured one, or no version of what must be served passes.
+            StoreError: the store has no model, lacks the configured one, or no version of a required model passes.
             ExecutionProviderError: the wanted provider cannot be used.
         """
         settings = self._settings
@@ -106,17 +109,17 @@ class Registry:
         _log.info("models loaded", versions=dict(self._defaults), provider=runtime.provider)
 
     def _only(self, names: Collection[str]) -> str | None:
-        """What a request means that names no model, where no setting says."""
+        """The model of requests that name none, if the settings do not say."""
         if len(names) == 1:
             return next(iter(names))
         return BUNDLED_DEFAULT if self._root == BUNDLED and BUNDLED_DEFAULT in names else None
 
     async def reload(self, *, retry: bool = False) -> None:
-        """Take up what the store holds now. `retry` reads refused versions again even if their files are the same.
+        """Serve what the store contains now. `retry`: read refused versions again even if their files have not changed.
 
         Raises:
-            StoreError: the store cannot be read; all goes on as before.
-            DeviceLostError, OutOfDeviceMemoryError: the GPU failed, or has no room for a version.
+            StoreError: the store cannot be read; nothing changes.
+            DeviceLostError, OutOfDeviceMemoryError: the GPU failed, or has too little memory for a version.
         """
         async with self._renewing:
             try:
@@ -134,18 +137,18 @@ class Registry:
             self._metrics.reloads.labels(outcome).inc()
 
     async def watch(self) -> None:
-        """Reload every `reload_seconds`; return at once where that is 0."""
+        """Reload every `reload_seconds`; return at once if that is 0."""
         await repeat(self.reload, self._settings.reload_seconds)
 
     async def model(
         self, name: str | None = None, version: int | None = None, *, timeout_seconds: float
     ) -> tuple[Model, float]:
-        """A model, by default the configured or only one in its default version, and the seconds it took to load.
+        """A model, by default the default model in its default version, and the seconds that loading took.
 
-        What is in memory took none. What is not is loaded, once for all who wait for it, however many give up.
+        A version in memory takes no seconds. Others are loaded, once for all requests that wait for them.
 
         Raises:
-            ModelNotFoundError: the store has no such model or version, or several and none was named.
+            ModelNotFoundError: the store has no such model or version, or has several models and none was named.
             InvalidArtifactError: its files are broken.
             DeadlineError, TooManyLoadsError: it is not in memory, see loading.py.
         """
@@ -159,13 +162,13 @@ class Registry:
         return found, time.monotonic() - started
 
     async def summaries(self) -> list[ModelSummary]:
-        """What `/v1/models` tells: every model that is served or has a refused version."""
+        """The answer of `/v1/models`: every model that is served or has a refused version."""
         stored = (await asyncio.to_thread(list_store, self._root)).versions
         names = sorted({name for name, _ in [*self._models, *self._refused]} | self._unreadable.keys())
         return [self._summary(name, self._models.get((name, self._defaults.get(name, 0))), stored) for name in names]
 
     async def summary(self, name: str, version: int | None) -> ModelSummary:
-        """What `/v1/models/{name}` tells of one version, by default the default one.
+        """The answer of `/v1/models/{name}` for one version, by default the default version.
 
         Raises: as `model`.
         """
@@ -175,16 +178,16 @@ class Registry:
 
     @property
     def batch_rows(self) -> int | None:
-        """Rows of one run on the device that is used; None before that is known."""
+        """Rows of one run on the device; None before the device is known."""
         return self._settings.chunk_rows or (self._runtime.blocks.rows if self._runtime else None)
 
     @property
     def loaded(self) -> list[Model]:
-        """Those in memory."""
+        """The models in memory."""
         return list(self._models.values())
 
     def close(self) -> None:
-        """Open nothing more."""
+        """Stop opening versions."""
         self._loads.cancel()
         if self._trials is not None:
             self._trials.close()
@@ -210,8 +213,8 @@ class Registry:
         return self._unnamed
 
     async def _load(self, key: Key) -> Model:
-        """Load a version that a request asks for, and drop another for it."""
-        await asyncio.to_thread(version_stamp, self._root, *key)  # what is not there need not wait for other loads
+        """Load a version that a request asks for, and drop the least recently used one if there are too many."""
+        await asyncio.to_thread(version_stamp, self._root, *key)  # a missing one need not wait
         if not (key in self._models or await self._bring(key, asked=True)):
             refusal = self._refused[key]
             raise InvalidArtifactError(refusal.file, refusal.problem)
@@ -224,7 +227,7 @@ class Registry:
         return self._models[key]
 
     async def _renew(self, listing: Listing) -> None:
-        """Make the newest versions that pass the defaults, and drop what the store has no more and is no default."""
+        """Make the newest versions that pass the defaults, and drop other versions that the store no longer has."""
         for name, error in listing.unreadable.items():
             if name not in self._unreadable or self._unreadable[name].problem != error.problem:
                 _log.error("model refused", model=name, file=str(error.file), problem=error.problem)
@@ -243,10 +246,10 @@ class Registry:
             if key in listed and key in self._models:
                 with suppress(*_PASSING):
                     await self._bring(key)
-        self._drop_least_recent()  # what was asked for meanwhile
+        self._drop_least_recent()  # versions that were requested meanwhile
 
     async def _renew_default(self, name: str, versions: list[int]) -> None:
-        """Try the newest first; what is published while one is tried out for long comes before older ones."""
+        """Try the newest version first. One that is published during a long trial is tried before older ones."""
         candidates, newest = list(versions), versions[-1]
         while candidates:
             version, serving, started = candidates.pop(), self._defaults.get(name), time.monotonic()
@@ -258,16 +261,16 @@ class Registry:
                     self._changes += 1
                 return
             if version == serving:
-                return  # its files have been damaged since; what is in memory is whole
+                return  # its files were damaged since; the version in memory is intact
             if time.monotonic() - started > _LONG_SECONDS:
                 found = (await asyncio.to_thread(list_store, self._root)).versions.get(name, [])
                 candidates += [later for later in found if later > newest]
                 newest = max(newest, *found, 0)
 
     async def _bring(self, key: Key, *, asked: bool = False) -> bool:
-        """Have a version in memory as its files are now. False: it is refused, and what was in memory stays.
+        """Load a version as its files are now. Returns False if it is refused; the version in memory then stays.
 
-        `asked`: by a request, see `Opener.open`.
+        `asked`: whether for a request, see `Opener.open`.
         """
         async with self._opening.setdefault(key, asyncio.Lock()):
             return await self._bring_alone(key, asked=asked)
@@ -292,6 +295,7 @@ class Registry:
         self._models[key], self._stamps[key] = opened, stamp
         self._metrics.execution_provider.labels(**labels, provider=opened.provider).set(1)
         _log.info("model loaded", **labels, provider=opened.provider, seconds=seconds)
+        self._on_loaded()
         return True
 
     def _drop_least_recent(self) -> None:
@@ -304,3 +308,4 @@ class Registry:
         del self._stamps[key]
         self._metrics.execution_provider.remove(*key, model.provider)
         _log.info("model dropped", model=key[0], version=key[1])
+        self._on_loaded()

@@ -1,4 +1,4 @@
-"""The child process in which versions are tried out, from outside; what runs there is service/engine/trial.py."""
+"""Start, use and end a child process in which versions are tried out; it runs service/engine/trial.py."""
 
 import json
 import os
@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any, cast
+
+from service.child_process import ROOT, environment_of_child
 
 PROGRAM = ("-m", "service.engine.trial")
 """Python's arguments."""
@@ -25,11 +26,11 @@ _PASSED_ON_BEGINNINGS = ("LC_", "PYTHON", "ORT_")
 
 
 class EndedError(Exception):
-    """A child that will say nothing more.
+    """The child process has ended, or will not report any more.
 
     Attributes:
-        file: what it looked at, where that is known.
-        killed_by_others: neither it nor `TrialProcess` has ended it; the kernel may have, for want of memory.
+        file: the file that it was checking, if that is known.
+        killed_by_others: it was killed, and not by `TrialProcess`; perhaps by the kernel for want of memory.
     """
 
     def __init__(self, file: str, problem: str, *, killed_by_others: bool = False) -> None:
@@ -40,7 +41,7 @@ class EndedError(Exception):
 
 
 class TrialProcess:
-    """One process; used by one thread at a time, but killed by any."""
+    """One child process. It is used by one thread at a time, but any thread may kill it."""
 
     def __init__(self, program: Sequence[str] = PROGRAM) -> None:
         self.was_ready = False
@@ -49,24 +50,23 @@ class TrialProcess:
         self._unread = b""
         self._last_output = b""
         self._killing = threading.Lock()
-        root = Path(__file__).parents[3]
         self._process = subprocess.Popen(  # noqa: S603 (our own program)
             [sys.executable, *program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=root,
-            env=_environment(os.environ, root),
+            cwd=ROOT,
+            env=environment_of_child(os.environ, kept=_PASSED_ON, beginnings=_PASSED_ON_BEGINNINGS, added=_OF_ITS_OWN),
             start_new_session=True,  # no signal to the service's group is for it; it is killed with all it starts
         )
         streams = (self._process.stdin, self._process.stdout, self._process.stderr)
         self._stdin, self._stdout, self._stderr = cast(tuple[IO[bytes], ...], streams)
 
     def wait_until_ready(self) -> None:
-        """Wait until it takes requests.
+        """Wait until it accepts requests.
 
         Raises:
-            EndedError: it has ended, or takes too long to start.
+            EndedError: it has ended, or took too long to start.
         """
         if self.was_ready:
             if self._has_ended():
@@ -76,34 +76,34 @@ class TrialProcess:
         self.was_ready = True
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """The report that ends a request.
+        """Send a request, and wait for the final report.
 
         Raises:
-            EndedError: there was none in time, or the process has ended; it is then killed.
+            EndedError: there was no report in time, or the process has ended; it is then killed.
         """
         deadline = time.monotonic() + seconds
         self._file = ""
-        with suppress(OSError):  # what it said last tells why
+        with suppress(OSError):  # its last report tells why
             self._stdin.write(json.dumps(request).encode() + b"\n")
             self._stdin.flush()
         late = f"was not tried out within {seconds:g} s (LOGPX_TRIAL_SECONDS)"
         return self._read_until({"passed", "refused", "missing"}, deadline, late)
 
     def kill(self) -> None:
-        """SIGKILL to it and all it has started; whoever waits for its report learns that it ended."""
+        """Send SIGKILL to it and its children. Whoever waits for its report gets an EndedError."""
         with self._killing:
             if self._process.returncode is None:
                 self._was_killed = self._was_killed or not self._has_ended()
-                with suppress(ProcessLookupError, PermissionError):  # the latter says of some systems that it has ended
+                with suppress(ProcessLookupError, PermissionError):  # some systems raise the latter if it has ended
                     os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill it, and let go of all that belongs to it."""
+        """Kill it, and release everything that belongs to it."""
         self.kill()
         with self._killing:
             self._process.wait()
         for stream in (self._stdin, self._stdout, self._stderr):
-            with suppress(OSError):  # what it has not read
+            with suppress(OSError):  # bytes that it has not read
                 stream.close()
 
     def _read_until(self, wanted: set[str], deadline: float, late: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class TrialProcess:
             self._unread += more
 
     def _receive(self, seconds: float) -> bytes | None:
-        """What it wrote next; nothing once it has ended, None where that takes longer."""
+        """The next bytes that it wrote; empty if it has ended, None if they take too long."""
         out, err = self._stdout.fileno(), self._stderr.fileno()
         end = time.monotonic() + seconds
         open_errors = True
@@ -144,13 +144,13 @@ class TrialProcess:
         return None
 
     def _has_ended(self) -> bool:
-        """Whether it is over; its status is left for later: until then nothing else can have its number."""
-        if not hasattr(os, "waitid"):  # as on some systems
+        """Whether it has ended. Its status is not read yet, so that its process id cannot be reused."""
+        if not hasattr(os, "waitid"):  # not available on some systems
             return self._process.poll() is not None
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _ended(self) -> EndedError:
-        """How it ended, or was ended now, if it only said that it would say nothing more."""
+        """Why it ended; kills it if it has only closed its output."""
         end = time.monotonic() + _END_SECONDS
         while not self._has_ended() and time.monotonic() < end:
             time.sleep(0.005)
@@ -167,18 +167,9 @@ class TrialProcess:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    """A report; what is none is no report of anything, for the process may be anything by now."""
+    """Parse a report; anything invalid is ignored, because the process may be compromised."""
     try:
         report = json.loads(line)
     except (ValueError, RecursionError):
         return {}
     return report if isinstance(report, dict) else {}
-
-
-def _environment(variables: Mapping[str, str], root: Path) -> dict[str, str]:
-    """What the child needs: no key of the service is among it. Few threads share its memory, which is bounded."""
-    kept = {
-        name: value for name, value in variables.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_BEGINNINGS)
-    }
-    path = os.pathsep.join(filter(None, [str(root), variables.get("PYTHONPATH")]))
-    return {**kept, "PYTHONPATH": path, **_OF_ITS_OWN}

@@ -1,4 +1,4 @@
-"""Trying versions out, each in a child process that is killed where it takes too long: see service/engine/trial.py."""
+"""Try versions out in child processes, which are killed if they take too long; see service/engine/trial.py."""
 
 import asyncio
 import os
@@ -20,54 +20,54 @@ from service.web.problems import NotReadyError
 
 _log = structlog.get_logger()
 _IDLE_SECONDS = 1.0
-"""A child waits so long for another version before it is let go."""
+"""An idle child process is ended after so many seconds."""
 _MOST_THREADS = 4
 _RENEWALS, _ASKED = 2, 3
-"""Trials at once: of what the store has new, and of what requests ask for by number."""
+"""Most trials at a time, of new versions in the store, and of versions that requests ask for by number."""
 _REMEMBERED = 1000
 
 
 class Passed(NamedTuple):
-    """What has passed: the SHA-256 of its manifest, and the bytes that each of its graphs has, by the file's name."""
+    """A version that passed: the SHA-256 of its manifest, and the size of each graph in bytes by file name."""
 
     digest: str
     graph_bytes: Mapping[str, int]
 
 
 class Trials:
-    """Tries versions out, a few at once; a child that has passed one takes the next.
+    """Tries versions out, a few at a time. A child process is used again if its version passed.
 
-    Those of requests and those of reloads have places of their own: a version that hangs until its time is over keeps
-    one place, and what the others ask for goes on. What has passed is not tried again while its files stay the same.
+    Trials for requests and for reloads have separate places. A version that hangs occupies one place until its time is
+    over, and other trials go on. A version that has passed is not tried again while its files stay the same.
 
     Args:
-        program: what runs in a child, in the tests another.
+        program: the program of the child processes; tests use another.
     """
 
     def __init__(self, settings: Settings, program: Sequence[str] = PROGRAM) -> None:
         self._settings = settings
         self._program = program
         self._renewals, self._asked = asyncio.Semaphore(_RENEWALS), asyncio.Semaphore(_ASKED)
-        self._passed: dict[Key, tuple[Stamp, Passed]] = {}  # the last one comes last
-        # A child ends with the thread that started it; these end when the service does.
+        self._passed: dict[Key, tuple[Stamp, Passed]] = {}  # in the order in which they passed
+        # A child ends with the thread that started it, so these threads live as long as the service.
         self._threads = ThreadPoolExecutor(_RENEWALS + _ASKED + 1, thread_name_prefix="trial")
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # protects the attributes below
         self._children: set[TrialProcess] = set()
         self._idle: list[TrialProcess] = []
         self._closed = False
         self._dismissal: asyncio.TimerHandle | None = None
 
     def warm(self) -> None:
-        """Start a child in the background, for a trial that is about to come."""
+        """Start a child process in the background for a trial that will come soon."""
         self._threads.submit(self._start_idle)
 
     async def passed(self, key: Key, stamp: Stamp, *, asked: bool) -> Passed:
-        """What has passed of a version; `asked`: by a request.
+        """Try a version out, unless it has passed already; `asked`: whether for a request.
 
         Raises:
-            InvalidArtifactError: it is refused, or its time was over, or it ended the child.
-            ModelNotFoundError: it is gone.
-            NotReadyError: no child can be started, or the service is about to end.
+            InvalidArtifactError: it is refused, took too long, or ended the child process.
+            ModelNotFoundError: the store no longer has it.
+            NotReadyError: no child process can be started, or the service is shutting down.
         """
         known = self._passed.get(key)
         if known is not None and known[0] == stamp:
@@ -84,12 +84,12 @@ class Trials:
         return passed
 
     def close(self) -> None:
-        """End all children at once, and with them what waits for them."""
+        """Kill all child processes, which ends all trials."""
         with self._lock:
             self._closed = True
             children = list(self._children)
         for child in children:
-            child.kill()  # the thread that waits for its report then lets go of it
+            child.kill()  # the thread that waits for its report then releases it
         if self._dismissal is not None:
             self._dismissal.cancel()
         self._dismiss()
@@ -137,9 +137,9 @@ class Trials:
         return Passed(report["passed"], report["graph_bytes"])
 
     def _report_or_again(self, request: Request) -> dict[str, Any]:
-        """A child that somebody else has killed says nothing of its version: memory may have run out by what others do.
+        """Retry once if something else killed the child process: other programs may have used up the memory.
 
-        Once only: it may be the version that takes the memory.
+        Only once, because the version itself may be the one that uses the memory.
         """
         try:
             return self.report(request)
@@ -150,11 +150,11 @@ class Trials:
             return self.report(request)
 
     def report(self, request: Request) -> dict[str, Any]:
-        """What a child says of a version.
+        """Have a child process try a version out.
 
         Raises:
-            EndedError: it said nothing in time, or has ended.
-            NotReadyError: none can be started.
+            EndedError: it did not report in time, or has ended.
+            NotReadyError: no child process can be started.
         """
         child = self._take()
         passed = False
@@ -166,7 +166,7 @@ class Trials:
         return report
 
     def _let_go(self, child: TrialProcess, *, again: bool) -> None:
-        """Keep a child for another version, or end it: who knows what a broken one has left behind."""
+        """Keep a child process for another version, or end it if its version was refused and may have affected it."""
         with self._lock:
             kept = again and not self._closed
             if kept:
@@ -175,14 +175,14 @@ class Trials:
             self._end(child)
 
     def _take(self) -> TrialProcess:
-        """An idle child, or a new one, that is ready."""
+        """An idle child process, or a new one, that is ready."""
         while True:
             child = self._idle_or_new()
             try:
                 child.wait_until_ready()
             except EndedError as error:
                 self._end(child)
-                if child.was_ready:  # it has ended since: another will do
+                if child.was_ready:  # it has ended since: take another
                     continue
                 raise NotReadyError(f"the process that tries versions out does not start: {error.problem}") from None
             return child
@@ -194,11 +194,11 @@ class Trials:
             return self._start()
 
     def _start_idle(self) -> None:
-        with self._lock, suppress(NotReadyError):  # whoever tries a version out will be told
+        with self._lock, suppress(NotReadyError):  # the next trial reports it
             self._idle.append(self._start())
 
     def _start(self) -> TrialProcess:
-        """Begin a child, which is ready later; with the lock held."""
+        """Start a child process, without waiting until it is ready. The caller holds the lock."""
         if self._closed:
             raise NotReadyError("the service is shutting down")
         try:

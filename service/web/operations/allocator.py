@@ -1,7 +1,7 @@
-"""How the process's memory comes back: glibc keeps what was freed, in an arena for nearly every thread.
+"""Return freed memory to the system. glibc keeps it, in an arena for nearly every thread.
 
-With its defaults, a process whose requests took 500 MB and are over keeps most of it; with these, a few per cent.
-Where the C library is another, all of this does nothing.
+With glibc's defaults, a process whose requests took 500 MB keeps most of it afterwards; with these settings, a few per
+cent. With another C library this does nothing.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from service.web.memory_budget import Budget
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1  # of mallopt(3)
 _ARENAS = 2
 _LARGE_BYTES = 2**20
-"""What is larger goes back to the system when it is freed; by default that bound grows to 32 MiB."""
+"""Larger blocks are returned to the system when freed. By default this limit grows up to 32 MiB."""
 _KEPT_BYTES = 2**24
-"""Free at the heap's end, so that it does not shrink and grow all the time."""
+"""Free bytes kept at the heap's end, so that it does not shrink and grow all the time."""
 _LOOK_SECONDS = 2.0
 _PEAK_BYTES = 2**24
 
 
 def tune_allocator() -> bool:
-    """Few arenas, and large blocks from the system; to be called before threads start. Returns whether it took."""
+    """Use few arenas, and get large blocks from the system. Call before threads start. Returns whether it worked."""
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
         return False
@@ -29,14 +29,14 @@ def tune_allocator() -> bool:
 
 
 def trim() -> None:
-    """Give the system what is free in all arenas."""
+    """Return free memory of all arenas to the system."""
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
 
 
 async def trim_after_peaks(budget: Budget) -> None:
-    """For ever: once requests held much and hold little, trim, beside the event loop."""
+    """For ever: trim, in another thread, when requests held much memory and now hold little."""
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
         if budget.peak > max(_PEAK_BYTES, 8 * budget.held):

@@ -1,7 +1,8 @@
-"""Who may ask. Without keys in the settings everyone may, and the admin routes are off.
+"""Check keys. Without keys in the settings, everyone may send requests, and the admin routes are off.
 
-A key travels as `Authorization: Bearer KEY` or as `X-API-Key: KEY`. An admin key opens what an API key opens, and the
-admin routes. Keys are kept as digests, and every one of them is compared, whichever fits: the time tells nothing.
+A key is sent as `Authorization: Bearer KEY` or as `X-API-Key: KEY`. An admin key is valid for everything for which an
+API key is valid, and for the admin routes. Only digests of keys are kept. A key is always compared with all of them, so
+that the time does not depend on which one matches.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ class Auth:
 
     @property
     def administrable(self) -> bool:
-        """Whether there is an admin key, without which nobody may use the admin routes."""
+        """Whether there is an admin key; without one the admin routes are off."""
         return bool(self._admin_keys)
 
     def opens(self, key: str) -> bool:
@@ -49,7 +50,7 @@ class Auth:
 
 
 async def require_key(request: Request, bearer: _Bearer, header: _Header) -> None:
-    """A dependency of every route that keys close.
+    """FastAPI dependency of every route that needs a key.
 
     Raises:
         UnauthorizedError: neither header holds a key.
@@ -60,15 +61,15 @@ async def require_key(request: Request, bearer: _Bearer, header: _Header) -> Non
 
 
 async def check_key(request: Request) -> None:
-    """The same, without FastAPI's dependencies; raises what `require_key` does."""
+    """The same check without FastAPI's dependencies; raises what `require_key` raises."""
     await require_key(request, await _BEARER(request), await _HEADER(request))
 
 
 async def require_admin(request: Request, bearer: _Bearer, header: _Header) -> None:
-    """A dependency of every admin route: `dependencies=[Depends(require_admin)]`.
+    """FastAPI dependency of every admin route: `dependencies=[Depends(require_admin)]`.
 
     Raises:
-        ForbiddenError: the settings have no admin key, or the request's key is not one.
+        ForbiddenError: the settings have no admin key, or the request's key is not an admin key.
         UnauthorizedError: neither header holds a key.
     """
     auth: Auth = request.app.state.auth
@@ -97,4 +98,4 @@ def _digest(key: str) -> bytes:
 
 def _among(key: str, digests: Iterable[bytes]) -> bool:
     digest = _digest(key)
-    return sum(hmac.compare_digest(digest, known) for known in digests) > 0  # any() would stop at the first that fits
+    return sum(hmac.compare_digest(digest, known) for known in digests) > 0  # any() would stop at the first match

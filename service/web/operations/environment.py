@@ -1,8 +1,8 @@
-"""The environment variables that begin with LOGPX_: which are settings, and what to say of the others.
+"""Read the environment variables that begin with LOGPX_: settings, and warnings about others.
 
-A misspelt setting would be ignored in silence, and a misspelt key would leave the service open. So what is no setting
-is named in the log, and what looks like a key stops the start. Kubernetes and this repository's own files set variables
-with the same prefix that mean nothing to the service; they are passed over.
+A misspelt setting would be ignored silently, and with a misspelt key the service would accept everyone. So variables
+that are not settings are named in the log, and those that look like keys prevent the start. Variables with this prefix
+that Kubernetes and this repository's own files set for other purposes are ignored.
 """
 
 import re
@@ -17,9 +17,9 @@ _SERVICE = r"LOGPX(_[A-Z0-9_]+)?"
 _OF_KUBERNETES = re.compile(
     rf"{_SERVICE}_SERVICE_HOST|{_SERVICE}_SERVICE_PORT(_[A-Z0-9_]+)?|{_SERVICE}_PORT_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?"
 )
-"""What Kubernetes sets in every container for each Service whose name begins with `logpx`, but for `…_PORT`."""
+"""Variables, except `…_PORT`, that Kubernetes sets in containers for each Service named `logpx…`."""
 _ADDRESS = re.compile(r"(tcp|udp|sctp)://.*", re.IGNORECASE)
-"""The value of its `…_PORT`."""
+"""The value of Kubernetes' `…_PORT`."""
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH(_|$)")
 _SIMILAR = 0.75
 _SIMILAR_PREFIX = 0.8
@@ -27,7 +27,7 @@ _SIMILAR_PREFIX = 0.8
 
 @dataclass(frozen=True)
 class Notice:
-    """What is said of one variable; never its value."""
+    """A sentence about one variable, which never contains its value."""
 
     variable: str
     sentence: str
@@ -35,13 +35,13 @@ class Notice:
 
 @dataclass(frozen=True)
 class Environment:
-    """What the environment says.
+    """The contents of the environment.
 
     Attributes:
-        values: by setting in lower case, without white space around it; an empty one is not here.
-        warnings: variables that are no setting.
-        ignored: variables that another program sets, in place of a setting.
-        refusals: variables that stop the start.
+        values: by setting in lower case, without surrounding white space; empty ones are left out.
+        warnings: variables that are not settings.
+        ignored: variables with the name of a setting that another program sets.
+        refusals: variables that prevent the start.
     """
 
     values: Mapping[str, str]
@@ -51,9 +51,9 @@ class Environment:
 
 
 def read_environment(environment: Mapping[str, str], settings: Collection[str]) -> Environment:
-    """Sort the variables; `settings` are the settings' names in lower case. Upper or lower case means the same.
+    """Classify the variables; `settings` are the settings' names in lower case. Case does not matter.
 
-    An empty variable counts as unset, except one for keys: whoever sets it wants the service protected.
+    An empty variable counts as unset, except if it is for keys, because whoever sets it wants the service protected.
 
     >>> found = read_environment({"LOGPX_PROT": "9000", "LOGPX_HOST": ""}, ["host", "port"])
     >>> found.values, found.warnings[0].sentence
@@ -84,12 +84,12 @@ def read_environment(environment: Mapping[str, str], settings: Collection[str]) 
 
 
 def is_of_keys(variable: str) -> bool:
-    """Whether a setting holds keys or names their file; its value is never told."""
+    """Whether a setting contains keys or names their file; its value is never printed."""
     return "_KEYS" in variable.upper()
 
 
 def _begins_like_ours(name: str, known: Collection[str]) -> bool:
-    """With our prefix; or with one that is nearly ours, before the exact name of a setting."""
+    """Whether a variable has our prefix, or a similar prefix before the exact name of a setting."""
     head, _, rest = name.partition("_")
     similar = SequenceMatcher(None, head, PREFIX[:-1]).ratio() >= _SIMILAR_PREFIX
     return name.startswith(PREFIX[:-1]) or (similar and PREFIX + rest in known)
@@ -101,7 +101,7 @@ def _is_set_by_others(name: str, value: str) -> bool:
 
 
 def _meant(name: str, settings: Iterable[str]) -> str | None:
-    """The setting whose name is nearest, if one is near: the one that goes on where this ends, or is spelt like it."""
+    """The setting with the most similar name, if one is similar: it begins with this name, or is spelt like it."""
     candidates = sorted(settings, key=len)
     longer = [setting for setting in candidates if setting.startswith(f"{name}_")]
     return next(iter([*longer, *get_close_matches(name, candidates, 1, _SIMILAR)]), None)

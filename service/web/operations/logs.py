@@ -1,6 +1,7 @@
-"""What log lines look like, and how they are written: one an event, on standard output, by a thread that may wait.
+"""Format log lines, one for each event, and write them to standard output in a thread of their own.
 
-Nothing else ever waits for whoever reads the log: what cannot be written is dropped, counted, and the count is logged.
+Only that thread waits if the log is not read. Lines that cannot be written are dropped and counted, and the count is
+logged.
 """
 
 import atexit
@@ -39,14 +40,14 @@ _log = structlog.get_logger()
 class Output:
     """Log lines on their way to a descriptor. `write` never waits and never fails.
 
-    A thread writes what waits, in order: the first line at once, and what comes in the next hundredth of a second
-    together, for a system call a line would be a fifth of an encode. The descriptor's flags stay as they are: other
-    processes may share them.
+    A thread writes the lines in order: the first at once, and those of the next hundredth of a second together, because
+    a system call for each line would take a fifth of the time of an encode. The descriptor's flags are not changed,
+    because other processes may share them.
 
     Args:
-        descriptor: where to; None drops every line.
-        describe_dropped: makes the line that tells how many were dropped, for when writing works again.
-        max_waiting: characters that may wait; a line that finds more is dropped.
+        descriptor: where lines are written; None drops every line.
+        describe_dropped: makes the line with the number of dropped lines, for when writing works again.
+        max_waiting: most characters that may wait to be written; further lines are dropped.
     """
 
     def __init__(
@@ -55,16 +56,16 @@ class Output:
         self._descriptor = descriptor
         self._describe_dropped = describe_dropped
         self._max_waiting = max_waiting
-        self._lock = threading.RLock()  # reentrant: what the garbage collector destroys in here may log
+        self._lock = threading.RLock()  # reentrant, because the garbage collector may run code that logs
         self._waiting: list[str] = []
         self._characters = 0
-        self._refused = 0  # since the last line that waits
-        self._failed = 0  # since the last line that was written; only the thread's
-        self._torn = False  # the last thing written is a part of a line
+        self._refused = 0  # lines dropped since the last one that waits
+        self._failed = 0  # lines not written since the last one that was; used only by the thread
+        self._torn = False  # whether only a part of the last line was written
         self._dropped = 0
         self._counter: Counter | None = None
         self._idle = True
-        self._wake: SimpleQueue[None] = SimpleQueue()  # its put is reentrant, too
+        self._wake: SimpleQueue[None] = SimpleQueue()  # put is reentrant, too
         self._resting = True
         if descriptor is not None:
             threading.Thread(target=self._run, args=(descriptor,), name="log", daemon=True).start()
@@ -84,17 +85,17 @@ class Output:
                 self._wake.put(None)
 
     def flush(self) -> None:
-        """Nothing: `write` sees to it."""
+        """Does nothing, because `write` wakes the thread."""
 
     def finish(self, seconds: float) -> None:
-        """Wait until all lines are written, or for so long."""
+        """Wait until all lines are written, at most this long."""
         self._resting = False
         deadline = time.monotonic() + seconds
         while not self._idle and time.monotonic() < deadline:
             time.sleep(0.001)
 
     def count_dropped(self, counter: Counter) -> None:
-        """Count dropped lines here, too, and those that were dropped before."""
+        """Also count dropped lines in this counter, including earlier ones."""
         with self._lock:
             self._counter = counter
             counter.inc(self._dropped)
@@ -114,7 +115,7 @@ class Output:
                     time.sleep(_REST_SECONDS)
 
     def _take(self) -> tuple[list[str], int] | None:
-        """The lines that wait, and how many were dropped after them."""
+        """Take the lines that wait, and the number of lines dropped after them."""
         with self._lock:
             if not self._waiting:
                 self._idle = True
@@ -142,13 +143,13 @@ class Output:
 
 
 def _write(descriptor: int, data: bytes) -> int:
-    """Write it all, however long that takes; returns how many bytes were written before it failed."""
+    """Write all bytes, however long that takes; returns how many were written before an error."""
     view = memoryview(data)
     written = 0
     while written < len(data):
         try:
             written += os.write(descriptor, view[written:])
-        except BlockingIOError:  # whoever shares it wants it so
+        except BlockingIOError:  # another process made the descriptor non-blocking
             poll = select.poll()
             poll.register(descriptor, select.POLLOUT)
             poll.poll()
@@ -158,7 +159,7 @@ def _write(descriptor: int, data: bytes) -> int:
 
 
 def configure_logging(settings: Settings) -> Output:
-    """One line an event on standard output, from our own code, from the libraries and from Python alike."""
+    """Write one line for each event to standard output, from our code, libraries and Python alike."""
     as_json = settings.log_format == "json"
     renderer = structlog.processors.JSONRenderer(_dumps) if as_json else _render_for_people
 
@@ -186,7 +187,7 @@ def configure_logging(settings: Settings) -> Output:
         )
     )
     logging.basicConfig(handlers=[handler], level=level)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what we answer with 422
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns about requests that we answer with 422
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
@@ -197,23 +198,24 @@ def configure_logging(settings: Settings) -> Output:
 def open_standard_descriptors() -> None:
     """Open the null device for each of 0, 1 and 2 that is closed, before a file or a socket gets that number.
 
-    Else what a library prints would go to a client, and libuv ends the process when it closes such a socket.
+    Otherwise text that a library prints could be sent to a client, and libuv ends the process if it closes such a
+    socket.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
 
 
 def write_to_stderr(text: str) -> None:
-    """Say on standard error why the process ends, if that can be written."""
+    """Write to standard error why the process ends, if possible."""
     with suppress(OSError):
         os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def _descriptor(stream: TextIO | None) -> int | None:
-    """Of a standard stream; Python has none where it found the descriptor closed."""
+    """The descriptor of a standard stream, or None; Python has no stream if the descriptor was closed."""
     return None if stream is None else stream.fileno()
 
 
@@ -237,7 +239,7 @@ def _log_unraisable(found: "sys.UnraisableHookArgs") -> None:
 
 
 class _Lines:
-    """What structlog gives a finished line to, whatever its level."""
+    """The logger to which structlog gives finished lines of every level."""
 
     def __init__(self, output: Output) -> None:
         def write(line: str) -> None:
@@ -247,9 +249,9 @@ class _Lines:
 
 
 def _complete(_: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Add what every event has: the request it is of, its level, the time, and its exception in words.
+    """Add to an event its request, level, time, and exception as text.
 
-    As structlog's own processors of these names do, in one call: every request has a line.
+    This does what structlog's processors of these names do, but in one call, because every request has a line.
     """
     event = structlog.contextvars.merge_contextvars(_, method, event)
     event["level"] = "error" if method == "exception" else method
@@ -258,7 +260,7 @@ def _complete(_: Any, method: str, event: structlog.typing.EventDict) -> structl
 
 
 def _dumps(event: Any, **named: Any) -> str:
-    """JSON in which every character can be seen; what cannot is escaped, which JSON's readers undo."""
+    """JSON in which invisible characters are escaped; JSON readers restore them."""
     text = orjson.dumps(event, default=named["default"]).decode()
     return text if text.isprintable() else _UNSEEN.sub(_json_escape, text)
 
@@ -272,7 +274,7 @@ def _json_escape(found: "re.Match[str]") -> str:
 
 
 def _render_for_people(logger: Any, method: str, event: structlog.typing.EventDict) -> Any:
-    """A line with colours of ours, and no other control characters: clients choose paths."""
+    """A line with our colours but no other control characters, because clients choose paths."""
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = escaped(value.rstrip("\n"), keep="\n\t" if key in _OF_MANY_LINES else "")

@@ -1,11 +1,12 @@
-"""What Prometheus reads at `/metrics`; docs/operations.md names each."""
+"""The metrics at `/metrics` for Prometheus; docs/operations.md describes each."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from service.web.operations import series
 
@@ -15,10 +16,10 @@ _P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenth / 10 for tenth in ra
 
 
 class Metrics:
-    """One registry an app, so that two apps in one process do not share counters."""
+    """The metrics of one app; two apps in one process do not share them."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = _Registry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.requests = series.Counter(
@@ -129,33 +130,60 @@ class Metrics:
             registry=self.registry,
         )
 
-    def text(self) -> bytes:
-        """The exposition format, version 0.0.4."""
-        return generate_latest(self.registry)
+    def texts(self) -> Iterator[bytes]:
+        """The exposition format, version 0.0.4, a metric at a time."""
+        for collector in self.registry.collectors:
+            if isinstance(collector, series.Counter | series.Histogram):
+                yield collector.text()
+            else:
+                yield generate_latest(collector)
+
+
+class _Registry(CollectorRegistry):
+    """Tells its collectors, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collectors: list[Collector] = []
+
+    def register(self, collector: Collector) -> None:
+        """Add one."""
+        super().register(collector)
+        self.collectors.append(collector)
 
 
 class SharedText:
-    """A text made once for all who ask in one turn of the event loop: that of the metrics takes as long as ten encodes.
+    """A text written once for all who ask while another is written: that of the metrics takes as long as ten encodes.
+
+    Between two pieces the event loop comes to what else is ready.
 
     Args:
-        make: makes it.
+        write: its pieces.
     """
 
-    def __init__(self, make: Callable[[], bytes]) -> None:
-        self._make = make
+    def __init__(self, write: Callable[[], Iterable[bytes]]) -> None:
+        self._write = write
         self._next: asyncio.Future[bytes] | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     async def get(self) -> bytes:
-        """The text, made after it was asked for; raises what `make` does."""
+        """The text, written after it was asked for; raises what `write` does."""
         if self._next is None:
-            loop = asyncio.get_running_loop()
-            self._next = loop.create_future()
-            loop.call_soon(self._answer, self._next)
+            self._next = asyncio.get_running_loop().create_future()
+            if self._writing is None:
+                self._writing = asyncio.create_task(self._answer_all())
         return await asyncio.shield(self._next)
 
-    def _answer(self, answer: "asyncio.Future[bytes]") -> None:
-        self._next = None
-        try:
-            answer.set_result(self._make())
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
-            answer.set_exception(error)
+    async def _answer_all(self) -> None:
+        while (answer := self._next) is not None:
+            self._next = None
+            pieces = []
+            try:
+                for piece in self._write():
+                    pieces.append(piece)
+                    await asyncio.sleep(0)
+            except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+                answer.set_exception(error)
+            else:
+                answer.set_result(b"".join(pieces))
+        self._writing = None

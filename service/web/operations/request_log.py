@@ -1,4 +1,4 @@
-"""The log line and the counters of each answer, whoever gives it: the app, or the connection before any app."""
+"""Log and count each answer, of the app or of the connection itself."""
 
 import os
 import re
@@ -22,21 +22,21 @@ class RequestLog:
 
     Args:
         metrics: where they are counted.
-        paths: of the routes, for what is refused before one is found.
-        root_path: what a proxy has before all of these.
+        paths: the routes' paths, for requests that are refused before their route is found.
+        root_path: the prefix that a proxy puts before these.
     """
 
     def __init__(self, metrics: Metrics, paths: Collection[str], root_path: str = "") -> None:
-        # Finding a counter by its labels takes as long as counting.
+        # Finding a counter by its labels takes as long as counting, so they are kept.
         self._requests = cache(metrics.requests.series)
         self._request_seconds = cache(metrics.request_seconds.series)
         self._refusals = metrics.refusals
-        self._log = structlog.get_logger().bind()  # once the log is configured, and not for each line
+        self._log = structlog.get_logger().bind()  # made once, after the log has been configured
         self._paths = paths
         self._root_path = root_path
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
-        """The app has answered; `scope` may hold more of the request: see `service.web.middleware.observe`."""
+        """Log an answer of the app; `scope` can have more about the request, see `service.web.middleware.observe`."""
         route = getattr(scope["route"], "path", "unknown") if "route" in scope else self._route(scope["path"])
         observed = scope.get("observed", {})
         model = observed.get("model", ""), observed.get("version", "")
@@ -68,7 +68,7 @@ class RequestLog:
         client: tuple[str, int] | None,
         request_id: str,
     ) -> None:
-        """The connection has answered; method and path are empty where they had not come."""
+        """Log an answer of the connection; method and path are empty if they had not arrived."""
         status = int(problem_type.status)
         self._requests(self._route(path), method, status, "", "").count += 1
         self._refusals.labels(problem_type.slug).inc()
@@ -84,13 +84,13 @@ class RequestLog:
         )
 
     def _route(self, path: str) -> str:
-        """One label for all unknown paths, so that a scanner cannot grow the metrics."""
+        """The label of a path; all unknown paths have the same, so that scanners cannot add labels."""
         path = path.removeprefix(self._root_path)
         return path if path in self._paths else "unknown"
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The client's `X-Request-ID` where it is well formed, else a fresh one."""
+    """The client's `X-Request-ID` if it is well formed, otherwise a new one."""
     given = b""
     for name, value in headers:
         if name == b"x-request-id":

@@ -1,1 +1,1 @@
-"""Computing for requests: the queue of batches, the inference thread, what the routes call."""
+"""Compute for requests: the queue of batches, the inference thread, and the backend that the routes call."""

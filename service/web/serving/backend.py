@@ -1,9 +1,10 @@
-"""What stands behind the routes: the models, the scheduler, and whether they may be used yet, or still."""
+"""The backend of the routes: the models, the scheduler, and the service's state from starting to stopped."""
 
 import asyncio
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import structlog
@@ -31,7 +32,7 @@ _log = structlog.get_logger()
 
 
 class Backend:
-    """Starts, serves, drains. `load` goes on while the port already answers `/livez`."""
+    """Starts, serves, drains. While `load` is running, the port already answers `/livez`."""
 
     def __init__(
         self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None], decoding: Decoding | None = None
@@ -52,7 +53,10 @@ class Backend:
         )
         self.check_capacity = self._scheduler.check_capacity
         self.writer = Writer()
-        self.registry = Registry(settings, metrics, on_device_lost=self._scheduler.fail)
+        self.registry = Registry(settings, metrics, on_device_lost=self._scheduler.fail, on_loaded=self._tell_memory)
+        self._at_start: WeakSet[Model] = WeakSet()
+        self._resident = 0  # with these loaded, before requests came; until then, not known
+        self._told_memory = 0
         # Finding a counter by its labels takes as long as counting.
         self._rows = cache(metrics.rows.series)
         self._queue_seconds = cache(metrics.queue_seconds.series)
@@ -63,7 +67,7 @@ class Backend:
         metrics.ready.set_function(lambda: self.reason_against_serving() is None)
 
     async def load(self) -> None:
-        """Load the models, start what reads images, and be ready.
+        """Load the models, start the image decoders, and become ready.
 
         Raises: as `Registry.load` and `Decoding.start`.
         """
@@ -72,25 +76,37 @@ class Backend:
             await self.registry.load()
         finally:
             await starting
-        loaded, resident = self.registry.loaded, resident_bytes()
-        most = service_ceiling(self.settings, loaded, resident)
-        _log.info("memory", resident=resident, at_most=most, decoders_at_most=decoders_ceiling(self.settings))
+        self._at_start = WeakSet(self.registry.loaded)
+        self._resident = resident_bytes()
+        self._tell_memory()
         self._scheduler.batch_rows = self.registry.batch_rows or CPU_BLOCKS.rows
-        if self.state == "starting":  # a signal may have come meanwhile
+        if self.state == "starting":  # a signal may have arrived meanwhile
             self.state = "ready"
 
+    def _tell_memory(self) -> None:
+        """Log the most memory that the process can have with what is loaded now, where it is not as before."""
+        if not self._resident:
+            return
+        loaded = self.registry.loaded
+        later = [model for model in loaded if model not in self._at_start]
+        most = service_ceiling(self.settings, loaded, self._resident, later)
+        if most != self._told_memory:
+            self._told_memory = most
+            decoders = decoders_ceiling(self.settings)
+            _log.info("memory", resident=self._resident, at_most=most, decoders_at_most=decoders)
+
     def retry_seconds(self) -> int:
-        """When a request that is refused for want of memory should try again: when what is queued should be done."""
+        """Seconds after which a request refused for want of memory should try again: when the queue should be done."""
         return self._scheduler.retry_seconds()
 
     def submit(
         self, computation: Computation[P, R], payload: P, *, rows: int, **named: Any
     ) -> "asyncio.Future[Done[R]]":
-        """Queue a computation of `rows` rows, which may take more; `named`: scheduler.py.
+        """Queue a computation that asks for `rows` rows, and may run more; `named`: see scheduler.py.
 
         Raises:
             LimitError: more rows than one request may have.
-            QueueFullError, StoppedError: see scheduler.py; what the answer may raise, too.
+            QueueFullError, StoppedError: see scheduler.py, which also says what the answer can raise.
         """
         if rows > self.settings.max_rows:
             raise LimitError(f"images × samples is {rows}; at most {self.settings.max_rows} are accepted in a request")
@@ -98,7 +114,7 @@ class Backend:
 
     def count_done(self, model: Model, rows: int, done: Done[R]) -> None:
         """Count the rows and the seconds of a request that was computed."""
-        manifest: Any = model.description  # of one that came from the store
+        manifest: Any = model.description  # a manifest, because the model came from the store
         labels = manifest.name, manifest.version
         self._rows(*labels).count += rows
         self._queue_seconds(*labels).add(done.queue_seconds)
@@ -109,36 +125,36 @@ class Backend:
         self._batch_rows(model.manifest.name, model.manifest.version).observe(rows)
 
     def count_estimates(self, model: Model, reliable: NDArray[np.bool_]) -> None:
-        """Count estimates by whether their error bars can be believed."""
+        """Count estimates by whether their error bars are reliable."""
         for outcome in (True, False):
             labels = model.manifest.name, model.manifest.version, str(outcome).lower()
             self.metrics.estimates.labels(*labels).inc(int((reliable == outcome).sum()))
 
     def count_p_values(self, model: Model, method: str, p_values: NDArray[np.float64]) -> None:
-        """Add p-values to their histogram, where a drift of the images shows."""
+        """Add p-values to their histogram, which shows a drift of the images."""
         histogram = self.metrics.p_values.labels(model.manifest.name, model.manifest.version, method)
         for p_value in p_values.tolist():
             histogram.observe(p_value)
 
     def reason_against_serving(self) -> str | None:
-        """Why `/readyz` is 503, or None."""
+        """Why `/readyz` answers 503, or None."""
         if self.state == "ready" and not self._scheduler.alive:
             return "the inference thread is dead"
         reasons = {"starting": "the models are still loading", "draining": "the service is shutting down"}
         return None if self.state == "ready" else reasons.get(self.state, "the models could not be loaded")
 
     def require_ready(self) -> "Backend":
-        """Let a request in; once in, it is answered even while draining.
+        """Admit a request. Admitted requests are answered even while draining.
 
         Raises:
-            NotReadyError: requests may not be served yet, or no longer.
+            NotReadyError: requests are not served yet, or no longer.
         """
         if self.state != "ready" or not self._scheduler.alive:
             raise NotReadyError(self.reason_against_serving())
         return self
 
     async def drain(self) -> None:
-        """Refuse new work, and give what was accepted up to `drain_seconds`."""
+        """Refuse new requests, and wait up to `drain_seconds` for admitted ones."""
         self.state = "draining"
         try:
             async with asyncio.timeout(self.settings.drain_seconds):
@@ -156,6 +172,6 @@ class Backend:
         self.registry.close()
 
     def _died(self) -> None:
-        """Nothing can be computed any more: the process should end, so that another takes its place."""
+        """Called when nothing can be computed any more; the process should end and be replaced."""
         _log.error("the inference thread has died", reason=str(self._scheduler.fatal_error or "unknown"))
         self._on_failure()

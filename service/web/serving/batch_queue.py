@@ -1,4 +1,4 @@
-"""The queue before the inference thread: what is computed together, and in which order."""
+"""The queue of the inference thread: which requests are computed together, and in which order."""
 
 import asyncio
 import math
@@ -18,17 +18,17 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Computation(Generic[P, R]):
-    """Requests that one computation may answer together: all those with an equal `key`, unless that is None."""
+    """A computation that can answer several requests together: those with an equal `key`, unless it is None."""
 
     key: Hashable | None
     compute: Callable[[Sequence[P]], Generator[None, None, Sequence[R]]]
-    """What the requests carry, in chunks → their results, in the same order."""
+    """Computes, in chunks: the requests' payloads → their results, in the same order."""
     meter: Meter | None = None
-    """Counts the rows that they really take; without it, those that they ask for."""
+    """Counts the rows that requests really run; without it, the rows that they ask for count."""
 
 
 def alone(chunks: Generator[None, None, R], meter: Meter | None = None) -> Computation[None, R]:
-    """One computation by itself, which nothing joins."""
+    """A computation for one request alone."""
 
     def compute(_: Sequence[None]) -> Generator[None, None, Sequence[R]]:
         return [(yield from chunks)]
@@ -38,81 +38,81 @@ def alone(chunks: Generator[None, None, R], meter: Meter | None = None) -> Compu
 
 @dataclass(eq=False)
 class Job:
-    """One request: what it carries, and who waits for the answer."""
+    """One request: its payload, and the answer that waits for the result."""
 
     payload: Any
     rows: int
-    """Asked for."""
+    """Rows that it asks for."""
     expected: int
-    """Really to be run, as far as is known. Belongs to the event loop, as does the next."""
+    """Rows that it is expected to run. Used on the event loop, like the next attribute."""
     room: int
-    """Of that, what counts against the bound on all rows."""
+    """The part of these that counts against the limit on all rows."""
     deadline: float
     answer: "asyncio.Future[Any]"
     memory: int = 0
-    """Bytes that computing it may take from its first chunk to its last, beside what it carries and what it gives."""
+    """Most bytes that computing takes, besides its payload and its result."""
     share: Share | None = None
-    """Lent to it until it is settled: what it carries is held that long, whoever still waits."""
+    """The request's memory, lent to the job until it is settled, because the payload is kept that long."""
     queued: float = field(default_factory=time.monotonic)
     rows_run: float = 0.0
-    """Really run by now. Belongs to the inference thread, as does the next."""
+    """Rows run so far. Used on the inference thread, like the next attribute."""
     reported: float = field(init=False)
-    """The event loop has been told to expect so many."""
+    """The number of rows that the event loop has been told to expect."""
     expected_at_first: int = field(init=False)
 
     @property
     def rows_left(self) -> float:
-        """Still to be run; one that has run more than was expected at first is expected to run as many again."""
+        """Rows still to be run. A job that has run more than expected is expected to run as many again."""
         return self.rows_run if self.expected_at_first < self.rows_run else self.expected - self.rows_run
 
     def __post_init__(self) -> None:
-        """What is expected is what the event loop has been told."""
+        """Note that the event loop knows how many rows are expected."""
         self.reported = self.expected_at_first = self.expected
 
 
 @dataclass(eq=False)
 class Batch:
-    """Jobs that are computed together; closed to others once it has begun."""
+    """Jobs that are computed together. Others cannot join once it has begun."""
 
     computation: Computation[Any, Any]
     jobs: list[Job]
     chunks: Generator[None, None, Sequence[Any]] | None = None
     compute_seconds: float = 0.0
     memory_held: int = 0
-    """Bytes that are kept for it while it goes on."""
+    """Bytes reserved for it while it is computed."""
 
     @property
     def rows(self) -> int:
-        """Rows that all its jobs ask for."""
+        """The sum of rows that its jobs ask for."""
         return sum(job.rows for job in self.jobs)
 
     @property
     def memory(self) -> int:
-        """Bytes that it may take once it has begun."""
+        """Most bytes that it takes once it has begun."""
         return sum(job.memory for job in self.jobs)
 
     @property
     def is_dropped(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether nobody waits for any of its jobs."""
         return all(job.answer.done() for job in self.jobs)
 
     def taken(self) -> dict[str, Any]:
-        """What it asked for and what it took, as `Expectation` wants it."""
+        """Rows asked for and rows run, as arguments of `Expectation`."""
         return {"asked": self.rows, "run": sum(job.rows_run for job in self.jobs), "seconds": self.compute_seconds}
 
     def metered(self) -> int:
-        """What its meter shows now; 0 where there is none."""
+        """The current value of its meter; 0 without one."""
         return self.computation.meter.rows_run() if self.computation.meter else 0
 
 
 class BatchMemory:
-    """The memory of batches that have begun.
+    """Limits the memory of batches that have begun.
 
-    Small ones have an eighth as much again for themselves, so that they need not wait for large ones; a large one that
-    needs more than there is begins when it is the only one.
+    An additional eighth is reserved for small batches, so that they need not wait for large ones. A large batch that
+    needs more than the limit begins when it is the only one.
 
     Args:
-        limit: bytes that large batches may take together.
+        limit: most bytes of all large batches together.
 
     >>> memory_held = BatchMemory(800)
     >>> memory_held.add(700)
@@ -126,44 +126,44 @@ class BatchMemory:
         self._small = limit / 64
 
     def is_small(self, num_bytes: int) -> bool:
-        """Whether a batch that takes so much is a small one."""
+        """Whether a batch with this many bytes is small."""
         return num_bytes <= self._small
 
     def fits(self, num_bytes: int) -> bool:
-        """Whether a batch that takes so much may begin now."""
+        """Whether a batch with this many bytes may begin now."""
         small = self.is_small(num_bytes)
         return not self._taken[small] or self._taken[small] + num_bytes <= self._limits[small]
 
     def add(self, num_bytes: int) -> None:
-        """A batch begins, or, where it is less than nothing, ends."""
+        """Add the bytes of a batch that begins, or subtract (negative) those of one that ends."""
         self._taken[self.is_small(abs(num_bytes))] += num_bytes
 
 
 class BatchQueue:
-    """Batches waiting for their turn. New ones and those that have begun take turns alternately, each first come first.
+    """Batches that wait for their turn. New batches and those that have begun alternate, each in order of arrival.
 
-    A new one that has no room waits until those before it have ended, and only small ones pass it. One thread takes and
-    ends; any may put.
+    A new batch for which there is not enough memory waits until earlier ones have ended; only small ones may overtake
+    it. One thread calls `take` and `end`; any thread may call `put`.
 
     Args:
-        batch_rows: rows of jobs that become one batch.
+        batch_rows: most rows of jobs that are put into one batch.
         max_memory: see `BatchMemory`.
     """
 
     def __init__(self, batch_rows: int, max_memory: float = math.inf) -> None:
         self.batch_rows = batch_rows
         self._batch_memory = BatchMemory(max_memory)
-        self._lock = threading.RLock()  # taken by itself where nothing is notified: a condition's way to it is longer
+        self._lock = threading.RLock()  # acquiring it directly is faster than through the condition
         self._changed = threading.Condition(self._lock)
         self._new: deque[Batch] = deque()
         self._begun: deque[Batch] = deque()
         self._open: dict[Hashable, tuple[Batch, int]] = {}
-        """The new batches that jobs of the same computation may still join, with their rows, by its key."""
+        """By key of the computation: the new batches that other jobs may still join, with their rows."""
         self._begun_is_next = False
         self.closed = False
 
     def put(self, computation: Computation[Any, Any], job: Job) -> bool:
-        """Queue a job, in a batch of its computation where there is room. False: the queue is closed."""
+        """Add a job, to a batch of its computation if possible. Returns False if the queue is closed."""
         with self._lock:
             if self.closed:
                 return False
@@ -177,12 +177,12 @@ class BatchQueue:
             return True
 
     def wake(self) -> None:
-        """Let the thread that waits in `take` look. `put` does not: what arrives together should be taken together."""
+        """Wake the thread in `take`. `put` does not, so that jobs that arrive together are taken together."""
         with self._lock:
             self._changed.notify()
 
     def take(self) -> Batch | None:
-        """Wait for the batch whose turn it is; None once the queue is closed."""
+        """Wait for the next batch; None if the queue is closed."""
         with self._changed:
             while not self._new and not self._begun and not self.closed:
                 self._changed.wait()
@@ -201,7 +201,7 @@ class BatchQueue:
             return batch
 
     def _next_new(self) -> Batch | None:
-        """The first for which there is room. Where no batch has begun there is one, if any is new."""
+        """The first new batch for which there is enough memory. If no batch has begun, the first always has enough."""
         large_waits = False
         for batch in self._new:
             memory = batch.memory
@@ -214,17 +214,17 @@ class BatchQueue:
         return None
 
     def end(self, batch: Batch) -> None:
-        """A batch that was taken will not go on."""
+        """End a batch that was taken."""
         with self._changed:
             self._batch_memory.add(-batch.memory_held)
 
     def put_back(self, batch: Batch) -> None:
-        """Queue a batch that has begun, for its next chunk."""
+        """Put back a batch that has begun, for its next chunk."""
         with self._changed:
             self._begun.append(batch)
 
     def put_halves(self, batch: Batch) -> None:
-        """Queue each half of a batch to be computed from its beginning, before all others."""
+        """Put both halves of a batch back, to be computed from the beginning before all others."""
         middle = len(batch.jobs) // 2
         with self._changed:
             self._new.extendleft(
@@ -232,7 +232,7 @@ class BatchQueue:
             )
 
     def close(self) -> list[Batch]:
-        """Take nothing more, neither in nor out; returns what was left."""
+        """Close the queue; returns the remaining batches."""
         with self._changed:
             self.closed = True
             left = [*self._begun, *self._new]

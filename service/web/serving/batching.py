@@ -1,6 +1,6 @@
-"""Which requests one computation answers together: their arrays are joined, computed, and parted again.
+"""Computations that answer several requests together: join their arrays, compute, and split the result.
 
-`count` is told, on the inference thread, how many rows were joined.
+`count` is called on the inference thread with the number of joined rows.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,7 +15,7 @@ from service.web.serving.batch_queue import Computation
 
 
 def encoding(model: Model, count: Callable[[int], None]) -> Computation[Pixels, DiagonalGaussian]:
-    """Encode requests for one model: images [B, C, H, W] → q(z|x) [B, D]."""
+    """Encode for several requests of one model: images [B, C, H, W] → q(z|x) [B, D]."""
 
     def compute(requests: Sequence[Pixels]) -> Generator[None, None, Sequence[DiagonalGaussian]]:
         images = _join(requests)
@@ -28,7 +28,7 @@ def encoding(model: Model, count: Callable[[int], None]) -> Computation[Pixels, 
 
 
 def decoding(model: Model, count: Callable[[int], None]) -> Computation[Float32Array, Pixels]:
-    """Decode requests for one model: latents [N, D] → E[x|z] [N, C, H, W]."""
+    """Decode for several requests of one model: latents [N, D] → E[x|z] [N, C, H, W]."""
 
     def compute(requests: Sequence[Float32Array]) -> Generator[None, None, Sequence[Pixels]]:
         latents = _join(requests)
@@ -44,7 +44,7 @@ def _join(requests: Sequence[Float32Array]) -> Float32Array:
 
 
 def _parted(result: Float32Array, requests: Sequence[Float32Array]) -> Iterator[Float32Array]:
-    """Each request's part; of several, a copy, for a view of it would keep the results of all the others."""
+    """Each request's part. If there are several, a copy, because a view would keep the results of all in memory."""
     if len(requests) == 1:
         yield result
         return

@@ -1,12 +1,13 @@
-"""The most memory that the service's processes can have, by its settings: what a container's limit must not be below.
+"""The most memory that the service's processes can use with its settings; a container needs at least as much.
 
-    resident    once the models are loaded: code, weights
-    graphs      that each model's graphs keep when they have run as many rows as they may
+    resident    code and weights, measured once the models are loaded
+    graphs      memory that each model's graphs keep after their largest run
     requests    `LOGPX_MAX_MEMORY_BYTES`, see memory_budget.py and batch_queue.py
     connections `LOGPX_MAX_CONNECTIONS`, each with what is not counted in memory_budget.py
     decoders    `LOGPX_DECODERS` processes beside this one, and a spare one
+    versions    that are loaded later, by a reload or because a request asks for them: by the size of their files
 
-Versions that are loaded later, by a reload or because a request asks for them, come on top.
+A version that a reload has replaced comes on top until the last request that computes with it ends.
 """
 
 import os
@@ -20,20 +21,24 @@ from service.web.memory_budget import FREE_BYTES, SENT_AT_ONCE, computing_bytes
 from service.web.operations.settings import Settings
 
 CONNECTION_BYTES = FREE_BYTES + SENT_AT_ONCE + 2**18 + 2**16 + 2**16
-"""Of one: a request or an answer too small to be counted, a piece that is being sent, what is read at once and what is
-kept unread, and the objects for all that."""
+"""Bytes of one connection: a request or answer too small to be counted, a piece being sent, buffers for reading, and
+the objects for these."""
 DECODER_CODE_BYTES = 2**26
+_VERSION_BYTES = 2**24
+_BYTES_A_GRAPH_BYTE = 10
+"""A version's sessions hold its weights several times: with the bundled models 8.5 and 9.5 times the graphs' files."""
 FRAGMENTED_SHARE = 1 / 8
-"""Of what requests hold, that the allocator may need beside it."""
+"""The fraction of the requests' memory that the allocator may need in addition."""
 
 
-def service_ceiling(settings: Settings, models: Iterable[Model], resident: int) -> int:
+def service_ceiling(settings: Settings, models: Iterable[Model], resident: int, later: Iterable[Model] = ()) -> int:
     """Bytes that the service's own process can have.
 
     Args:
         settings: the bounds.
         models: those in memory.
-        resident: bytes that it has with them loaded, before requests come.
+        resident: bytes that it had before requests came, with the models loaded that there were then.
+        later: those of `models` that have been loaded since.
     """
     loaded = list(models)
     graphs = sum(model.run_bytes for model in loaded)
@@ -42,11 +47,12 @@ def service_ceiling(settings: Settings, models: Iterable[Model], resident: int) 
     samples = max((model.estimates_bytes(1, settings.max_num_samples) for model in loaded), default=0)
     requests = settings.max_memory_bytes - quarter + max(quarter, largest, samples) + quarter // 8
     connections = (settings.max_connections + MAX_RESERVE) * CONNECTION_BYTES
+    resident += sum(_VERSION_BYTES + _BYTES_A_GRAPH_BYTE * model.graph_bytes for model in later)
     return resident + graphs + int(requests * (1 + FRAGMENTED_SHARE)) + connections
 
 
 def decoders_ceiling(settings: Settings) -> int:
-    """Bytes that the processes which read image files can have, all together."""
+    """The most bytes that all processes that read image files can use together."""
     if not settings.decoders:
         return 0
     each = DECODER_CODE_BYTES + decoder_memory_bytes(settings.max_pixels, settings.max_body_bytes)
@@ -54,7 +60,7 @@ def decoders_ceiling(settings: Settings) -> int:
 
 
 def resident_bytes() -> int:
-    """What this process has now; 0 where the system does not tell."""
+    """Bytes that this process uses now; 0 if the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

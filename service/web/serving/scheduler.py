@@ -1,11 +1,11 @@
-"""One inference thread. Knows no models: it is handed computations in chunks, as generators.
+"""Run computations on one inference thread. It knows nothing of models: computations are generators of chunks.
 
-An idle thread takes what is queued at once; there is no timer. Requests that may be answered together (`Computation`)
-and wait at the same time become one batch, which one computation answers. Batches take turns, a chunk each, the new
-ones and those begun alternately, so a short request waits for one chunk of a long one. What nobody waits for any more
-is dropped before its next chunk. The event loop only ever queues and awaits.
+An idle thread starts at once with what is queued; there is no timer. Requests that can be answered together
+(`Computation`) and wait at the same time become one batch, with one computation. Batches take turns, one chunk each,
+alternately new ones and those that have begun, so a short request waits for at most one chunk of a long one. Work that
+nobody waits for is dropped before its next chunk. The event loop only queues requests and waits for answers.
 
-Room is counted in the rows that requests really take, see rate.py; one that has run more than was expected of it is
+The queue is limited by the rows that requests really run, see rate.py. A request that has run more than expected is
 expected to run as many again.
 """
 
@@ -27,16 +27,16 @@ _Outcome = tuple[Job, Done[Any] | Exception | None]
 
 
 class Scheduler:
-    """Runs computations on one thread, fairly and within bounds. Belongs to the event loop it is made in.
+    """Runs computations on one thread, in fair order and within limits. Used on the event loop in which it is made.
 
     Args:
-        max_rows: rows of all requests waiting or running; a request is always let in when there is no other.
-        max_rows_each: what one request counts for at most, unless it asks for more: one shall not shut out all others.
-        max_jobs: requests waiting or running.
-        batch_rows: rows of requests computed together.
-        max_memory: bytes that computations that have begun may take together, see batch_queue.py.
-        fatal: an error after which nothing can be computed: it ends the thread.
-        on_death: called in the event loop when the thread ends other than by `stop`.
+        max_rows: most rows of all requests waiting or running; if there is no other, a request is always accepted.
+        max_rows_each: most rows that one request counts for, unless it asks for more, so that it cannot block others.
+        max_jobs: most requests waiting or running.
+        batch_rows: most rows of requests that are computed together.
+        max_memory: most bytes of all running computations, see batch_queue.py.
+        fatal: the type of errors after which nothing can be computed; they end the thread.
+        on_death: called on the event loop if the thread ends other than by `stop`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Scheduler:
         self._on_death = on_death
         self._fatal = fatal
         self.fatal_error: Exception | None = None
-        """What ended the thread, where it was a fatal error."""
+        """The fatal error that ended the thread, or None."""
         self._loop = asyncio.get_running_loop()
         self._queue = BatchQueue(batch_rows, max_memory)
         self._running: Batch | None = None
@@ -71,12 +71,12 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """Whether the inference thread still takes requests."""
+        """Whether the inference thread accepts requests."""
         return not self._queue.closed
 
     @property
     def batch_rows(self) -> int:
-        """Rows of requests computed together."""
+        """Most rows of requests that are computed together."""
         return self._queue.batch_rows
 
     @batch_rows.setter
@@ -85,12 +85,12 @@ class Scheduler:
 
     @property
     def queued_rows(self) -> int:
-        """Rows of all requests waiting or running, as expected."""
+        """Expected rows of all requests waiting or running."""
         return self._queued_rows
 
     @property
     def queued_jobs(self) -> int:
-        """Requests waiting or running."""
+        """Number of requests waiting or running."""
         return len(self._jobs)
 
     def submit(
@@ -103,12 +103,12 @@ class Scheduler:
         memory: int = 0,
         share: Share | None = None,
     ) -> "asyncio.Future[Done[R]]":
-        """Queue a request (a `Job`) that others of its kind may join. Whoever settles or cancels the answer drops it.
+        """Queue a request (a `Job`) that can be computed with others. Cancelling or settling the answer drops it.
 
-        The answer may raise DeadlineError, StoppedError, or what the computation raised for this request alone.
+        The answer can raise DeadlineError, StoppedError, or what the computation raised for this request alone.
 
         Raises:
-            QueueFullError: there is no room.
+            QueueFullError: the queue is full.
             StoppedError: the thread has ended.
         """
         expected = rows if computation.meter is None else self._expectation.rows(computation.meter.key, rows)
@@ -122,7 +122,7 @@ class Scheduler:
             share.lend()
         self._jobs.add(job)
         self._queued_rows += room
-        if not self._waking:  # once the loop has come to what else has arrived: that may join
+        if not self._waking:  # after the loop has handled everything that has arrived, which can join
             self._waking = True
             self._loop.call_soon(self._wake)
         expiry = self._loop.call_later(timeout_seconds, _expire, job.answer, timeout_seconds)
@@ -132,14 +132,14 @@ class Scheduler:
     def submit_alone(
         self, chunks: Generator[None, None, R], *, rows: int, meter: Meter | None = None, **named: Any
     ) -> "asyncio.Future[Done[R]]":
-        """Queue a computation of its own; otherwise like `submit`, with its other arguments."""
+        """Queue a computation for one request alone; otherwise like `submit`."""
         return self.submit(alone(chunks, meter), None, rows=rows, **named)
 
     def check_capacity(self, rows: int = 1) -> None:
-        """Refuse what `submit` would refuse: worth asking before a body is read.
+        """Refuse a request that `submit` would refuse. Called before its body is read.
 
         Raises:
-            QueueFullError: there is no room for a request of so many rows.
+            QueueFullError: a request of so many rows does not fit into the queue.
         """
         if self._jobs and (self._queued_rows + rows > self._max_rows or len(self._jobs) >= self._max_jobs):
             seconds = self.retry_seconds()
@@ -147,24 +147,24 @@ class Scheduler:
             raise QueueFullError(f"{waiting}; try again in {seconds} s", seconds)
 
     def retry_seconds(self) -> int:
-        """In how many seconds all that is queued should be done; at least one."""
+        """Seconds in which everything that is queued should be done; at least 1."""
         return max(1, math.ceil(self._seconds_left()))
 
     def _seconds_left(self) -> float:
-        """When all that is queued should be done: by the rows still to be run, or because the last deadline passes."""
-        jobs = list(self._jobs)  # in one step, for this may be asked on another thread
+        """Seconds until everything queued should be done, by rows still to be run or the last deadline."""
+        jobs = list(self._jobs)  # a copy in one step, because this may be called on another thread
         rows = sum(job.rows_left for job in jobs)
         deadline = max((job.deadline for job in jobs), default=0) - time.monotonic()
         return min(rows / self._rate.rows_per_second, deadline)
 
     def stop(self) -> None:
-        """End the thread after the chunk it is in; requests not done by then get a StoppedError."""
+        """End the thread after its current chunk; unfinished requests fail with a StoppedError."""
         self._stopping = True
         self._give_up(self._queue.close())
         self._thread.join()
 
     def fail(self, error: Exception) -> None:
-        """End the thread as after a fatal error, which was met elsewhere."""
+        """End the thread as after a fatal error, because one happened elsewhere."""
         self.fatal_error = error
         self._give_up(self._queue.close())
 
@@ -208,10 +208,10 @@ class Scheduler:
                 self._count(batch, rows_before, started)
                 self._queue.put_back(batch)
                 self._running = None
-            del batch  # nor its results, while the thread waits for the next
+            del batch  # do not keep its results while the thread waits for the next batch
 
     def _count(self, batch: Batch, rows_before: int, started: float) -> None:
-        """Add a chunk to what its batch has taken, and to the rate where its rows are known."""
+        """Add a chunk to its batch's rows and seconds, and to the rate if its rows are known."""
         seconds = time.monotonic() - started
         batch.compute_seconds += seconds
         rows, asked = batch.metered() - rows_before, batch.rows
@@ -224,14 +224,14 @@ class Scheduler:
                 self._call(self._expect, job, math.ceil(job.reported))
 
     def _expect(self, job: Job, rows: int) -> None:
-        """In the event loop: a job runs more rows than were expected of it."""
+        """On the event loop: update the expected rows of a job that runs more than expected."""
         if job in self._jobs:
             room = min(rows, max(job.rows, self._max_rows_each))
             self._queued_rows += room - job.room
             job.expected, job.room = rows, room
 
     def _wanted(self, batch: Batch, now: float) -> bool:
-        """Drop the jobs that nobody waits for. A batch that has begun goes on as it is while anybody does."""
+        """Drop the jobs that nobody waits for. A batch that has begun continues unchanged while anyone waits."""
         waiting = [not job.answer.done() and now <= job.deadline for job in batch.jobs]
         if all(waiting) or (batch.chunks is not None and any(waiting)):
             return True
@@ -258,7 +258,7 @@ class Scheduler:
         self._settle(outcomes)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
-        """Tell the one who waits. Where several do, one request may be to blame: each half tries again by itself."""
+        """Fail a batch of one request. Of several, one may be the cause, so each half is tried again by itself."""
         if len(batch.jobs) > 1:
             self._queue.put_halves(batch)
         else:
@@ -270,16 +270,16 @@ class Scheduler:
         self._settle([(job, error) for batch in batches for job in batch.jobs])
 
     def _settle(self, outcomes: Sequence[_Outcome]) -> None:
-        """Answer jobs, or drop those without an outcome: one call into the event loop for all of them."""
+        """Settle jobs, or drop those without an outcome, with one call into the event loop for all."""
         self._call(self._deliver, outcomes)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Have the event loop call this, if it still runs."""
+        """Call this function on the event loop, if it is still running."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _deliver(self, outcomes: Sequence[_Outcome]) -> None:
-        """In the event loop: room is given back only here, so that answers it has not come to yet count as work."""
+        """On the event loop: remove jobs from the queue's count, so that answers not yet delivered still count."""
         for job, outcome in outcomes:
             self._jobs.remove(job)
             if job.share is not None:

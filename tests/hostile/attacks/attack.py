@@ -27,6 +27,7 @@ class Attack:
         statuses: that the documentation lets an answer have (docs/operations.md, "Answers that are not 200").
         seconds: the deadline within which each answer comes.
         num_answers: how many there are where the service has room; None where that is open.
+        is_crowd: it opens many connections by itself; a process has no files for as many again.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Attack:
     statuses: tuple[int, ...]
     seconds: float = 5.0
     num_answers: int | None = 1
+    is_crowd: bool = False
 
     def __str__(self) -> str:
         return self.name

@@ -21,9 +21,9 @@ NO_PATHS = {
     "a percent sign": "/%",
     "not hexadecimal": "/%zz",
     "half a byte": "/v1/models%2",
-    "30 000 letters": "/" + "a" * 30_000,
-    "9000 letters in disguise": "/" + "%41" * 9000,
-    "10 000 folders": "/a" * 10_000,
+    "8000 letters": "/" + "a" * 8000,
+    "2700 letters in disguise": "/" + "%41" * 2700,
+    "4000 folders": "/a" * 4000,
     "what scanners ask for": "/.env",
     "a page that is off": "/redoc",
     "the folder above the pages": "/docs/../../etc/passwd",
@@ -35,22 +35,33 @@ NO_PATHS = {
     "the folder of the files": "/static-offline-docs/",
     "NUL in a file's name": "/static-offline-docs/swagger-ui.css%00.png",
     "a file's name of 300 letters": "/static-offline-docs/" + "a" * 300,
-    "a file's path of 6000 folders": "/static-offline-docs/" + "a/" * 6000,
+    "a file's path of 4000 folders": "/static-offline-docs/" + "a/" * 4000,
+    "a file's path that goes down and up 1600 times": "/static-offline-docs/" + "a/../" * 1600 + "favicon.jpeg",
     "a file's name that is not UTF-8": "/static-offline-docs/%ff",
     "a model that is a path": "/v1/models/..%2f..%2fetc%2fpasswd",
     "a model that is the folder above": "/v1/models/%2e%2e",
-    "a model of 30 000 letters": "/v1/models/" + "a" * 30_000,
+    "a model of 8000 letters": "/v1/models/" + "a" * 8000,
     "a model that is not UTF-8": "/v1/models/%ff",
     "a model with a version's folder": "/v1/models/digits%2f1",
     "a model with a new header": "/v1/models/%0d%0aSet-Cookie:%20x=1",
     "a model with another direction": "/v1/models/%E2%80%AEdigits",
+}
+LONG_PATHS = {
+    "30 000 letters": "/" + "a" * 30_000,
+    "9000 letters in disguise": "/" + "%41" * 9000,
+    "10 000 folders": "/a" * 10_000,
+    "a file's path of 6000 folders": "/static-offline-docs/" + "a/" * 6000,
+    "a model of 30 000 letters": "/v1/models/" + "a" * 30_000,
+    "a model in a query of 30 000 letters": "/v1/models/digits?version=" + "1" * 30_000,
+    "a right one with 9000 bytes behind it": "/v1/models?" + "a" * 9000,
 }
 METHODS = ("DELETE", "PUT", "PATCH", "TRACE", "OPTIONS")
 UNKNOWN_METHODS = ("PROPFIND", "LOCK", "MKCOL", "PURGE", "SEARCH", "M-SEARCH", "LINK")
 NO_DEADLINES = ("0", "-1", "1e9", "1_0", "0x10", "NaN", "", "\u0661", "1.5", "1 0", "x" * 10_000)
 NO_FORMS = (
     *("text/html;q=nan", "*/*;q=nan", "*/*;q=-1", "*/*;q=0", ",", ";", ";;;,,,;q=", "*", "\xff", "*/*;q=\u0661"),
-    *("x" * 30_000, ",".join(["a/b"] * 7000), "text/html" + ";q=1" * 7000),
+    *("x" * 30_000, ",".join(["a/b"] * 7000), "text/html" + ";q=1" * 7000, ",".join(["*/*;q=0"] * 3000)),
+    *("," * 30_000, "a/b;" + ";" * 30_000, ",".join(f"application/json;v={n};q=0" for n in range(900))),
 )
 RANGES = {
     "one byte": "bytes=0-0",
@@ -102,8 +113,10 @@ def head_attacks() -> Iterator[Attack]:
     """Each one request, to a service with an admin key and without API keys."""
     for what, path in NO_PATHS.items():
         yield gets(f"a path: {what}", 404, path)
+    for what, path in LONG_PATHS.items():
+        yield gets(f"a long path: {what}", 414, path)
     yield gets("a right path in disguise", 200, "/v1/%6dodels")
-    yield gets("a path that is too long", 431, "/" + "a" * 40_000)
+    yield gets("a path of 40 000 bytes", 414, "/" + "a" * 40_000)
     for method in (*METHODS, *UNKNOWN_METHODS):
         statuses = (405,) if method in METHODS else (405, 501)
         yield asks(f"{method} of models", statuses, method, MODELS)
@@ -123,7 +136,12 @@ def head_attacks() -> Iterator[Attack]:
     for what, span in RANGES.items():
         yield gets(f"a range of a file: {what}", (200, 206, 400, 416), FILE, {"Range": span})
         yield gets(f"a range of an answer: {what}", 200, MODELS, {"Range": span})
-    for name, value in {"If-None-Match": '"' * 20_000, "If-Modified-Since": "x" * 20_000, "If-Range": "x"}.items():
+    for name, value in {
+        "If-None-Match": '"' * 20_000,
+        "if-none-match": "," * 30_000,
+        "If-Modified-Since": "x" * 20_000,
+        "If-Range": "x",
+    }.items():
         yield gets(f"{name} of nonsense", (200, 206), FILE, {name: value, "Range": "bytes=0-1"})
     for content_type, status in TYPES.items():
         named = {"Content-Type": content_type}

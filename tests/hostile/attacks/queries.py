@@ -12,7 +12,8 @@ NAMES = {
     "a version's folder": "digits/1",
     "this folder": ".",
     "the folder above": "..",
-    "20 000 letters": "a" * 20_000,
+    "8000 letters": "a" * 8000,
+    "2600 letters in disguise": "%41" * 2600,
     "a change of writing direction": "%E2%80%AEdigits",
     "a new header": "%0d%0aSet-Cookie:x=1",
     "not UTF-8": "%ff%fe",
@@ -33,7 +34,7 @@ NO_COUNTS = {
     "an exponent": "1e0",
     "2 to the 31st": str(2**31),
     "2 to the 63rd": str(2**63),
-    "20 000 digits": "9" * 20_000,
+    "8000 digits": "9" * 8000,
     "a full-width digit": "%EF%BC%91",
     "hexadecimal": "0x1",
     "no number": "NaN",
@@ -43,7 +44,18 @@ NO_COUNTS = {
     "NUL": "1%00",
 }
 NOT_POSITIVE = {"zero": "0", "minus zero": "-0.0", "no number": "nan", "minus infinity": "-inf", "negative": "-1"}
-MANY = "&".join(f"p{number}=" for number in range(4500))
+MANY = "&".join(f"p{number}=" for number in range(1200))
+LONG = {
+    "a model named 20 000 letters": "model=" + "a" * 20_000,
+    "a model named 9000 letters in disguise": "model=" + "%41" * 9000,
+    "a version of 20 000 digits": "version=" + "9" * 20_000,
+    "one method 1500 times": "method=" + ",".join(["log_likelihood"] * 1500),
+    "20 000 methods without a name": "method=" + "," * 20_000,
+    "4500 unknown parameters": "&".join(f"p{number}=" for number in range(4500)),
+    "one parameter 9000 times": "&".join(["a="] * 9000),
+    "30 000 separators": "&" * 30_000,
+    "30 000 semicolons": ";" * 30_000,
+}
 
 
 def query_attacks() -> Iterator[Attack]:
@@ -73,19 +85,21 @@ def query_attacks() -> Iterator[Attack]:
     yield scores("as many samples as a number can say", 413, f"num_samples={2**31 - 1}")
     yield gets("more images than an answer may have", 413, f"{SAMPLES}?n={2**31 - 1}")
     yield scores("a version there is not", 404, "version=999999", ENCODE)
-    yield scores("one method 1500 times", 200, "method=" + ",".join(["log_likelihood"] * 1500), ANOMALY)
-    yield scores("20 000 methods without a name", 422, "method=" + "," * 20_000, ANOMALY)
+    yield scores("one method 500 times", 200, "method=" + ",".join(["log_likelihood"] * 500), ANOMALY)
+    yield scores("8000 methods without a name", 422, "method=" + "," * 8000, ANOMALY)
     yield scores("a method of Python's", 422, "method=__class__", ANOMALY)
     yield scores("a form of a thousand brackets", 422, "as=" + "[" * 1000, ANOMALY)
     yield scores("both ways to decide", 422, "alpha=0.1&fdr=0.1", ANOMALY)
     yield scores("what the calibration fixes", 422, "num_samples=100000", ANOMALY)
-    yield scores("4500 unknown parameters", 422, MANY)
-    yield gets("4500 unknown parameters of a list", 422, f"{MODELS}?{MANY}")
-    yield scores("one parameter 9000 times", 422, "&".join(["a="] * 9000))
+    for what, query in LONG.items():
+        yield scores(f"a long query: {what}", 414, query, ANOMALY)
+    yield scores("1200 unknown parameters", 422, MANY)
+    yield gets("1200 unknown parameters of a list", 422, f"{MODELS}?{MANY}")
+    yield scores("one parameter 2700 times", 422, "&".join(["a="] * 2700))
     yield scores("99 parameters given twice", 422, "&".join(f"p{number % 50}=" for number in range(99)))
-    yield scores("30 000 separators", 422, "&" * 30_000)
-    yield scores("30 000 semicolons", 422, ";" * 30_000)
+    yield scores("8000 separators", 422, "&" * 8000)
+    yield scores("8000 semicolons", 422, ";" * 8000)
     yield scores("a query language", 422, "model[$ne]=1")
     yield scores("a prototype", 422, "__proto__=1&constructor=2")
     yield scores("a parameter after a NUL", 422, "model%00=digits")
-    yield scores("a query of 40 000 bytes", 431, "model=" + "a" * 40_000)
+    yield scores("a query of 40 000 bytes", 414, "model=" + "a" * 40_000)

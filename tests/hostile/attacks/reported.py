@@ -97,7 +97,7 @@ def reported() -> Iterator[Attack]:
     for count in (1, 8):
         yield Attack(f"{count} times 33 million pixels", together(largest, count), LARGEST, 120, count)
     yield Attack("30 longest answers that nobody reads", unread(30), BUSY, 120)
-    yield Attack("3000 connections that say nothing", held(b"", 3000), (*BUSY, 503), 5)
+    yield Attack("3000 connections that say nothing", held(b"", 3000), (*BUSY, 503), 5, is_crowd=True)
 
 
 def together(data: bytes, count: int) -> Callable[[ChildService], list[Answer]]:
