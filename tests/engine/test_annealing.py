@@ -84,7 +84,7 @@ def run(reference: Reference, log_density: LogDensity = likelihood, *, seed: int
 def record_of(annealed: Annealed) -> LogLikelihood:
     zeros = np.zeros(len(annealed.num_rows))
     return annealed_estimate(
-        annealed.log_estimates,
+        annealed.log_estimates[:, None],
         annealed.inner_variance,
         zeros,
         annealed.num_rows,

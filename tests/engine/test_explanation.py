@@ -7,7 +7,7 @@ from scipy import stats
 from model_store import ImageShape, LikelihoodSpec
 from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.chunks import complete
-from service.engine.posterior.estimator import resample
+from service.engine.posterior.sampling import resample
 from service.engine.proposal import PROPOSALS, Effort
 from tests import reference
 from tests.likelihoods import (

@@ -278,7 +278,7 @@ def test_every_reason_but_the_tail_can_be_reached(monkeypatch: pytest.MonkeyPatc
 
 def disagreeing(log_estimates: AnyArray, *rest: Any, **named: Any) -> LogLikelihood:
     """As if one group had found four nats more."""
-    return annealed_estimate(log_estimates + 4.0 * (np.arange(log_estimates.shape[1]) == 1), *rest, **named)
+    return annealed_estimate(log_estimates + 4.0 * (np.arange(log_estimates.shape[2]) == 1), *rest, **named)
 
 
 @pytest.mark.parametrize(("latent_dim", "num_images"), [(20, 12), (60, 4)])

@@ -3,15 +3,16 @@
 Particles go from the reference r(z|x) to p(x, z) through densities ∝ r^{1−β}·p(x, z)^β, β from 0 to 1. Each step takes
 the next β so that the effective sample size of the weights (p/r)^{Δβ} is half of the particles; P(x) is estimated by
 the product of the mean weights (Del Moral, Doucet, Jasra 2006, JRSS B 68:411). Particles are then drawn again by their
-weights and moved within the density of β by preconditioned Crank-Nicolson steps around the particles' own mean and
-covariance (Cotter, Roberts, Stuart, White 2013, Statistical Science 28:424). No gradient: one decoder row a move.
+weights and moved within the density of β by preconditioned Crank-Nicolson steps around the particles' mean and
+covariance (crank_nicolson.py). No gradient: one decoder row a move.
 
 It is waste-free (Dau, Chopin 2022, JRSS B 84:114): one particle in twenty is drawn, each moves nineteen times, and all
 twenty states of each go on. On images unlike the training set that takes a fourth of the decoder rows of moving every
 particle three times, for the same error.
 
 Particles are in groups that are drawn again each by itself, and give an estimate of P(x) each. Their mean is the
-estimate. Temperatures and steps are tuned by all groups of an image together: but for that, the estimate is unbiased.
+estimate. Moves are around what the particles of other groups say: around their own, the estimate would be too low. But
+for the temperatures and the lengths of steps, which all groups of an image tune together, it is unbiased.
 
 Everything here is NumPy in float64; noise is shared by all images, and every sum is over one image, so that an image's
 estimate has the same bits alone and in a batch.
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from service.engine.arrays import Float64Array, Indices
 from service.engine.chunks import Chunks
+from service.engine.posterior.crank_nicolson import CrankNicolson
 from service.engine.posterior.newton import Values
 from service.engine.posterior.reference import GROUP, LOG_2_PI, Reference, rounded
 
@@ -38,8 +40,6 @@ _FIRST_STEP = 0.6
 _LEAST_STEP = 0.02
 _STEP_SPREAD = 0.3
 """Of the logarithm of a particle's step: where one length suits some places only, some particles have another."""
-_SHRINKAGE = 3.0
-"""Times D / (D + effective samples): the part of the moves' covariance that is the Laplace approximation's."""
 _BISECTIONS = 16
 _IMPOSSIBLE = -1e300
 """In place of a log density that is not finite. A finite one may be −1e15: a narrow likelihood, far from its mode."""
@@ -172,20 +172,18 @@ def _move(
     state: _State, images: Indices, reference: Reference, values: Values, generator: np.random.Generator
 ) -> Chunks[None]:
     """Draw particles again by their weights, and move them within the density of their image's β."""
-    weight = _normalised(state.log_weight[images])  # [n, K]
     points = state.points[images]
-    mean = np.matmul(weight[:, None], points)[:, 0]  # [n, D]
-    root = _root(points - mean[:, None], weight, reference.covariance())
-    inverse = np.linalg.inv(root)
-    num_chains = GROUP // NUM_STATES * state.num_groups
+    weight = _normalised(state.log_weight[images])
+    chains = GROUP // NUM_STATES
+    around = CrankNicolson(points, weight, reference.covariance(), state.num_groups, chains)
+    num_chains = chains * state.num_groups
     chosen = _resample(state.log_weight[images], state.num_groups, generator.random())  # [n, C]
     every = np.arange(len(images))[:, None]
     beta = state.beta[images][:, None]
 
     def beside_gaussian(z: Float64Array, log_p: Float64Array, log_r: Float64Array) -> Float64Array:
         """The log density of β less the Gaussian's that the moves keep."""
-        turned = (z - mean[:, None]) @ inverse.transpose(0, 2, 1)
-        return np.asarray((1 - beta) * log_r + beta * log_p + 0.5 * (turned**2).sum(axis=2))
+        return np.asarray((1 - beta) * log_r + beta * log_p + around.half_square(z))
 
     z, log_p, log_r = (
         points[every, chosen],
@@ -200,8 +198,7 @@ def _move(
         length = np.exp(_STEP_SPREAD * generator.standard_normal(num_chains))
         threshold = np.log1p(-generator.random(num_chains))
         along = np.clip(step[:, None] * length, _LEAST_STEP, 1)[..., None]  # [n, C, 1]
-        moved = mean[:, None] + np.sqrt(1 - along**2) * (z - mean[:, None]) + along * (noise @ root.transpose(0, 2, 1))
-        moved = rounded(moved)
+        moved = rounded(around.moved(z, along, noise))
         found = yield from values(images, moved)
         moved_p, moved_r = _finite(log_joint(found, moved)), reference.log_density(moved)
         there = beside_gaussian(moved, moved_p, moved_r)
@@ -255,17 +252,6 @@ def log_mean_exp(values: Float64Array) -> Float64Array:
     shift = np.where(np.isfinite(highest), highest, 0)
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(np.exp(values - shift).mean(axis=-1)) + shift[..., 0])
-
-
-def _root(centred: Float64Array, weight: Float64Array, expected: Float64Array) -> Float64Array:
-    """The lower triangular root of the particles' covariance, the fewer the nearer to an expected one: [n, D, D]."""
-    covariance = (centred * weight[..., None]).transpose(0, 2, 1) @ centred
-    dimensions = centred.shape[2]
-    effective = 1 / (weight**2).sum(axis=1)
-    share = np.minimum(_SHRINKAGE * dimensions / (dimensions + effective), 1)[:, None, None]
-    regular = (1 - share) * covariance + share * expected
-    least = 1e-9 * np.trace(regular, axis1=1, axis2=2)[:, None, None] / dimensions + 1e-30
-    return np.asarray(np.linalg.cholesky(regular + least * np.eye(dimensions)))
 
 
 def _resample(log_weight: Float64Array, num_groups: int, offset: float) -> Indices:

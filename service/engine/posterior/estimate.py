@@ -121,14 +121,14 @@ def annealed_estimate(
     found: NDArray[np.bool_],
     finished: NDArray[np.bool_],
 ) -> LogLikelihood:
-    """The mean of some groups' estimates of P(x): log estimates [B, G] → estimates [B].
+    """The mean of some groups' estimates of P(x): log estimates [B, R, G] of R rounds → estimates [B].
 
     `std_error` is the larger of two, times 1.4: by the spread of the groups, sd/(mean·√G), and by descent within them,
     √`inner_variance`, the relative variance of the mean of all groups (annealing.py). It is reliable where a mode was
-    found, the groups lie within three nats of one another, and it is at most half a nat.
+    found, the groups' means over rounds lie within three nats of one another, and it is at most half a nat.
 
     Args:
-        log_estimates: by group, log [B, G].
+        log_estimates: by round and group, log [B, R, G].
         inner_variance: [B].
         elbo: [B].
         num_samples: particles and their moves, [B].
@@ -136,15 +136,16 @@ def annealed_estimate(
         found: whether the search found a mode, [B].
         finished: whether annealing came to its end, [B].
     """
-    num_groups = log_estimates.shape[1]
-    highest = log_estimates.max(axis=1)
+    every = log_estimates.reshape(len(log_estimates), -1)  # [B, R·G]
+    highest = every.max(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        estimates = np.exp(log_estimates - np.where(np.isfinite(highest), highest, 0)[:, None])
+        estimates = np.exp(every - np.where(np.isfinite(highest), highest, 0)[:, None])
         mean = estimates.mean(axis=1)
         log_likelihood = np.log(mean) + highest
-        between = estimates.std(axis=1, ddof=1) / (mean * math.sqrt(num_groups))
+        between = estimates.std(axis=1, ddof=1) / (mean * math.sqrt(every.shape[1]))
         std_error = _GROUP_ALLOWANCE * np.maximum(between, np.sqrt(inner_variance))
-        spread = highest - log_estimates.min(axis=1)
+        by_group = np.log(estimates.reshape(log_estimates.shape).mean(axis=1))  # [B, G]
+        spread = by_group.max(axis=1) - by_group.min(axis=1)
         agree = (spread <= _MAX_SPREAD) & (std_error <= MAX_RELIABLE_STD_ERROR)
         posterior_gap = log_likelihood - elbo
     shape = log_likelihood.shape

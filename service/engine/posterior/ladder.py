@@ -23,6 +23,8 @@ NUM_PARTICLES = 400
 """Of one round, at least; a hundred make a group."""
 FAMILIAR_SHARE = 0.9
 """Of the images that the model draws, those that do not look strange."""
+_MAX_ROUNDS = 3
+"""Of one image whose groups disagree, where no standard error is asked for."""
 _FAR = 1.5
 """Times what is familiar: how far the search rises for an image whose modes may lie anywhere."""
 _BLOCK_NUMBERS = 2**20
@@ -79,7 +81,8 @@ class Ladder:
             x: the images.
             around: the references to start from.
             found: whether an image's modes were found, [B].
-            effort: an image whose standard error is too large gets further rounds of as many particles each.
+            effort: an image that is not reliable, or whose standard error is too large, gets further rounds of as many
+                particles each.
             log_weight: of importance samples that were drawn from the same references with the same seed, [B, K]: they
                 are the first round's particles.
         """
@@ -105,7 +108,7 @@ class Ladder:
     ) -> Chunks[tuple[LogLikelihood, Float32Array]]:
         pending, rounds = np.arange(len(x)), 0
         estimates, variance = np.empty((len(x), 0)), np.empty((len(x), 0))
-        elbo, num_rows, finished = np.zeros(len(x)), np.zeros(len(x), np.int64), np.ones(len(x), np.bool_)
+        total, num_rows, finished = np.zeros(len(x)), np.zeros(len(x), np.int64), np.ones(len(x), np.bool_)
         draws = np.empty((len(x), effort.num_draws, around.mode.shape[2]), np.float32)
         records, order = [], []
         while True:
@@ -114,26 +117,30 @@ class Ladder:
             )
             estimates = np.concatenate([estimates, annealed.log_estimates], axis=1)
             variance = np.concatenate([variance, annealed.inner_variance[:, None]], axis=1)
-            num_rows, elbo = num_rows + annealed.num_rows, elbo + (lower - elbo) / (rounds + 1)
+            num_rows = num_rows + annealed.num_rows
+            with np.errstate(invalid="ignore"):  # ∞ − ∞
+                total = total + lower
             finished = finished & annealed.finished
             draws[pending] = _draws(annealed, effort.num_draws)
             record = annealed_estimate(
-                estimates,
+                estimates.reshape(len(estimates), rounds + 1, -1),
                 _of_mean(estimates, variance),
-                elbo,
+                total / (rounds + 1),
                 num_rows,
                 self._num_pixels,
                 found=found,
                 finished=finished,
             )
-            done = num_rows >= effort.limit // GROUP * GROUP  # a round has whole hundreds
-            if effort.max_std_error is not None:
-                done |= record.reliable & (record.std_error <= effort.max_std_error)
+            if effort.max_std_error is None:
+                done = (record.reason != "groups") | (rounds + 1 >= _MAX_ROUNDS)
+            else:
+                enough = num_rows >= effort.limit // GROUP * GROUP  # a round has whole hundreds
+                done = enough | (record.reliable & (record.std_error <= effort.max_std_error))
             records.append(record.take(done))
             order.append(pending[done])
             if done.all():
                 return LogLikelihood.join(records).take(np.argsort(np.concatenate(order))), draws
-            pending, found, finished, elbo = pending[~done], found[~done], finished[~done], elbo[~done]
+            pending, found, finished, total = pending[~done], found[~done], finished[~done], total[~done]
             estimates, variance, num_rows = estimates[~done], variance[~done], num_rows[~done]
             rounds += 1
 

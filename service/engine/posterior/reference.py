@@ -66,7 +66,7 @@ class Reference:
         upto = self.counts.cumsum(axis=1)[:, :, width]  # [B, M, K′]
         mode = (place[others] >= upto).sum(axis=1)  # [B, K′]
         for m in range(self.mode.shape[1]):
-            around = (drawn @ self.axes[:, m]) * self.scales[:, m, width]
+            around = (drawn @ self.axes[:, m]) * np.ascontiguousarray(self.scales[:, m, width])
             here = self.mode[:, m, None] + around @ self.axes[:, m].transpose(0, 2, 1)
             points[:, others] = np.where((mode == m)[..., None], here, points[:, others])
         return rounded(points)
