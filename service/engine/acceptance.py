@@ -33,7 +33,7 @@ from service.engine.graph_check import check_rows, check_shape
 from service.engine.graphs import DecoderGraphs
 from service.engine.model import DEFAULT_MAX_STEPS, Model, Pixels
 from service.engine.preparation import Preparation
-from service.engine.proposal import DEFAULT_SEED, MIN_NUM_SAMPLES, standard_normal
+from service.engine.proposal import DEFAULT_SEED, IMPORTANCE_PROPOSALS, MIN_NUM_SAMPLES, standard_normal
 from service.engine.runtime import Runtime, Session, blaming
 from service.engine.verification import read_graphs
 
@@ -252,13 +252,12 @@ def _check_codes(stored: StoredModel, density: _Density) -> None:
 
 
 def _check_scores(model: Model, pixels: Pixels, file: Path) -> None:
-    """Score images that the model draws, by the calibration's proposal."""
+    """Score images that the model draws, by the calibration's proposal, or by `laplace` where that would anneal."""
     protocol = model.description.calibration
-    num_samples = max(min(protocol.num_samples, _SCORED_SAMPLES), MIN_NUM_SAMPLES.get(protocol.proposal, 1))
+    proposal = protocol.proposal if protocol.proposal in IMPORTANCE_PROPOSALS else "laplace"
+    num_samples = max(min(protocol.num_samples, _SCORED_SAMPLES), MIN_NUM_SAMPLES.get(proposal, 1))
     with np.errstate(all="ignore"):
-        statistics = complete(
-            model.statistics(pixels, proposal=protocol.proposal, num_samples=num_samples, seed=protocol.seed)
-        )
+        statistics = complete(model.statistics(pixels, proposal=proposal, num_samples=num_samples, seed=protocol.seed))
     bad = int((~np.isfinite(statistics.log_likelihood)).sum())
     if bad > len(pixels) / 2:
         raise InvalidArtifactError(

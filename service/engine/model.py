@@ -34,6 +34,7 @@ from service.engine.proposal import (
     DEFAULT_NUM_SAMPLES,
     DEFAULT_PROPOSAL,
     DEFAULT_SEED,
+    IMPORTANCE_PROPOSALS,
     PROPOSALS,
     DiagonalGaussian,
     Effort,
@@ -44,6 +45,9 @@ from service.engine.runtime import CPU, Runtime, blaming
 from service.engine.verification import read_graphs, try_out, verify_decoder, verify_encoder
 
 DEFAULT_MAX_STEPS = 100
+_DRAWN_NUMBERS = 2**20
+"""Of the decoder's outputs for the images that it draws to tell strange ones by; bounds the time that loading takes."""
+_LEAST_DRAWN = 4
 
 Pixels = NDArray[np.float32]
 """Images [B, C, H, W], each pixel in [0, 1]."""
@@ -105,10 +109,10 @@ class Model:
             self._estimator = Estimator(
                 self._sampler, num_pixels=description.image.size, max_steps=max_steps, blocks=runtime.blocks
             )
-            drawn = self._sampler.drawn
+            drawn = self._sampler.drawn[: max(_LEAST_DRAWN, _DRAWN_NUMBERS // written.numbers_a_row)]
             encoded = complete(self._encode(drawn.reshape(-1, *chw)))
             complete(self._estimator.ladder.learn_familiar(drawn, encoded))
-            for proposal in () if trusted else PROPOSALS:
+            for proposal in () if trusted else IMPORTANCE_PROPOSALS:  # the others run the same graphs
                 complete(self.log_likelihood(np.zeros((2, *chw), np.float32), proposal=proposal, num_samples=4))
         if calibration is not None and description.calibration.proposal not in PROPOSALS:
             problem = f"made with the proposal {description.calibration.proposal!r}; known here: {', '.join(PROPOSALS)}"
