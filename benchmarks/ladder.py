@@ -94,8 +94,8 @@ def _sets(data: Path, font: Path, count: int) -> Iterator[tuple[str, str, Pixels
     """Name, model and images [N, 1, 28, 28]."""
     digits, clothes = _test(data / "mnist")[5000:], _test(data / "fashion-mnist")[5000:]
     binary = fresh_binarisation(digits[:count], "dynamic", seed=SEED)
-    yield "test digits", "mnist", binary
-    yield "upside down", "mnist", np.ascontiguousarray(binary[:, :, ::-1])
+    yield "test digits", "mnist", np.asarray(binary, np.float32)
+    yield "upside down", "mnist", np.ascontiguousarray(binary[:, :, ::-1], np.float32)
     with np.load(data / "omniglot" / "omniglot.npz") as archive:
         drawn = archive[archive.files[0]].reshape(-1, 1, 28, 28)
     yield "omniglot", "mnist", (drawn[-count:] > 100).astype(np.float32)
@@ -103,8 +103,8 @@ def _sets(data: Path, font: Path, count: int) -> Iterator[tuple[str, str, Pixels
     yield "thresholded clothes", "mnist", (clothes[:count] > 0.5).astype(np.float32)
     noise = np.random.default_rng(SEED).random((count, 1, 28, 28)) < 0.5
     yield "noise", "mnist", noise.astype(np.float32)
-    yield "test clothes, 8-bit", "fashion-mnist", clothes[:count]
-    yield "test digits, 8-bit", "fashion-mnist", digits[:count]
+    yield "test clothes, 8-bit", "fashion-mnist", np.asarray(clothes[:count], np.float32)
+    yield "test digits, 8-bit", "fashion-mnist", np.asarray(digits[:count], np.float32)
 
 
 def _test(source: Path) -> Pixels:

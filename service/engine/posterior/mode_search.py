@@ -48,6 +48,8 @@ _DISTANCES = (0.3, 0.45, 0.6, 0.75)
 """b of each start around a mode, √(1 − b²)·mode + b·noise: neighbours of a good mode are often better (basin hopping:
 Wales, Doye 1997, J. Phys. Chem. A 101:5111)."""
 _NEARBY_SEED = 5
+_LAST_STEPS = 20
+"""Iterations in all dimensions, at most."""
 _SAME_MODE = 4.0
 """Squared distance, in standard deviations, below which two searches ended at the same mode."""
 _BLOCK_NUMBERS = 2**22
@@ -139,7 +141,7 @@ class ModeSearch:
         """Images [B, P] and where the search from the encoder's mean ended → up to three modes of each.
 
         Of an image that is not `far`, the others are searched for around that mode. Of one that is, first from several
-        starting points, then around the best of what they lead to.
+        starting points, then around the best of what they lead to, and at last in all dimensions.
         """
         size = self.block_size(self._sampler.latent_dim)
         parts, order = [], []
@@ -152,9 +154,18 @@ class ModeSearch:
                 nearby = yield from self._compete(x[some], self._around(best, len(some)), _NEARBY)
                 owner = np.concatenate([_owner(best, len(some)), _owner(nearby, len(some))])
                 modes = _best(Modes.join([best, nearby]), owner, _NEARBY.finalists)
-                parts.append(_candidates(self._spread(modes), _NEARBY.finalists))
+                modes = self._spread(modes)
+                if several:
+                    modes = yield from self._finish(np.repeat(x[some], _NEARBY.finalists, axis=0), modes)
+                parts.append(_candidates(modes, _NEARBY.finalists))
                 order.append(some)
         return Candidates.join(parts).take(np.argsort(np.concatenate(order)))
+
+    def _finish(self, x: Float32Array, modes: Modes) -> Chunks[Modes]:
+        """Go on in all dimensions, for far from the training set the others may matter too: [n] → [n]."""
+        steps = min(_LAST_STEPS, max(0, self._max_steps - _FAMILIAR_STEPS - _QUICK.steps))
+        further = yield from self._find_from(x, modes.mode, steps, _NEARBY.tolerance)
+        return further if steps else modes
 
     def _starts(self, reached: Modes, count: int) -> Float64Array:
         """Where the first search ended, the prior's mean, and draws from the prior: [n, S, A]."""
