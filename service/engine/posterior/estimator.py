@@ -144,10 +144,18 @@ class Estimator:
                     some = familiar[again]
                     answers.append((some, (yield from anneal(some, alone(gaussians.take(again)), weights))))
         if len(strange):
-            modes = yield from self._search.candidates(
-                x[strange], reached.take(strange), self.ladder.is_far(reached)[strange]
-            )
-            answers.append((strange, (yield from anneal(strange, modes))))
+            far = self.ladder.is_far(reached)[strange]
+            modes = yield from self._search.candidates(x[strange], reached.take(strange), far)
+            again, weights = np.arange(len(strange)), None
+            if proposal == "auto":
+                around = reference(modes.gaussians, modes.log_evidence, posterior.take(strange))
+                record, drawn, weights = yield from self.ladder.importance(x[strange], around, modes.found, effort)
+                answers.append((strange, (record, drawn)))
+                wide = effort.max_std_error is not None and record.std_error > effort.max_std_error
+                again = np.flatnonzero(~record.reliable | wide)
+                weights = weights[again]
+            if len(again):
+                answers.append((strange[again], (yield from anneal(strange[again], modes.take(again), weights))))
         return _in_order(answers, len(x))
 
     def _sample(self, plan: _Plan, num_images: int, effort: Effort, *, persistent: bool = True) -> Chunks[_Sampled]:

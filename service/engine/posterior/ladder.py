@@ -6,15 +6,17 @@ mean to the mode than for images that the model draws itself. A strange image's 
 starting points. `annealed` anneals every image, and contests the modes of strange ones.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.arrays import Float32Array, Float64Array, Indices
+from service.engine.arrays import Float32Array, Float64Array
 from service.engine.chunks import Chunks
 from service.engine.posterior.annealing import Annealed, Population, anneal, start
-from service.engine.posterior.estimate import LogLikelihood, annealed_estimate, evidence_lower_bound
+from service.engine.posterior.estimate import LogLikelihood, annealed_estimate, estimate, evidence_lower_bound
 from service.engine.posterior.mode_search import ModeSearch
-from service.engine.posterior.newton import Modes
+from service.engine.posterior.newton import Modes, Values
 from service.engine.posterior.reference import GROUP, Reference, drawn_by_encoder
 from service.engine.posterior.sampling import Sampler, resample
 from service.engine.proposal import DiagonalGaussian, Effort
@@ -144,35 +146,62 @@ class Ladder:
             estimates, variance, num_rows = estimates[~done], variance[~done], num_rows[~done]
             rounds += 1
 
+    def importance(
+        self, x: Float32Array, around: Reference, found: NDArray[np.bool_], effort: Effort
+    ) -> Chunks[tuple[LogLikelihood, Float32Array, Float64Array]]:
+        """Images [B, P] → estimates [B] by samples from the references alone, draws [B, R, D], and log weights [B, K].
+
+        Arguments are those of `anneal`, which takes the log weights.
+        """
+        size = self.block_size(effort.num_samples, self._sampler.latent_dim)
+        records, draws, log_weights = [], [], []
+        for first in range(0, max(1, len(x)), size):
+            images = np.arange(first, min(first + size, len(x)))
+            population = yield from self._population(x[images], around.take(images), 0, effort, None)
+            with np.errstate(invalid="ignore"):  # ∞ − ∞
+                log_weight = population.log_joint - population.log_reference
+            record = estimate(log_weight, _elbo(population, around.take(images)), self._num_pixels, "laplace")
+            reason = np.where(found[images], record.reason, "mode")
+            records.append(replace(record, reliable=record.reliable & found[images], reason=reason))
+            drawn = resample(log_weight, effort.num_draws)
+            draws.append(population.points[np.arange(len(images))[:, None], drawn].astype(np.float32))
+            log_weights.append(log_weight)
+        return LogLikelihood.join(records), np.concatenate(draws), np.concatenate(log_weights)
+
     def _round(
-        self,
-        x: Float32Array,
-        around: Reference,
-        number: int,
-        effort: Effort,
-        log_weight: Float64Array | None,
+        self, x: Float32Array, around: Reference, number: int, effort: Effort, log_weight: Float64Array | None
     ) -> Chunks[tuple[Annealed, Float64Array]]:
         """One population of each image, with noise of its own; and the ELBO by what the encoder drew of it, [B]."""
+        population = yield from self._population(x, around, number, effort, log_weight)
+        annealed = yield from anneal(
+            population,
+            around,
+            self._values(x),
+            lambda temperature: np.random.default_rng([effort.seed, number, temperature]),
+        )
+        return annealed, _elbo(population, around)
 
-        def values(images: Indices, points: Float64Array) -> Chunks[Float64Array]:
-            return self._sampler.log_likelihoods(x[images], points)
-
+    def _population(
+        self, x: Float32Array, around: Reference, number: int, effort: Effort, log_weight: Float64Array | None
+    ) -> Chunks[Population]:
         count = num_particles(effort.num_samples)
         noise = self._sampler.noise(np.arange(number * count, (number + 1) * count), seed=effort.seed)
         if log_weight is None:
-            population = yield from start(around, values, noise)
-        else:
-            points = around.draw(noise)
-            density = around.log_density(points)
-            population = Population(points, log_weight[:, :count] + density, density)
-        by_encoder = drawn_by_encoder(count)
-        points = np.ascontiguousarray(population.points[:, by_encoder])  # sums over strides depend on the batch
-        with np.errstate(invalid="ignore"):  # ∞ − ∞
-            lower = population.log_joint[:, by_encoder] - around.encoder_log_density(points)
-        annealed = yield from anneal(
-            population, around, values, lambda temperature: np.random.default_rng([effort.seed, number, temperature])
-        )
-        return annealed, evidence_lower_bound(lower)
+            return (yield from start(around, self._values(x), noise))
+        points = around.draw(noise)
+        density = around.log_density(points)
+        return Population(points, log_weight[:, :count] + density, density)
+
+    def _values(self, x: Float32Array) -> Values:
+        return lambda images, points: self._sampler.log_likelihoods(x[images], points)
+
+
+def _elbo(population: Population, around: Reference) -> Float64Array:
+    """By the particles that the encoder drew: [B]."""
+    by_encoder = drawn_by_encoder(population.points.shape[1])
+    points = np.ascontiguousarray(population.points[:, by_encoder])  # sums over strides depend on the batch
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        return evidence_lower_bound(population.log_joint[:, by_encoder] - around.encoder_log_density(points))
 
 
 def num_particles(num_samples: int) -> int:

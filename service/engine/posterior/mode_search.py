@@ -77,6 +77,13 @@ class Candidates:
         rows = (images[:, None] * count + np.arange(count)).ravel()
         return Candidates(self.gaussians.take(rows), self.log_evidence[images], self.found[images])
 
+    def with_first(self, gaussians: Gaussians) -> "Candidates":
+        """With another Gaussian [B] around the best mode of each image."""
+        num_images, count = self.log_evidence.shape
+        index = np.arange(num_images * count)
+        index[::count] = len(index) + np.arange(num_images)
+        return replace(self, gaussians=Gaussians.join([self.gaussians, gaussians]).take(index))
+
     @staticmethod
     def join(parts: Sequence["Candidates"]) -> "Candidates":
         """Images of several, in order."""
@@ -157,7 +164,11 @@ class ModeSearch:
                 modes = self._spread(modes)
                 if several:
                     modes = yield from self._finish(np.repeat(x[some], _NEARBY.finalists, axis=0), modes)
-                parts.append(_candidates(modes, _NEARBY.finalists))
+                found, best = _candidates(modes, _NEARBY.finalists)
+                if several:
+                    fitted = yield from approximate(best, self._values(x[some]))
+                    found = found.with_first(fitted)
+                parts.append(found)
                 order.append(some)
         return Candidates.join(parts).take(np.argsort(np.concatenate(order)))
 
@@ -254,8 +265,8 @@ def alone(gaussians: Gaussians) -> Candidates:
     return Candidates(gaussians, np.zeros((count, 1)), np.ones(count, np.bool_))
 
 
-def _candidates(modes: Modes, num_finalists: int) -> Candidates:
-    """Of the best modes of each image, [B·F]: those that are not the same."""
+def _candidates(modes: Modes, num_finalists: int) -> tuple[Candidates, Modes]:
+    """Of the best modes of each image, [B·F]: those that are not the same, and the first of them, [B]."""
     gaussians = Gaussians.around(modes.mode, modes.precision)
     shape = (-1, num_finalists)
     evidence = modes.value - 0.5 * np.log(gaussians.precisions).sum(axis=1)
@@ -272,4 +283,5 @@ def _candidates(modes: Modes, num_finalists: int) -> Candidates:
             apart = mode[:, other] - mode[:, better]
             same = (apart * times(precision[:, better], apart)).sum(axis=1) < _SAME_MODE
             evidence[same, other] = -np.inf
-    return Candidates(gaussians.take(index), evidence, np.asarray(ordered.converged.reshape(shape)[:, 0]))
+    found = Candidates(gaussians.take(index), evidence, np.asarray(ordered.converged.reshape(shape)[:, 0]))
+    return found, modes.take(index[::num_finalists])
