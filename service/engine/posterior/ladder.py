@@ -1,9 +1,10 @@
 """`annealed` and `auto`: what importance sampling cannot answer goes on to contested modes and to annealing.
 
-`auto` draws importance samples around the mode that the encoder's mean leads to. An image goes on where they are not
-reliable, or where it looks strange: the first search found no mode, or log p(x, z) rises further from the encoder's
-mean to the mode than for images that the model draws itself. A strange image's modes are searched for from several
-starting points. `annealed` anneals every image, and contests the modes of strange ones.
+`auto` draws importance samples around the mode that the encoder's mean leads to, unless the image looks strange: the
+first search found no mode, or log p(x, z) rises further from the encoder's mean to the mode than for images that the
+model draws itself. A strange image's modes are searched for from several starting points, and importance samples are
+drawn around up to three. What is not reliable is annealed, from the same samples. `annealed` anneals every image, and
+contests the modes of strange ones.
 """
 
 from dataclasses import replace
