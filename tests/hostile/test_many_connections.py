@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -59,8 +59,9 @@ def test_idle_connections_make_room(service: ChildService, sent: bytes) -> None:
     with ExitStack() as stack:
         for _ in range(5):
             connections = open_connections(service, stack, MOST, sent)
-            if sent.endswith(b"\r\n\r\n"):
-                assert connections[-1].recv(12)  # an answer, or the end: then it is idle
+            for connection in connections if sent.endswith(b"\r\n\r\n") else ():
+                with suppress(OSError):
+                    connection.recv(12)  # an answer, or the end: then it is idle
         while service.ask("GET", "/v1/models").status == 503:
             pass  # others are being answered still
         for _ in range(3):

@@ -122,12 +122,20 @@ def test_empty_lines_do_not_keep_a_connection(url: str) -> None:
         assert send_until_answered(connection, url, repeat(b"\r\n"), 0.02).startswith(b"HTTP/1.1 408 ")
 
 
-@pytest.mark.parametrize("begin", [b"GET /", HEAD + b"X-Long: ", HEAD + b"X-"], ids=["path", "value", "name"])
-def test_headers_without_end_are_431(patient_url: str, begin: bytes) -> None:
+@pytest.mark.parametrize(
+    ("begin", "status", "problem"),
+    [
+        (b"GET /", b"414", b"target-too-long"),
+        (HEAD + b"X-Long: ", b"431", b"header-too-large"),
+        (HEAD + b"X-", b"431", b"header-too-large"),
+    ],
+    ids=["path", "value", "name"],
+)
+def test_heads_without_end_are_refused(patient_url: str, begin: bytes, status: bytes, problem: bytes) -> None:
     with connect(patient_url) as connection:
         answer = send_until_answered(connection, patient_url, chain([begin], ENDLESS), 0)
-    assert answer.startswith(b"HTTP/1.1 431 ")
-    assert b"urn:logpx:problem:header-too-large" in answer
+    assert answer.startswith(b"HTTP/1.1 " + status + b" ")
+    assert b"urn:logpx:problem:" + problem in answer
 
 
 def test_a_body_that_trickles_is_408_and_the_connection_closed(url: str) -> None:
