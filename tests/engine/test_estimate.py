@@ -182,3 +182,15 @@ def test_what_is_joined_can_be_taken_apart() -> None:
         np.testing.assert_array_equal(
             getattr(joined.take(np.array([True, True, False])), field.name), getattr(parts[0], field.name)
         )
+
+
+def test_unreliable_samples_say_why() -> None:
+    rng = np.random.default_rng(0)
+    heavy = np.log(rng.pareto(1.0, (1, 400)) + 1)
+    assert estimate(heavy, np.zeros(1), num_pixels=1).reason.tolist() == ["tail"]
+    few = rng.normal(0, 0.1, (1, 10))  # no tail can be fitted to so few
+    assert estimate(few, np.zeros(1), num_pixels=1).reason.tolist() == ["budget"]
+    even = rng.normal(0, 0.1, (1, 400))
+    record = estimate(even, np.zeros(1), num_pixels=1)
+    assert record.reliable.tolist() == [True]
+    assert record.reason.tolist() == [""]
