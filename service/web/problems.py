@@ -132,9 +132,7 @@ BAD_REQUEST = ProblemType(HTTPStatus.BAD_REQUEST, "bad-request", "The request is
 HEADER_TOO_LARGE = ProblemType(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "The request's headers are too large"
 )
-TARGET_TOO_LONG = ProblemType(
-    HTTPStatus.REQUEST_URI_TOO_LONG, "target-too-long", "The request's path and query are too long"
-)
+TARGET_TOO_LONG = ProblemType(HTTPStatus.REQUEST_URI_TOO_LONG, "target-too-long", "Path and query are too long")
 METHOD_NOT_ALLOWED = ProblemType(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "Method Not Allowed")
 NOT_IMPLEMENTED = ProblemType(HTTPStatus.NOT_IMPLEMENTED, "not-implemented", "The service does not implement this")
 HTTP_VERSION = ProblemType(

@@ -20,22 +20,12 @@ from service.engine.posterior.ladder import NUM_PARTICLES, num_particles
 from service.engine.proposal import Effort
 from service.engine.runtime import Runtime
 from tests import reference
+from tests.engine.oracles import SHAPE, exact_model, oracle
 from tests.engine.weights import assert_same
-from tests.toys import AnyArray, LinearGaussian, Toy, bernoulli_toy
+from tests.toys import AnyArray, Toy, bernoulli_toy
 
-SHAPE = ImageShape(channels=1, height=10, width=13)
 GREY = ImageShape(channels=1, height=9, width=7)
 LADDER = ("annealed", "auto")
-
-
-@cache
-def oracle(latent_dim: int) -> LinearGaussian:
-    return LinearGaussian.random(SHAPE, latent_dim, scale=0.3)
-
-
-@cache
-def exact_model(latent_dim: int) -> Model:
-    return reference.load(oracle(latent_dim).toy(SHAPE, widen=1.3))
 
 
 @cache

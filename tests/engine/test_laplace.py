@@ -1,6 +1,5 @@
 """The Laplace proposal against exact posteriors, and where it has nothing to go by."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +16,9 @@ from service.engine.posterior.newton import Evaluation, Modes, find_modes
 from service.engine.posterior.sampling import balanced, part_of
 from service.engine.runtime import Runtime
 from tests import reference
+from tests.engine.oracles import SHAPE, exact_model, oracle
 from tests.rounding import FLOAT32, FLOAT64, FUNCTION, density_error, gamma, network_error
-from tests.toys import AnyArray, LinearGaussian, Toy, bernoulli_toy
-
-SHAPE = ImageShape(channels=1, height=10, width=13)
-
-
-@cache
-def oracle(latent_dim: int) -> LinearGaussian:
-    return LinearGaussian.random(SHAPE, latent_dim, scale=0.3)
-
-
-@cache
-def exact_model(latent_dim: int) -> Model:
-    return reference.load(oracle(latent_dim).toy(SHAPE, widen=1.3))
+from tests.toys import AnyArray, Toy, bernoulli_toy
 
 
 def modes_of(model: Model, pixels: AnyArray) -> Modes:

@@ -82,13 +82,9 @@ def estimate(
         log_likelihood = np.log(total) + shift[..., 0] - math.log(num_samples)
         effective_sample_size = total**2 / (weight**2).sum(axis=-1)
         std_error = np.sqrt(_variance(weight, tail) * num_samples) / total
-        posterior_gap = log_likelihood - elbo
     return LogLikelihood(
-        log_likelihood=log_likelihood,
+        **_said_of(log_likelihood, elbo, num_pixels),
         std_error=std_error,
-        elbo=np.asarray(elbo, np.float64),
-        posterior_gap=posterior_gap,
-        bits_per_dim=-log_likelihood / (num_pixels * math.log(2)),
         effective_sample_size=effective_sample_size,
         pareto_k=tail.shape,
         num_samples=np.full(total.shape, num_samples),
@@ -96,6 +92,21 @@ def estimate(
         reliable=is_reliable(tail.shape, std_error, num_samples),
         reason=_reason(tail.shape, std_error, num_samples),
     )
+
+
+def _said_of(
+    log_likelihood: NDArray[np.float64], elbo: NDArray[np.float64], num_pixels: int
+) -> dict[str, NDArray[np.float64]]:
+    """The fields that follow from log P(x) and the ELBO, however these were estimated."""
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        gap = log_likelihood - elbo
+    bits = -log_likelihood / (num_pixels * math.log(2))
+    return {
+        "log_likelihood": log_likelihood,
+        "elbo": np.asarray(elbo, np.float64),
+        "posterior_gap": gap,
+        "bits_per_dim": bits,
+    }
 
 
 def _variance(weight: NDArray[np.float64], tail: ParetoTail) -> NDArray[np.float64]:
@@ -147,14 +158,10 @@ def annealed_estimate(
         by_group = np.log(estimates.reshape(log_estimates.shape).mean(axis=1))  # [B, G]
         spread = by_group.max(axis=1) - by_group.min(axis=1)
         agree = (spread <= _MAX_SPREAD) & (std_error <= MAX_RELIABLE_STD_ERROR)
-        posterior_gap = log_likelihood - elbo
     shape = log_likelihood.shape
     return LogLikelihood(
-        log_likelihood=log_likelihood,
+        **_said_of(log_likelihood, elbo, num_pixels),
         std_error=std_error,
-        elbo=np.asarray(elbo, np.float64),
-        posterior_gap=posterior_gap,
-        bits_per_dim=-log_likelihood / (num_pixels * math.log(2)),
         effective_sample_size=np.full(shape, np.nan),
         pareto_k=np.full(shape, np.nan),
         num_samples=num_samples,

@@ -74,8 +74,7 @@ class Settings(BaseSettings):
         description="decoder rows of one run on the device; without it, what suits the device and the images",
     )
     num_samples: PositiveInt | None = Field(
-        None,
-        description="samples per image to begin with if a request does not say; without it, the proposal's default",
+        None, description="samples per image to begin with if a request has none; without it, the proposal's default"
     )
     max_steps: PositiveInt = Field(
         DEFAULT_MAX_STEPS,
