@@ -174,6 +174,7 @@ def test_a_mixed_folder_from_training_to_answers(
     manifest = open_version(store, "photos").manifest
     preparation = manifest.preparation
     assert (preparation.size, preparation.fit, preparation.colour) == ((24, 24), "pad", "grey")
+    assert 0 < manifest.provenance.configuration["brightness"]["lowest"] < 0.5
     capsys.readouterr()
     assert main(["evaluate", str(store / "photos"), f"--data={photos}", *scoring]) == 0
     figure = next(metric for metric in manifest.metrics if metric.name == "log_likelihood")
