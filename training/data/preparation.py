@@ -62,9 +62,14 @@ class Preparation:
 
     @classmethod
     def asked(cls, options: dict[str, Any]) -> "Preparation":
-        """That of a command line's options, or of a configuration's fields; with a size, `crop` is the default."""
+        """That of a command line's options, or of a configuration's fields; with a size, `crop` is the default.
+
+        `exact` can then only come from a run or model without a size, from which the other options are inherited.
+        """
         size = options.get("size")
-        fit = options.get("fit", "exact" if size is None else "crop")
+        fit: Fit = options.get("fit", "exact")
+        if size is not None and fit == "exact":
+            fit = "crop"
         return cls(size, fit, options.get("colour"), options.get("invert", False))
 
     @classmethod
