@@ -5,7 +5,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveFloat, WithJsonSchema
 
-from model_store import Manifest
 from service.engine.anomaly.detector import DEFAULT_ALPHA, check_methods
 from service.engine.anomaly.scores import METHODS
 from service.engine.proposal import DEFAULT_PROPOSAL, DEFAULT_SEED, Proposal
@@ -128,22 +127,35 @@ class SamplesQuery(ImagesOutQuery):
     temperature: float = Field(1.0, ge=0, le=100, description="standard deviation of z; below 1, more typical images")
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """Every answer of a model says which it is."""
+
     model: str
     version: int
 
 
-class Latents(_Answer):
+class Latents(Answer):
     """Answer of `POST /v1/encode`: q(z|x) = N(mean, diag exp(log_var))."""
 
     mean: list[list[float]]
     log_var: list[list[float]]
 
 
-class Images(_Answer):
+class Images(Answer):
     """Answer of `POST /v1/decode`."""
 
     images: list[str] | list[list[list[list[float]]]]
+
+
+class ReconstructQuery(ImagesQuery, ImagesOutQuery):
+    """Parameters of `POST /v1/reconstruct`."""
+
+
+class Reconstructed(Answer):
+    """Answer of `POST /v1/reconstruct`."""
+
+    prepared: list[str] | list[list[list[list[float]]]] = Field(description="each image as the model sees it")
+    reconstructions: list[str] | list[list[list[list[float]]]] = Field(description="E[x|z] at the encoder's mean")
 
 
 class Samples(Images):
@@ -176,7 +188,7 @@ class LogLikelihoodResult(BaseModel):
     )
 
 
-class LogLikelihoods(_Answer):
+class LogLikelihoods(Answer):
     """Answer of `POST /v1/log-likelihood`."""
 
     proposal: str
@@ -206,7 +218,7 @@ class AnomalyResult(Judgement):
     )
 
 
-class Anomalies(_Answer):
+class Anomalies(Answer):
     """Answer of `POST /v1/anomaly-scores`."""
 
     method: str
@@ -214,34 +226,6 @@ class Anomalies(_Answer):
     fdr: float | None
     calibration_size: int = Field(description="how many images scores are compared with; no p-value is below 1/(n + 1)")
     results: list[AnomalyResult]
-
-
-class RefusedVersion(BaseModel):
-    """A version in the store that did not pass its checks, and the file that failed."""
-
-    version: int | None = Field(description="null: the model's folder cannot be listed, so its versions are not known")
-    reason: str
-
-
-class ModelSummary(BaseModel):
-    """One model: which versions are in the store and which are served, and one of them in full."""
-
-    name: str
-    default: bool = Field(description="whether this is the model of requests that name none")
-    default_version: int | None = Field(
-        description="the version of requests that name none; null: no version passes its checks"
-    )
-    versions: list[int] = Field(description="in the store now; those not in memory are loaded when first requested")
-    loaded_versions: list[int] = Field(description="in memory now, verified and warm")
-    refused: list[RefusedVersion]
-    manifest: Manifest | None = Field(description="of the requested version, by default of the default version")
-    execution_provider: str | None = Field(description="what really runs this version")
-
-
-class Models(BaseModel):
-    """Answer of `GET /v1/models`."""
-
-    models: list[ModelSummary]
 
 
 class ParameterProblem(BaseModel):
