@@ -150,7 +150,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "operations": {"answer_size", "memory_budget", "problems"},
         "connections": {"memory_budget", "operations", "outcome", "problems"},
         "decoding": {"memory_budget", "operations", "outcome", "rate"},
-        "models": {"descriptions", "operations", "outcome", "problems"},
+        "models": {"operations", "outcome", "problems", "schemas"},
         "serving": {
             "connections", "decoding", "memory_budget", "models", "operations", "outcome", "problems", "rate",
             "serialisation",

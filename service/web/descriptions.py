@@ -1,11 +1,10 @@
-"""The JSON answers that describe models, their calibration, and the service's limits, as `/docs` shows them."""
+"""The JSON answers that describe a calibration and the service's limits, as `/docs` shows them."""
 
 from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-from model_store import Manifest
 from service.engine.model import Model
 from service.web.connections.framing import MAX_TARGET_BYTES
 from service.web.media_types import PIXEL_TYPES
@@ -13,34 +12,6 @@ from service.web.operations.settings import Settings
 from service.web.schemas import Answer
 
 _PROBABILITIES = np.linspace(0, 1, 101)
-
-
-class RefusedVersion(BaseModel):
-    """A version in the store that did not pass its checks, and the file that failed."""
-
-    version: int | None = Field(description="null: the model's folder cannot be listed, so its versions are not known")
-    reason: str
-
-
-class ModelSummary(BaseModel):
-    """One model: which versions are in the store and which are served, and one of them in full."""
-
-    name: str
-    default: bool = Field(description="whether this is the model of requests that name none")
-    default_version: int | None = Field(
-        description="the version of requests that name none; null: no version passes its checks"
-    )
-    versions: list[int] = Field(description="in the store now; those not in memory are loaded when first requested")
-    loaded_versions: list[int] = Field(description="in memory now, verified and warm")
-    refused: list[RefusedVersion]
-    manifest: Manifest | None = Field(description="of the requested version, by default of the default version")
-    execution_provider: str | None = Field(description="what really runs this version")
-
-
-class Models(BaseModel):
-    """Answer of `GET /v1/models`."""
-
-    models: list[ModelSummary]
 
 
 class LatentUnits(BaseModel):

@@ -204,15 +204,15 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
     )
 
 
-@router.get("/models", response_model=descriptions.Models)
+@router.get("/models", response_model=schemas.Models)
 async def models(request: Request, _: Annotated[schemas.NoQuery, Query()]) -> Response:
     """Every model: its versions in the store and in memory, those refused, and the default one's manifest."""
     registry = request.app.state.backend.require_ready().registry
-    found = descriptions.Models(models=await registry.summaries())
+    found = schemas.Models(models=await registry.summaries())
     return Response(found.model_dump_json(), media_type=JSON)
 
 
-@router.get("/models/{name}", response_model=descriptions.ModelSummary)
+@router.get("/models/{name}", response_model=schemas.ModelSummary)
 async def model(request: Request, name: str, query: Annotated[schemas.VersionQuery, Query()]) -> Response:
     """The same of one model, with the manifest of the version asked for."""
     found = await request.app.state.backend.require_ready().registry.summary(name, query.version)
@@ -236,12 +236,12 @@ async def limits(request: Request, _: Annotated[schemas.NoQuery, Query()]) -> Re
     return Response(described.model_dump_json(), media_type=JSON)
 
 
-@admin_router.post("/reload", response_model=descriptions.Models)
+@admin_router.post("/reload", response_model=schemas.Models)
 async def reload(request: Request, _: Annotated[schemas.NoQuery, Query()]) -> Response:
     """Serve what the store holds now; answers, when that is done, as `GET /v1/models` does."""
     registry = request.app.state.backend.require_ready().registry
     await registry.reload(retry=True)
-    return Response(descriptions.Models(models=await registry.summaries()).model_dump_json(), media_type=JSON)
+    return Response(schemas.Models(models=await registry.summaries()).model_dump_json(), media_type=JSON)
 
 
 @probes_router.get("/livez")

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveFloat, WithJsonSchema
 
+from model_store import Manifest
 from service.engine.anomaly.detector import DEFAULT_ALPHA, check_methods
 from service.engine.anomaly.scores import METHODS
 from service.engine.proposal import DEFAULT_PROPOSAL, DEFAULT_SEED, Proposal
@@ -226,6 +227,34 @@ class Anomalies(Answer):
     fdr: float | None
     calibration_size: int = Field(description="how many images scores are compared with; no p-value is below 1/(n + 1)")
     results: list[AnomalyResult]
+
+
+class RefusedVersion(BaseModel):
+    """A version in the store that did not pass its checks, and the file that failed."""
+
+    version: int | None = Field(description="null: the model's folder cannot be listed, so its versions are not known")
+    reason: str
+
+
+class ModelSummary(BaseModel):
+    """One model: which versions are in the store and which are served, and one of them in full."""
+
+    name: str
+    default: bool = Field(description="whether this is the model of requests that name none")
+    default_version: int | None = Field(
+        description="the version of requests that name none; null: no version passes its checks"
+    )
+    versions: list[int] = Field(description="in the store now; those not in memory are loaded when first requested")
+    loaded_versions: list[int] = Field(description="in memory now, verified and warm")
+    refused: list[RefusedVersion]
+    manifest: Manifest | None = Field(description="of the requested version, by default of the default version")
+    execution_provider: str | None = Field(description="what really runs this version")
+
+
+class Models(BaseModel):
+    """Answer of `GET /v1/models`."""
+
+    models: list[ModelSummary]
 
 
 class ParameterProblem(BaseModel):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_store import InvalidArtifactError
-from service.web.descriptions import RefusedVersion
+from service.web.schemas import RefusedVersion
 
 Key = tuple[str, int]
 """The name and version of a model."""

@@ -27,7 +27,6 @@ from model_store import (
 )
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError, Runtime
-from service.web.descriptions import ModelSummary
 from service.web.models.loading import Loads, repeat
 from service.web.models.opening import Opener, latest_version, runtime_of
 from service.web.models.refusals import Key, Refusal
@@ -36,6 +35,7 @@ from service.web.models.trials import Trials
 from service.web.operations.metrics import Metrics
 from service.web.operations.settings import Settings
 from service.web.problems import NotReadyError
+from service.web.schemas import ModelSummary
 
 _log = structlog.get_logger()
 _LONG_SECONDS = 1.0
@@ -149,7 +149,7 @@ class Registry:
             InvalidArtifactError: its files are broken.
             DeadlineError, TooManyLoadsError: it is not in memory, see loading.py.
         """
-        name = name or self._served.only_name()
+        name = name or self._served.unnamed or self._served.only_name()
         version = version or self._served.defaults.get(name) or await latest_version(self._root, name)
         key = name, version
         if key in self._served.models:

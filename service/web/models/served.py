@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from model_store import InvalidArtifactError, ModelNotFoundError
 from service.engine.model import Model
-from service.web.descriptions import ModelSummary
 from service.web.models.refusals import Key, Refusal, Stamp, refused_versions
+from service.web.schemas import ModelSummary
 
 
 @dataclass
