@@ -146,7 +146,7 @@ def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoo
     )
 
     def answer(estimate: Any) -> Response:
-        request.backend.count_estimates(model, estimate.reliable)
+        request.backend.count_estimates(model, estimate.reason)
         results = estimate_rows(estimate)
         return json_reply({**request.named, "proposal": query.proposal, "seed": query.seed, "results": results})
 

@@ -31,9 +31,8 @@ def test_a_score_at_a_quantile_has_that_p_value(client: TestClient, digits: Any)
     assert (calibration["model"], calibration["version"]) == ("digits", 2)
     size, probabilities = calibration["calibration_size"], np.array(calibration["probabilities"])
     assert (len(probabilities), probabilities[0], probabilities[-1]) == (101, 0, 1)
-    asked = {"content": npy(digits), "headers": AS_NPY}
     methods = ",".join(calibration["quantiles"])
-    answer = client.post(f"/v1/anomaly-scores?method={methods}", **asked).json()
+    answer = client.post(f"/v1/anomaly-scores?method={methods}", content=npy(digits), headers=AS_NPY).json()
     assert answer["calibration_size"] == size
     for method, quantiles in calibration["quantiles"].items():
         assert len(quantiles) == 101
