@@ -39,8 +39,9 @@ from request_way import answer, wait_until_ready
 
 from model_store import BUNDLED, list_store, open_version
 from service.engine.chunks import complete
+from service.engine.host_memory import share_arena
 from service.engine.model import Model
-from service.engine.runtime import CPU, Runtime, _share_host_memory
+from service.engine.runtime import CPU, Runtime
 from service.serve import make_server
 from service.web.models import registry
 from service.web.operations.allocator import tune_allocator
@@ -79,7 +80,7 @@ class SharingRuntime(Runtime):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.use_per_session_threads = "pool" not in self._shares
         if "arena" in self._shares:
-            _share_host_memory()
+            share_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
         if "unpacked" in self._shares:
             options.add_session_config_entry("session.disable_prepacking", "1")

@@ -101,6 +101,7 @@ def serve() -> int:
         return 2
     server = make_server(settings, tracer_provider)
     output.count_dropped(server.app.state.metrics.dropped_log_lines)
+    server.app.openapi()  # kept; at the first request it would hold up all others, for a tenth of a second
     server.run()
     return 1 if server.failed else 0
 

@@ -10,7 +10,6 @@ built again, a `run` that is retried, and single nodes. All four are closed here
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from model_store import InvalidArtifactError
 from service.engine import cuda
 from service.engine.blocks import CPU_BLOCKS, BlockSizes, cuda_blocks
+from service.engine.host_memory import share_arena
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Choice = Literal["auto", "cuda", "cpu"]
@@ -65,16 +65,6 @@ class OutOfDeviceMemoryError(Exception):
 
 DEVICE_ERRORS = (ExecutionProviderError, DeviceLostError, OutOfDeviceMemoryError)
 """What the machine is to blame for, whatever is asked of it."""
-
-
-@cache
-def _share_host_memory() -> None:
-    """Have one arena for the intermediate results of all CPU sessions of this process, registered once.
-
-    An arena keeps what its largest run took. Where each session has its own, ten models keep it seventy times.
-    """
-    arenas, default = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
-    ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", arenas, 0, default), ort.OrtArenaCfg({}))
 
 
 class Session:
@@ -223,7 +213,7 @@ class Runtime:
                 )
             ]
         else:
-            _share_host_memory()
+            share_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
             # Threads of its own: the one pool that all sessions could share spins, and no setting of it prevents that.
             options.intra_op_num_threads = self._num_threads

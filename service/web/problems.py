@@ -265,7 +265,7 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
     """The answer to Starlette's own errors: no such path, no such method."""
     status = HTTPStatus(error.status_code)
     problem_type = _type_of(status)
-    path = shortened(request.url.path, _MAX_QUOTED)
+    path = shortened(request.scope["path"], _MAX_QUOTED)
     detail = f"{request.method} {path}: {error.detail}; the routes are listed at /docs"
     headers = dict(error.headers or {})
     if status == HTTPStatus.METHOD_NOT_ALLOWED:

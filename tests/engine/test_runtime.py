@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from model_store import ImageShape, InvalidArtifactError
+from service.engine.host_memory import release_arena
 from service.engine.runtime import CPU, CUDA, ExecutionProviderError, Runtime
 from tests.rounding import network_error
 from tests.toys import bernoulli_toy
@@ -135,6 +136,31 @@ def test_sessions_share_what_they_keep_for_their_intermediate_results() -> None:
     for session in sessions:
         assert session.run({"x": x})["y"] == pytest.approx(np.e)
     assert resident_bytes() - after_one < 2**24
+
+
+def test_what_no_run_uses_is_returned_to_the_system() -> None:
+    session = Runtime("cpu", 1).open(wide_graph(), FILE)
+    x = np.ones(1, np.float32)
+    for _ in range(2):
+        assert session.run({"x": x})["y"] == pytest.approx(np.e)
+        kept = resident_bytes()
+        release_arena()
+        assert resident_bytes() < kept - 2**24
+
+
+def test_memory_is_returned_while_sessions_run() -> None:
+    z = np.random.default_rng(0).standard_normal((4, 256, 3)).astype(np.float32)
+    session = Runtime("cpu", 1).open(DECODER, FILE)
+    expected = [session.run({"z": rows})["logits"] for rows in z]
+
+    def agree(index: int) -> bool:
+        return all(np.array_equal(session.run({"z": z[index]})["logits"], expected[index]) for _ in range(200))
+
+    with ThreadPoolExecutor(len(z)) as threads:
+        ran = threads.map(agree, range(len(z)))
+        for _ in range(50):
+            release_arena()
+        assert all(ran)
 
 
 def test_sessions_that_run_at_the_same_time_do_not_write_into_one_another() -> None:

@@ -9,10 +9,12 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
+from service.web.connections.framing import decode_path
 from tests.hostile import wire
 from tests.hostile.harness import ChildService, watched
 from tests.hostile.wire import Answer
@@ -510,3 +512,11 @@ def test_a_target_is_logged_as_it_is_asked_for(service: ChildService) -> None:
         }
     assert (paths["of-a-url"], paths["of-a-host"]) == ("/v1/nowhere", "/")
     assert json.loads(sent(service, LAST)[0].body)["models"]
+
+
+def test_a_path_is_decoded_as_the_standard_library_does() -> None:
+    chance = np.random.default_rng(0)
+    pieces = np.array(["%", "%%", "%4", "%41", "%c3%A9", "%ff", "%0a", "%20", "%3d", "=", "==", "=41", "=%", "_", "a"])
+    for _ in range(3000):
+        path = "".join(chance.choice(pieces, chance.integers(12)))
+        assert decode_path(path.encode()) == unquote(path), path

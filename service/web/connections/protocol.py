@@ -12,7 +12,6 @@ dropped.
 
 import asyncio
 from typing import Any
-from urllib.parse import unquote
 
 import httptools
 import uvicorn
@@ -22,7 +21,7 @@ from service.web.connections.admission import AdmissionLimit
 from service.web.connections.connection_limit import ConnectionLimit, Permission
 from service.web.connections.exchange import Exchange
 from service.web.connections.flow import HIGH_WATER_BYTES
-from service.web.connections.framing import RefusedHeadError
+from service.web.connections.framing import RefusedHeadError, decode_path
 from service.web.connections.response_sender import AnsweringProtocol, address_of
 from service.web.operations.request_log import QUIET_PATHS
 from service.web.outcome import QueueFullError
@@ -147,7 +146,7 @@ class HttpConnection(AnsweringProtocol):
         parsed = httptools.parse_url(self.url)
         path = parsed.path.decode("ascii")
         if "%" in path:
-            path = unquote(path)
+            path = decode_path(parsed.path)
         if self._permission is Permission.PROBES and path.removeprefix(self._prefix) not in QUIET_PATHS:
             detail = f"{self._limit.most} connections are open; try again in {_RETRY_SECONDS} s"
             raise RefusedHeadError(TOO_MANY_CONNECTIONS, detail, _RETRY)
