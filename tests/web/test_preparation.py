@@ -82,7 +82,11 @@ def test_a_photo_is_prepared_the_same_in_every_content_type(client: TestClient, 
 
 @pytest.mark.parametrize(
     ("path", "query"),
-    [("/v1/log-likelihood", {"num_samples": 10, "proposal": "laplace"}), ("/v1/anomaly-scores", {"explain": True})],
+    [
+        ("/v1/log-likelihood", {"num_samples": 10, "proposal": "laplace"}),
+        ("/v1/anomaly-scores", {"explain": True}),
+        ("/v1/reconstruct", {"as": "array"}),
+    ],
 )
 def test_every_route_takes_any_size(client: TestClient, path: str, query: dict[str, Any]) -> None:
     """The toy's own images have black and white pixels too: it is not binarised."""
