@@ -1,4 +1,4 @@
-"""One loaded model: encode, decode, sample, log_likelihood, anomaly_scores. This is the engine's whole interface.
+"""One loaded model, the engine's whole interface: encode, decode, reconstruct, sample, log_likelihood, anomaly_scores.
 
 Each is a computation in chunks, see chunks.py: `complete(model.encode(pixels))` gives the result.
 """
@@ -41,6 +41,7 @@ from service.engine.proposal import (
     check_request,
     standard_normal,
 )
+from service.engine.reconstruction import Reconstructions
 from service.engine.runtime import CPU, Runtime, blaming
 from service.engine.verification import read_graphs, try_out, verify_decoder, verify_encoder
 
@@ -54,7 +55,7 @@ Pixels = NDArray[np.float32]
 
 
 class Model:
-    """An encoder and a decoder with the manifest's word for what they are.
+    """The graphs of one version.
 
     Args:
         description: the manifest, or what will become one.
@@ -66,6 +67,10 @@ class Model:
             the runtime's device and the size of the images.
         max_steps: tries after which the search for an image's posterior mode ends; see posterior/laplace.py.
         tried: the graphs have been run on a CPU, and need not be tried out on one again.
+
+    Attributes:
+        graph_bytes: of its graphs' files, of which most are weights.
+        run_bytes: of memory that its graphs keep once each has run as many rows as it may.
 
     Raises:
         InvalidArtifactError: a graph is not what the description says; the message names the file.
@@ -90,9 +95,9 @@ class Model:
         self._detector = None if calibration is None else Detector(calibration)
         self._preparation = Preparation(description.preparation, description.image, description.likelihood.levels)
         written = read_graphs(description, encoder, decoder, likelihood, folder)
-        self._graph_bytes = len(encoder) + len(decoder) + len(likelihood)
+        self.graph_bytes = len(encoder) + len(decoder) + len(likelihood)
         self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(written.numbers_a_row)
-        self._run_bytes = 6 * self._chunk_rows * BYTES_A_PIXEL * written.numbers_a_row
+        self.run_bytes = 6 * self._chunk_rows * BYTES_A_PIXEL * written.numbers_a_row
         self._encoder = runtime.open(encoder, folder / ENCODER)
         chw, trusted = description.image.chw, tried and runtime.provider == CPU
         if not trusted:
@@ -154,19 +159,16 @@ class Model:
         """Decoder rows that estimates and scores have run so far: samples, and what finding modes takes."""
         return self._sampler.rows_run
 
+    @property
+    def detector(self) -> Detector:
+        """Scores images against the calibration; an UncalibratedModelError where there is none."""
+        if self._detector is None:
+            raise UncalibratedModelError("this model has no calibration scores")
+        return self._detector
+
     def estimates_bytes(self, num_images: int, num_samples: int, limit: int | None = None) -> int:
         """Bytes of memory that `log_likelihood` may take beside images and results; `anomaly_scores` takes no more."""
         return self._estimator.memory(num_images, num_samples, self.description.latent_dim, limit=limit or num_samples)
-
-    @property
-    def run_bytes(self) -> int:
-        """Bytes of memory that its graphs keep once each has run as many rows as it may."""
-        return self._run_bytes
-
-    @property
-    def graph_bytes(self) -> int:
-        """Bytes of its graphs' files, of which most are weights."""
-        return self._graph_bytes
 
     def encode(self, pixels: Pixels) -> Chunks[DiagonalGaussian]:
         """q(z|x): images [B, C, H, W] → mean and log_var [B, D]."""
@@ -180,6 +182,12 @@ class Model:
             images[rows] = self._preparation.restore(self._sampler.decode(latents[rows]))
             yield
         return images
+
+    def reconstruct(self, pixels: Pixels) -> Chunks[Reconstructions]:
+        """What the model keeps of each image: images [B, C, H, W] → E[x|z] at the encoder's mean."""
+        x = PreparedImages(pixels, self._preparation)
+        code = yield from self._encode(x)
+        return Reconstructions(np.stack([*x.restored()]), (yield from self.decode(code.mean)))
 
     def sample(self, num_images: int, *, seed: int, temperature: float = 1.0) -> Chunks[Samples]:
         """What the model imagines: z ~ N(0, temperature²·I), then `decode`."""
@@ -245,22 +253,21 @@ class Model:
         Raises:
             UnknownMethodError, UncalibratedModelError: see anomaly/detector.py.
         """
-        if self._detector is None:
-            raise UncalibratedModelError("this model has no calibration scores")
-        chosen = self._detector.choose(methods)
+        detector = self.detector
+        chosen = detector.choose(methods)
         x = PreparedImages(pixels, self._preparation)
         protocol = self.description.calibration
         effort = Effort(protocol.num_samples, protocol.seed, num_draws=NUM_DRAWS if explain else 0)
         statistics, inference = yield from self._infer(x, protocol.proposal, effort)
         record = inference.record
         scores = AnomalyScores(
-            by_method=(yield from self._detector.judge(statistics, chosen, alpha=alpha, fdr=fdr)),
+            by_method=(yield from detector.judge(statistics, chosen, alpha=alpha, fdr=fdr)),
             log_likelihood=record.log_likelihood,
             std_error=record.std_error,
             posterior_gap=record.posterior_gap,
             num_samples=record.num_samples,
             reliable=record.reliable,
-            calibration_size=self._detector.calibration_size,
+            calibration_size=detector.calibration_size,
         )
         if not explain:
             return scores

@@ -68,6 +68,25 @@ def npy_reply(array: NDArray[Any], headers: Mapping[str, str] | None = None) -> 
     return PiecewiseResponse([head, *pieces], headers, NPY)
 
 
+def pairs_reply(
+    document: Mapping[str, Any],
+    pairs: Mapping[str, NDArray[np.float32]],
+    *,
+    media: str,
+    form: Literal["png", "array"],
+) -> Response:
+    """Two images [C, H, W] of each of B, by name, as JSON added to `document`.
+
+    As PNG: a row for each pair. As npy: [B, 2, C, H, W].
+    """
+    if media == JSON:
+        return json_reply({**document, **{name: _listed(images, form) for name, images in pairs.items()}})
+    stacked = np.stack([*pairs.values()], axis=1)
+    if media == NPY:
+        return npy_reply(stacked)
+    return Response(_png_of_levels(_grid(stacked.reshape(-1, *stacked.shape[2:]), len(pairs))), media_type=PNG)
+
+
 def images_reply(
     document: Mapping[str, Any],
     images: NDArray[np.float32],
@@ -81,10 +100,12 @@ def images_reply(
         return Response(_png_of_levels(_grid(images)), headers=headers, media_type=PNG)
     if media == NPY:
         return npy_reply(images, headers)
-    listed = (
-        images if form == "array" else Written(len(images), lambda part: [_png_text(image) for image in images[part]])
-    )
-    return json_reply({**document, "images": listed}, headers)
+    return json_reply({**document, "images": _listed(images, form)}, headers)
+
+
+def _listed(images: NDArray[np.float32], form: Literal["png", "array"]) -> "NDArray[np.float32] | Written":
+    """Images [N, C, H, W] for JSON: nested numbers, or base64 PNGs."""
+    return images if form == "array" else Written(len(images), lambda part: [_png_text(one) for one in images[part]])
 
 
 @lru_cache(maxsize=64)
@@ -228,12 +249,12 @@ def _png_of_levels(levels: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _grid(images: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Arrange images [N, C, H, W] row by row in the squarest grid: [C, rows·(H+1)−1, columns·(W+1)−1]."""
+def _grid(images: NDArray[np.float32], columns: int | None = None) -> NDArray[np.uint8]:
+    """Arrange images [N, C, H, W] row by row, by default in the squarest grid: [C, rows·(H+1)−1, columns·(W+1)−1]."""
     count, channels, height, width = images.shape
     if count == 1:
         return _levels(images[0])
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     down, across = height + _GRID_LINE, width + _GRID_LINE
     grid = np.full((channels, rows * down - _GRID_LINE, columns * across - _GRID_LINE), _GRID_LEVEL, np.uint8)

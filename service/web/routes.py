@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -15,14 +16,23 @@ from service.engine.anomaly.detector import DEFAULT_ALPHA, AnomalyScores
 from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DiagonalGaussian, check_request
-from service.web import answer_size, schemas
+from service.engine.reconstruction import Reconstructions
+from service.web import answer_size, descriptions, schemas
 from service.web.answer_size import check_answer, check_images
 from service.web.endpoint import Work, computed
 from service.web.media_types import JSON, NPY
 from service.web.problems import LimitError
 from service.web.rate import Meter
 from service.web.requests import ComputedRequest, ImagesRequest, LatentsRequest
-from service.web.responses import IMAGE_FORMS, anomaly_rows, estimate_rows, images_reply, json_reply, npy_reply
+from service.web.responses import (
+    IMAGE_FORMS,
+    anomaly_rows,
+    estimate_rows,
+    images_reply,
+    json_reply,
+    npy_reply,
+    pairs_reply,
+)
 from service.web.serving.batch_queue import alone
 from service.web.serving.batching import decoding, encoding
 
@@ -74,6 +84,25 @@ def decode(request: LatentsRequest, query: Annotated[schemas.ImagesOutQuery, Que
     )
 
 
+@computed(router, "POST", "/reconstruct", answer=schemas.Reconstructed, media_types=IMAGE_FORMS)
+def reconstruct(request: ImagesRequest, query: Annotated[schemas.ReconstructQuery, Query()]) -> Work[Reconstructions]:
+    """Each image as the model sees it, and E[x|z] at the encoder's mean. As npy: float32 [B, 2, C, H, W]."""
+    images = request.images
+
+    def answer(found: Reconstructions) -> Response:
+        pairs = {"prepared": found.prepared, "reconstructions": found.reconstructed}
+        return pairs_reply(request.named, pairs, media=request.media_type, form=query.as_)
+
+    return Work(
+        alone(request.model.reconstruct(images)),
+        None,
+        rows=2 * len(images),
+        held_bytes=images.nbytes + _check_output(request, 2 * len(images), query),
+        numbers=2 * images.size,
+        answer=answer,
+    )
+
+
 @computed(router, "GET", "/samples", answer=schemas.Samples, media_types=IMAGE_FORMS)
 def samples(request: ComputedRequest, query: Annotated[schemas.SamplesQuery, Query()]) -> Work[Any]:
     """Images drawn from the prior: z ~ N(0, temperature²·I), then E[x|z]. The header `X-Seed` tells the seed."""
@@ -117,7 +146,7 @@ def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoo
     )
 
     def answer(estimate: Any) -> Response:
-        request.backend.count_estimates(model, estimate.reliable)
+        request.backend.count_estimates(model, estimate.reason)
         results = estimate_rows(estimate)
         return json_reply({**request.named, "proposal": query.proposal, "seed": query.seed, "results": results})
 
@@ -188,6 +217,23 @@ async def model(request: Request, name: str, query: Annotated[schemas.VersionQue
     """The same of one model, with the manifest of the version asked for."""
     found = await request.app.state.backend.require_ready().registry.summary(name, query.version)
     return Response(found.model_dump_json(), media_type=JSON)
+
+
+@router.get("/models/{name}/calibration", response_model=descriptions.Calibration)
+async def calibration(request: Request, name: str, query: Annotated[schemas.VersionQuery, Query()]) -> Response:
+    """The scores that p-values compare with, as quantiles by method, and the codes of the calibration images."""
+    backend = request.app.state.backend.require_ready()
+    found, _ = await backend.registry.model(name, query.version, timeout_seconds=backend.settings.timeout_seconds)
+    described = await run_in_threadpool(descriptions.Calibration.of, found)
+    return Response(described.model_dump_json(), media_type=JSON)
+
+
+@router.get("/limits", response_model=descriptions.Limits)
+async def limits(request: Request, _: Annotated[schemas.NoQuery, Query()]) -> Response:
+    """Every limit that a client must respect, and what the models run on."""
+    backend = request.app.state.backend.require_ready()
+    described = descriptions.Limits.of(backend.settings, backend.registry.execution_provider)
+    return Response(described.model_dump_json(), media_type=JSON)
 
 
 @admin_router.post("/reload", response_model=schemas.Models)

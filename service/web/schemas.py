@@ -40,7 +40,9 @@ class NoQuery(BaseModel):
 class ImagesQuery(ModelQuery):
     """Parameters of every route that takes images."""
 
-    resize: bool = Field(False, description="resample images of another height or width instead of refusing them")
+    resize: bool = Field(
+        False, description="for models that take one size only: resample other images instead of refusing them"
+    )
 
 
 class LogLikelihoodQuery(ImagesQuery):
@@ -128,22 +130,35 @@ class SamplesQuery(ImagesOutQuery):
     temperature: float = Field(1.0, ge=0, le=100, description="standard deviation of z; below 1, more typical images")
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """Every answer of a model says which it is."""
+
     model: str
     version: int
 
 
-class Latents(_Answer):
+class Latents(Answer):
     """Answer of `POST /v1/encode`: q(z|x) = N(mean, diag exp(log_var))."""
 
     mean: list[list[float]]
     log_var: list[list[float]]
 
 
-class Images(_Answer):
+class Images(Answer):
     """Answer of `POST /v1/decode`."""
 
     images: list[str] | list[list[list[list[float]]]]
+
+
+class ReconstructQuery(ImagesQuery, ImagesOutQuery):
+    """Parameters of `POST /v1/reconstruct`."""
+
+
+class Reconstructed(Answer):
+    """Answer of `POST /v1/reconstruct`."""
+
+    prepared: list[str] | list[list[list[list[float]]]] = Field(description="each image as the model sees it")
+    reconstructions: list[str] | list[list[list[list[float]]]] = Field(description="E[x|z] at the encoder's mean")
 
 
 class Samples(Images):
@@ -176,7 +191,7 @@ class LogLikelihoodResult(BaseModel):
     )
 
 
-class LogLikelihoods(_Answer):
+class LogLikelihoods(Answer):
     """Answer of `POST /v1/log-likelihood`."""
 
     proposal: str
@@ -206,7 +221,7 @@ class AnomalyResult(Judgement):
     )
 
 
-class Anomalies(_Answer):
+class Anomalies(Answer):
     """Answer of `POST /v1/anomaly-scores`."""
 
     method: str

@@ -268,3 +268,17 @@ def test_an_impossible_image_calibrates_as_the_strangest() -> None:
         assert np.isfinite(judge(found, images)[method].score).all(), method
     images["log_likelihood"][0] = -1e6
     assert judge(found, images)["log_likelihood"].p_value[0] == 2 / 61  # the impossible one is further out
+
+
+def test_the_summary_tells_the_scores_that_p_values_compare_with() -> None:
+    images = draw(np.random.default_rng(5), 90)
+    compared = fitting_images(90) == 0
+    summary = detector(images).summary(np.array([0, 0.5, 1]))
+    assert set(summary.quantiles) == set(METHODS)
+    scores = np.sort(-images["log_likelihood"][compared])  # 60 of them
+    assert summary.quantiles["log_likelihood"].tolist() == [scores[0], scores[29], scores[59]]
+    codes = images["mean"][compared]
+    assert summary.code_mean is not None
+    assert summary.code_variance is not None
+    np.testing.assert_allclose(summary.code_mean, codes.mean(axis=0))
+    np.testing.assert_allclose(summary.code_variance, codes.var(axis=0))

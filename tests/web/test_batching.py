@@ -251,7 +251,7 @@ def test_a_lost_gpu_is_answered_with_503_and_ends_the_process(
             return DeviceLostError(f"the GPU has failed: {error}")
 
         monkeypatch.setattr(Session, "_run", fail)
-        for model in backend_of(client).registry._models.values():
+        for model in backend_of(client).registry.loaded:
             monkeypatch.setattr(model._encoder, "_explain", explain)
         answer: httpx2.Response = client.post("/v1/encode", content=npy(digits), headers=NPY)
         assert answer.status_code == 503
@@ -285,4 +285,4 @@ def test_rows_of_a_batch_are_what_suits_the_device(store: Any) -> None:
                 pass
             backend = backend_of(client)
             assert backend._scheduler.batch_rows == expected
-            assert {model._chunk_rows for model in backend.registry._models.values()} == {expected}
+            assert {model._chunk_rows for model in backend.registry.loaded} == {expected}

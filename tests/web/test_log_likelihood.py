@@ -1,5 +1,6 @@
 """`POST /v1/log-likelihood`: which proposal was used, whether an estimate is reliable, and why it is not."""
 
+from collections import Counter
 from typing import Any, get_args
 
 import numpy as np
@@ -166,8 +167,20 @@ def test_an_answer_has_no_more_bytes_than_are_told_before() -> None:
 def test_the_metrics_count_reliable_estimates_of_every_proposal(serve: Serve, linear_gaussian: LinearGaussian) -> None:
     client = serve(model="linear-gaussian")
     ask(client, linear_gaussian.draw(3, GAUSSIAN_SHAPE, seed=34), "proposal=annealed")
-    counted = 'logpx_estimates_total{model="linear-gaussian",reliable="True",version="1"} 3.0'
-    assert counted.lower() in client.get("/metrics").text.lower()
+    counted = 'logpx_estimates_total{model="linear-gaussian",reason="",reliable="true",version="1"} 3.0'
+    assert counted in client.get("/metrics").text
+
+
+def test_the_metrics_count_why_estimates_are_not_reliable(serve: Serve, linear_gaussian: LinearGaussian) -> None:
+    client = serve(model="linear-gaussian", max_steps=1)
+    images = 1 - linear_gaussian.draw(4, GAUSSIAN_SHAPE, seed=34)
+    results = ask(client, images, "proposal=laplace&num_samples=4")["results"]
+    reasons = Counter(result["reason"] for result in results)
+    assert set(reasons) - {None}
+    text = client.get("/metrics").text
+    for reason, count in reasons.items():
+        labels = f'model="linear-gaussian",reason="{reason or ""}",reliable="{str(reason is None).lower()}",version="1"'
+        assert f"logpx_estimates_total{{{labels}}} {count}.0" in text
 
 
 def test_the_documentation_describes_what_a_client_reads(client: TestClient) -> None:

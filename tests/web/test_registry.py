@@ -104,7 +104,7 @@ def reloads(client: TestClient, outcome: str) -> float:
 def references(client: TestClient) -> dict[int, "weakref.ref[Model]"]:
     """The models in memory by version; that they are watched does not keep them."""
     registry: Registry = client.app.state.backend.registry  # type: ignore[attr-defined]
-    return {version: weakref.ref(model) for (_, version), model in registry._models.items()}
+    return {model.manifest.version: weakref.ref(model) for model in registry.loaded}
 
 
 def test_a_published_version_takes_over_and_the_old_one_finishes_its_work_and_is_freed(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store import FITTING
+from model_store import FITTING, LATENT
 from service.engine.anomaly.conformal import benjamini_hochberg, conformal_p_value
 from service.engine.anomaly.scores import DEFAULT_METHOD, METHODS, MIN_FITTING, Method, Score
 from service.engine.anomaly.statistics import Statistics, Values, derived, restored
@@ -54,6 +54,20 @@ class AnomalyScores:
     """Images that scores are compared with: no p-value is below 1 / (n + 1)."""
     explanation: NDArray[np.float64] | None = None
     """Surprise of each pixel, nats, [B, C, H, W]; see explanation.py."""
+
+
+@dataclass(frozen=True)
+class CalibrationSummary:
+    """The scores that p-values compare with, and the codes of the same images.
+
+    Attributes:
+        quantiles: by method, [Q]: the smallest score that so many of the images do not exceed.
+        code_mean, code_variance: over images, of the encoder's means, [D]; None where an older calibration lacks these.
+    """
+
+    quantiles: Mapping[str, Float64Array]
+    code_mean: Float64Array | None
+    code_variance: Float64Array | None
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -112,6 +126,18 @@ class Detector:
     def default_method(self) -> str:
         """`combined`, where the calibration has what that needs."""
         return DEFAULT_METHOD if DEFAULT_METHOD in self._scores else "log_likelihood"
+
+    def summary(self, probabilities: Float64Array) -> CalibrationSummary:
+        """The quantiles of the scores of every method that this calibration has what it needs for."""
+        quantiles = {
+            name: np.quantile(scores, probabilities, method="inverted_cdf")
+            for name, (_, scores) in self._scores.items()
+        }
+        codes = [array for name, array in self._compared.items() if name.startswith(LATENT)]
+        if not codes:
+            return CalibrationSummary(quantiles, None, None)
+        with np.errstate(over="ignore", invalid="ignore"):  # ∞ − ∞
+            return CalibrationSummary(quantiles, np.mean(codes, axis=1), np.var(codes, axis=1))
 
     def choose(self, methods: Sequence[str]) -> tuple[str, ...]:
         """The methods to score by: those asked for, each once, or the default one.

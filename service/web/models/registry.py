@@ -9,7 +9,7 @@ All state belongs to the event loop. Several versions can be opened at the same 
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from weakref import WeakValueDictionary
 
@@ -29,7 +29,8 @@ from service.engine.model import Model
 from service.engine.runtime import DeviceLostError, Runtime
 from service.web.models.loading import Loads, repeat
 from service.web.models.opening import Opener, latest_version, runtime_of
-from service.web.models.refusals import Key, Refusal, Stamp, refused_versions
+from service.web.models.refusals import Key, Refusal
+from service.web.models.served import Served
 from service.web.models.trials import Trials
 from service.web.operations.metrics import Metrics
 from service.web.operations.settings import Settings
@@ -64,17 +65,12 @@ class Registry:
         self._runtime: Runtime | None = None
         self._trials: Trials | None = None
         self._opener: Opener | None = None
-        self._unnamed: str | None = None
-        self._defaults: dict[str, int] = {}
-        self._models: dict[Key, Model] = {}  # versions that are not defaults are in the order of their last use
-        self._stamps: dict[Key, Stamp] = {}
-        self._refused: dict[Key, Refusal] = {}
-        self._unreadable: dict[str, InvalidArtifactError] = {}  # models whose folder cannot be listed
+        self._served = Served()
         self._changes = 0  # number of changes by reloads
         self._renewing = asyncio.Lock()
         self._opening: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._loads: Loads[Model] = Loads()
-        metrics.refused_versions.set_function(lambda: len(self._refused) + len(self._unreadable))
+        metrics.refused_versions.set_function(lambda: len(self._served.refused) + len(self._served.unreadable))
 
     async def load(self) -> None:
         """Load each model's newest version that passes its checks.
@@ -99,14 +95,15 @@ class Registry:
             raise StoreError(f"{self._root}: the model store holds no model")
         if settings.model is not None and settings.model not in names:
             raise ModelNotFoundError(f"the store has no model {settings.model!r} (LOGPX_MODEL)")
-        self._unnamed = settings.model or self._only(names)
+        self._served.unnamed = settings.model or self._only(names)
         async with self._renewing:
             await self._renew(listing)
-        if not self._defaults or (self._unnamed is not None and self._unnamed not in self._defaults):
-            refused = [f"{refusal.file}: {refusal.problem}" for refusal in self._refused.values()]
-            problems = "; ".join([*refused, *map(str, self._unreadable.values())])
-            raise StoreError(f"no version of {self._unnamed or 'any model'} can be served: {problems}")
-        _log.info("models loaded", versions=dict(self._defaults), provider=runtime.provider)
+        if not self._served.defaults or (
+            self._served.unnamed is not None and self._served.unnamed not in self._served.defaults
+        ):
+            which = self._served.unnamed or "any model"
+            raise StoreError(f"no version of {which} can be served: {self._served.problems()}")
+        _log.info("models loaded", versions=dict(self._served.defaults), provider=runtime.provider)
 
     def _only(self, names: Collection[str]) -> str | None:
         """The model of requests that name none, if the settings do not say."""
@@ -125,14 +122,14 @@ class Registry:
             try:
                 listing = await asyncio.to_thread(list_store, self._root)
                 if retry:
-                    self._refused.clear()
-                    self._unreadable.clear()
-                changes, refused, unreadable = self._changes, dict(self._refused), set(self._unreadable)
+                    self._served.refused.clear()
+                    self._served.unreadable.clear()
+                changes, refused, unreadable = self._changes, dict(self._served.refused), set(self._served.unreadable)
                 await self._renew(listing)
             except Exception:
                 self._metrics.reloads.labels("failed").inc()
                 raise
-            worse = self._refused.items() - refused.items() or self._unreadable.keys() - unreadable
+            worse = self._served.refused.items() - refused.items() or self._served.unreadable.keys() - unreadable
             outcome = "refused" if worse else "changed" if self._changes != changes else "unchanged"
             self._metrics.reloads.labels(outcome).inc()
 
@@ -152,11 +149,12 @@ class Registry:
             InvalidArtifactError: its files are broken.
             DeadlineError, TooManyLoadsError: it is not in memory, see loading.py.
         """
-        name = name or self._only_name()
-        version = version or self._defaults.get(name) or await latest_version(self._root, name)
+        name = name or self._served.unnamed or self._served.only_name()
+        version = version or self._served.defaults.get(name) or await latest_version(self._root, name)
         key = name, version
-        if key in self._models:
-            return (self._models[key] if key[1] == self._defaults.get(key[0]) else self._used(key)), 0.0
+        if key in self._served.models:
+            is_default = self._served.defaults.get(key[0]) == key[1]
+            return (self._served.models[key] if is_default else self._used(key)), 0.0
         started = time.monotonic()
         found = await self._loads.wait(key, lambda: self._load(key), timeout_seconds=timeout_seconds)
         return found, time.monotonic() - started
@@ -164,8 +162,7 @@ class Registry:
     async def summaries(self) -> list[ModelSummary]:
         """The answer of `/v1/models`: every model that is served or has a refused version."""
         stored = (await asyncio.to_thread(list_store, self._root)).versions
-        names = sorted({name for name, _ in [*self._models, *self._refused]} | self._unreadable.keys())
-        return [self._summary(name, self._models.get((name, self._defaults.get(name, 0))), stored) for name in names]
+        return self._served.summaries(stored)
 
     async def summary(self, name: str, version: int | None) -> ModelSummary:
         """The answer of `/v1/models/{name}` for one version, by default the default version.
@@ -174,7 +171,7 @@ class Registry:
         """
         found, _ = await self.model(name, version, timeout_seconds=self._settings.timeout_seconds)
         stored = (await asyncio.to_thread(list_store, self._root)).versions
-        return self._summary(name, found, stored)
+        return self._served.summary(name, found, stored)
 
     @property
     def batch_rows(self) -> int | None:
@@ -182,9 +179,20 @@ class Registry:
         return self._settings.chunk_rows or (self._runtime.blocks.rows if self._runtime else None)
 
     @property
+    def execution_provider(self) -> str:
+        """What the models run on.
+
+        Raises:
+            NotReadyError: that is not known yet.
+        """
+        if self._runtime is None:
+            raise NotReadyError("the models are still loading")
+        return self._runtime.provider
+
+    @property
     def loaded(self) -> list[Model]:
         """The models in memory."""
-        return list(self._models.values())
+        return list(self._served.models.values())
 
     def close(self) -> None:
         """Stop opening versions."""
@@ -194,56 +202,38 @@ class Registry:
         if self._opener is not None:
             self._opener.close()
 
-    def _summary(self, name: str, model: Model | None, stored: Mapping[str, list[int]]) -> ModelSummary:
-        return ModelSummary(
-            name=name,
-            default=name == self._unnamed,
-            default_version=self._defaults.get(name),
-            versions=stored.get(name, []),
-            loaded_versions=sorted(number for other, number in self._models if other == name),
-            refused=refused_versions(name, self._refused, self._unreadable),
-            manifest=model.manifest if model else None,
-            execution_provider=model.provider if model else None,
-        )
-
-    def _only_name(self) -> str:
-        if self._unnamed is None:
-            names = ", ".join(sorted(self._defaults))
-            raise ModelNotFoundError(f"there are several models; name one with ?model=: {names}")
-        return self._unnamed
-
     async def _load(self, key: Key) -> Model:
         """Load a version that a request asks for, and drop the least recently used one if there are too many."""
         await asyncio.to_thread(version_stamp, self._root, *key)  # a missing one need not wait
-        if not (key in self._models or await self._bring(key, asked=True)):
-            refusal = self._refused[key]
+        if not (key in self._served.models or await self._bring(key, asked=True)):
+            refusal = self._served.refused[key]
             raise InvalidArtifactError(refusal.file, refusal.problem)
         return self._used(key)
 
     def _used(self, key: Key) -> Model:
-        if key[1] != self._defaults.get(key[0]):
-            self._models[key] = self._models.pop(key)
+        if not self._served.is_default(key):
+            self._served.models[key] = self._served.models.pop(key)
             self._drop_least_recent()
-        return self._models[key]
+        return self._served.models[key]
 
     async def _renew(self, listing: Listing) -> None:
         """Make the newest versions that pass the defaults, and drop other versions that the store no longer has."""
         for name, error in listing.unreadable.items():
-            if name not in self._unreadable or self._unreadable[name].problem != error.problem:
+            if name not in self._served.unreadable or self._served.unreadable[name].problem != error.problem:
                 _log.error("model refused", model=name, file=str(error.file), problem=error.problem)
-        self._unreadable = listing.unreadable
+        self._served.unreadable = listing.unreadable
         listed = {(name, version) for name, versions in listing.versions.items() for version in versions}
-        self._refused = {key: refusal for key, refusal in self._refused.items() if key in listed}
-        for name, version in [key for key in self._models if key not in listed]:
-            if version != self._defaults.get(name) and name not in self._unreadable:
-                self._drop((name, version))
+        self._served.refused = {key: refusal for key, refusal in self._served.refused.items() if key in listed}
+        for key in [key for key in self._served.others() if key not in listed]:
+            if key[0] not in self._served.unreadable:
+                self._drop(key)
                 self._changes += 1
         renewals = (self._renew_default(name, versions) for name, versions in listing.versions.items())
         for failure in await asyncio.gather(*renewals, return_exceptions=True):
             if failure is not None and not isinstance(failure, _PASSING):
                 raise failure
-        for key in list(self._models):
-            if key in listed and key in self._models:
+        for key in list(self._served.models):
+            if key in listed and key in self._served.models:
                 with suppress(*_PASSING):
                     await self._bring(key)
         self._drop_least_recent()  # versions that were requested meanwhile
@@ -252,9 +242,9 @@ class Registry:
         """Try the newest version first. One that is published during a long trial is tried before older ones."""
         candidates, newest = list(versions), versions[-1]
         while candidates:
-            version, serving, started = candidates.pop(), self._defaults.get(name), time.monotonic()
+            version, serving, started = candidates.pop(), self._served.defaults.get(name), time.monotonic()
             if await self._bring((name, version)):
-                self._defaults[name] = version
+                self._served.defaults[name] = version
                 if serving not in (None, version):
                     _log.info("another version is the default", model=name, version=version, replaced=serving)
                     self._drop((name, serving))
@@ -277,9 +267,9 @@ class Registry:
 
     async def _bring_alone(self, key: Key, *, asked: bool) -> bool:
         stamp = await asyncio.to_thread(version_stamp, self._root, *key)
-        if self._stamps.get(key) == stamp:
+        if self._served.stamps.get(key) == stamp:
             return True
-        refused = self._refused.get(key)
+        refused = self._served.refused.get(key)
         if refused is not None and refused.stamp == stamp:
             return False
         if self._opener is None:
@@ -287,25 +277,24 @@ class Registry:
         labels = {"model": key[0], "version": key[1]}
         opened, seconds = await self._opener.open(key, stamp, asked=asked)
         if isinstance(opened, Refusal):
-            self._refused[key] = opened
+            self._served.refused[key] = opened
             _log.error("version refused", **labels, file=str(opened.file), problem=opened.problem)
             return False
-        self._refused.pop(key, None)
+        self._served.refused.pop(key, None)
         self._changes += not asked
-        self._models[key], self._stamps[key] = opened, stamp
+        self._served.models[key], self._served.stamps[key] = opened, stamp
         self._metrics.execution_provider.labels(**labels, provider=opened.provider).set(1)
         _log.info("model loaded", **labels, provider=opened.provider, seconds=seconds)
         self._on_loaded()
         return True
 
     def _drop_least_recent(self) -> None:
-        others = [(name, version) for name, version in self._models if version != self._defaults.get(name)]
-        for key in others[: -self._settings.max_other_versions]:
+        for key in self._served.others()[: -self._settings.max_other_versions]:
             self._drop(key)
 
     def _drop(self, key: Key) -> None:
-        model = self._models.pop(key)
-        del self._stamps[key]
+        model = self._served.models.pop(key)
+        del self._served.stamps[key]
         self._metrics.execution_provider.remove(*key, model.provider)
         _log.info("model dropped", model=key[0], version=key[1])
         self._on_loaded()

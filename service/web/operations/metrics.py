@@ -88,8 +88,8 @@ class Metrics:
         )
         self.estimates = Counter(
             "logpx_estimates",
-            "log-likelihood estimates, by whether they were reliable",
-            ["model", "version", "reliable"],
+            "log-likelihood estimates, by whether they were reliable, and why not",
+            ["model", "version", "reliable", "reason"],
             registry=self.registry,
         )
         self.queued_rows = Gauge("logpx_queued_rows", "rows waiting or running", registry=self.registry)

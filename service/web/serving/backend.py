@@ -124,11 +124,11 @@ class Backend:
         """Count the rows of a batch of this model."""
         self._batch_rows(model.manifest.name, model.manifest.version).observe(rows)
 
-    def count_estimates(self, model: Model, reliable: NDArray[np.bool_]) -> None:
-        """Count estimates by whether their error bars are reliable."""
-        for outcome in (True, False):
-            labels = model.manifest.name, model.manifest.version, str(outcome).lower()
-            self.metrics.estimates.labels(*labels).inc(int((reliable == outcome).sum()))
+    def count_estimates(self, model: Model, reason: NDArray[np.str_]) -> None:
+        """Count estimates by why their error bars are not reliable; the reason is empty where they are."""
+        for why, count in zip(*np.unique(reason, return_counts=True), strict=True):
+            labels = model.manifest.name, model.manifest.version, str(not why).lower(), str(why)
+            self.metrics.estimates.labels(*labels).inc(int(count))
 
     def count_p_values(self, model: Model, method: str, p_values: NDArray[np.float64]) -> None:
         """Add p-values to their histogram, which shows a drift of the images."""
