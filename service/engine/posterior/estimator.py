@@ -11,10 +11,11 @@ from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.blocks import BlockSizes
 from service.engine.chunks import Chunks
 from service.engine.posterior.estimate import LogLikelihood, estimate, evidence_lower_bound
+from service.engine.posterior.gaussians import Gaussians
 from service.engine.posterior.ladder import NUM_PARTICLES, Ladder
-from service.engine.posterior.laplace import SHARES, Gaussians, Mixture, mixture
+from service.engine.posterior.laplace import SHARES, Mixture, mixture
 from service.engine.posterior.mode_search import Candidates, ModeSearch, alone
-from service.engine.posterior.newton import Modes
+from service.engine.posterior.newton_state import Modes
 from service.engine.posterior.reference import is_usable, reference
 from service.engine.posterior.sampling import Sampler, balanced, part_of, resample
 from service.engine.preparation import PreparedImages

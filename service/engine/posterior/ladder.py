@@ -16,8 +16,9 @@ from service.engine.arrays import Float32Array, Float64Array
 from service.engine.chunks import Chunks
 from service.engine.posterior.annealing import Annealed, Population, anneal, start
 from service.engine.posterior.estimate import LogLikelihood, annealed_estimate, estimate, evidence_lower_bound
-from service.engine.posterior.mode_search import ModeSearch
-from service.engine.posterior.newton import Modes, Values
+from service.engine.posterior.mode_search import MORE_STEPS, ModeSearch
+from service.engine.posterior.newton import Values
+from service.engine.posterior.newton_state import Modes
 from service.engine.posterior.reference import GROUP, Reference, drawn_by_encoder
 from service.engine.posterior.sampling import Sampler, resample
 from service.engine.proposal import DiagonalGaussian, Effort
@@ -26,6 +27,8 @@ NUM_PARTICLES = 400
 """Of one round, at least; a hundred make a group."""
 FAMILIAR_SHARE = 0.9
 """Of the images that the model draws, those that do not look strange."""
+_LARGE = 2048
+"""Pixels and channels, from which on the posterior is so sharp that few searches end in a few iterations."""
 _MAX_ROUNDS = 3
 """Of one image whose groups disagree, where no standard error is asked for."""
 _FAR = 1.5
@@ -50,6 +53,9 @@ class Ladder:
     def learn_familiar(self, drawn: Float32Array, encoder: DiagonalGaussian) -> Chunks[None]:
         """Take note of how far the search rises from the encoder's mean, for images [N, P] that the model drew."""
         reached = yield from self._search.from_encoder(drawn, encoder)
+        if self._num_pixels >= _LARGE and reached.converged.mean() < FAMILIAR_SHARE:
+            self._search.familiar_steps = MORE_STEPS
+            reached = yield from self._search.from_encoder(drawn, encoder)
         gain = np.where(reached.usable, reached.gain, np.inf)
         self._familiar_gain = float(np.sort(gain)[int(FAMILIAR_SHARE * (len(gain) - 1))])
 

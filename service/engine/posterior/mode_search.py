@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.chunks import Chunks
 from service.engine.matrices import times
-from service.engine.posterior.laplace import Gaussians, approximate
-from service.engine.posterior.newton import TOLERANCE, Evaluate, Modes, Values, find_modes
+from service.engine.posterior.gaussians import Gaussians
+from service.engine.posterior.laplace import approximate
+from service.engine.posterior.newton import TOLERANCE, Evaluate, Slopes, Values, find_modes
+from service.engine.posterior.newton_state import Modes
 from service.engine.posterior.sampling import Sampler
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, standard_normal
 
 _FAMILIAR_STEPS = 5
+MORE_STEPS = 32
+"""The same where images that the model draws need more."""
 _FAMILIAR_TOLERANCE = 0.5
 """Nats, as `newton.TOLERANCE`: near the encoder's mean what is left is a Gaussian's, and the last step exact enough."""
 
@@ -106,6 +110,7 @@ class ModeSearch:
         self._sampler = sampler
         self._block_images = block_images
         self._max_steps = max_steps
+        self.familiar_steps = _FAMILIAR_STEPS  # from the encoder's mean; more than a few are made by gradients alone
 
     def block_size(self, latent_dim: int) -> int:
         """Images whose modes are searched for from several starting points at once."""
@@ -114,11 +119,11 @@ class ModeSearch:
     def from_encoder(self, x: Float32Array, encoder: DiagonalGaussian) -> Chunks[Modes]:
         """Images [B, P] and their q(z|x) → where a few iterations lead from the mean, in familiar dimensions."""
         start = encoder.mean[:, self._sampler.familiar_dimensions].astype(np.float64)
-        return (yield from self._find_from(x, start, min(_FAMILIAR_STEPS, self._max_steps), _FAMILIAR_TOLERANCE))
+        return (yield from self._find_from(x, start, min(self.familiar_steps, self._max_steps), _FAMILIAR_TOLERANCE))
 
     def approximate(self, x: Float32Array, modes: Modes) -> Chunks[Gaussians]:
         """The Gaussian nearest to the posterior around each image's mode, in all D dimensions."""
-        found = yield from approximate(modes, self._values(x))
+        found = yield from approximate(modes, self._values(x), self._sampler.slopes_of(x))
         if modes.mode.shape[1] == self._sampler.latent_dim:
             return found
         return found.spread(self._sampler.familiar_dimensions, self._sampler.latent_dim)
@@ -166,7 +171,7 @@ class ModeSearch:
                     modes = yield from self._finish(np.repeat(x[some], _NEARBY.finalists, axis=0), modes)
                 found, best = _candidates(modes, _NEARBY.finalists)
                 if several:
-                    fitted = yield from approximate(best, self._values(x[some]))
+                    fitted = yield from approximate(best, self._values(x[some]), self._sampler.slopes_of(x[some]))
                     found = found.with_first(fitted)
                 parts.append(found)
                 order.append(some)
@@ -210,6 +215,7 @@ class ModeSearch:
             starts.reshape(len(owner), -1),
             evaluate=self._evaluate(x[owner]),
             values=self._values(x[owner]),
+            slopes=self._slopes(x[owner]),
             max_steps=min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS)),
             tolerance=schedule.tolerance,
             keep=keep,
@@ -236,6 +242,10 @@ class ModeSearch:
     def _evaluate(self, x: Float32Array) -> Evaluate:
         return lambda images, points: self._sampler.evaluate(x[images], points)
 
+    def _slopes(self, x: Float32Array) -> Slopes | None:
+        """Where a few iterations suffice, gradients of their own win nothing."""
+        return self._sampler.slopes_of(x) if self.familiar_steps > _FAMILIAR_STEPS else None
+
     def _values(self, x: Float32Array) -> Values:
         return lambda images, points: self._sampler.log_likelihoods(x[images], points)
 
@@ -243,7 +253,10 @@ class ModeSearch:
         self, x: Float32Array, start: Float64Array, max_steps: int, tolerance: float = TOLERANCE
     ) -> Chunks[Modes]:
         evaluate, values = self._evaluate(x), self._values(x)
-        return find_modes(start, evaluate=evaluate, values=values, max_steps=max_steps, tolerance=tolerance)
+        slopes = self._sampler.slopes_of(x) if max_steps > _FAMILIAR_STEPS else None
+        return find_modes(
+            start, evaluate=evaluate, values=values, slopes=slopes, max_steps=max_steps, tolerance=tolerance
+        )
 
 
 def _owner(modes: Modes, num_images: int) -> Indices:
