@@ -160,8 +160,8 @@ class Model:
 
     @property
     def run_bytes(self) -> int:
-        """Bytes of memory that its graphs keep once each has run as many rows as it may."""
-        return self._run_bytes
+        """Bytes of memory that it keeps once its graphs have run as many rows as they may, and modes were contested."""
+        return self._run_bytes + self._estimator.num_bytes
 
     @property
     def graph_bytes(self) -> int:

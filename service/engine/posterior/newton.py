@@ -39,8 +39,8 @@ Evaluate = Callable[[NDArray[np.intp], Float64Array], Chunks[Evaluation]]
 Values = Callable[[NDArray[np.intp], Float64Array], Chunks[Float64Array]]
 """Images by index [n] and points [n, K, A] → log likelihoods [n, K]."""
 
-Keep = Callable[[int, Float64Array, NDArray[np.intp]], NDArray[np.intp]]
-"""Iterations made, values of all images [B], and those still running, by index → those that continue."""
+Keep = Callable[[int, Float64Array, Float64Array, NDArray[np.intp]], NDArray[np.intp]]
+"""Iterations made, points [B, A] and values [B] of all images, and those still running, by index → those that go on."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def find_modes(
     state = _begin(start, (yield from evaluate(images, start)))
     active = images[state.finite]
     for step in range(max_steps):
-        active = active if keep is None else keep(step, state.value, active)
+        active = active if keep is None else keep(step, state.point, state.value, active)
         active, newton = _next_steps(state, active, tolerance)
         if not len(active):
             break
