@@ -38,8 +38,8 @@ each, where an evaluation takes A + 1 rows."""
 Values = Callable[[NDArray[np.intp], Float64Array], Chunks[Float64Array]]
 """Images by index [n] and points [n, K, A] → log likelihoods [n, K]."""
 
-Keep = Callable[[int, Float64Array, NDArray[np.intp]], NDArray[np.intp]]
-"""Iterations made, values of all images [B], and those still running, by index → those that continue."""
+Keep = Callable[[int, Float64Array, Float64Array, NDArray[np.intp]], NDArray[np.intp]]
+"""Iterations made, points [B, A] and values [B] of all images, and those still running, by index → those that go on."""
 
 
 def find_modes(
@@ -66,7 +66,7 @@ def find_modes(
     state = _begin(start, first)
     active = images[state.finite]
     for step in range(max_steps):
-        active = active if keep is None else keep(step, state.value, active)
+        active = active if keep is None else keep(step, state.point, state.value, active)
         stale = active[state.stale[active]]
         if len(stale):
             _renew(state, stale, (yield from evaluate(stale, state.point[stale])))

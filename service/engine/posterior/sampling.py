@@ -44,13 +44,14 @@ class Sampler:
         description: of the model.
         runtime: where they run.
         file: what an error names.
-        chunk_rows: decoder rows of one run.
+        chunk_rows: decoder rows of one run, at most.
     """
 
     def __init__(
         self, written: DecoderGraphs, description: Description, *, runtime: Runtime, file: Path, chunk_rows: int
     ) -> None:
-        self._chunk_rows = chunk_rows
+        self.chunk_rows = chunk_rows
+        """Decoder rows of one run, at most."""
         self.rows_run = 0
         """Decoder rows that have been run so far."""
         self.latent_dim = description.latent_dim
@@ -137,7 +138,7 @@ class Sampler:
         count = points.shape[1]
         curvature = self._curvature if count == self.latent_dim else self._familiar_curvature
         values, gradients, informations = np.empty(len(x)), np.empty((len(x), count)), np.empty((len(x), count, count))
-        batch = max(1, self._chunk_rows // (count + 1))
+        batch = max(1, self.chunk_rows // (count + 1))
         for first in range(0, len(x), batch):
             images = slice(first, min(first + batch, len(x)))
             inputs = {**self._rows(x[images], count + 1), graphs.LATENTS: self._embed(points[images, None])}
@@ -157,7 +158,7 @@ class Sampler:
             raise TypeError("this model's graphs have no gradient")
         count = points.shape[1]
         values, gradients = np.empty(len(x)), np.empty((len(x), self.latent_dim))
-        batch = max(1, self._chunk_rows // GRADIENT_ROWS)
+        batch = max(1, self.chunk_rows // GRADIENT_ROWS)
         for first in range(0, len(x), batch):
             images = slice(first, min(first + batch, len(x)))
             self.rows_run += GRADIENT_ROWS * (images.stop - images.start)
@@ -204,8 +205,8 @@ class Sampler:
 
     def _tiles(self, num_images: int, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
         """Cut images × samples start to stop into tiles of at most `chunk_rows`, samples first."""
-        columns = max(1, min(self._chunk_rows, stop - start))
-        rows = max(1, self._chunk_rows // columns)
+        columns = max(1, min(self.chunk_rows, stop - start))
+        rows = max(1, self.chunk_rows // columns)
         for row in range(0, num_images, rows):
             for column in range(start, stop, columns):
                 yield slice(row, min(row + rows, num_images)), slice(column, min(column + columns, stop))
