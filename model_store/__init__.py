@@ -4,6 +4,7 @@ from model_store.calibration import FITTING, LATENT, max_calibration_images
 from model_store.errors import InvalidArtifactError, ModelNotFoundError, StoreError
 from model_store.manifest import (
     CALIBRATION,
+    CHANNELS,
     DECODER,
     ENCODER,
     FORMAT_VERSION,
@@ -21,6 +22,7 @@ from model_store.manifest import (
     Metric,
     PixelPreparation,
     Provenance,
+    Resampler,
 )
 from model_store.publication import publish
 from model_store.store import (
@@ -39,6 +41,7 @@ __all__ = [
     "BUNDLED",
     "BUNDLED_DEFAULT",
     "CALIBRATION",
+    "CHANNELS",
     "DECODER",
     "ENCODER",
     "FITTING",
@@ -61,6 +64,7 @@ __all__ = [
     "ModelNotFoundError",
     "PixelPreparation",
     "Provenance",
+    "Resampler",
     "StoreError",
     "StoredModel",
     "list_store",

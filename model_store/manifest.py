@@ -19,6 +19,8 @@ MAX_LATENT_DIM = 4096
 MAX_CALIBRATION_IMAGES = 2**20
 MAX_NUM_SAMPLES = 2**20
 MAX_SEED = 2**64 - 1
+CHANNELS = {"grey": 1, "rgb": 3}
+"""Of an image, by its `colour`."""
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 KIND_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
@@ -65,17 +67,59 @@ class ImageShape(_Record):
         return self.channels * self.height * self.width
 
 
+class Resampler(_Record):
+    """What resampled a model's training images: with another, images would have other bits.
+
+    `sha256` is of what it makes of a test pattern (service/images/resampler.py); null where that is not known.
+    """
+
+    library: Annotated[str, Field(min_length=1, max_length=64)]
+    version: Annotated[str, Field(min_length=1, max_length=64)]
+    filter: Annotated[str, Field(min_length=1, max_length=64)]
+    antialiased: bool
+    sha256: Sha256 | None = None
+
+    @property
+    def method(self) -> tuple[str, str, bool]:
+        """What it computes, but for the version."""
+        return self.library, self.filter, self.antialiased
+
+    def in_words(self) -> str:
+        """Library, version and filter.
+
+        >>> Resampler(library="pillow", version="11.0.0", filter="bilinear", antialiased=True).in_words()
+        'pillow 11.0.0 (bilinear, antialiased)'
+        """
+        return f"{self.library} {self.version} ({self.filter}, {'' if self.antialiased else 'not '}antialiased)"
+
+
 class PixelPreparation(_Record):
-    """How pixels in [0, 1] become the graphs' input x: binarise, then multiply by `scale`.
+    """How an image becomes the graphs' input x: any image to pixels in [0, 1], then binarise, then multiply by `scale`.
+
+    `size` is [H, W], and `colour` says which channels are meant; both follow from `image` where they are null. With a
+    `fit` other than `exact`, images of any size and colour are taken: as 8-bit levels they are inverted if `invert`,
+    converted to `colour`, and resampled by `resampler` to `size` (README.md says how; service/images/fitting.py does
+    it). With `exact`, only images of the model's size are taken.
 
     `threshold` sets a pixel to 1 above 0.5. `dynamic` sets it to 1 with probability equal to its value, as in training;
     the service does so against one fixed field of uniform numbers (seed `binarisation_seed`; see README.md), so that
     an image is prepared the same way every time and on every route. Pixels that are 0 or 1 already stay as they are.
     """
 
+    size: tuple[Side, Side] | None = None
+    fit: Literal["exact", "crop", "pad", "stretch"] = "exact"
+    colour: Literal["grey", "rgb"] | None = None
+    invert: bool = False
+    resampler: Resampler | None = None
     scale: Scale = 1.0
     binarisation: Literal["none", "threshold", "dynamic"] = "none"
     binarisation_seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _resampled_by_something(self) -> Self:
+        if (self.fit == "exact") != (self.resampler is None):
+            raise ValueError("resampler says what resamples images, and is needed unless fit is exact")
+        return self
 
 
 class LikelihoodSpec(_Record):
@@ -131,6 +175,15 @@ class Description(_Record):
     calibration: CalibrationProtocol
     metrics: tuple[Metric, ...] = ()
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _preparation_makes_such_images(self) -> Self:
+        preparation, image = self.preparation, self.image
+        if preparation.size not in (None, (image.height, image.width)):
+            raise ValueError(f"preparation.size is not the image's height and width, {image.height} and {image.width}")
+        if preparation.colour is not None and CHANNELS[preparation.colour] != image.channels:
+            raise ValueError(f"preparation.colour is {preparation.colour}, but image.channels {image.channels}")
+        return self
 
     @model_validator(mode="after")
     def _levels_need_unit_scale(self) -> Self:

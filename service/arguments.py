@@ -85,6 +85,9 @@ def requirement(hint: Any, value: object) -> str:
     base, _ = _taken_apart(hint)
     if get_origin(base) is Literal:
         return f"must be one of {', '.join(map(str, get_args(base)))}, not {value!r}"
+    if get_origin(base) is tuple:
+        each = get_args(base)
+        return f"must be {len(each)} whole numbers, each {range_in_words(each[0])}, not {value!r}"
     wanted: tuple[type, ...] = {int: (int,), float: (int, float)}.get(base, ())
     is_number = isinstance(value, wanted) and not isinstance(value, bool)
     words = ["" if is_number else _KINDS[base], range_in_words(hint)]
@@ -119,10 +122,20 @@ def range_in_words(hint: Any) -> str:
     return " and ".join(words)
 
 
-def _taken_apart(hint: Any) -> tuple[Any, list[Any]]:
-    """A type without None, and its constraints: `Field(ge=1)` is one that holds others."""
+def without_none(hint: Any) -> Any:
+    """The type of an option that may be left out.
+
+    >>> without_none(int | None)
+    <class 'int'>
+    """
     if get_origin(hint) in (Union, UnionType):
         (hint,) = (part for part in get_args(hint) if part is not type(None))
+    return hint
+
+
+def _taken_apart(hint: Any) -> tuple[Any, list[Any]]:
+    """A type without None, and its constraints: `Field(ge=1)` is one that holds others."""
+    hint = without_none(hint)
     if get_origin(hint) is not Annotated:
         return hint, []
     base, *found = get_args(hint)

@@ -31,9 +31,11 @@ from service.engine.proposal import DEFAULT_NUM_SAMPLES, PROPOSALS, TooFewSample
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.bottom_k import BottomKSketch, image_hashes
 from service.images.errors import ImageError
+from service.images.fitting import Fitting
 from service.images.folder import Listing, describe_skipped, list_files, printable
 from service.images.npy import parse_pixels
 from service.images.reader import ImageReader
+from service.images.resampler import ResamplerError, check_resampler
 from service.images.split_names import divide
 from service.printing import print_any_name
 from service.progress import Progress
@@ -90,7 +92,7 @@ def run(parsed: argparse.Namespace) -> int:
     print_any_name()
     try:
         _run(parsed)
-    except (CalibrationError, StoreError, TooFewSamplesError, OSError, *DEVICE_ERRORS) as error:
+    except (CalibrationError, StoreError, ResamplerError, TooFewSamplesError, OSError, *DEVICE_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -107,7 +109,12 @@ def _run(parsed: argparse.Namespace) -> None:
     num_samples, seed = getattr(parsed, "num_samples", before), getattr(parsed, "seed", protocol.seed)
     check_request(proposal, num_samples)
     model = accept(stored, runtime=Runtime(parsed.device), max_num_samples=sys.maxsize)  # a new one may have fewer
-    images = _Images(parsed.images, ImageReader(stored.manifest.image, resize=parsed.resize, max_pixels=_MAX_PIXELS))
+    preparation = stored.manifest.preparation
+    if warning := check_resampler(preparation):
+        print(f"warning: {stored.path}: {warning}", file=sys.stderr)
+    fitting = Fitting(preparation.fit, preparation.invert)
+    reader = ImageReader(stored.manifest.image, resize=parsed.resize, max_pixels=_MAX_PIXELS, fitting=fitting)
+    images = _Images(parsed.images, reader)
     chosen = np.random.default_rng(seed).permutation(len(images))[: getattr(parsed, "max_images", None)]
     readable = images.check(chosen.tolist(), skip_corrupt=parsed.skip_corrupt)  # in no order, of which every third fits
     _check_not_trained_on(stored, images.hashes, allowed=parsed.allow_training_images)

@@ -115,6 +115,11 @@ def test_make_train_names_the_model_after_its_data(data: str, name: str) -> None
     assert publish[2:] == ["training", "publish", f"runs/{name}", "--name", name]
 
 
+def test_make_train_passes_a_size_on() -> None:
+    (fit,) = (shlex.split(line) for line in _make("train", "DATA=photos", "SIZE=64x48").splitlines() if " fit " in line)
+    assert fit[6:10] == ["--out", "runs/photos", "--size", "64x48"]
+
+
 @pytest.mark.parametrize(
     "arguments", [["NAME=Shoes"], ["NAME=my shoes"], ["NAME=../shoes"], ["NAME=it's"], ["DATA=.."]]
 )

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +15,12 @@ from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.folder import printable
+from service.images.resampler import ResamplerError, check_resampler
 from service.printing import print_any_name
 from training.configuration import Configuration
 from training.data.download import locate
 from training.data.image_sets import Reading
+from training.data.preparation import Preparation
 from training.data.sources import Source, StreamedSource, open_source
 from training.data.splits import evenly_spaced, split
 from training.errors import RunError, TrainingError, UpgradeError
@@ -42,6 +44,7 @@ from training.report.figures import draw_figures
 from training.report.page import REPORT, Measured, write_report
 from training.terminal import (
     is_terminal,
+    print_chosen,
     print_epoch,
     print_finished_encoder,
     print_measured,
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser(__doc__).parse_args(arguments)
     try:
         _COMMANDS[parsed.command](parsed)
-    except (TrainingError, StoreError, TooFewSamplesError, OSError, *DEVICE_ERRORS) as error:
+    except (TrainingError, StoreError, ResamplerError, TooFewSamplesError, OSError, *DEVICE_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -88,9 +91,12 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         given.get("skip_corrupt", Configuration.skip_corrupt),
         parsed.workers,
         progress=processes.leads,
+        preparation=Preparation.asked(given),
     )
     source = open_source(locate(parsed.data), reading)
-    configuration = complete_configuration(given, source.train)
+    if processes.leads:
+        print_chosen(source)
+    configuration = complete_configuration(given | source.preparation.as_options(), source.train)
     splits = split(source, configuration)
     acceleration = choose_acceleration(
         device,
@@ -168,7 +174,9 @@ def _open_in_group(
 
 
 def _reading(configuration: Configuration, workers: int) -> Reading:
-    return Reading(configuration.max_memory, configuration.skip_corrupt, workers, progress=True)
+    preparation = Preparation.asked(asdict(configuration))
+    reading = Reading(configuration.max_memory, configuration.skip_corrupt, workers, progress=True)
+    return replace(reading, preparation=preparation)
 
 
 def _open(data: str, reading: Reading) -> Source | StreamedSource:
@@ -195,7 +203,10 @@ def _evaluate(parsed: argparse.Namespace) -> None:
         curves = run.read_metrics(loaded.epoch)
     else:
         model = Model.open(open_stored(parsed.model), runtime=runtime)
-    source = _open(parsed.data, Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers, progress=True))
+    reading = Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers, progress=True)
+    if warning := check_resampler(model.description.preparation):
+        print(f"warning: {parsed.model}: {warning}", file=sys.stderr)
+    source = _open(parsed.data, replace(reading, preparation=Preparation.of_model(model.description)))
     images, what = held_out_images(source, model.description.provenance)
     if len(images) > (most := getattr(parsed, "images", len(images))):
         images, what = evenly_spaced(images, most), f"{most} of the {len(images)} images of {what}, evenly spaced"

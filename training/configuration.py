@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from model_store import MAX_LATENT_DIM
 from service.arguments import requirement
+from service.images.fitting import Fit
 from training.errors import ConfigurationError
 from training.likelihoods import BLACK_AND_WHITE, LIKELIHOODS
 
@@ -28,6 +30,16 @@ else:
     LikelihoodKind = Literal[tuple(LIKELIHOODS)]
 """The names of all classes in training/likelihoods/."""
 
+Colour = Literal["grey", "rgb"]
+Size = tuple[int, int]
+"""Height and width."""
+MAX_SIDE = 4096
+"""Of a model's images, in pixels."""
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+_Size = Annotated[tuple[_Side, _Side], BeforeValidator(lambda size: tuple(size) if isinstance(size, list) else size)]
+LARGEST_OF_AN_MLP = 64 * 64
+"""Pixels times channels: an `mlp` has some thousand weights for each, and beyond that many a `resnet` costs less."""
+
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 
@@ -37,6 +49,9 @@ class Configuration:
     """Everything but the data set; the defaults train an `mlp` (what other presets change: training/fit/recipes.py).
 
     A field's type says its range, and says it for all: for the option of that name, its help, and `run.json`.
+
+    `size` (height and width), `fit`, `colour` and `invert` say how images of any size become the model's
+    (training/data/preparation.py); without a size, all have one size already.
 
     `width` is units of each hidden layer of an `mlp`, and channels at the image's own size of a `resnet`; `depth` is
     hidden layers of the one, residual blocks at each size of the other. `gaussian_scale` is in units of pixels in
@@ -61,6 +76,10 @@ class Configuration:
     training.errors.ConfigurationError: ema_decay must be at least 0 and less than 1, not 1.0
     """
 
+    size: _Size | None = None
+    fit: Fit = "exact"
+    colour: Colour | None = None
+    invert: bool = False
     preset: Preset = "mlp"
     width: PositiveInt = 512
     depth: PositiveInt = 2
@@ -107,6 +126,8 @@ class Configuration:
 
     def __post_init__(self) -> None:
         """Refuse what does not belong together."""
+        if (self.size is None) != (self.fit == "exact"):
+            raise ConfigurationError("size and a fit other than exact belong together")
         if self.first_samples is not None and self.first_samples > self.num_samples:
             raise ConfigurationError(f"first_samples must be at most num_samples, not {self.first_samples}")
         if self.first_samples is not None and self.patience:

@@ -38,13 +38,21 @@ def print_skipped(source: Source | StreamedSource) -> None:
         print(f"  and {len(skipped) - _NAMED} more", file=sys.stderr)
 
 
+def print_chosen(source: Source | StreamedSource) -> None:
+    """What `--size auto` chose, and why."""
+    for line in source.chosen:
+        print(line, flush=True)
+
+
 def print_start(splits: DataSplits, description: RunDescription, device: torch.device, *, begun_on: str | None) -> None:
     """What will be trained, on what and where; and whether the run was begun on another kind of device."""
     parts = ", ".join(f"{count} {part}" for part, count in description.num_images.items())
     configuration = description.configuration
     choices = f"{configuration.preset}, {configuration.likelihood}, binarisation {configuration.binarisation}"
     streamed = "; training images stream" if isinstance(splits.train, ImageStream) else ""
-    what = f"{parts} images of {list(splits.image_shape)}; {choices}"
+    fitted = f", fit {configuration.fit}" if configuration.size else ""
+    inverted = ", inverted" if configuration.invert else ""
+    what = f"{parts} images of {list(splits.image_shape)}{fitted}{inverted}; {choices}"
     precision = f", {description.acceleration.precision}" if description.acceleration else ""
     print(f"{splits.name}: {what}; on {device}{precision}{streamed}")
     if begun_on not in (None, device.type):

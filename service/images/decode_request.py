@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.images.arrays import AnyArray
 from service.images.cost import array_cost, file_cost, is_brief
+from service.images.fitting import EXACT, Fitting
 from service.images.reader import ImageReader, Shape
 
 MAX_HEADER_BYTES = 2**24  # room for the lengths of a million files in a form
@@ -43,12 +44,14 @@ class DecodeRequest:
         shape: the image shape that the model takes.
         resize, max_pixels: see `ImageReader`.
         images: a list of files and of float32 arrays [c, h, w]; or one array as `ImageReader.read_array` takes it.
+        fitting: see `ImageReader`.
     """
 
     shape: Shape
     resize: bool
     max_pixels: int
     images: Sequence[bytes | AnyArray] | AnyArray
+    fitting: Fitting = EXACT
 
     @property
     def result_shape(self) -> tuple[int, int, int, int]:
@@ -60,7 +63,7 @@ class DecodeRequest:
 
         Raises: as `ImageReader`.
         """
-        reader = ImageReader(self.shape, resize=self.resize, max_pixels=self.max_pixels)
+        reader = ImageReader(self.shape, resize=self.resize, max_pixels=self.max_pixels, fitting=self.fitting)
         return reader.read_array(self.images) if isinstance(self.images, np.ndarray) else reader.read_items(self.images)
 
     def cost(self) -> int:
@@ -83,6 +86,7 @@ class DecodeRequest:
     def message(self) -> list[bytes | memoryview]:
         """The pieces of a message that `receive_request` reads; the images are not copied."""
         header: dict[str, Any] = {"shape": self.shape.chw, "resize": self.resize, "max_pixels": self.max_pixels}
+        header["fit"], header["invert"] = self.fitting.fit, self.fitting.invert
         if isinstance(self.images, np.ndarray):
             in_fortran_order = not self.images.flags.c_contiguous and self.images.flags.f_contiguous
             flat = np.ascontiguousarray(self.images.T if in_fortran_order else self.images)
@@ -131,7 +135,8 @@ def receive_request(stream: BinaryIO) -> DecodeRequest | None:
             _exactly(stream, item) if isinstance(item, int) else _array(stream, np.dtype("<f4"), item, "C")
             for item in header["items"]
         ]
-    return DecodeRequest(PlainShape(*header["shape"]), header["resize"], header["max_pixels"], images)
+    fitting = Fitting(header["fit"], header["invert"])
+    return DecodeRequest(PlainShape(*header["shape"]), header["resize"], header["max_pixels"], images, fitting)
 
 
 def _array(stream: BinaryIO, dtype: np.dtype[Any], shape: Sequence[int], order: Any) -> AnyArray:

@@ -13,6 +13,7 @@ from PIL import Image
 from service.images.arrays import AnyArray
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError, UnreadableImageError
 from service.images.file import ImageFile, in_unit_interval
+from service.images.fitting import EXACT, Fitting
 from service.images.numbers import NotNumbersError, array_of
 from service.images.resampling import resample
 
@@ -49,16 +50,22 @@ class ImageReader:
 
     Args:
         shape: the image shape that the model takes.
-        resize: whether images of another height or width are resampled (area-averaging bilinear) instead of refused.
+        resize: for an `exact` model, whether images of another height or width are resampled (area-averaging bilinear)
+            instead of refused.
         max_pixels: limit on the sum of width × height of all images, which is read from headers before decoding.
+        fitting: how images become the model's. Unless it is exact, they may have any size, and their pixels are rounded
+            to 8-bit levels.
     """
 
-    def __init__(self, shape: Shape, *, resize: bool, max_pixels: int) -> None:
+    def __init__(self, shape: Shape, *, resize: bool, max_pixels: int, fitting: Fitting = EXACT) -> None:
         self._shape = shape
         self._chw = shape.channels, shape.height, shape.width
         self._size = self._chw[1:]
-        self._resize = resize
+        self._fitting = fitting
         self._max_pixels = max_pixels
+        self._is_plain = fitting.fit == "exact" and not fitting.invert
+        self.takes_any_size = resize or fitting.fit != "exact"
+        """Whether images of another size are resampled, not refused."""
 
     def is_brief(self, array: AnyArray) -> bool:
         """Whether `read_array` takes at most a millisecond: there is little to check and very little to resample."""
@@ -93,7 +100,7 @@ class ImageReader:
                 array, count = self._decoded(item, index, budget)
                 budget -= count
             else:
-                array = item
+                array = self._as_model_pixels(item, index)
             pixels[index] = array if array.shape == self._chw else self._fit(array, index)
         return pixels
 
@@ -115,7 +122,15 @@ class ImageReader:
         except UnreadableImageError as error:
             raise InvalidImageError(f"the file cannot be decoded: {error}", index) from error
         del file  # it holds the levels, too
-        return in_unit_interval(levels), width * height
+        pixels = in_unit_interval(levels) if self._is_plain else self._as_model_pixels(levels, index)
+        return pixels, width * height
+
+    def _as_model_pixels(self, image: AnyArray, index: int) -> AnyArray:
+        """Levels or floats [c, h, w] as floats in [0, 1]: for an exact model inverted if need be, else [C, H, W]."""
+        if self._fitting.is_exact:
+            return _as_floats(self._fitting.inverted(image))
+        _check_channels(len(image), self._chw[0], index)
+        return in_unit_interval(self._fitting.levels(image[None], self._chw)[0])
 
     def read_array(self, array: AnyArray) -> NDArray[np.float32]:
         """Read an array, float32 in [0, 1] or uint8, [B, H, W] or [B, C, H, W] → [B, C, H, W]."""
@@ -126,19 +141,27 @@ class ImageReader:
         self._count_pixels(len(array) * max(array.shape[2] * array.shape[3], self._shape.height * self._shape.width))
         if array.dtype != np.uint8:
             check_range(array)
-        if array.shape[1:] == self._chw:
-            return _as_floats(array)
+        if self._fitting.is_exact and array.shape[1:] == self._chw:
+            return _as_floats(self._fitting.inverted(array))
+        _check_channels(array.shape[1], self._chw[0], 0)
+        self._check_size((array.shape[2], array.shape[3]), 0)
         fitted = np.empty((len(array), *self._chw), np.float32)
         step = max(1, _PIXELS_AT_ONCE // max(math.prod(array.shape[1:]), math.prod(self._chw)))
         for start in range(0, len(array), step):
-            images = _as_floats(array[start : start + step])
-            images = np.stack([_to_channels(image, self._shape.channels, index) for index, image in enumerate(images)])
-            self._check_size((images.shape[2], images.shape[3]), 0)
-            bands = images.reshape(-1, *images.shape[2:])
-            if images.shape[2:] != self._size:
-                images = resample(bands, *self._size).reshape(len(images), *self._chw).clip(0, 1)
-            fitted[start : start + step] = images
+            images = array[start : start + step]
+            if self._fitting.is_exact:
+                fitted[start : start + step] = self._resampled(_as_floats(self._fitting.inverted(images)))
+            else:
+                fitted[start : start + step] = in_unit_interval(self._fitting.levels(images, self._chw))
         return fitted
+
+    def _resampled(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Images [B, c, h, w] of one size in the model's channels and size."""
+        images = np.stack([_to_channels(image, self._chw[0], index) for index, image in enumerate(images)])
+        if images.shape[2:] == self._size:
+            return images
+        bands = images.reshape(-1, *images.shape[2:])
+        return resample(bands, *self._size).reshape(len(images), *self._chw).clip(0, 1)
 
     def _count_pixels(self, pixels: int) -> None:
         if pixels > self._max_pixels:
@@ -155,7 +178,7 @@ class ImageReader:
         return resized
 
     def _check_size(self, found: tuple[int, int], index: int) -> None:
-        if found != self._size and not self._resize:
+        if found != self._size and not self.takes_any_size:
             sizes = f"{found[0]}×{found[1]} (height × width), the model takes {self._size[0]}×{self._size[1]}"
             raise InvalidImageError(f"the image is {sizes}; add ?resize=true to have it resampled", index)
 
@@ -174,7 +197,7 @@ def unpacked(item: Any, index: int) -> bytes | AnyArray:
 
 
 def _as_floats(array: AnyArray) -> NDArray[np.float32]:
-    return in_unit_interval(array) if array.dtype == np.uint8 else array
+    return array if array.dtype == np.float32 else in_unit_interval(array)
 
 
 def check_range(pixels: AnyArray) -> None:
@@ -227,12 +250,17 @@ def _from_numbers(item: Any, index: int) -> AnyArray:
     return image[None] if image.ndim == 2 else image
 
 
+def _check_channels(found: int, channels: int, index: int) -> None:
+    """Refuse images of a number of channels that is not the model's and cannot be converted to it."""
+    if found not in (channels, 1) and (found, channels) != (3, 1):
+        raise InvalidImageError(f"the image has {found} channels, the model takes {channels}", index)
+
+
 def _to_channels(image: AnyArray, channels: int, index: int) -> AnyArray:
     """Convert grey to equal channels, or colour to grey by its luma; other numbers of channels must already fit."""
+    _check_channels(len(image), channels, index)
     if len(image) == channels:
         return image
     if len(image) == 1:
         return np.repeat(image, channels, axis=0)
-    if len(image) == 3 and channels == 1:
-        return np.asarray(np.einsum("chw,c->hw", image, _LUMA))[None]
-    raise InvalidImageError(f"the image has {len(image)} channels, the model takes {channels}", index)
+    return np.asarray(np.einsum("chw,c->hw", image, _LUMA))[None]

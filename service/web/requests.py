@@ -20,6 +20,7 @@ from service.engine.model import Model, Pixels
 from service.images.arrays import AnyArray
 from service.images.cost import is_brief
 from service.images.decode_request import DecodeRequest
+from service.images.fitting import FITTINGS
 from service.images.npy import parse_npy, parse_pixels
 from service.images.numbers import NotNumbersError, array_of
 from service.images.reader import ImageReader, unpacked
@@ -40,6 +41,7 @@ _EXPANSIONS = {JSON: 31, MULTIPART: 2}
 _LATENTS_EXPANSION = 4  # a copy in float32, and the array of which values are finite
 _OTHER_NAMES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 _SHORT_BYTES = 2**18  # finding the cost of such a file takes less time than starting in another thread
+_BRIEF_SIZE = 2**16  # numbers of an image, which is resampled to so many in about a millisecond
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -116,7 +118,9 @@ class ImagesRequest(ComputedRequest):
         if found not in PIXEL_TYPES:
             raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
         shape = self.model.description.image
-        reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels)
+        preparation = self.model.description.preparation
+        fitting = FITTINGS[preparation.fit, preparation.invert]
+        reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels, fitting=fitting)
         body = await _body(self)
         if found == JSON:
             _check_json_size(body, limits)
@@ -124,7 +128,8 @@ class ImagesRequest(ComputedRequest):
         share: Share = self.scope[MEMORY]
         if kept > FREE_BYTES:
             share.hold(kept)
-        if found in IMAGE_TYPES and is_brief(body):  # switching to another thread would take longer
+        # Switching to another thread would take longer, unless much is made of a small file.
+        if found in IMAGE_TYPES and is_brief(body) and (not reader.takes_any_size or shape.size <= _BRIEF_SIZE):
             self.images = reader.read_items([body])
             return
         if found == NPY:
@@ -133,7 +138,7 @@ class ImagesRequest(ComputedRequest):
                 self.images = reader.read_array(array)
                 return
             share.hold(kept + _pixel_bytes(len(array), shape, limits))
-            if not (resize and reader.is_dear(array)):
+            if not (reader.takes_any_size and reader.is_dear(array)):
                 self.images = await run_in_threadpool(reader.read_array, array)
                 return
 
@@ -150,7 +155,7 @@ class ImagesRequest(ComputedRequest):
             else:
                 images = [body]
             share.hold(kept + _pixel_bytes(len(images), shape, limits))
-            reading = DecodeRequest(shape, resize, limits.max_pixels, images)
+            reading = DecodeRequest(shape, resize, limits.max_pixels, images, fitting)
             if reading.is_brief or not reader.is_dear(images):
                 return reading.read()
             return self.backend.decoding.prepare(reading)

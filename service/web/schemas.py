@@ -40,7 +40,9 @@ class NoQuery(BaseModel):
 class ImagesQuery(ModelQuery):
     """Parameters of every route that takes images."""
 
-    resize: bool = Field(False, description="resample images of another height or width instead of refusing them")
+    resize: bool = Field(
+        False, description="for models that take one size only: resample other images instead of refusing them"
+    )
 
 
 class LogLikelihoodQuery(ImagesQuery):

@@ -278,5 +278,7 @@ def test_the_summary_tells_the_scores_that_p_values_compare_with() -> None:
     scores = np.sort(-images["log_likelihood"][compared])  # 60 of them
     assert summary.quantiles["log_likelihood"].tolist() == [scores[0], scores[29], scores[59]]
     codes = images["mean"][compared]
+    assert summary.code_mean is not None
+    assert summary.code_variance is not None
     np.testing.assert_allclose(summary.code_mean, codes.mean(axis=0))
     np.testing.assert_allclose(summary.code_variance, codes.var(axis=0))

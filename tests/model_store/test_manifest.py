@@ -59,6 +59,12 @@ def test_a_manifest_cannot_be_changed() -> None:
         (["likelihood"], {"kind": "Gaussian"}, "likelihood.kind"),
         (["likelihood"], {"kind": "bernoulli", "scale": 1.0}, "likelihood.scale"),
         (["likelihood", "levels"], 1, "likelihood.levels"),
+        (["preparation", "size"], [28], "preparation.size.1"),
+        (["preparation", "size"], [0, 28], "preparation.size.0"),
+        (["preparation", "fit"], "cover", "preparation.fit"),
+        (["preparation", "fit"], "crop", "preparation"),  # by what, it must say
+        (["preparation", "colour"], "blue", "preparation.colour"),
+        (["preparation", "resampler"], 4, "preparation.resampler"),
         (["sha256", "features.onnx"], "0" * 64, "sha256"),
         (["calibration", "num_images"], 0, "calibration.num_images"),
         (["sha256", "encoder.onnx"], "0" * 63, "sha256.encoder.onnx"),
@@ -102,3 +108,26 @@ def test_the_readme_names_every_field_of_the_manifest() -> None:
     assert {kind.__name__ for kind in records} > {"Manifest", "ImageShape", "LikelihoodSpec", "Metric", "Provenance"}
     fields = {name for kind in records for name in kind.model_fields}
     assert sorted(name for name in fields if f"`{name}`" not in text) == []
+
+
+def test_a_manifest_of_before_there_were_other_sizes_means_what_it_meant() -> None:
+    fields = manifest_fields()
+    fields["preparation"] = {"scale": 1.0, "binarisation": "dynamic", "binarisation_seed": 3}
+    preparation = Manifest.model_validate(fields).preparation
+    assert (preparation.fit, preparation.size, preparation.colour, preparation.invert) == ("exact", None, None, False)
+    assert preparation.resampler is None
+
+
+@pytest.mark.parametrize(
+    ("preparation", "problem"),
+    [
+        ({"size": [5, 4]}, "preparation.size is not the image's height and width, 4 and 5"),
+        ({"colour": "grey"}, "preparation.colour is grey, but image.channels 3"),
+    ],
+)
+def test_a_preparation_that_makes_other_images_is_refused(preparation: dict[str, Any], problem: str) -> None:
+    fields = manifest_fields() | {"preparation": preparation}
+    with pytest.raises(ValidationError, match=problem):
+        Manifest.model_validate(fields)
+    agreeing = {"preparation": {"size": [4, 5], "colour": "rgb"}}
+    assert Manifest.model_validate(fields | agreeing).preparation.size == (4, 5)

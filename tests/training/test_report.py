@@ -101,6 +101,8 @@ def test_each_field_that_was_left_open_says_what_came_of_it(model: Model, text: 
     }
     open_fields = {name: in_words(name, configuration) for name, value in configuration.items() if value is None}
     assert open_fields == {
+        "size": "the images' own",
+        "colour": "the images' own",
         "gaussian_scale": "none: the likelihood is not gaussian",
         "num_components": "none: the likelihood is not discretised logistic mixture",
         "first_samples": "8: as num samples, throughout",

@@ -148,7 +148,11 @@ def test_a_broken_description_is_named(tmp_path: Path, text: str, problem: str) 
         ("width", 0, "width must be at least 1, not 0"),
         ("width", "8", "width must be a whole number, at least 1, not '8'"),
         ("flip", 1, "flip must be true or false, not 1"),
-        ("colour", "grey", "there is no option colour"),
+        ("polarity", "light", "there is no option polarity"),
+        ("colour", "blue", "colour must be one of grey, rgb, not 'blue'"),
+        ("size", 64, "size must be 2 whole numbers, each at least 1 and at most 4096, not 64"),
+        ("size", [64, 64], "size and a fit other than exact belong together"),
+        ("fit", "crop", "size and a fit other than exact belong together"),
     ],
 )
 def test_a_description_with_a_configuration_that_cannot_be_is_named(

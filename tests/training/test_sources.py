@@ -186,7 +186,7 @@ def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
 def test_a_file_of_another_size_is_named(tmp_path: Path) -> None:
     write_png(tmp_path / "0.png", TRAIN[0])
     write_png(tmp_path / "1.png", TRAIN[1].T.copy())
-    with pytest.raises(DataError, match=r"1\.png: 4x3 pixels, but .*0\.png is 3x4"):
+    with pytest.raises(DataError, match=r"1\.png: is 3×4 \(height × width\), but .*0\.png is 4×3: .*--size auto"):
         read_source(tmp_path)
 
 

@@ -200,7 +200,7 @@ def test_corrupt_images_are_counted_and_skipped_only_when_asked(folder: Folder, 
 def test_an_image_of_another_size_is_named(folder: Folder) -> None:
     path = folder("files", 20)
     Image.fromarray(np.zeros((3, 4), np.uint8)).save(path / "007.png")
-    with pytest.raises(DataError, match=r"007\.png: 4x3 pixels, but the first image is 3x4"):
+    with pytest.raises(DataError, match=r"007\.png: is 3×4 \(height × width\), but the first image is 4×3"):
         open_source(path, replace(STREAM, skip_corrupt=True))
 
 

@@ -8,9 +8,13 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store import CHANNELS
 from service.images.errors import ImageError
 from service.images.file import ImageFile, ImageHeader, in_unit_interval
+from service.images.fitting import EXACT, Fitting
 from service.images.folder import list_files
+from training.configuration import Size
+from training.data.preparation import Preparation
 from training.errors import CorruptImageError, DataError
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
@@ -75,17 +79,29 @@ class PixelFormat:
     Attributes:
         channels: 1 for grey, 3 for colour.
         deep: whether any image has 16 bits a sample; then pixels are float32 in [0, 1] instead of 8-bit.
+        fitting: how images become the model's.
+        size: the model's height and width, to which images of any size are brought, in 8 bits; None takes images of
+            one size as they are.
     """
 
     channels: int
     deep: bool
+    fitting: Fitting = EXACT
+    size: Size | None = None
 
     @staticmethod
-    def of(headers: Iterable[ImageHeader]) -> "PixelFormat":
-        """The format that loses nothing from images with these headers: grey or 8-bit only if all images are."""
+    def of(headers: Iterable[ImageHeader], preparation: Preparation) -> "PixelFormat":
+        """The format in which images with these headers are trained on.
+
+        If it is not asked for, it is grey only if all images are. It loses nothing of images that are not resampled.
+        """
         formats = {(header.channels, header.bits) for header in headers}
         channels = max((channels for channels, _ in formats), default=1)
-        return PixelFormat(channels, any(bits == 16 for _, bits in formats))
+        if preparation.colour is not None:
+            channels = CHANNELS[preparation.colour]
+        size = preparation.fixed_size
+        deep = size is None and any(bits == 16 for _, bits in formats)
+        return PixelFormat(channels, deep, preparation.fitting, size)
 
     @property
     def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.float32]:
@@ -109,7 +125,7 @@ def read_header(images: EncodedImages, index: int) -> ImageHeader:
 
 
 def decode(images: EncodedImages, index: int, pixel_format: PixelFormat) -> Pixels:
-    """Decode an image to pixels [C, H, W] as the service does; see `service.images.file.ImageFile.levels`.
+    """Decode an image to pixels [C, H, W] as the service does; see `service.images.reader.ImageReader`.
 
     Raises:
         CorruptImageError: the file is broken or cut off, or has changed since its header was read.
@@ -121,9 +137,13 @@ def decode(images: EncodedImages, index: int, pixel_format: PixelFormat) -> Pixe
         raise CorruptImageError(images.name(index), f"cannot be read ({error.strerror})") from error
     except ImageError as error:
         raise CorruptImageError(images.name(index), f"cannot be decoded: {error}") from error
+    if pixel_format.size is not None:
+        fitted: Pixels = pixel_format.fitting.levels(levels[None], (pixel_format.channels, *pixel_format.size))[0]
+        return fitted
     if len(levels) > pixel_format.channels or (levels.dtype != np.uint8 and not pixel_format.deep):
         raise CorruptImageError(images.name(index), "has changed: it has more channels or bits than its header had")
-    pixels: Pixels = in_unit_interval(levels) if pixel_format.deep else levels.astype(np.uint8, copy=False)
+    turned = pixel_format.fitting.inverted(levels)
+    pixels: Pixels = in_unit_interval(turned) if pixel_format.deep else turned.astype(np.uint8, copy=False)
     return np.concatenate([pixels] * (pixel_format.channels // len(pixels)))
 
 
@@ -131,7 +151,8 @@ def check_size(shape: Sequence[int], expected: Sequence[int], name: str, first: 
     """Refuse an image [C, H, W] whose height or width differs from the first image's.
 
     Raises:
-        DataError: the sizes differ; the message names both images.
+        DataError: the sizes differ; the message names both images, and what to do.
     """
     if tuple(shape) != tuple(expected):
-        raise DataError(name, f"{shape[2]}x{shape[1]} pixels, but {first} is {expected[2]}x{expected[1]}")
+        found = f"is {shape[1]}×{shape[2]} (height × width), but {first} is {expected[1]}×{expected[2]}"
+        raise DataError(name, f"{found}: for images of several sizes, say --size auto, or for example --size 64")

@@ -3,19 +3,28 @@
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store import CHANNELS
 from service.images.file import ImageHeader
+from service.images.fitting import Fitting
 from service.progress import Progress
+from training.configuration import Colour
 from training.data.image_files import EncodedImages, PixelFormat, Pixels, check_size, decode, read_header
+from training.data.preparation import AS_THEY_ARE, AUTO, LOOKED_AT, Preparation, Sizes, choose, is_grey
 from training.data.streams import ImageStream, decode_batches, in_batches
 from training.errors import CorruptImageError, DataError
 
 _NAMED = 5  # an error message names at most so many corrupt images
 _MAX_BLOCK_BYTES = 512 * 2**20
+TOO_DARK = (
+    "no pixel of this and of any other image is brighter than 1 of 255: if 1 is meant to be white, write the files "
+    "with 255, because the service reads them the same way"
+)
 
 
 @dataclass(frozen=True)
@@ -27,19 +36,26 @@ class Reading:
         skip_corrupt: whether images that cannot be decoded are left out; otherwise they are an error.
         workers: processes that decode a stream; with 0 this process decodes.
         progress: whether to print progress on stderr.
+        preparation: how images of any size become the model's.
     """
 
     max_memory: float = 4.0
     skip_corrupt: bool = False
     workers: int = 0
     progress: bool = False
+    preparation: Preparation = AS_THEY_ARE
 
 
 class ImageSet:
-    """The encoded images of a data set by part, `train` first; `corrupt` maps names of images to what is wrong.
+    """The encoded images of a data set by part, `train` first.
+
+    Attributes:
+        corrupt: names of images to what is wrong.
+        preparation: how images are prepared, `auto` resolved.
+        chosen: what `auto` chose, and why, in sentences.
 
     Raises:
-        DataError: an image has a format that the service does not accept.
+        DataError: an image has another size than the first, and no size is asked for.
         CorruptImageError: no training image can be decoded.
     """
 
@@ -47,11 +63,20 @@ class ImageSet:
         self.corrupt: dict[str, str] = {}
         self._parts = parts
         self._reading = reading
+        self._sizes: dict[str, NDArray[np.int32]] = {}  # heights and widths by the headers that can be read, [N, 2]
         headers: set[ImageHeader] = set()
         with self._progress("reading headers", sum(map(len, parts.values()))) as progress:
-            self._index = {part: self._read_headers(images, headers, progress) for part, images in parts.items()}
-        self._pixel_format = PixelFormat.of(headers)
+            self._index = {part: self._read_headers(part, headers, progress) for part in parts}
+        self.preparation, self.chosen = reading.preparation, list[str]()
+        if self.preparation.size == AUTO:
+            self._choose(all_grey=all(header.channels == 1 for header in headers))
+        self._pixel_format = PixelFormat.of(headers, self.preparation)
+        if self.preparation.size is not None:
+            colour: Colour = "grey" if self._pixel_format.channels == 1 else "rgb"
+            self.preparation = replace(self.preparation, colour=colour)
         self._first, self._chw = self._read_first()
+        if self.preparation.size is None:
+            self._check_sizes()
 
     @property
     def fits(self) -> bool:
@@ -94,6 +119,8 @@ class ImageSet:
             if len(self.corrupt) > num_corrupt:
                 continue
             if largest == 1 and not self._pixel_format.deep:
+                if self.preparation != AS_THEY_ARE:
+                    raise DataError(self._first, TOO_DARK)
                 white = 255
                 continue
             if empty := [part for part, stream in streams.items() if not len(stream)]:
@@ -105,17 +132,50 @@ class ImageSet:
     def _progress(self, what: str, num_images: int) -> Progress:
         return Progress(what, num_images, shown=self._reading.progress)
 
-    def _read_headers(self, images: EncodedImages, headers: set[ImageHeader], progress: Progress) -> NDArray[np.int64]:
+    def _read_headers(self, part: str, headers: set[ImageHeader], progress: Progress) -> NDArray[np.int64]:
         """The numbers of images whose header can be read; adds their headers to `headers`."""
+        images = self._parts[part]
         good = np.ones(len(images), np.bool_)
+        sizes = np.zeros((len(images), 2), np.int32)
         for number in range(len(images)):
             try:
-                headers.add(read_header(images, number))
+                header = read_header(images, number)
+                headers.add(header)
+                sizes[number] = header.height, header.width
             except CorruptImageError as error:
                 self.corrupt[str(error.file)] = error.problem
                 good[number] = False
             progress.advance(1)
+        self._sizes[part] = sizes[good]
         return np.flatnonzero(good)
+
+    def _choose(self, *, all_grey: bool) -> None:
+        """Resolve `auto` by the sizes of all images, and by the colours of a few."""
+        index, looked_at = self._index["train"], 0
+        if len(index) and not all_grey and self.preparation.colour is None:
+            small = PixelFormat(CHANNELS["rgb"], deep=False, fitting=Fitting("stretch"), size=(64, 64))
+            chosen = index[np.linspace(0, len(index) - 1, min(LOOKED_AT, len(index))).astype(np.int64)]
+            grey = []
+            for number in chosen.tolist():
+                with suppress(CorruptImageError):  # it is counted when all are decoded
+                    grey.append(is_grey(decode(self._parts["train"], number, small).astype(np.uint8, copy=False)))
+            all_grey, looked_at = all(grey), len(grey)
+        sizes = np.concatenate(list(self._sizes.values()))
+        if len(sizes):
+            found = Sizes(sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64))
+            self.preparation, self.chosen = choose(self.preparation, found, all_grey=all_grey, looked_at=looked_at)
+
+    def _check_sizes(self) -> None:
+        """Refuse the first image of another size than the first one, by the headers: decoding all may take long.
+
+        An image that EXIF turns has the header's height and width exchanged, so only other pairs are looked at.
+        """
+        for part, images in self._parts.items():
+            pairs = np.sort(self._sizes[part], axis=1)
+            for number in self._index[part][(pairs != sorted(self._chw[1:])).any(axis=1)].tolist():
+                with suppress(CorruptImageError):  # it is counted when all are decoded
+                    shape = decode(images, number, self._pixel_format).shape
+                    check_size(shape, self._chw, images.name(number), self._first)
 
     def _load_part(self, part: str, progress: Progress) -> Pixels:
         images, index = self._parts[part], self._index[part]
@@ -174,7 +234,7 @@ class ImageSet:
             if len(batch.pixels):
                 digest.update(np.ascontiguousarray(batch.pixels).data)
                 pixel_sum += batch.pixels.sum(axis=0, dtype=np.float64)
-                largest = max(largest, float(batch.pixels.max()))
+                largest = max(largest, brightest_before(batch.pixels, self.preparation))
                 full = 1 if self._pixel_format.deep else 255
                 black_and_white &= bool(((batch.pixels == 0) | (batch.pixels == full)).all())
         self._index[part] = index[good]
@@ -198,3 +258,10 @@ class ImageSet:
         more = f", and {len(others) - _NAMED + 1} more" if len(others) >= _NAMED else ""
         also = f"; so are {named}{more}" if others else ""
         raise CorruptImageError(name, f"{problem}{also}; {counted}: --skip-corrupt leaves them out")
+
+
+def brightest_before(pixels: Pixels, preparation: Preparation) -> float:
+    """The brightest pixel of prepared images as it was before they were inverted, if they were."""
+    if not preparation.invert:
+        return float(pixels.max())
+    return float((255 if pixels.dtype == np.uint8 else 1) - pixels.min())

@@ -1,11 +1,12 @@
 """Read data sets: IDX files, folders of PNG, JPEG and WebP files, Parquet, `.npy` and `.npz`."""
 
 import hashlib
+import math
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from service.images.folder import SUFFIXES, Skipped, add_skipped, describe_skipp
 from service.images.split_names import PARTS, divide, exact_part
 from training.data.idx import read_idx_images
 from training.data.image_files import EncodedImages, ImageFiles, Pixels
-from training.data.image_sets import ImageSet, Reading
+from training.data.image_sets import TOO_DARK, ImageSet, Reading, brightest_before
 from training.data.parquet import SUFFIX, ParquetImages, find_parquet
+from training.data.preparation import AS_THEY_ARE, Preparation, prepare_arrays
 from training.data.streams import ImageStream
 from training.errors import DataError
 
@@ -43,6 +45,8 @@ class Source:
         test: like `train`, or None.
         skipped: images left out because they cannot be decoded; by name, what is wrong.
         ignored: a sentence about files there that were not taken for images.
+        preparation: how the images were prepared, `auto` resolved.
+        chosen: what `auto` chose, and why, in sentences.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Source:
     test: Pixels | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     ignored: Skipped = field(default_factory=dict)
+    preparation: Preparation = AS_THEY_ARE
+    chosen: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class StreamedSource:
     test: ImageStream | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     ignored: Skipped = field(default_factory=dict)
+    preparation: Preparation = AS_THEY_ARE
+    chosen: Sequence[str] = ()
 
 
 def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
@@ -75,11 +83,13 @@ def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
         DataError: as `read_source`.
     """  # noqa: D205
     if (found := _encoded_parts(path)) is None:
-        return read_source(path)
+        return _read_arrays(path, reading.preparation)
     parts, ignored = found
     images = ImageSet(parts, reading)
     if images.fits:
-        return replace(_assemble(path, images.load()), skipped=images.corrupt, ignored=ignored)
+        loaded = _with_white(path, _checked(path, images.load()), images.preparation)
+        source = replace(_identified(path, loaded), skipped=images.corrupt, ignored=ignored)
+        return replace(source, preparation=images.preparation, chosen=images.chosen)
     streams, sha256 = images.stream()
     return StreamedSource(
         name=printable(path.resolve().name),
@@ -89,10 +99,12 @@ def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
         test=streams.get("test"),
         skipped=images.corrupt,
         ignored=ignored,
+        preparation=images.preparation,
+        chosen=images.chosen,
     )
 
 
-def read_source(path: Path, *, skip_corrupt: bool = False) -> Source:
+def read_source(path: Path, *, skip_corrupt: bool = False, preparation: Preparation = AS_THEY_ARE) -> Source:
     """Read all images under `path` into memory.
 
     - A folder with IDX files that have MNIST's names: `train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` (or
@@ -109,16 +121,22 @@ def read_source(path: Path, *, skip_corrupt: bool = False) -> Source:
     8-bit pixels are 0 (black) to 255. If no pixel of the whole set is above 1, the data are binarised, and 1 is white.
     All parts are looked at together, so that one dark part alone is not taken for binarised.
 
+    With a `preparation` of some size, images of any size are brought to it, and arrays too.
+
     Raises:
         DataError: a file is missing, broken, truncated or of another size than the others; the message names it.
         CorruptImageError: images cannot be decoded and `skip_corrupt` is off; the message counts and names them.
     """
-    if (found := _encoded_parts(path)) is not None:
-        encoded, ignored = found
-        images = ImageSet(encoded, Reading(skip_corrupt=skip_corrupt))
-        return replace(_assemble(path, images.load()), skipped=images.corrupt, ignored=ignored)
+    source = open_source(path, Reading(math.inf, skip_corrupt=skip_corrupt, preparation=preparation))
+    if isinstance(source, StreamedSource):
+        raise TypeError("a data set of which any amount may be loaded was streamed")
+    return source
+
+
+def _read_arrays(path: Path, preparation: Preparation) -> Source:
+    """The images of IDX files or NumPy's."""
     parts: Mapping[str, Pixels]
-    ignored = {}
+    ignored: Skipped = {}
     if path.is_dir():
         parts = _read_idx_folder(path)
     elif path.suffix in (".npy", ".npz") and path.is_file():
@@ -127,7 +145,9 @@ def read_source(path: Path, *, skip_corrupt: bool = False) -> Source:
         raise DataError(path, "not a folder and not an .npy, .npz or .parquet file")
     else:
         raise DataError(path, "does not exist")
-    return replace(_assemble(path, parts), ignored=ignored)
+    parts = _with_white(path, _checked(path, parts), AS_THEY_ARE)
+    prepared, preparation, chosen = prepare_arrays(parts, preparation)
+    return replace(_identified(path, prepared), ignored=ignored, preparation=preparation, chosen=chosen)
 
 
 def _encoded_parts(path: Path) -> tuple[dict[str, EncodedImages], Skipped] | None:
@@ -172,20 +192,36 @@ def _image_files(folder: Path) -> tuple[dict[str, list[str]], Skipped]:
     return division.parts, skipped
 
 
-def _assemble(path: Path, parts: Mapping[str, Pixels]) -> Source:
-    parts = {part: pixels[:, None] if pixels.ndim == 3 else pixels for part, pixels in parts.items()}  # [N, C, H, W]
-    train = parts["train"]
-    for part, pixels in parts.items():
+def _checked(path: Path, parts: Mapping[str, Pixels]) -> dict[str, Pixels]:
+    """The parts as [N, C, H, W], all of one shape and type."""
+    checked = {part: pixels[:, None] if pixels.ndim == 3 else pixels for part, pixels in parts.items()}
+    train = checked["train"]
+    for part, pixels in checked.items():
         if pixels.size == 0:
             raise DataError(path, f"the {part} part holds no pixels: its shape is {list(pixels.shape)}")
         if pixels.shape[1:] != train.shape[1:] or pixels.dtype != train.dtype:
             found = f"{pixels.dtype} {list(pixels.shape[1:])}, but train images {train.dtype} {list(train.shape[1:])}"
             raise DataError(path, f"{part} images are {found}")
-    largest = max(pixels.max() for pixels in parts.values())
-    if largest == 0:
+    return checked
+
+
+def _with_white(path: Path, parts: Mapping[str, Pixels], preparation: Preparation) -> dict[str, Pixels]:
+    """The parts with white at 255 if they are of 8 bits and binarised: 1 is white if no pixel is above it.
+
+    Raises:
+        DataError: all pixels are 0; or they are binarised, and were prepared from files that the service reads too.
+    """
+    brightest = max(brightest_before(pixels, preparation) for pixels in parts.values())
+    if brightest == 0:
         raise DataError(path, "every pixel of every image is 0")
-    if train.dtype == np.uint8 and largest == 1:
-        parts = {part: pixels * np.uint8(255) for part, pixels in parts.items()}
+    if parts["train"].dtype != np.uint8 or brightest > 1:
+        return dict(parts)
+    if preparation != AS_THEY_ARE:
+        raise DataError(path, TOO_DARK)
+    return {part: pixels * np.uint8(255) for part, pixels in parts.items()}
+
+
+def _identified(path: Path, parts: Mapping[str, Pixels]) -> Source:
     digest = hashlib.sha256()
     for part in (part for part in PARTS if part in parts):
         digest.update(f"{part} {parts[part].dtype} {parts[part].shape}\n".encode())

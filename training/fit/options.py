@@ -5,12 +5,19 @@ from collections.abc import Container
 from dataclasses import fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from service.arguments import add_number
-from training.configuration import Configuration, Preset
+from service.arguments import add_number, without_none
+from training.configuration import MAX_SIDE, Configuration, Preset
+from training.data.preparation import AUTO as AUTO_SIZE
 from training.fit.recipes import AUTO, RECIPES
 from training.likelihoods import BLACK_AND_WHITE, GREY, LIKELIHOODS
 
 _HELP = {
+    "size": "height and width of the model's images, to which images of any size are brought: 64, 64x48 (height x "
+    "width), or auto",
+    "fit": "how they are brought to that size: crop, the largest centred part; pad, the whole image on black; stretch, "
+    "the whole image in another aspect ratio",
+    "colour": "with a size: grey or rgb images",
+    "invert": "exchange black and white, for dark drawings on white paper; the service then does so with every image",
     "preset": "networks: mlp, hidden layers with SiLU; resnet, residual convolutions without normalisation, on patches "
     "of images larger than 40 pixels",
     "width": "units of each hidden layer of an mlp; channels of a resnet at the size of the image or its patches",
@@ -47,6 +54,9 @@ _HELP = {
     "num_test": "held-out test images if the data has no test set",
 }
 _UNSET = {
+    "size": "all images must have one size",
+    "fit": "exact, images as they are; crop with a size",
+    "colour": "grey if all images are; auto also looks at pixels",
     "preset": "auto, an mlp up to 64×64 numbers an image, a resnet for larger ones",
     "likelihood": f"{GREY} for 8-bit images if more than a fifth of the pixels are grey, else {BLACK_AND_WHITE}",
     "binarisation": "dynamic, or none",
@@ -58,6 +68,8 @@ _UNSET = {
     "num_test": "10000, at most a tenth",
 } | {name: option.unset for kind in LIKELIHOODS.values() for name, option in kind.configured.items()}
 """The default of an option whose default depends on the data or on another option."""
+_CHOICES = {"preset": (AUTO, *get_args(Preset)), "fit": ("crop", "pad", "stretch")}
+"""Of an option that takes others than its field."""
 
 
 def add_configuration_options(parser: argparse.ArgumentParser, names: Container[str] | None = None) -> None:
@@ -69,19 +81,38 @@ def add_configuration_options(parser: argparse.ArgumentParser, names: Container[
     for field in fields(Configuration):
         if names is not None and field.name not in names:
             continue
-        option, words, hint = "--" + field.name.replace("_", "-"), _HELP[field.name], hints[field.name]
+        option, words = "--" + field.name.replace("_", "-"), _HELP[field.name]
+        hint = without_none(hints[field.name])
         unset = _UNSET.get(field.name) or _default_by_preset(field.name, field.default)
-        if hint is bool and field.default:
+        if field.name == "size":
+            parser.add_argument(option, type=_size, default=argparse.SUPPRESS, help=f"{words} (default: {unset})")
+        elif hint is bool and field.default:
             words = f"{words} (default: True)"
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=words)
         elif hint is bool:
             parser.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=words)
         elif get_origin(hint) is Literal:
-            choices = (AUTO, *get_args(Preset)) if field.name == "preset" else get_args(hint)
+            choices = _CHOICES.get(field.name, get_args(hint))
             words = f"{words} (default: {unset})"
             parser.add_argument(option, choices=choices, default=argparse.SUPPRESS, help=words)
         else:
             add_number(parser, option, hint, help=words, unset=unset)
+
+
+def _size(text: str) -> tuple[int, int] | Literal["auto"]:
+    """A size as it is written.
+
+    >>> _size("64"), _size("64x48"), _size("auto")
+    ((64, 64), (64, 48), 'auto')
+    """
+    if text == AUTO_SIZE:
+        return AUTO_SIZE
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdecimal() and 1 <= int(side) <= MAX_SIDE for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"must be auto, or pixels, or height x width, such as 64 or 64x48, each from 1 to {MAX_SIDE}, not {text!r}"
+        )
+    return int(sides[0]), int(sides[-1])
 
 
 def _default_by_preset(name: str, default: object) -> str:

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from training.configuration import Configuration
+from training.configuration import LARGEST_OF_AN_MLP, Configuration
 from training.data.splits import Images, evenly_spaced
 from training.likelihoods import BLACK_AND_WHITE, GREY, LIKELIHOODS
 from training.networks.resnet import patch_size
 
 AUTO = "auto"
-LARGEST_OF_AN_MLP = 64 * 64
-"""Pixels times channels: an `mlp` has some thousand weights for each, and beyond that many a `resnet` costs less."""
 
 _RESNET: dict[str, Any] = {"width": 32, "latent_dim": 32, "learning_rate": 1e-3, "max_gradient_norm": 500.0}
 RECIPES: dict[str, dict[str, Any]] = {

@@ -18,6 +18,7 @@ from training.likelihoods import LIKELIHOODS
 
 _OF_THE_LIKELIHOODS = (name for likelihood in LIKELIHOODS.values() for name in likelihood.configured)
 _OF_THE_NETWORKS = ("preset", "width", "depth", "latent_dim", "likelihood", *_OF_THE_LIKELIHOODS)
+_OF_THE_PREPARATION = ("size", "fit", "colour", "invert")
 _OF_THE_SPLIT = ("seed", "num_validation", "num_calibration", "num_test")
 
 
@@ -69,7 +70,7 @@ def inherited_options(start: Start, *, encoder_alone: bool = False) -> dict[str,
     """
     if encoder_alone:
         return asdict(start.configuration) | {"finish_encoder": True, "finish_epochs": None}
-    names = (*_OF_THE_NETWORKS, "binarisation", *_OF_THE_SPLIT)
+    names = (*_OF_THE_PREPARATION, *_OF_THE_NETWORKS, "binarisation", *_OF_THE_SPLIT)
     return {name: getattr(start.configuration, name) for name in names}
 
 

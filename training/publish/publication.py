@@ -12,7 +12,6 @@ from model_store import (
     Description,
     ImageShape,
     Metric,
-    PixelPreparation,
     Provenance,
     StoredModel,
     open_version,
@@ -24,6 +23,7 @@ from service.images.bottom_k import BottomKSketch
 from service.progress import Progress
 from training.configuration import Configuration
 from training.data.image_files import Pixels
+from training.data.preparation import stored_preparation
 from training.data.sources import Source, StreamedSource
 from training.data.splits import DataSplits, Images, binarise, derive_seed, split, unit_pixels
 from training.errors import ConfigurationError, RunError
@@ -91,7 +91,7 @@ def describe(
     return Description(
         name=name,
         image=ImageShape(channels=channels, height=height, width=width),
-        preparation=PixelPreparation(binarisation=run.configuration.binarisation),
+        preparation=stored_preparation(run.configuration, run.image_shape),
         latent_dim=run.configuration.latent_dim,
         likelihood=spec_of(build_likelihood(kind, run.image_shape, **run.configuration.likelihood_options)),
         calibration=CalibrationProtocol(

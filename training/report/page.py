@@ -207,6 +207,8 @@ def in_words(name: str, configuration: Mapping[str, Any]) -> str:
 def _left_open(name: str, configuration: Mapping[str, Any]) -> str:
     if name == "first_samples":
         return f"{configuration.get('num_samples')}: as num samples, throughout"
+    if name in ("size", "colour"):
+        return "the images' own"
     if name == "finish_epochs":
         return f"{default_epochs(configuration['epochs'])}: a quarter of epochs, at least 10 or as many"
     for kind, likelihood in LIKELIHOODS.items():

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import structlog
+
 from model_store import (
+    MANIFEST,
     InvalidArtifactError,
     ModelNotFoundError,
     StoreError,
@@ -16,10 +19,13 @@ from model_store import (
 )
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError, Runtime
+from service.images.resampler import ResamplerError, check_resampler
 from service.web.models.loading import LoadTime
 from service.web.models.refusals import Key, Refusal, Stamp
 from service.web.models.trials import Passed, Trials
 from service.web.operations.settings import Settings
+
+_log = structlog.get_logger()
 
 
 def runtime_of(settings: Settings) -> Runtime:
@@ -106,6 +112,8 @@ class Opener:
         try:
             # Files that changed since the trial are not read beyond their size in the trial.
             stored = open_version(settings.model_store, *key, digest=passed.digest, graph_bytes=passed.graph_bytes)
+            if warning := check_resampler(stored.manifest.preparation):
+                _log.warning("images are resampled by another version", model=key[0], version=key[1], reason=warning)
             return Model.open(
                 stored,
                 runtime=self._runtime,
@@ -115,6 +123,8 @@ class Opener:
             )
         except InvalidArtifactError as error:
             return Refusal(stamp, error.file, error.problem)
+        except ResamplerError as error:
+            return Refusal(stamp, settings.model_store / key[0] / str(key[1]) / MANIFEST, str(error))
         except (StoreError, DeviceLostError, OutOfDeviceMemoryError):
             raise  # the version is not to blame
         except Exception as error:  # noqa: BLE001 - whatever a graph brings about is the end of this version only
