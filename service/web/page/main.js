@@ -2,6 +2,8 @@
 
 import { Api } from "./api.js";
 import { html } from "./dom.js";
+import { Ladder } from "./ladder.js";
+import { Model } from "./model.js";
 import { Notice } from "./notice.js";
 import { Problem } from "./problem.js";
 import { Try } from "./try.js";
@@ -9,7 +11,7 @@ import { Try } from "./try.js";
 const KEY = /^[!-~]+$/;
 
 class Page {
-  /** @type {{close(): void}[]} */
+  /** @type {{element: HTMLElement, close(): void}[]} */
   views = [];
 
   constructor() {
@@ -62,8 +64,12 @@ class Page {
     at("model-facts").textContent = `version ${manifest.version}, ${height}×${width}, ${colour}, ${manifest.likelihood.kind}`;
     this.status.textContent = "";
     const tried = new Try(this.api, manifest, this.limits);
-    this.views = [tried];
-    this.main.replaceChildren(tried.element);
+    const ladder = new Ladder(this.api, tried.query, this.limits);
+    const model = new Model(this.api, summary);
+    tried.addEventListener("subject", () => [ladder, model].forEach((view) => view.use(tried.subject)));
+    tried.addEventListener("judged", (event) => model.calibration.place(event.detail));
+    this.views = [tried, ladder, model];
+    this.main.replaceChildren(...this.views.map((view) => view.element));
     tried.drawing?.paint();
   }
 

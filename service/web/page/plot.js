@@ -1,6 +1,6 @@
 /** Parts that the plots share: a frame with axes, in SVG. Every plot stands beside a table with the same numbers. */
 
-import { svg } from "./dom.js";
+import { html, svg } from "./dom.js";
 
 export class Plot {
   /**
@@ -84,4 +84,13 @@ export function ticks(low, high) {
   const found = [];
   for (let index = Math.ceil(low / step); index * step <= high; index++) found.push(Number((index * step).toPrecision(12)));
   return found;
+}
+
+/**
+ * A plot in a box that scrolls if the window is narrow.
+ * @param {SVGElement} plot
+ * @returns {HTMLElement}
+ */
+export function plotBox(plot) {
+  return html("div", { class: "plot-box", tabindex: 0, role: "region", "aria-label": "Plot, scrolls sideways" }, plot);
 }

@@ -17,12 +17,14 @@ const NPY = "application/x-npy";
 
 /**
  * Pixels as JSON with a PNG for each image.
- * @param {{name: string, pixels: Uint8Array}[]} images each [C, H, W]
+ * @param {{name: string, pixels: Uint8Array}[]} images each [C, H, W], as the model sees them
  * @param {{channels: number, height: number, width: number}} shape
+ * @param {{fit: string, invert: boolean}} preparation the model's: where it inverts images, inverted ones are sent
  * @returns {Promise<Subject>}
  */
-export async function subjectOfPixels(images, { channels, height, width }) {
-  const files = await Promise.all(images.map(({ pixels }) => png(pixels, channels, height, width)));
+export async function subjectOfPixels(images, { channels, height, width }, { fit, invert }) {
+  const sent = (pixels) => (invert && fit !== "exact" ? pixels.map((level) => 255 - level) : pixels);
+  const files = await Promise.all(images.map(({ pixels }) => png(sent(pixels), channels, height, width)));
   const texts = files.map(base64);
   const names = images.map(({ name }) => name);
   const first = texts.length > 1 ? ofTexts(names.slice(0, 1), texts.slice(0, 1), null) : null;

@@ -129,6 +129,7 @@ export class Try extends EventTarget {
 
   #drew() {
     this.file = null;
+    this.hint.textContent = "";
     this.drawing.paint();
     if (this.drawing.raster.empty) this.#clear();
     else this.#ask();
@@ -183,7 +184,7 @@ export class Try extends EventTarget {
     const drawn = { name: input.base ? "The sample" : "As drawn", pixels: input.pixels() };
     const asMnist = isMnist(this.manifest) && !input.base ? fitted(input.finePixels()) : null;
     const boxed = asMnist && [{ name: "Fitted and centred as MNIST's digits were", pixels: asMnist }];
-    return subjectOfPixels(boxed ? [...boxed, drawn] : [drawn], input);
+    return subjectOfPixels(boxed ? [...boxed, drawn] : [drawn], input, this.manifest.preparation);
   }
 
   /** Make it the one that is shown, asked about, and offered to others. */
