@@ -119,7 +119,7 @@ def test_dots_in_a_path_lead_nowhere(path: str) -> None:
     scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [], "root_path": ""}
     coroutine = app(scope, None, send)  # type: ignore[arg-type]  # nothing is received
     with pytest.raises(StopIteration):
-        coroutine.send(None)  # type: ignore[attr-defined]  # and nothing waited for
+        coroutine.send(None)  # and nothing is waited for
     assert sent[0]["status"] == 404
 
 

@@ -50,6 +50,7 @@ export class Answer {
 
   /** There is no image. */
   clear() {
+    delete this.cards.dataset.proposal;
     this.cards.replaceChildren(html("p", { class: "big" }, "–"), html("p", { class: "hint" }, "log P(x) in nats, higher is more likely"));
     this.judgement.replaceChildren(html("p", {}, "–"));
     this.most.replaceChildren();
@@ -59,6 +60,7 @@ export class Answer {
 
   /** Another image is on its way: what is shown is about the one before. */
   expect() {
+    delete this.cards.dataset.proposal;
     this.judgement.classList.add("old");
     this.pictures.classList.add("old");
   }

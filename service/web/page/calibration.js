@@ -4,7 +4,7 @@ import { details, html, svg, table } from "./dom.js";
 import { Plot, plotBox, ticks } from "./plot.js";
 import { number } from "./words.js";
 
-const FRAME = { width: 560, height: 260, left: 52, right: 20, top: 50, bottom: 44 };
+const FRAME = { width: 560, height: 260, left: 52, right: 20, top: 50, bottom: 44, title: 14 };
 const BINS = 30;
 const HIGHEST = 0.99; // what is above this share of ordinary images is left out of the bars
 const SHARES = [0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1];
@@ -49,7 +49,7 @@ export class Calibration {
     const numbers = details("The same as a table", table(`Quantiles of the score by ${method}`, ["Share of ordinary images", "Score at most"], rows));
     numbers.open = open;
     this.body.replaceChildren(
-      plotBox(histogram(method, scores, probabilities, here)),
+      plotBox("Histogram of scores", histogram(method, scores, probabilities, here)),
       html("p", { class: "hint" }, `Scores of ${size} images held out of training, by ${method}. Further right is stranger.`),
       ...(here === null ? [] : [html("p", {}, `Your image's score is ${number(here)}.`)]),
       numbers,
@@ -90,8 +90,8 @@ function mark(/** @type {Plot} */ plot, here, low, high) {
   const beyond = here > high ? " (beyond the plot) →" : here < low ? "← (beyond the plot)" : "";
   const x = plot.x(Math.max(low, Math.min(high, here)));
   const end = x > FRAME.width / 2;
-  plot.root.append(svg("line", { class: "here", x1: x, x2: x, y1: 20, y2: plot.y(0) }));
-  plot.text(end ? x + 4 : x - 4, 15, `your image${beyond}`, end ? "end" : "start");
+  plot.root.append(svg("line", { class: "here", x1: x, x2: x, y1: FRAME.top - 6, y2: plot.y(0) }));
+  plot.text(end ? x + 4 : x - 4, FRAME.top - 11, `your image${beyond}`, end ? "end" : "start");
 }
 
 /** The score that this share of images does not exceed. */

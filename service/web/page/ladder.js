@@ -138,6 +138,6 @@ export class Ladder {
       table("Estimates of log P(x)", ["Proposal", "Samples K", "log P(x), nats", "Standard error", "Reliable"], rows),
     );
     numbers.open = open;
-    this.shown.replaceChildren(plotBox(ladderPlot(this.#rungs)), html("p", { class: "hint" }, marks), html("p", {}, sentence), numbers);
+    this.shown.replaceChildren(plotBox("Plot of estimates against samples", ladderPlot(this.#rungs)), html("p", { class: "hint" }, marks), html("p", {}, sentence), numbers);
   }
 }

@@ -24,7 +24,7 @@ export class Model {
     this.element = html(
       "section",
       { id: "model-view", "aria-labelledby": "model-heading" },
-      html("h2", { id: "model-heading" }, "Model"),
+      html("h2", { id: "model-heading" }, "About the model"),
       this.notice.element,
       html(
         "div",

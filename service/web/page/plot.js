@@ -5,7 +5,8 @@ import { html, svg } from "./dom.js";
 export class Plot {
   /**
    * @param {string} label what the plot shows, for those who cannot see it
-   * @param {{width: number, height: number, left: number, right: number, top: number, bottom: number}} frame
+   * @param {{width: number, height: number, left: number, right: number, top: number, bottom: number, title?: number}} frame in
+   *     units of the view box; `title` is how far down the title of y is
    * @param {[number, number]} xs the range of x; of its logarithm to base 10 if `log`
    * @param {[number, number]} ys
    * @param {boolean} [log]
@@ -48,7 +49,7 @@ export class Plot {
       this.text(left - 6, this.y(value) + 4, String(value).replace("-", "−"), "end");
     }
     this.text((left + width - right) / 2, height - 4, xTitle, "middle");
-    this.text(left, top - 8, yTitle, "start");
+    this.text(left, this.frame.title ?? top - 8, yTitle, "start");
   }
 
   /**
@@ -88,9 +89,10 @@ export function ticks(low, high) {
 
 /**
  * A plot in a box that scrolls if the window is narrow.
+ * @param {string} label
  * @param {SVGElement} plot
  * @returns {HTMLElement}
  */
-export function plotBox(plot) {
-  return html("div", { class: "plot-box", tabindex: 0, role: "region", "aria-label": "Plot, scrolls sideways" }, plot);
+export function plotBox(label, plot) {
+  return html("div", { class: "plot-box", tabindex: 0, role: "region", "aria-label": label }, plot);
 }
