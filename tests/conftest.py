@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from tests.browser import LEFT_OUT, is_left_out
+
 # Threads that wait for another give their core away. Spinning, as by default, they keep it from the one they wait for
 # where the machine is busy with something else too: the tests of training then take several times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -32,3 +34,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if count := _without_result(terminalreporter):
         terminalreporter.write_line(f"{count} skipped or expected to fail: that counts as a failure here", red=True)
+    if is_left_out():
+        terminalreporter.write_line(LEFT_OUT, yellow=True)

@@ -26,6 +26,7 @@ from service.web.operations.auth import Auth, require_admin, require_key
 from service.web.operations.metrics import Metrics, SharedText
 from service.web.operations.request_log import QUIET_PATHS, RequestLog
 from service.web.operations.settings import Settings
+from service.web.page_assets import page_routes
 from service.web.page_files import PageFiles
 from service.web.serving.backend import Backend
 
@@ -112,6 +113,8 @@ def create_app(
     app.include_router(routes.admin_router, dependencies=[Depends(require_admin)])
     app.include_router(routes.probes_router)
     app.include_router(routes.metrics_router, dependencies=closed)
+    pages = page_routes() if settings.page == "on" else []
+    app.router.routes.extend(pages)
     problems.install(app)
     openapi = app.openapi
     app.openapi = lambda: describe_problems(openapi())  # type: ignore[method-assign]  # as FastAPI advises
@@ -127,7 +130,8 @@ def create_app(
             expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", "X-Seed", "X-Warning"],
         )
     routers = (routes.probes_router, routes.metrics_router, routes.router, routes.admin_router)
-    paths = {str(getattr(route, "path", "")) for router in routers for route in router.routes}
+    listed = [route for router in routers for route in router.routes]
+    paths = {str(getattr(route, "path", "")) for route in [*listed, *pages]}
     app.state.request_log = RequestLog(metrics, paths, settings.root_path)
     app.add_middleware(Observe, request_log=app.state.request_log, traced=tracer_provider is not None)
     if settings.root_path:

@@ -111,6 +111,8 @@ class RootPath:
         """One request, or the lifespan, which passes through."""
         if scope["type"] == "http":
             scope["root_path"] = self._root_path
+            if scope["path"] == self._root_path:  # what the router calls `/`; see page_assets.py
+                scope["path"], scope["without_slash"] = f"{self._root_path}/", True
             if not f"{scope['path']}/".startswith(f"{self._root_path}/"):
                 scope["path"] = self._root_path + scope["path"]
                 scope["raw_path"] = self._root_path.encode() + scope.get("raw_path", b"")

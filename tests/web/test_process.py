@@ -63,7 +63,7 @@ def processes(store: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def address(process: "subprocess.Popen[str]") -> str:
+def address(process: "subprocess.Popen[str]", tries: int = 1000) -> str:
     """Read the log until the port is known, then wait until the service is ready."""
     assert process.stdout is not None
     for line in process.stdout:
@@ -73,7 +73,7 @@ def address(process: "subprocess.Popen[str]") -> str:
     else:
         raise AssertionError("the process ended without an address")
     threading.Thread(target=process.stdout.read, daemon=True).start()  # keep the pipe empty
-    for _ in range(1000):
+    for _ in range(tries):
         if plain_http.get(f"{url}/readyz").status_code == 200:
             return url
         time.sleep(0.01)

@@ -27,7 +27,7 @@ from service.web.answer_size import log_likelihoods_bytes
 from service.web.operations.environment import PREFIX, Environment, is_of_keys, read_environment
 
 MIN_KEY_LENGTH = 16
-OWN_PATHS = ("docs", "livez", "metrics", "openapi.json", "readyz", "static-offline-docs", "v1")
+OWN_PATHS = ("docs", "livez", "metrics", "openapi.json", "page", "readyz", "static-offline-docs", "v1")
 
 
 class Settings(BaseSettings):
@@ -125,6 +125,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(None, description="a file with more of them, one a line")
     admin_keys: SecretStr | None = Field(None, description="keys for the admin routes too; none: these are off (403)")
     admin_keys_file: Path | None = Field(None, description="a file with more of them, one a line")
+    page: Literal["on", "off"] = Field("on", description="whether `/` answers with the page for people")
     cors_origins: tuple[str, ...] = Field(
         (), description="origins, separated by commas, whose pages may use the service from a browser"
     )

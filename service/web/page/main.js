@@ -1,0 +1,101 @@
+/** The page: connects to the service, asks for a key if it needs one, and shows a model. */
+
+import { Api } from "./api.js";
+import { html } from "./dom.js";
+import { Ladder } from "./ladder.js";
+import { Model } from "./model.js";
+import { Notice } from "./notice.js";
+import { Problem } from "./problem.js";
+import { Try } from "./try.js";
+
+const KEY = /^[!-~]+$/;
+
+class Page {
+  /** @type {{element: HTMLElement, close(): void}[]} */
+  views = [];
+
+  constructor() {
+    this.api = new Api(document.baseURI);
+    this.notice = new Notice();
+    this.status = at("status");
+    this.main = at("main");
+    this.models = [];
+    at("notice").replaceWith(this.notice.element);
+    this.api.addEventListener("unauthorized", () => this.#askForKey());
+    at("key-form").addEventListener("submit", (event) => this.#useKey(event));
+    at("model").addEventListener("change", () => this.#show());
+  }
+
+  /** Learn which models there are; while the service is loading them, again and again. */
+  async connect() {
+    this.notice.clear();
+    this.status.textContent = "Connecting to the service…";
+    try {
+      const [{ models }, limits] = await Promise.all([this.api.ask("v1/models"), this.api.ask("v1/limits")]);
+      this.models = models.filter(({ manifest }) => manifest);
+      this.limits = limits;
+    } catch (error) {
+      this.status.textContent = "";
+      if (!(error instanceof Problem && error.status === 401)) this.notice.show(error, () => this.connect());
+      return;
+    }
+    at("key-form").hidden = true;
+    at("key").value = "";
+    const options = this.models.map(({ name }) => html("option", { value: name }, name));
+    at("model").replaceChildren(...options);
+    const start = this.models.find((model) => model.default) ?? this.models[0];
+    if (start) at("model").value = start.name;
+    at("model-form").hidden = false;
+    this.#show();
+  }
+
+  #show() {
+    for (const view of this.views) view.close();
+    this.views = [];
+    this.main.replaceChildren();
+    const summary = this.models.find(({ name }) => name === at("model").value);
+    if (!summary) {
+      this.status.textContent = "The service has no model that it can serve.";
+      return;
+    }
+    const { manifest } = summary;
+    const { channels, height, width } = manifest.image;
+    const colour = channels === 1 ? "grey" : channels === 3 ? "colour" : `${channels} channels`;
+    at("model-facts").textContent = `version ${manifest.version}, ${height}×${width}, ${colour}, ${manifest.likelihood.kind}`;
+    this.status.textContent = "";
+    const tried = new Try(this.api, manifest, this.limits);
+    const ladder = new Ladder(this.api, tried.query, this.limits);
+    const model = new Model(this.api, summary);
+    tried.addEventListener("subject", () => [ladder, model].forEach((view) => view.use(tried.subject)));
+    tried.addEventListener("judged", (event) => model.calibration.place(event.detail));
+    this.views = [tried, ladder, model];
+    this.main.replaceChildren(...this.views.map((view) => view.element));
+    tried.drawing?.paint();
+  }
+
+  #askForKey() {
+    this.notice.clear();
+    this.status.textContent = this.api.hasKey ? "The service does not accept this key." : "";
+    if (!at("key-form").hidden) return;
+    at("key-form").hidden = false;
+    at("key").focus();
+  }
+
+  #useKey(/** @type {Event} */ event) {
+    event.preventDefault();
+    const key = at("key").value.trim();
+    if (!KEY.test(key)) {
+      this.status.textContent = "A key has only printable ASCII characters, without spaces.";
+      return;
+    }
+    this.api.use(key);
+    this.connect();
+  }
+}
+
+/** @returns {any} */
+function at(/** @type {string} */ id) {
+  return document.getElementById(id);
+}
+
+new Page().connect();
