@@ -52,7 +52,7 @@ _THOROUGH = _Schedule(starts=12, kept={16: 6}, steps=32, finalists=2, tolerance=
 _SEVERAL_STEPS = 32
 _SEVERAL_TOLERANCE = 0.1
 """Of searches where annealing corrects what is left. At 0.3 three in ten stopped half a nat or more below a mode."""
-_MIN_ROUNDS, _MAX_ROUNDS = 2, 7
+_MIN_ROUNDS, _MAX_ROUNDS = 2, 10
 """Of four searches each, until an image's best modes are confirmed."""
 _FROM_BANK = 2
 """Draws of the bank that the first round starts from; each further round takes the next one."""
@@ -278,13 +278,12 @@ class ModeSearch:
         tolerance: float = TOLERANCE,
         keep: Keep | None = None,
     ) -> Chunks[Modes]:
-        # Where a few iterations suffice, as also in most searches that are dropped, gradients of their own win nothing.
-        brief = max_steps <= _FAMILIAR_STEPS or (keep is not None and self.familiar_steps <= _FAMILIAR_STEPS)
+        few = max_steps <= _FAMILIAR_STEPS  # gradients of their own win nothing
         return find_modes(
             start,
             evaluate=lambda images, points: self._sampler.evaluate(x[images], points),
             values=self._values(x),
-            slopes=None if brief else self._sampler.slopes_of(x),
+            slopes=None if few else self._sampler.slopes_of(x),
             max_steps=max_steps,
             tolerance=tolerance,
             keep=keep,

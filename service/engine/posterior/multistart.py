@@ -24,7 +24,7 @@ _BESIDE = 3.0
 """Nats below the best: a mode that lies higher has a part of P(x) that matters."""
 _ENOUGH = 2
 """Searches that end at each mode that matters."""
-_ENOUGH_AT_BEST = 3
+_ENOUGH_AT_BEST = 4
 """Searches that end at the best mode."""
 
 
