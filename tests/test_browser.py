@@ -12,7 +12,7 @@ from tests import browser
 def test_they_are_left_out_only_by_developers_without_a_browser(
     monkeypatch: pytest.MonkeyPatch, found: str | None, required: bool, left_out: bool
 ) -> None:
-    monkeypatch.setattr(browser.shutil, "which", lambda name: found)
+    monkeypatch.setattr("shutil.which", lambda name: found)
     monkeypatch.setattr(browser, "REQUIRED", required)
     assert browser.is_left_out() is left_out
     assert browser.find_browser() == found
