@@ -27,8 +27,10 @@ locks := $(wildcard requirements/*.txt)
 
 # ONNX Runtime reports its use to Microsoft unless told not to before it starts.
 export ORT_DISABLE_TELEMETRY ?= 1
+# Bytecode is kept: the tests start some hundred processes, each of which would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test coverage format train audit lock again
+.PHONY: help serve test types tests coverage format train audit lock again
 
 help:
 	@echo 'make serve    the service on http://127.0.0.1:8000    (PORT=9000 another port, EXTRA=gpu with CUDA)'
@@ -46,7 +48,13 @@ serve: $(VENV)/ready-$(EXTRA)
 test: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	@$(MAKE) --no-print-directory --jobs=2 types tests
+
+# At once: mypy has one thread, and would keep the other cores waiting for a minute in a fresh clone.
+types: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m mypy
+
+tests: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal
 
 # Apart from the checks, for nothing of it fails: before Python 3.14 counting lines makes each line of Python twice as slow.

@@ -41,6 +41,7 @@ from service.engine.verification import read_graphs
 from tests.likelihoods import DiscretisedLogistic, Gaussian, GaussianWithScale, Parameters, reference_of
 from training.data.download import locate
 from training.data.image_sets import Reading
+from training.data.preparation import Preparation
 from training.data.sources import open_source
 from training.data.splits import evenly_spaced
 from training.fit.loaded_model import load_model
@@ -202,7 +203,8 @@ def main() -> None:
     given = parser.parse_args()
     threadpool_limits(1, user_api="blas")  # as the service does
     models = [EightBitModel(path, Runtime("cpu")) for path in given.models]
-    test, what = held_out_images(open_source(locate(given.data), Reading()), models[0].provenance)
+    reading = Reading(preparation=Preparation.of_model(models[0].engine.description))
+    test, what = held_out_images(open_source(locate(given.data), reading), models[0].provenance)
     images = evenly_spaced(test, given.images)
     if images.dtype != np.uint8:
         raise SystemExit(f"{what}: not 8-bit")

@@ -27,6 +27,7 @@ from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_SEED
 from service.engine.runtime import Runtime
 from training.data.download import locate
 from training.data.image_sets import Reading
+from training.data.preparation import Preparation
 from training.data.sources import open_source
 from training.files import write_atomically
 from training.fit.loaded_model import load_model
@@ -98,8 +99,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: one a core")
     parsed = parser.parse_args()
     models, graphs = zip(*(load(path, Runtime("cpu", parsed.threads)) for path in parsed.models), strict=True)
-    images, what = held_out_images(open_source(locate(parsed.data), Reading()), models[0].description.provenance)
-    if models[0].description.preparation != models[1].description.preparation:
+    fitted = [Preparation.of_model(model.description) for model in models]
+    reading = Reading(preparation=fitted[0])
+    images, what = held_out_images(open_source(locate(parsed.data), reading), models[0].description.provenance)
+    pixels = [(said.scale, said.binarisation) for said in (model.description.preparation for model in models)]
+    if fitted[0] != fitted[1] or pixels[0] != pixels[1]:
         raise SystemExit("the two models do not prepare pixels alike: their estimates are of different images")
     binarised = np.concatenate(list(fresh_batches(models[0], images, seed=DEFAULT_SEED)))
     chosen = np.random.default_rng(DEFAULT_SEED).permutation(len(images))[: parsed.images]

@@ -10,6 +10,10 @@ from tests.browser import LEFT_OUT, is_left_out
 # Threads that wait for another give their core away. Spinning, as by default, they keep it from the one they wait for
 # where the machine is busy with something else too: the tests of training then take several times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# One thread for NumPy's BLAS, as in the service, and for torch: most matrices here are small. With two, and as many
+# tests at a time as there are cores, tests of the engine take more than twice as much processor time. Set before NumPy
+# is imported, and for every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell starts what runs in the background with SIGINT ignored, and so would be every process that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

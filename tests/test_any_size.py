@@ -174,6 +174,7 @@ def test_a_mixed_folder_from_training_to_answers(
     manifest = open_version(store, "photos").manifest
     preparation = manifest.preparation
     assert (preparation.size, preparation.fit, preparation.colour) == ((24, 24), "pad", "grey")
+    assert 0 < manifest.provenance.configuration["brightness"]["lowest"] < 0.5
     capsys.readouterr()
     assert main(["evaluate", str(store / "photos"), f"--data={photos}", *scoring]) == 0
     figure = next(metric for metric in manifest.metrics if metric.name == "log_likelihood")
@@ -269,3 +270,29 @@ def test_large_files_are_held_one_at_a_time(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert source.train.shape == (16, 1, 16, 16)
     assert peak < 7 * 700 * 900
+
+
+def test_a_model_of_one_size_can_be_the_start_for_images_of_many(photos: Path, tmp_path: Path) -> None:
+    """What it inherits from the first model, `exact` among it, gives way to the size that is asked for."""
+    np.save(tmp_path / "images.npy", photographs(40, 16, 16))
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["fit", f"--data={tmp_path / 'images.npy'}", f"--out={first}", *TINY, "--no-finish-encoder"]) == 0
+    more = [f"--start-from={first}", "--size=16", "--epochs=1", "--objective=elbo", "--num-samples=1", "--device=cpu"]
+    assert main(["fit", f"--data={photos}", f"--out={second}", *more, "--colour=grey", "--no-finish-encoder"]) == 0
+    configuration = json.loads((second / "run.json").read_text())["configuration"]
+    assert (configuration["size"], configuration["fit"], configuration["width"]) == ([16, 16], "crop", 16)
+
+
+def test_defects_beside_ordinary_images_are_named_and_not_measured(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, file in enumerate(sorted(photos.iterdir())):
+        folder = "train/good" if index < 40 else ("test/good", "test/scratch", "ground_truth/scratch")[index % 3]
+        (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / folder / file.name).write_bytes(file.read_bytes())
+    fit = ["fit", f"--data={tmp_path / 'set'}", f"--out={tmp_path / 'run'}", *TINY, "--size=8", "--no-finish-encoder"]
+    assert main([*fit, "--epochs=1"]) == 0
+    said = capsys.readouterr().out
+    assert "32 train, 4 validation, 4 calibration, 6 test images of [3, 8, 8]" in said
+    assert "test image files of another class than the training images' (test/scratch/" in said
+    assert "image files in no folder of a part (ground_truth/scratch/" in said

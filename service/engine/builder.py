@@ -1,13 +1,24 @@
 """Write an ONNX graph node by node."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 PREFIX = "logpx."
 _PACKET = 4
+
+Shape = Sequence[str | int]
+"""A tensor's dimensions, dynamic ones by name."""
+
+
+def typed(shapes: Mapping[str, Shape], types: Mapping[str, int]) -> list[ValueInfoProto]:
+    """Tensors of these shapes, by name; float32 where no type is given."""
+    return [
+        helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), dims) for name, dims in shapes.items()
+    ]
 
 
 class GraphBuilder:
@@ -82,3 +93,16 @@ class GraphBuilder:
         copy.name = self.name()
         self.constants.append(copy)
         return copy.name
+
+    def graph(
+        self, around: GraphProto, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+    ) -> GraphProto:
+        """The nodes with the constants of the graph that some of them were taken from, and their own."""
+        return helper.make_graph(
+            self.nodes,
+            "logpx",
+            inputs=inputs,
+            outputs=outputs,
+            initializer=[*around.initializer, *self.constants],
+            sparse_initializer=around.sparse_initializer,
+        )

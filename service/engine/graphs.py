@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from model_store import Description
 from service.engine import likelihood_graph as of_likelihood
-from service.engine.builder import PREFIX, GraphBuilder
+from service.engine.adjoint import Adjoint, NotDifferentiableError
+from service.engine.adjoint_rules import RULES
+from service.engine.builder import PREFIX, GraphBuilder, Shape, typed
 from service.engine.likelihood_graph import LikelihoodGraph
-
-Shape = Sequence[str | int]
-"""A tensor's dimensions, dynamic ones by name."""
 
 X, LATENTS, MEAN, LOG_VAR, NOISE, SHAPE = (PREFIX + n for n in ("x", "latents", "mean", "log_var", "noise", "shape"))
 MODE, BASIS, SCALES, CHOSEN = (PREFIX + n for n in ("mode", "basis", "scales", "chosen"))
@@ -45,6 +44,7 @@ class DecoderGraphs:
         opset = next(entry.version for entry in decoder.opset_import if entry.domain in ("", "ai.onnx"))
         likelihood.convert(opset)
         self._decoder = decoder
+        self._opset = opset
         self._likelihood = likelihood
         self._num_pixels = description.image.size
         self._chw = description.image.chw
@@ -217,6 +217,33 @@ class DecoderGraphs:
         }
         return self._assemble(builder, {LATENTS: self._row}, outputs)
 
+    def gradient(self) -> bytes | None:
+        """log p(x|z) and its gradient, exact, by one pass back through the decoder: z and x [N, 1, P] → [N, 1], [N, D].
+
+        The likelihood's `gradient` is linear in its tangents, so its derivative in them is the score. None where the
+        decoder or the likelihood has an operator without a rule; see adjoint.py.
+        """
+        if self._decoder.functions:
+            return None
+        builder = GraphBuilder()
+        parameters = self._decode_rows(builder)
+        builder.add("Identity", self._log_prob(builder, parameters), output=LOG_LIKELIHOOD)
+        tangents = {name: builder.add("Identity", tensor) for name, tensor in parameters.items()}
+        inputs = {of_likelihood.X: X, **parameters, **{of_likelihood.TANGENT + name: t for name, t in tangents.items()}}
+        (slope,) = self._likelihood.append(builder, [of_likelihood.GRADIENT], inputs)
+        z: dict[str, Shape] = {"z": ["N", self._latent_dim]}
+        rows: dict[str, Shape] = {X: ["N", 1, self._num_pixels]}
+        outputs: dict[str, Shape] = {LOG_LIKELIHOOD: ["N", 1], GRADIENT: ["N", self._latent_dim]}
+        one = {slope: builder.constant(np.ones((1, 1)))}
+        try:
+            adjoint = Adjoint(builder, self._graph(builder, {**z, **rows}, {}), self._opset, RULES)
+            scores = {parameters[name]: adjoint.append(one, tangent) for name, tangent in tangents.items()}
+            builder.add("Cast", adjoint.append(scores, "z"), to=TensorProto.DOUBLE, output=GRADIENT)
+        except NotDifferentiableError:
+            return None
+        builder.nodes[:] = of_likelihood.needed(builder.nodes, [*outputs])
+        return self._assemble_rows(builder, rows, outputs)
+
     @property
     def _row(self) -> Shape:
         return ["B", 1, self._latent_dim]
@@ -257,27 +284,16 @@ class DecoderGraphs:
         *,
         takes_z: bool = True,
     ) -> bytes:
-        z: dict[str, Shape] = {"z": ["N", self._latent_dim]} if takes_z else {}
-
-        def tensors(shapes: Mapping[str, Shape], types: Mapping[str, int]) -> list[ValueInfoProto]:
-            float32 = TensorProto.FLOAT
-            return [
-                helper.make_tensor_value_info(name, types.get(name, float32), dims) for name, dims in shapes.items()
-            ]
-
         decoder = self._decoder
-        graph = helper.make_graph(
-            builder.nodes,
-            "logpx",
-            inputs=tensors({**z, **inputs}, {SHAPE: TensorProto.INT64}),
-            outputs=tensors(outputs, dict.fromkeys(_WIDE, TensorProto.DOUBLE)),
-            initializer=[*decoder.graph.initializer, *builder.constants],
-            sparse_initializer=decoder.graph.sparse_initializer,
-        )
+        z: dict[str, Shape] = {"z": ["N", self._latent_dim]} if takes_z else {}
         model = helper.make_model(
-            graph,
+            self._graph(builder, {**z, **inputs}, outputs),
             opset_imports=decoder.opset_import,
             functions=decoder.functions,
             ir_version=decoder.ir_version,
         )
         return bytes(model.SerializeToString())
+
+    def _graph(self, builder: GraphBuilder, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> GraphProto:
+        types = {SHAPE: TensorProto.INT64, **dict.fromkeys(_WIDE, TensorProto.DOUBLE)}
+        return builder.graph(self._decoder.graph, typed(inputs, types), typed(outputs, types))

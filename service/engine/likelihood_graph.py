@@ -83,7 +83,7 @@ class LikelihoodGraph:
             wanted: which outputs.
             inputs: for each input that these need, the tensor to take.
         """
-        nodes = _needed(self._graph.node, wanted)
+        nodes = needed(self._graph.node, wanted)
         read = {name for node in nodes for name in node.input}
         names = {"": "", **inputs}
         names |= {tensor.name: builder.add_tensor(tensor) for tensor in self._graph.initializer if tensor.name in read}
@@ -106,7 +106,7 @@ class LikelihoodGraph:
         return int(dims[2])
 
 
-def _needed(nodes: Sequence[NodeProto], wanted: Sequence[str]) -> list[NodeProto]:
+def needed(nodes: Sequence[NodeProto], wanted: Sequence[str]) -> list[NodeProto]:
     """The nodes, in order, that some tensors are computed by."""
     tensors, found = set(wanted), []
     for node in reversed(nodes):

@@ -70,7 +70,7 @@ class Model:
 
     Attributes:
         graph_bytes: of its graphs' files, of which most are weights.
-        run_bytes: of memory that its graphs keep once each has run as many rows as it may.
+        run_bytes: of memory that it keeps once its graphs have run as many rows as they may, and modes were contested.
 
     Raises:
         InvalidArtifactError: a graph is not what the description says; the message names the file.
@@ -97,7 +97,6 @@ class Model:
         written = read_graphs(description, encoder, decoder, likelihood, folder)
         self.graph_bytes = len(encoder) + len(decoder) + len(likelihood)
         self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(written.numbers_a_row)
-        self.run_bytes = 6 * self._chunk_rows * BYTES_A_PIXEL * written.numbers_a_row
         self._encoder = runtime.open(encoder, folder / ENCODER)
         chw, trusted = description.image.chw, tried and runtime.provider == CPU
         if not trusted:
@@ -114,6 +113,8 @@ class Model:
             self._estimator = Estimator(
                 self._sampler, num_pixels=description.image.size, max_steps=max_steps, blocks=runtime.blocks
             )
+            of_graphs = 6 * self._chunk_rows * BYTES_A_PIXEL * written.numbers_a_row
+            self.run_bytes = of_graphs + self._estimator.num_bytes
             drawn = self._sampler.drawn[: max(_LEAST_DRAWN, _DRAWN_NUMBERS // written.numbers_a_row)]
             encoded = complete(self._encode(drawn.reshape(-1, *chw)))
             complete(self._estimator.ladder.learn_familiar(drawn, encoded))

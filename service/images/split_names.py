@@ -5,7 +5,7 @@ The names are those that Hugging Face's `datasets` knows, in upper or lower case
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 PARTS = ("train", "validation", "test")
 _NAMES = {
@@ -23,12 +23,15 @@ class Division:
     Attributes:
         parts: the files of each part that exists, in their given order. `train` is always there.
         outside: files that belong to no part, if there are parts.
+        unlike: test files of classes that training does not have, where training has one class: defects, in the layout
+            of MVTec AD.
         doubtful: a top folder with the name of a part that may be something else, judged by the files beside it.
     """
 
     parts: dict[str, list[str]]
     outside: list[str]
     doubtful: str | None = None
+    unlike: list[str] = field(default_factory=list)
 
 
 def exact_part(name: str) -> str | None:
@@ -58,6 +61,10 @@ def divide(files: Sequence[str]) -> Division:
     exactly the name of a part and other files are beside it, it is `doubtful`: `test` among `cups` and `plates` may be
     a part or a class.
 
+    If all training images are of one class (the folder in the part's folder, such as `train/good`), and the test images
+    are of that class and of others (`test/good`, `test/broken`), the others are `unlike` and in no part: a model of
+    ordinary images is not measured on them.
+
     >>> divided = divide(["notes/4.png", "testing/3.png", "training/1.png", "training/2.png"])
     >>> divided.parts, divided.outside
     ({'train': ['training/1.png', 'training/2.png'], 'test': ['testing/3.png']}, ['notes/4.png'])
@@ -69,7 +76,7 @@ def divide(files: Sequence[str]) -> Division:
         if _has_counterparts(folders, part_of):
             division = _by_outermost_folder(files, part_of)
             if "train" in division.parts:
-                return division
+                return _without_other_classes(division, part_of)
     tops = {file.partition("/")[0] if "/" in file else "" for file in files}
     doubtful = next((top for top in sorted(tops) if exact_part(top)), None) if len(tops) > 1 else None
     return Division({"train": list(files)}, [], doubtful)
@@ -83,6 +90,24 @@ def _by_outermost_folder(files: Sequence[str], part_of: Callable[[str], str | No
         part = next((part for part in found if part), None)
         (parts[part] if part else outside).append(file)
     return Division({part: found for part, found in parts.items() if found}, outside)
+
+
+def _without_other_classes(division: Division, part_of: Callable[[str], str | None]) -> Division:
+    """The division without test images of classes that training lacks, if training has one class and testing too."""
+    trained = {_class_of(file, part_of) for file in division.parts["train"]}
+    test = division.parts.get("test", [])
+    alike = [file for file in test if _class_of(file, part_of) in trained]
+    if len(trained) != 1 or None in trained or not alike:
+        return division
+    unlike = [file for file in test if _class_of(file, part_of) not in trained]
+    return replace(division, parts={**division.parts, "test": alike}, unlike=unlike)
+
+
+def _class_of(file: str, part_of: Callable[[str], str | None]) -> str | None:
+    """The folder below that of a part, in which the file is; None if it is in that of the part itself."""
+    names = file.split("/")[:-1]
+    depth = next(depth for depth, name in enumerate(names) if part_of(name))
+    return names[depth + 1] if depth + 1 < len(names) else None
 
 
 def _has_counterparts(folders: Iterable[str], part_of: Callable[[str], str | None]) -> bool:

@@ -119,6 +119,9 @@ class ComputedRoute(APIRoute):
             request, partial(work.answer, done.result), numbers=work.numbers, seconds=left
         )
         response.raw_headers.append((b"server-timing", _server_timing(request, done)))
+        if warning := request.warning():
+            response.raw_headers.append((b"x-warning", warning.encode("latin-1")))
+            observed["warning"] = "brightness"
         return response
 
 

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from model_store import ImageShape
 from service.engine.model import Model, Pixels
 from service.images.arrays import AnyArray
+from service.images.brightness import BRIGHTNESS, Brightness
 from service.images.cost import is_brief
 from service.images.decode_request import DecodeRequest
 from service.images.fitting import FITTINGS
@@ -83,6 +84,10 @@ class ComputedRequest(Request):
         if seconds:
             self.load_seconds = observed["load_seconds"] = round(seconds, 6)
 
+    def warning(self) -> str | None:
+        """What the client should know of its request; the header `X-Warning`."""
+        return None
+
     def count_batch(self, rows: int) -> None:
         """Count the rows of a batch in which this request is computed."""
         self.backend.count_batch(self.model, rows)
@@ -104,6 +109,12 @@ class ImagesRequest(ComputedRequest):
 
     described_body = describe_images_body()
     images: Pixels
+
+    def warning(self) -> str | None:
+        """A sentence if images are far brighter or darker than those of training."""
+        told = self.model.description.provenance.configuration.get(BRIGHTNESS)
+        usual = None if told is None else Brightness.from_json(told)
+        return None if usual is None else usual.warning(self.images)
 
     async def read(self, backend: Backend, query: schemas.ModelQuery, timeout_seconds: float) -> None:
         """Read the images: quick ones here, files and images to be resampled in another thread or process.

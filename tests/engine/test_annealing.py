@@ -12,7 +12,7 @@ from service.engine.chunks import Chunks, complete
 from service.engine.posterior import annealing
 from service.engine.posterior.annealing import Annealed, anneal, log_mean_exp, next_increment, start
 from service.engine.posterior.estimate import LogLikelihood, annealed_estimate
-from service.engine.posterior.laplace import Gaussians
+from service.engine.posterior.gaussians import Gaussians
 from service.engine.posterior.newton import Values
 from service.engine.posterior.reference import GROUP, Reference, reference
 from service.engine.proposal import DiagonalGaussian, standard_normal

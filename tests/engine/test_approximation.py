@@ -8,8 +8,10 @@ from scipy.special import digamma
 from scipy.stats import ortho_group
 
 from service.engine.chunks import Chunks, complete
-from service.engine.posterior.laplace import Gaussians, approximate, hadamard
-from service.engine.posterior.newton import Modes, Values
+from service.engine.posterior.gaussians import Gaussians
+from service.engine.posterior.laplace import approximate, hadamard
+from service.engine.posterior.newton import Values
+from service.engine.posterior.newton_state import Modes
 from tests.rounding import FLOAT64, gamma
 from tests.toys import AnyArray
 
@@ -79,6 +81,25 @@ def test_a_wrong_curvature_is_measured() -> None:
     np.testing.assert_allclose(found.centre, mean, rtol=0, atol=ROUNDED)
     # Of a quadratic, second differences are exact but for rounding: of four values, scaled by deviations √90 twice.
     np.testing.assert_allclose(precision_of(found), precision, rtol=0, atol=4 * 90 * ROUNDED + EIGEN)
+
+
+def test_a_wrong_curvature_is_measured_by_gradients_in_fewer_rows() -> None:
+    mean, precision = gaussian(2)
+    values, rows = values_of(quadratic(mean, precision))
+    gradients: list[int] = []
+
+    def slopes(images: AnyArray, points: AnyArray) -> Chunks[tuple[AnyArray, AnyArray]]:
+        gradients.append(len(points))
+        yield
+        away = points - mean[images]
+        return np.zeros(len(points)), points - (precision[images] @ away[..., None])[..., 0]  # the prior taken off
+
+    wrong = np.repeat(np.diag(np.linspace(2, 90, DIMENSIONS))[None], 2, axis=0)
+    found = complete(approximate(modes(mean, wrong), values, slopes))
+    np.testing.assert_allclose(found.centre, mean, rtol=0, atol=ROUNDED)
+    np.testing.assert_allclose(precision_of(found), precision, rtol=0, atol=4 * 90 * ROUNDED + EIGEN)
+    assert gradients == [2 * 2 * DIMENSIONS]
+    assert rows == [32, 32]  # both looks at the fit, and no second differences
 
 
 def test_the_centre_moves_from_the_mode_towards_the_mean() -> None:

@@ -12,7 +12,8 @@ from service.engine.matrices import MIN_PRECISION, positive_definite
 from service.engine.model import Model
 from service.engine.posterior.estimate import LogLikelihood
 from service.engine.posterior.laplace import PATTERN, SHARES
-from service.engine.posterior.newton import Evaluation, Modes, find_modes
+from service.engine.posterior.newton import find_modes
+from service.engine.posterior.newton_state import Evaluation, Modes
 from service.engine.posterior.sampling import balanced, part_of
 from service.engine.runtime import Runtime
 from tests import reference
@@ -185,13 +186,14 @@ def rosenbrock(points: AnyArray) -> AnyArray:
     return np.asarray(-((1 - a) ** 2) - 20 * (b - a**2) ** 2 + 0.5 * (points**2).sum(axis=-1))
 
 
-def test_newtons_method_follows_a_curved_valley_and_images_leave_as_they_finish() -> None:
+@pytest.mark.parametrize("by_gradients", [False, True])
+def test_newtons_method_follows_a_curved_valley_and_images_leave_as_they_finish(by_gradients: bool) -> None:
     sizes: list[int] = []
 
     def evaluate(images: AnyArray, points: AnyArray):  # type: ignore[no-untyped-def]
         sizes.append(len(images))
-        a, b = points[:, 0], points[:, 1]
-        gradient = np.stack([2 * (1 - a) + 80 * a * (b - a**2), -40 * (b - a**2)], axis=1) + points
+        a = points[:, 0]
+        gradient = gradient_at(points)
         jacobian = np.stack([np.stack([-2 * a, np.ones_like(a)], axis=1), np.tile([1.0, 0.0], (len(a), 1))], axis=1)
         weights = np.array([40.0, 2.0])[None, :, None]
         information = jacobian.transpose(0, 2, 1) @ (weights * jacobian)
@@ -202,13 +204,24 @@ def test_newtons_method_follows_a_curved_valley_and_images_leave_as_they_finish(
         yield
         return rosenbrock(points)
 
+    def gradient_at(points: AnyArray) -> AnyArray:
+        a, b = points[:, 0], points[:, 1]
+        return np.asarray(np.stack([2 * (1 - a) + 80 * a * (b - a**2), -40 * (b - a**2)], axis=1) + points)
+
+    def by_gradient(images: AnyArray, points: AnyArray):  # type: ignore[no-untyped-def]
+        yield
+        return rosenbrock(points), gradient_at(points)
+
     start = np.array([[-1.2, 1.0], [1.0, 1.0], [0.9, 0.7]])
-    modes = complete(find_modes(start, evaluate=evaluate, values=values, max_steps=200))
+    slopes = by_gradient if by_gradients else None
+    modes = complete(find_modes(start, evaluate=evaluate, values=values, slopes=slopes, max_steps=200))
     assert modes.converged.all()
     assert (rosenbrock(modes.mode) - 0.5 * (modes.mode**2).sum(axis=1) > -0.2).all()
     assert modes.num_steps[1] == 0
     assert sizes[0] == 3
     assert sizes[-1] == 1
+    if by_gradients:
+        assert sum(sizes) < modes.num_steps.sum()  # most steps take no information
 
 
 def test_records_join_whatever_their_proposals() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 from model_store import BUNDLED, open_version
 from service.engine.chunks import Chunks, complete
 from service.engine.model import Model
-from service.engine.posterior.newton import Evaluation, Modes, find_modes
+from service.engine.posterior.newton import find_modes
+from service.engine.posterior.newton_state import Evaluation, Modes
 from service.engine.runtime import Runtime
 from tests.toys import AnyArray
 

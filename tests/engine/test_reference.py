@@ -5,7 +5,8 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm, ortho_group
 
-from service.engine.posterior.laplace import SHARES, WIDTHS, Gaussians, mixture
+from service.engine.posterior.gaussians import Gaussians
+from service.engine.posterior.laplace import SHARES, WIDTHS, mixture
 from service.engine.posterior.reference import (
     GROUP,
     Reference,

@@ -61,3 +61,28 @@ def test_words_and_not_syllables() -> None:
     assert [named_part(name) for name in ("trainer", "contest", "vale", "latest-1", "trains_0")] == [None] * 5
     assert named_part("part-0.train.parquet") == named_part("split=train") == named_part("TRAIN-0.parquet") == "train"
     assert exact_part("train1") is None
+
+
+def test_defects_are_no_test_images_of_ordinary_ones() -> None:
+    """MVTec AD's layout, as anomalib reads it; masks are in no part."""
+    good = [f"bottle/{part}/good/{number}.png" for part in ("test", "train") for number in range(2)]
+    defects = ["bottle/test/broken_large/0.png", "bottle/test/contamination/0.png"]
+    masks = ["bottle/ground_truth/broken_large/0_mask.png"]
+    division = divide(sorted([*good, *defects, *masks]))
+    assert division.parts == {"test": good[:2], "train": good[2:]}
+    assert (division.unlike, division.outside) == (defects, masks)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["test/cups/0.png", "test/plates/1.png", "train/cups/2.png", "train/plates/3.png"],  # classes
+        ["test/cups/0.png", "test/plates/1.png", "train/2.png"],  # training has none
+        ["test/broken/0.png", "train/good/1.png"],  # all there is to test on
+        ["test/0.png", "test/good/1.png", "train/0.png", "train/good/1.png"],
+    ],
+)
+def test_other_layouts_keep_all_test_images(files: list[str]) -> None:
+    division = divide(files)
+    assert sorted(division.parts["test"] + division.parts["train"]) == files
+    assert division.unlike == []

@@ -6,7 +6,7 @@ is far below Adam's ε = 1e-8, and a step is then a smooth function of it.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
 
@@ -51,6 +51,12 @@ def in_float64() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-if __name__ == "__main__":
+def run(arguments: Sequence[str] | None = None) -> None:
+    """The command; one that fails ends the process."""
     with in_float64():
-        sys.exit(main())
+        if status := main(arguments):
+            sys.exit(status)
+
+
+if __name__ == "__main__":
+    run()

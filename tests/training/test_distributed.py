@@ -2,17 +2,22 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
-from dataclasses import replace
+import uuid
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.training.in_float64 import drift, in_float64
+from tests.training.in_float64 import drift, in_float64, run
 from tests.training.test_parquet import png, structs, write
 from training.configuration import Configuration
 from training.data.image_sets import Reading
@@ -38,21 +43,25 @@ RECIPE = Configuration(
 )
 
 
-def fit_in_two(digits: Path, folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+@dataclass(frozen=True)
+class Finished:
+    """What torchrun ended with, and what its two processes said."""
+
+    status: int
+    output: str
+    errors: str
+
+
+def options(digits: Path, folder: Path, *more: str) -> list[str]:
     given = {name: value for name, value in vars(RECIPE).items() if value != getattr(Configuration(), name)}
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    module = [
-        "-m",
-        "tests.training.in_float64",
-        "fit",
-        f"--data={digits}",
-        f"--out={folder}",
-        "--device=cpu",
-        *options,
-        *more,
-    ]
-    return subprocess.run(  # noqa: S603 (our own command)
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *module],
+    recipe = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    return ["fit", f"--data={digits}", f"--out={folder}", "--device=cpu", *recipe, *more]
+
+
+def torchrun(*arguments: str) -> Finished:
+    module = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.training.in_float64"]
+    process = subprocess.run(  # noqa: S603 (our own command)
+        [sys.executable, *module, *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -60,6 +69,33 @@ def fit_in_two(digits: Path, folder: Path, *more: str) -> "subprocess.CompletedP
         timeout=600,
         check=False,
     )
+    return Finished(process.returncode, process.stdout, process.stderr)
+
+
+def fit_in_two(digits: Path, folder: Path, *more: str) -> Finished:
+    """As by `torchrun`, whose command is a front of this; these processes need not import PyTorch anew, which takes
+    longer than what they do here.
+    """
+    logs = folder.with_name(f"{folder.name}-logs-{uuid.uuid4().hex}")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(str(logs), redirects=Std.ALL),
+    )
+    multiprocessing.get_context("forkserver").set_forkserver_preload([run.__module__])
+    try:
+        elastic_launch(config, run)(options(digits, folder, *more))
+        status = 0
+    except ChildFailedError:
+        status = 1
+    said = ["".join(file.read_text() for file in logs.rglob(name)) for name in ("stdout.log", "stderr.log")]
+    return Finished(status, *said)
 
 
 def fit_in_one(
@@ -72,9 +108,9 @@ def fit_in_one(
         if figures.epoch == stop_after:
             raise KeyboardInterrupt
 
-    run = create_run(folder, describe_run(recipe, splits, source="here"))
+    begun = create_run(folder, describe_run(recipe, splits, source="here"))
     with in_float64(), pytest.raises(KeyboardInterrupt) if stop_after else contextlib.nullcontext():
-        fit(run, splits, device=torch.device("cpu"), on_epoch=on_epoch)
+        fit(begun, splits, device=torch.device("cpu"), on_epoch=on_epoch)
 
 
 def bounds(folder: Path) -> list[list[float]]:
@@ -103,8 +139,8 @@ def test_two_processes_train_what_one_does_from_the_start_or_from_where_it_stopp
     fit_in_one(read_source(digits), resumed, stop_after=1)
     assert len(bounds(resumed)) == 1
     for process in (fit_in_two(digits, together), fit_in_two(digits, resumed, "--resume")):
-        assert process.returncode == 0, process.stderr
-        assert process.stdout.count("epoch 2/3: train") == 1  # one process prints
+        assert process.status == 0, process.errors
+        assert process.output.count("epoch 2/3: train") == 1  # one process prints
     for folder in (together, resumed):
         assert_same(folder, alone)
 
@@ -118,25 +154,26 @@ def test_two_processes_train_on_a_stream_what_one_does(digits: Path, tmp_path: P
     source = open_source(tmp_path / "digits", Reading(max_memory=0, skip_corrupt=True))
     assert isinstance(source, StreamedSource)
     fit_in_one(source, alone, epochs=2)
-    process = fit_in_two(tmp_path / "digits", together, "--max-memory=0", "--skip-corrupt", "--workers=1", "--epochs=2")
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("training images stream") == 1
-    assert process.stderr.count("warning: 1 images cannot be read") == 1
+    streaming = ["--max-memory=0", "--skip-corrupt", "--workers=1", "--epochs=2"]
+    process = torchrun(*options(tmp_path / "digits", together, *streaming))
+    assert process.status == 0, process.errors
+    assert process.output.count("training images stream") == 1
+    assert process.errors.count("warning: 1 images cannot be read") == 1
     assert_same(together, alone, epochs=2 + 2)
 
 
 def test_what_is_wrong_is_told_once(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     process = fit_in_two(digits, tmp_path)
-    assert process.returncode == 1
-    assert process.stderr.count("is not empty: continue it with --resume") == 1
+    assert process.status == 1
+    assert process.errors.count("is not empty: continue it with --resume") == 1
 
 
 def test_two_processes_step_back_together_and_end(digits: Path, tmp_path: Path) -> None:
     process = fit_in_two(digits, tmp_path / "run", "--learning-rate=1e36", "--warm-up-epochs=0")
-    assert process.returncode == 1
-    assert process.stderr.count("back to the weights of epoch 0") == 2  # one process tells of each
-    assert "training has diverged at each of the learning rates 1e+36, 2.5e+35, 6.3e+34" in process.stderr
+    assert process.status == 1
+    assert process.errors.count("back to the weights of epoch 0") == 2  # one process tells of each
+    assert "training has diverged at each of the learning rates 1e+36, 2.5e+35, 6.3e+34" in process.errors
     checkpoint = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
     assert (checkpoint["epoch"], checkpoint["setbacks"]) == (0, 3)
     assert all(value.isfinite().all() for part in ("model", "averaged") for value in checkpoint[part].values())

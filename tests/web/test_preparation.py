@@ -1,6 +1,7 @@
 """Models that take images of any size: every route and content type gives them the pixels of training."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from model_store import ImageShape, PixelPreparation
+from service.images.brightness import BRIGHTNESS
 from service.images.resampler import installed_resampler
 from service.web.app import create_app
 from service.web.operations.settings import Settings
@@ -40,12 +42,17 @@ def preparation(fit: str, **changes: Any) -> PixelPreparation:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`crop`, `pad`, `stretch` and `inverted` take any size, `exact` does not; all have the same graphs."""
+    """`crop`, `pad`, `stretch`, `inverted` and `dark` take any size, `exact` does not; all have the same graphs."""
     root = tmp_path_factory.mktemp("any-size")
     for fit in ("crop", "pad", "stretch"):
         put(root, bernoulli_toy(SHAPE, name=fit, preparation=preparation(fit)))
     put(root, bernoulli_toy(SHAPE, name="inverted", preparation=preparation("crop", invert=True)))
     put(root, bernoulli_toy(SHAPE, name="exact"))
+    toy = bernoulli_toy(SHAPE, name="dark", preparation=preparation("crop"))
+    known = toy.description.provenance.model_copy(
+        update={"configuration": {BRIGHTNESS: {"lowest": 0.05, "highest": 0.3}}}
+    )
+    put(root, replace(toy, description=toy.description.model_copy(update={"provenance": known})))
     return root
 
 
@@ -75,7 +82,11 @@ def test_a_photo_is_prepared_the_same_in_every_content_type(client: TestClient, 
 
 @pytest.mark.parametrize(
     ("path", "query"),
-    [("/v1/log-likelihood", {"num_samples": 10, "proposal": "laplace"}), ("/v1/anomaly-scores", {"explain": True})],
+    [
+        ("/v1/log-likelihood", {"num_samples": 10, "proposal": "laplace"}),
+        ("/v1/anomaly-scores", {"explain": True}),
+        ("/v1/reconstruct", {"as": "array"}),
+    ],
 )
 def test_every_route_takes_any_size(client: TestClient, path: str, query: dict[str, Any]) -> None:
     """The toy's own images have black and white pixels too: it is not binarised."""
@@ -133,6 +144,22 @@ def test_the_models_preparation_is_shown(client: TestClient) -> None:
         "binarisation_seed": 0,
     }
     assert client.get("/v1/models/exact").json()["manifest"]["preparation"]["fit"] == "exact"
+
+
+def test_images_that_are_far_too_bright_are_answered_with_a_warning(client: TestClient) -> None:
+    png, headers = image_file(np.full((12, 16), 40, np.uint8)), {"content-type": "image/png"}
+    white = npy(np.full((3, 40, 30), 250, np.uint8))
+    for route in ("encode", "log-likelihood?num_samples=10&proposal=encoder", "anomaly-scores"):
+        path = f"/v1/{route}{'&' if '?' in route else '?'}model=dark"
+        assert "x-warning" not in client.post(path, content=png, headers=headers).headers
+        answer = client.post(path, content=white, headers={"content-type": "application/x-npy"})
+        assert answer.status_code == 200
+        assert answer.headers["x-warning"] == (
+            "image 0 has a mean pixel of 0.98, the training images 0.05 to 0.30: are black and white exchanged? "
+            "(3 of 3 looked at are like this)"
+        )
+    answer = client.post("/v1/encode?model=crop", content=white, headers={"content-type": "application/x-npy"})
+    assert "x-warning" not in answer.headers  # it is not known how bright its images were
 
 
 def test_another_resampler_is_refused_or_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

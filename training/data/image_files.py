@@ -155,4 +155,6 @@ def check_size(shape: Sequence[int], expected: Sequence[int], name: str, first: 
     """
     if tuple(shape) != tuple(expected):
         found = f"is {shape[1]}×{shape[2]} (height × width), but {first} is {expected[1]}×{expected[2]}"
-        raise DataError(name, f"{found}: for images of several sizes, say --size auto, or for example --size 64")
+        raise DataError(
+            name, f"{found}: for images of several sizes there is fit --size auto, or for example --size 64"
+        )

@@ -62,9 +62,14 @@ class Preparation:
 
     @classmethod
     def asked(cls, options: dict[str, Any]) -> "Preparation":
-        """That of a command line's options, or of a configuration's fields; with a size, `crop` is the default."""
+        """That of a command line's options, or of a configuration's fields; with a size, `crop` is the default.
+
+        `exact` can then only come from a run or model without a size, from which the other options are inherited.
+        """
         size = options.get("size")
-        fit = options.get("fit", "exact" if size is None else "crop")
+        fit: Fit = options.get("fit", "exact")
+        if size is not None and fit == "exact":
+            fit = "crop"
         return cls(size, fit, options.get("colour"), options.get("invert", False))
 
     @classmethod
@@ -145,14 +150,26 @@ def choose_size(sizes: Sizes, channels: int) -> Size:
         aspect = 1.0
     aspect = min(max(aspect, 1 / _MOST_ELONGATED), _MOST_ELONGATED)
     highest = int(np.quantile(np.minimum(heights, widths / aspect), _NOT_ENLARGED))
-    unit = _UNIT if min(highest, highest * aspect) >= _UNIT_FROM else 1
-    best = (1, 1)
+    multiples = _in_multiples(_UNIT, aspect, highest, most) if min(highest, highest * aspect) >= _UNIT_FROM else None
+    return multiples or _in_multiples(1, aspect, highest, most) or (1, 1)
+
+
+def _in_multiples(unit: int, aspect: float, highest: int, most: int) -> Size | None:
+    """The largest size of multiples of `unit` with about this aspect ratio; None if there is none.
+
+    Args:
+        unit: of height and width.
+        aspect: width / height.
+        highest: the largest height.
+        most: the largest height × width.
+    """
+    best = None
     for height in range(unit, max(highest, unit) + 1, unit):
         below = int(height * aspect / unit) * unit
-        for width in (below, below + unit):
-            distorted = abs(width / height / aspect - 1) > _MOST_OTHER and unit > 1
-            if not distorted and best[0] * best[1] < height * width <= most:
-                best = height, max(1, width)
+        for width in (max(below, unit), below + unit):
+            is_like = unit == 1 or abs(width / height / aspect - 1) <= _MOST_OTHER
+            if is_like and height * width <= most and (best is None or best[0] * best[1] < height * width):
+                best = height, width
     return best
 
 

@@ -189,6 +189,8 @@ def _image_files(folder: Path) -> tuple[dict[str, list[str]], Skipped]:
     skipped = dict(listing.skipped)
     for file in division.outside:
         add_skipped(skipped, "image file in no folder of a part", file)
+    for file in division.unlike:
+        add_skipped(skipped, "test image file of another class than the training images'", file)
     return division.parts, skipped
 
 

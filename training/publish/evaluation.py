@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from model_store import Metric
 from service.engine.calibration import calibrate
@@ -141,7 +142,7 @@ def calibration_arrays(
         DataError: the images are not of the model's size.
     """
     _check_size(model, images)
-    with Progress("calibrating", len(images), shown=progress) as bar:
+    with _one_blas_thread(), Progress("calibrating", len(images), shown=progress) as bar:
         return calibrate(
             model,
             map(in_unit_interval, image_batches(images, _batch_size(images))),
@@ -182,7 +183,7 @@ def _score(
     _check_size(model, images)
     records = []
     what = f"scoring by {protocol.proposal}, K = {protocol.num_samples}"
-    with Progress(what, len(images), shown=progress) as bar:
+    with _one_blas_thread(), Progress(what, len(images), shown=progress) as bar:
         for batch in batches:
             chunks = model.log_likelihood(
                 batch, proposal=protocol.proposal, num_samples=protocol.num_samples, seed=protocol.seed
@@ -190,6 +191,11 @@ def _score(
             records.append(complete(chunks, bar.tick))
             bar.advance(len(batch))
     return LogLikelihood.join(records)
+
+
+def _one_blas_thread() -> threadpool_limits:
+    """For NumPy, as in the service: the engine's matrices are small, and threads would wait for one another."""
+    return threadpool_limits(1, user_api="blas")
 
 
 def _check_size(model: Model, images: Images) -> None:

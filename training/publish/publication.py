@@ -5,7 +5,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model_store import (
     CalibrationProtocol,
@@ -20,6 +22,7 @@ from model_store import (
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from service.images.bottom_k import BottomKSketch
+from service.images.brightness import BRIGHTNESS, Brightness, mean_pixels
 from service.progress import Progress
 from training.configuration import Configuration
 from training.data.image_files import Pixels
@@ -49,6 +52,7 @@ _BESIDE = (
     "trained_on",
     FINISHED_ENCODER,
     TRAINING_IMAGES,
+    BRIGHTNESS,
 )  # in the manifest among the configuration's fields, without being one
 
 
@@ -214,8 +218,10 @@ def publish_run(
     units = latent_units(model, splits.test, seed=protocol.seed)
     calibration = calibration_arrays(model, splits.calibration, scoring, progress=progress)
     with Progress("hashing training images", len(splits.train), shown=progress) as bar:
-        sketch = BottomKSketch.of(_counted(image_batches(splits.train), bar))
-    configuration = description.provenance.configuration | {TRAINING_IMAGES: sketch.as_json()}
+        means: list[NDArray[np.float64]] = []
+        sketch = BottomKSketch.of(_measured(image_batches(splits.train), bar, means))
+    known = {TRAINING_IMAGES: sketch.as_json(), BRIGHTNESS: Brightness.of(means).as_json()}
+    configuration = description.provenance.configuration | known
     provenance = description.provenance.model_copy(update={"configuration": configuration})
     metrics = _metrics(evaluation, encoder_evaluation, units)
     stored = publish(
@@ -229,8 +235,10 @@ def publish_run(
     return Publication(stored, evaluation, encoder_evaluation, units, difference, model)
 
 
-def _counted(batches: Iterable[Pixels], progress: Progress) -> Iterator[Pixels]:
+def _measured(batches: Iterable[Pixels], progress: Progress, means: list[NDArray[np.float64]]) -> Iterator[Pixels]:
+    """The same batches; their images' mean pixels are added to `means`."""
     for batch in batches:
+        means.append(mean_pixels(batch))
         yield batch
         progress.advance(len(batch))
 

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.blocks import BlockSizes
 from service.engine.chunks import Chunks
+from service.engine.posterior.candidates import Candidates, alone
 from service.engine.posterior.estimate import LogLikelihood, estimate, evidence_lower_bound
+from service.engine.posterior.gaussians import Gaussians
 from service.engine.posterior.ladder import NUM_PARTICLES, Ladder
-from service.engine.posterior.laplace import SHARES, Gaussians, Mixture, mixture
-from service.engine.posterior.mode_search import Candidates, ModeSearch, alone
-from service.engine.posterior.newton import Modes
+from service.engine.posterior.laplace import SHARES, Mixture, mixture
+from service.engine.posterior.mode_search import ModeSearch
+from service.engine.posterior.newton_state import Modes
 from service.engine.posterior.reference import is_usable, reference
 from service.engine.posterior.sampling import Sampler, balanced, part_of, resample
 from service.engine.preparation import PreparedImages
@@ -79,6 +81,11 @@ class Estimator:
         self._block_images = blocks.images
         self.ladder = Ladder(sampler, self._search, num_pixels=num_pixels)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it keeps once modes have been contested."""
+        return self._search.num_bytes
+
     def memory(self, num_images: int, num_samples: int, latent_dim: int, *, limit: int) -> int:
         """Bytes that `infer` may take beside its arguments and its result, at most.
 
@@ -121,7 +128,8 @@ class Estimator:
             sampled = yield from self._sample(plan, len(x), effort)
             return sampled.record, plan.latents(sampled.drawn)
         reached = yield from self._search.from_encoder(x, posterior)
-        is_strange = self.ladder.is_strange(reached) | ~is_usable(posterior)
+        is_doubtful = self.ladder.is_doubtful(reached)
+        is_strange = self.ladder.is_strange(reached) | ~is_usable(posterior) | (is_doubtful & (proposal == "annealed"))
         strange, familiar = np.flatnonzero(is_strange), np.flatnonzero(~is_strange)
         answers: list[tuple[Indices, _Answers]] = []
 
@@ -138,7 +146,9 @@ class Estimator:
                 plan = self._around_modes(x[familiar], part, gaussians, reached.take(familiar), effort.seed)
                 sampled = yield from self._sample(plan, len(familiar), effort, persistent=False)
                 answers.append((familiar, (sampled.record, plan.latents(sampled.drawn))))
-                again = np.flatnonzero(~sampled.record.reliable)
+                contested = ~sampled.record.reliable & is_doubtful[familiar]
+                strange = np.sort(np.concatenate([strange, familiar[contested]]))
+                again = np.flatnonzero(~sampled.record.reliable & ~contested)
                 if len(again):
                     weights = sampled.first[again] if effort.num_samples >= NUM_PARTICLES else None
                     some = familiar[again]

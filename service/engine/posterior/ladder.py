@@ -3,8 +3,9 @@
 `auto` draws importance samples around the mode that the encoder's mean leads to, unless the image looks strange: the
 first search found no mode, or log p(x, z) rises further from the encoder's mean to the mode than for images that the
 model draws itself. A strange image's modes are searched for from several starting points, and importance samples are
-drawn around up to three. What is not reliable is annealed, from the same samples. `annealed` anneals every image, and
-contests the modes of strange ones.
+drawn around up to four. So are those of an image that looks doubtful only (it rises further than for four in ten of the
+model's own), if importance samples around one mode are not reliable. What is not reliable then is annealed, from the
+same samples. `annealed` anneals every image, and contests the modes of strange and doubtful ones.
 """
 
 from dataclasses import replace
@@ -16,8 +17,9 @@ from service.engine.arrays import Float32Array, Float64Array
 from service.engine.chunks import Chunks
 from service.engine.posterior.annealing import Annealed, Population, anneal, start
 from service.engine.posterior.estimate import LogLikelihood, annealed_estimate, estimate, evidence_lower_bound
-from service.engine.posterior.mode_search import ModeSearch
-from service.engine.posterior.newton import Modes, Values
+from service.engine.posterior.mode_search import MORE_STEPS, ModeSearch
+from service.engine.posterior.newton import Values
+from service.engine.posterior.newton_state import Modes
 from service.engine.posterior.reference import GROUP, Reference, drawn_by_encoder
 from service.engine.posterior.sampling import Sampler, resample
 from service.engine.proposal import DiagonalGaussian, Effort
@@ -26,6 +28,10 @@ NUM_PARTICLES = 400
 """Of one round, at least; a hundred make a group."""
 FAMILIAR_SHARE = 0.9
 """Of the images that the model draws, those that do not look strange."""
+COMMON_SHARE = 0.4
+"""Of the images that the model draws, those that do not even look doubtful."""
+_LARGE = 2048
+"""Pixels and channels, from which on the posterior is so sharp that few searches end in a few iterations."""
 _MAX_ROUNDS = 3
 """Of one image whose groups disagree, where no standard error is asked for."""
 _FAR = 1.5
@@ -46,19 +52,28 @@ class Ladder:
         self._search = search
         self._num_pixels = num_pixels
         self._familiar_gain = np.inf
+        self._common_gain = np.inf
 
     def learn_familiar(self, drawn: Float32Array, encoder: DiagonalGaussian) -> Chunks[None]:
         """Take note of how far the search rises from the encoder's mean, for images [N, P] that the model drew."""
         reached = yield from self._search.from_encoder(drawn, encoder)
-        gain = np.where(reached.usable, reached.gain, np.inf)
-        self._familiar_gain = float(np.sort(gain)[int(FAMILIAR_SHARE * (len(gain) - 1))])
+        if self._num_pixels >= _LARGE and reached.converged.mean() < FAMILIAR_SHARE:
+            self._search.familiar_steps = MORE_STEPS
+            reached = yield from self._search.from_encoder(drawn, encoder)
+        gain = np.sort(np.where(reached.usable, reached.gain, np.inf))
+        self._familiar_gain = float(gain[int(FAMILIAR_SHARE * (len(gain) - 1))])
+        self._common_gain = float(gain[int(COMMON_SHARE * (len(gain) - 1))])
 
     def is_strange(self, reached: Modes) -> NDArray[np.bool_]:
         """Whether an image's modes are to be contested: [B]."""
         return ~reached.converged | ~(reached.gain <= self._familiar_gain)
 
+    def is_doubtful(self, reached: Modes) -> NDArray[np.bool_]:
+        """Whether they are to be contested if samples around the one mode are not reliable: [B]."""
+        return ~reached.converged | ~(reached.gain <= self._common_gain)
+
     def is_far(self, reached: Modes) -> NDArray[np.bool_]:
-        """Whether they are to be searched for everywhere: [B]."""
+        """Whether they are to be searched for in all dimensions: [B]."""
         return ~reached.converged | ~(reached.gain <= _FAR * self._familiar_gain)
 
     def block_size(self, num_samples: int, latent_dim: int) -> int:

@@ -16,16 +16,19 @@ the encoder misses it too, the estimate is low and nothing shows it.
 Everything here is NumPy in float64 on small matrices; the decoder is behind `values`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.arrays import Float64Array
 from service.engine.chunks import Chunks
-from service.engine.matrices import MIN_PRECISION, dot, positive_definite, solve, times
-from service.engine.posterior.newton import Modes, Values, joint
+from service.engine.matrices import MIN_PRECISION, dot, solve, times
+from service.engine.posterior.gaussians import Gaussians
+from service.engine.posterior.hessian import by_slopes, by_values
+from service.engine.posterior.newton import Slopes, Values, joint
+from service.engine.posterior.newton_state import Modes
 from service.engine.proposal import DiagonalGaussian
 
 WIDTHS = (1.0, 1.4, 2.0)
@@ -58,43 +61,6 @@ _TEMPER = 0.3
 
 
 @dataclass(frozen=True)
-class Gaussians:
-    """N(centre, axes·diag(1/precisions)·axesᵀ), one an image: [B, A], [B, A], [B, A, A]; axes are columns."""
-
-    centre: Float64Array
-    precisions: Float64Array
-    axes: Float64Array
-
-    @staticmethod
-    def around(centre: Float64Array, precision: Float64Array) -> "Gaussians":
-        """Of these precision matrices [B, A, A]; the axis that the image constrains most comes first."""
-        precisions, axes = np.linalg.eigh(precision)
-        return Gaussians(centre, precisions[:, ::-1], axes[:, :, ::-1])
-
-    def take(self, images: NDArray[np.intp]) -> "Gaussians":
-        """Those of these images."""
-        return Gaussians(self.centre[images], self.precisions[images], self.axes[images])
-
-    def function(self, of_precisions: Float64Array) -> Float64Array:
-        """axes·diag(f)·axesᵀ, a smooth function of the precision matrix: f [B, A] → [B, A, A]."""
-        return np.asarray((self.axes * of_precisions[:, None]) @ self.axes.transpose(0, 2, 1))
-
-    @staticmethod
-    def join(parts: Sequence["Gaussians"]) -> "Gaussians":
-        """Images of several, in order."""
-        return Gaussians(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(parts[0])})
-
-    def spread(self, dimensions: NDArray[np.intp], latent_dim: int) -> "Gaussians":
-        """The same in all D dimensions; in those left out it is the prior."""
-        count = len(self.centre)
-        centre, precisions = np.zeros((count, latent_dim)), np.ones((count, latent_dim))
-        centre[:, dimensions], precisions[:, dimensions] = self.centre, self.precisions
-        axes = np.repeat(np.eye(latent_dim)[None], count, axis=0)
-        axes[:, dimensions[:, None], dimensions] = self.axes
-        return Gaussians(centre, precisions, axes)
-
-
-@dataclass(frozen=True)
 class _Screening:
     """What the design told of n images."""
 
@@ -106,8 +72,10 @@ class _Screening:
     """By how much values lie below the centre's, in the median: [n], nats. A Gaussian's lie A/2 below."""
 
 
-def approximate(modes: Modes, values: Values) -> Chunks[Gaussians]:
+def approximate(modes: Modes, values: Values, slopes: Slopes | None = None) -> Chunks[Gaussians]:
     """The Gaussian nearest to each posterior: modes in A dimensions → Gaussians in A dimensions.
+
+    With `slopes`, Hessians are measured by differences of gradients, which takes fewer rows.
 
     Where Newton's method was cut short, slope and curvature are not those of a mode, and samples drawn by them may lie
     thousands of nats below the point reached. There the Gaussian stays around that point if its centre would move by
@@ -120,7 +88,10 @@ def approximate(modes: Modes, values: Values) -> Chunks[Gaussians]:
     shift, misfit, fall = screening.shift, screening.misfit, screening.fall
     precisions, axes = gaussians.precisions.copy(), gaussians.axes.copy()
     for some, chosen in _to_measure(np.flatnonzero(modes.usable & (misfit > MAX_MISFIT)), gaussians):
-        precision = yield from _measured_precision(some, gaussians.take(some), chosen, values)
+        if slopes is None:
+            precision = yield from by_values(some, gaussians.take(some), chosen, values)
+        else:
+            precision = yield from by_slopes(some, gaussians.take(some), chosen, slopes)
         measured = Gaussians.around(modes.mode[some], precision)
         again = yield from _screen(some, measured, modes.value[some], values)
         better = again.misfit < misfit[some]
@@ -202,46 +173,6 @@ def _quantile(rows: Float64Array, share: float) -> Float64Array:
     low = int(position)
     part = position - low
     return np.asarray((1 - part) * ascending[:, low] + part * ascending[:, low + 1])
-
-
-def _measured_precision(
-    images: NDArray[np.intp], gaussians: Gaussians, chosen: NDArray[np.intp], values: Values
-) -> Chunks[Float64Array]:
-    """Minus the Hessian of log p(x, z) at the centre, measured in the dimensions chosen [n, C]: [n, A, A].
-
-    By second differences one standard deviation wide: 1 + 2·C + C·(C − 1)/2 decoder rows an image.
-    """
-    precision = gaussians.function(gaussians.precisions)
-    count = chosen.shape[1]
-    every = np.arange(len(images))[:, None]
-    rows, columns = chosen[:, :, None], chosen[:, None, :]  # of the block that is measured, [n, C, C]
-    block = Gaussians.around(gaussians.centre[every, chosen], precision[every[..., None], rows, columns])
-    first, second = np.triu_indices(count, 1)
-    unit = np.eye(count)
-    coordinates = np.concatenate([np.zeros((1, count)), unit, -unit, unit[first] + unit[second]])
-    points = np.repeat(gaussians.centre[:, None], len(coordinates), axis=1)  # [n, m, A]
-    points[every[..., None], np.arange(len(coordinates))[:, None], chosen[:, None]] += coordinates @ block.function(
-        1 / np.sqrt(block.precisions)
-    )
-    found = joint((yield from values(images, points)), points)  # [n, m]
-    hessian = _second_differences(found, count)
-    finite = np.asarray(np.isfinite(hessian).all(axis=(1, 2)))
-    scale = block.function(np.sqrt(block.precisions))
-    measured = scale @ np.where(finite[:, None, None], -hessian, 0) @ scale
-    precision[every[finite][..., None], rows[finite], columns[finite]] = measured[finite]
-    return positive_definite(precision)
-
-
-@np.errstate(invalid="ignore")  # ∞ − ∞
-def _second_differences(found: Float64Array, count: int) -> Float64Array:
-    """Values [n, m] at a centre, one step up and down along each of C axes, and up along each pair → [n, C, C]."""
-    here, up, down = found[:, :1], found[:, 1 : count + 1], found[:, count + 1 : 2 * count + 1]
-    first, second = np.triu_indices(count, 1)
-    hessian = np.zeros((len(found), count, count))
-    both = found[:, 2 * count + 1 :] - up[:, first] - up[:, second] + here
-    hessian[:, first, second] = hessian[:, second, first] = both
-    hessian[:, np.arange(count), np.arange(count)] = up + down - 2 * here
-    return hessian
 
 
 def hadamard(num_rows: int, num_columns: int) -> Float64Array:

@@ -1,12 +1,15 @@
 """Find the mode of p(z|x): from the encoder's mean for familiar images, from several starting points for strange ones.
 
 The posterior of an image unlike the training set has many modes. The one nearest to the encoder's mean, or to any
-other starting point, may be tens of nats below the best. So Newton's method starts from several points. After some
-iterations the worse half is dropped, and the two best continue to the end. If they do not end at the same mode, there
-may be a better one, and the search does not count as converged.
+other starting point, may be tens of nats below the best. So Newton's method starts from several points:
+
+- For one mode (`fit`), from twelve. After some iterations the worse half is dropped, and the two best continue to the
+  end. If they do not end at the same mode, there may be a better one, and the search does not count as converged.
+- For the best few (`candidates`), from four at a time, until the best mode was reached often enough (multistart.py).
+  Nothing is dropped for being behind: the best mode is often reached by a search that was not ahead in between.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,13 +17,19 @@ from numpy.typing import NDArray
 
 from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.chunks import Chunks
-from service.engine.matrices import times
-from service.engine.posterior.laplace import Gaussians, approximate
-from service.engine.posterior.newton import TOLERANCE, Evaluate, Modes, Values, find_modes
+from service.engine.posterior.bank import Bank
+from service.engine.posterior.candidates import Candidates, distinct, is_same
+from service.engine.posterior.gaussians import Gaussians
+from service.engine.posterior.laplace import approximate
+from service.engine.posterior.multistart import NEAR, NUM_KEPT, FoundModes
+from service.engine.posterior.newton import TOLERANCE, Keep, Values, find_modes
+from service.engine.posterior.newton_state import Modes
 from service.engine.posterior.sampling import Sampler
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, standard_normal
 
 _FAMILIAR_STEPS = 5
+MORE_STEPS = 32
+"""The same where images that the model draws need more."""
 _FAMILIAR_TOLERANCE = 0.5
 """Nats, as `newton.TOLERANCE`: near the encoder's mean what is left is a Gaussian's, and the last step exact enough."""
 
@@ -40,58 +49,27 @@ class _Schedule:
 
 _THOROUGH = _Schedule(starts=12, kept={16: 6}, steps=32, finalists=2, tolerance=TOLERANCE)
 """Where one mode is to be the best, and its curvature exact."""
-_QUICK = _Schedule(starts=10, kept={8: 5, 16: 3}, steps=32, finalists=3, tolerance=0.1)
-"""Where annealing corrects what is left. To drop the worse half after three iterations lost the best mode too often."""
-_NEARBY = _Schedule(starts=4, kept={8: 3}, steps=24, finalists=3, tolerance=0.1)
-"""From around the best mode so far."""
-_DISTANCES = (0.3, 0.45, 0.6, 0.75)
-"""b of each start around a mode, √(1 − b²)·mode + b·noise: neighbours of a good mode are often better (basin hopping:
-Wales, Doye 1997, J. Phys. Chem. A 101:5111)."""
-_NEARBY_SEED = 5
+_SEVERAL_STEPS = 32
+_SEVERAL_TOLERANCE = 0.1
+"""Of searches where annealing corrects what is left. At 0.3 three in ten stopped half a nat or more below a mode."""
+_MIN_ROUNDS, _MAX_ROUNDS = 2, 7
+"""Of four searches each, until an image's best modes are confirmed."""
+_FROM_BANK = 2
+"""Draws of the bank that the first round starts from; each further round takes the next one."""
+_WIDE = 1.5
+"""Times the prior: how far out the starting points lie that are drawn at random."""
+_HOP = 0.75
+"""b of the start around the best mode, √(1 − b²)·mode + b·noise: neighbours of a good mode are often better (basin
+hopping: Wales, Doye 1997, J. Phys. Chem. A 101:5111)."""
+_IS_INDEPENDENT = np.array([False, True, True, True])
+"""Of a further round's four: the first begins where others have ended."""
+_ROUND_SEED = 5
+_HOPELESS, _OVER = 4, 3
+"""A search is given up if four times what it gained over the last three iterations does not bring it near the best."""
 _LAST_STEPS = 20
 """Iterations in all dimensions, at most."""
-_SAME_MODE = 4.0
-"""Squared distance, in standard deviations, below which two searches ended at the same mode."""
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Up to F modes of each image; the best first.
-
-    Attributes:
-        gaussians: around them by the curvature there, [B·F] in all D dimensions.
-        log_evidence: what each would have of P(x) were the posterior a Gaussian there, less constants: nats [B, F]; −∞
-            where it is one of the others.
-        found: whether the best of them is a mode, [B].
-    """
-
-    gaussians: Gaussians
-    log_evidence: Float64Array
-    found: NDArray[np.bool_]
-
-    def take(self, images: Indices) -> "Candidates":
-        """Those of these images."""
-        count = self.log_evidence.shape[1]
-        rows = (images[:, None] * count + np.arange(count)).ravel()
-        return Candidates(self.gaussians.take(rows), self.log_evidence[images], self.found[images])
-
-    def with_first(self, gaussians: Gaussians) -> "Candidates":
-        """With another Gaussian [B] around the best mode of each image."""
-        num_images, count = self.log_evidence.shape
-        index = np.arange(num_images * count)
-        index[::count] = len(index) + np.arange(num_images)
-        return replace(self, gaussians=Gaussians.join([self.gaussians, gaussians]).take(index))
-
-    @staticmethod
-    def join(parts: Sequence["Candidates"]) -> "Candidates":
-        """Images of several, in order."""
-        return Candidates(
-            Gaussians.join([part.gaussians for part in parts]),
-            np.concatenate([part.log_evidence for part in parts]),
-            np.concatenate([part.found for part in parts]),
-        )
 
 
 class ModeSearch:
@@ -106,6 +84,13 @@ class ModeSearch:
         self._sampler = sampler
         self._block_images = block_images
         self._max_steps = max_steps
+        self.familiar_steps = _FAMILIAR_STEPS  # from the encoder's mean; more than a few are made by gradients alone
+        self._bank = Bank(sampler)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it keeps once it has searched."""
+        return self._bank.num_bytes
 
     def block_size(self, latent_dim: int) -> int:
         """Images whose modes are searched for from several starting points at once."""
@@ -114,11 +99,11 @@ class ModeSearch:
     def from_encoder(self, x: Float32Array, encoder: DiagonalGaussian) -> Chunks[Modes]:
         """Images [B, P] and their q(z|x) → where a few iterations lead from the mean, in familiar dimensions."""
         start = encoder.mean[:, self._sampler.familiar_dimensions].astype(np.float64)
-        return (yield from self._find_from(x, start, min(_FAMILIAR_STEPS, self._max_steps), _FAMILIAR_TOLERANCE))
+        return (yield from self._find_from(x, start, min(self.familiar_steps, self._max_steps), _FAMILIAR_TOLERANCE))
 
     def approximate(self, x: Float32Array, modes: Modes) -> Chunks[Gaussians]:
         """The Gaussian nearest to the posterior around each image's mode, in all D dimensions."""
-        found = yield from approximate(modes, self._values(x))
+        found = yield from approximate(modes, self._values(x), self._sampler.slopes_of(x))
         if modes.mode.shape[1] == self._sampler.latent_dim:
             return found
         return found.spread(self._sampler.familiar_dimensions, self._sampler.latent_dim)
@@ -145,38 +130,100 @@ class ModeSearch:
         return Modes.join(found).take(order), Gaussians.join(gaussians).take(order)
 
     def candidates(self, x: Float32Array, reached: Modes, far: NDArray[np.bool_]) -> Chunks[Candidates]:
-        """Images [B, P] and where the search from the encoder's mean ended → up to three modes of each.
+        """Images [B, P] and where the search from the encoder's mean ended → up to four modes of each.
 
-        Of an image that is not `far`, the others are searched for around that mode. Of one that is, first from several
-        starting points, then around the best of what they lead to, and at last in all dimensions.
+        Searches start from several points, until the best mode is confirmed. Those of an image that is `far` go on in
+        all dimensions.
         """
         size = self.block_size(self._sampler.latent_dim)
         parts, order = [], []
-        for chosen, several in ((np.flatnonzero(~far), False), (np.flatnonzero(far), True)):
+        for chosen, in_all in ((np.flatnonzero(~far), False), (np.flatnonzero(far), True)):
             for first in range(0, len(chosen), size):
                 some = chosen[first : first + size]
-                best = reached.take(some)
-                if several:
-                    best = yield from self._compete(x[some], self._starts(best, _QUICK.starts), _QUICK)
-                nearby = yield from self._compete(x[some], self._around(best, len(some)), _NEARBY)
-                owner = np.concatenate([_owner(best, len(some)), _owner(nearby, len(some))])
-                modes = _best(Modes.join([best, nearby]), owner, _NEARBY.finalists)
-                modes = self._spread(modes)
-                if several:
-                    modes = yield from self._finish(np.repeat(x[some], _NEARBY.finalists, axis=0), modes)
-                found, best = _candidates(modes, _NEARBY.finalists)
-                if several:
-                    fitted = yield from approximate(best, self._values(x[some]))
+                searched = yield from self._search(x[some], reached.take(some))
+                modes = self._spread(searched.modes)
+                if in_all:
+                    modes = yield from self._finish(np.repeat(x[some], NUM_KEPT, axis=0), modes, searched.is_mode)
+                found, best = distinct(modes, NUM_KEPT)
+                if in_all:
+                    fitted = yield from approximate(best, self._values(x[some]), self._sampler.slopes_of(x[some]))
                     found = found.with_first(fitted)
                 parts.append(found)
                 order.append(some)
         return Candidates.join(parts).take(np.argsort(np.concatenate(order)))
 
-    def _finish(self, x: Float32Array, modes: Modes) -> Chunks[Modes]:
-        """Go on in all dimensions, for far from the training set the others may matter too: [n] → [n]."""
-        steps = min(_LAST_STEPS, max(0, self._max_steps - _FAMILIAR_STEPS - _QUICK.steps))
-        further = yield from self._find_from(x, modes.mode, steps, _NEARBY.tolerance)
-        return further if steps else modes
+    def _search(self, x: Float32Array, reached: Modes) -> Chunks[FoundModes]:
+        """Search from several points for the best modes of each image, in rounds: [n, P] → n."""
+        bank = yield from self._bank.nearest(x, _FROM_BANK + _MAX_ROUNDS - 1)  # [n, C, A]
+        starts = self._round(reached.mode, bank[:, :_FROM_BANK], 0)
+        found = FoundModes.of((yield from self._from(x, starts)), len(x))
+        pending = np.arange(len(x))
+        parts, order = [], []
+        for number in range(1, _MAX_ROUNDS):
+            done = found.is_confirmed & (number >= _MIN_ROUNDS)
+            parts.append(found.take(np.flatnonzero(done)))
+            order.append(pending[done])
+            pending, found = pending[~done], found.take(np.flatnonzero(~done))
+            if not len(pending):
+                break
+            from_bank = bank[pending, _FROM_BANK + number - 1]
+            starts = self._round(self._hop(found.best, number), from_bank[:, None], number)
+            modes = yield from self._from(x[pending], starts, found)
+            found = found.add(modes, is_independent=_IS_INDEPENDENT)
+        return FoundModes.join([*parts, found]).take(np.argsort(np.concatenate([*order, pending])))
+
+    def _round(self, first: Float64Array, from_bank: Float64Array, number: int) -> Float64Array:
+        """A point [n, A], some of the bank [n, C, A], and wide draws from the prior: [n, 4, A]."""
+        count = len(_IS_INDEPENDENT) - 1 - from_bank.shape[1]
+        draws = standard_normal(count, self._sampler.latent_dim, seed=_ROUND_SEED + 1 + number)
+        wide = _WIDE * draws[:, self._sampler.familiar_dimensions]
+        return np.concatenate(
+            [first[:, None], from_bank, np.broadcast_to(wide, (len(first), *wide.shape))], axis=1
+        ).astype(np.float64)
+
+    def _hop(self, modes: Float64Array, number: int) -> Float64Array:
+        """A point around each mode: [n, A]."""
+        noise = standard_normal(number, self._sampler.latent_dim, seed=_ROUND_SEED)[-1]
+        return np.asarray(np.sqrt(1 - _HOP**2) * modes + _HOP * noise[self._sampler.familiar_dimensions])
+
+    def _from(self, x: Float32Array, starts: Float64Array, found: FoundModes | None = None) -> Chunks[Modes]:
+        """Search from each of an image's starts: [n, P] and [n, S, A] → [n·S].
+
+        A search ends early where it has come to a mode that was found before, or will not come near the best one.
+        """
+        num_images, count, dimensions = starts.shape
+        owner = np.repeat(np.arange(num_images), count)
+        history: list[Float64Array] = []
+
+        def keep(step: int, points: Float64Array, value: Float64Array, active: Indices) -> Indices:
+            history.append(value.copy())
+            if step < _OVER:
+                return active
+            gained = value - history.pop(0)
+            best = np.fmax.reduce(value.reshape(num_images, count), axis=1)
+            if found is not None:
+                best = np.fmax(best, found.height)
+                active = active[~found.know(owner[active], points[active])]
+            hopeless = value + _HOPELESS * gained < best[owner] - NEAR
+            return np.asarray(active[~hopeless[active]])
+
+        steps = min(_SEVERAL_STEPS, max(0, self._max_steps - _FAMILIAR_STEPS))
+        start = starts.reshape(len(owner), dimensions)
+        return (yield from self._find_from(x[owner], start, steps, _SEVERAL_TOLERANCE, keep))
+
+    def _finish(self, x: Float32Array, modes: Modes, is_mode: NDArray[np.bool_]) -> Chunks[Modes]:
+        """Go on in all dimensions from those that are modes: [n] → [n].
+
+        Far from the training set the dimensions that familiar images do not need may matter too. Of noise they can make
+        a mode the best that was tens of nats behind without them.
+        """
+        steps = min(_LAST_STEPS, max(0, self._max_steps - _FAMILIAR_STEPS - _SEVERAL_STEPS))
+        if not steps:
+            return modes
+        some, others = np.flatnonzero(is_mode), np.flatnonzero(~is_mode)
+        further = yield from self._find_from(x[some], modes.mode[some], steps, _SEVERAL_TOLERANCE)
+        left = replace(modes.take(others), value=np.full(len(others), -np.inf))
+        return Modes.join([further, left]).take(np.argsort(np.concatenate([some, others])))
 
     def _starts(self, reached: Modes, count: int) -> Float64Array:
         """Where the first search ended, the prior's mean, and draws from the prior: [n, S, A]."""
@@ -185,13 +232,6 @@ class ModeSearch:
         starts[:, 0], starts[:, 2:] = reached.mode, draws[:, self._sampler.familiar_dimensions]
         return starts
 
-    def _around(self, modes: Modes, num_images: int) -> Float64Array:
-        """Points around the first of each image's modes [n·F]: [n, S, A]."""
-        first = modes.mode.reshape(num_images, -1, modes.mode.shape[1])[:, :1]
-        draws = standard_normal(len(_DISTANCES), self._sampler.latent_dim, seed=_NEARBY_SEED)
-        distance = np.array(_DISTANCES)[:, None]
-        return np.asarray(np.sqrt(1 - distance**2) * first + distance * draws[:, self._sampler.familiar_dimensions])
-
     def _spread(self, modes: Modes) -> Modes:
         return modes.spread(self._sampler.familiar_dimensions, self._sampler.latent_dim)
 
@@ -199,21 +239,16 @@ class ModeSearch:
         """Search from each of the starts [n, S, A]; returns the best of each image, in order: [n·F]."""
         count = starts.shape[1]
 
-        def keep(step: int, value: Float64Array, active: Indices) -> Indices:
+        def keep(step: int, _: Float64Array, value: Float64Array, active: Indices) -> Indices:
             if step not in schedule.kept:
                 return active
             rank = np.argsort(np.argsort(-value.reshape(-1, count), axis=1, kind="stable"), axis=1).ravel()
             return active[rank[active] < schedule.kept[step]]
 
         owner = np.repeat(np.arange(len(x)), count)
-        found = yield from find_modes(
-            starts.reshape(len(owner), -1),
-            evaluate=self._evaluate(x[owner]),
-            values=self._values(x[owner]),
-            max_steps=min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS)),
-            tolerance=schedule.tolerance,
-            keep=keep,
-        )
+        steps = min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS))
+        start = starts.reshape(len(owner), -1)
+        found = yield from self._find_from(x[owner], start, steps, schedule.tolerance, keep)
         return _best(found, owner, schedule.finalists)
 
     def _search_to_the_end(self, x: Float32Array, reached: Modes) -> Chunks[Modes]:
@@ -228,27 +263,32 @@ class ModeSearch:
             further = yield from self._find_from(np.repeat(x, 2, axis=0), finalists.mode, left)
         winner = np.argmax(np.nan_to_num(further.value, nan=-np.inf).reshape(-1, 2), axis=1) + 2 * np.arange(len(x))
         won, other = further.take(winner), further.take(winner ^ 1)
-        apart = won.mode - other.mode
-        met = (apart * times(won.precision, apart)).sum(axis=1) < _SAME_MODE
+        met = is_same(won.mode, other.mode, won.precision)
         steps = reached.num_steps + finalists.take(winner).num_steps + won.num_steps
         return replace(won, converged=won.converged & other.converged & met, num_steps=steps)
-
-    def _evaluate(self, x: Float32Array) -> Evaluate:
-        return lambda images, points: self._sampler.evaluate(x[images], points)
 
     def _values(self, x: Float32Array) -> Values:
         return lambda images, points: self._sampler.log_likelihoods(x[images], points)
 
     def _find_from(
-        self, x: Float32Array, start: Float64Array, max_steps: int, tolerance: float = TOLERANCE
+        self,
+        x: Float32Array,
+        start: Float64Array,
+        max_steps: int,
+        tolerance: float = TOLERANCE,
+        keep: Keep | None = None,
     ) -> Chunks[Modes]:
-        evaluate, values = self._evaluate(x), self._values(x)
-        return find_modes(start, evaluate=evaluate, values=values, max_steps=max_steps, tolerance=tolerance)
-
-
-def _owner(modes: Modes, num_images: int) -> Indices:
-    """Which image each mode is of, where all have as many, in order: [n·F]."""
-    return np.repeat(np.arange(num_images), len(modes.mode) // max(1, num_images))
+        # Where a few iterations suffice, as also in most searches that are dropped, gradients of their own win nothing.
+        brief = max_steps <= _FAMILIAR_STEPS or (keep is not None and self.familiar_steps <= _FAMILIAR_STEPS)
+        return find_modes(
+            start,
+            evaluate=lambda images, points: self._sampler.evaluate(x[images], points),
+            values=self._values(x),
+            slopes=None if brief else self._sampler.slopes_of(x),
+            max_steps=max_steps,
+            tolerance=tolerance,
+            keep=keep,
+        )
 
 
 def _best(modes: Modes, owner: Indices, count: int) -> Modes:
@@ -257,31 +297,3 @@ def _best(modes: Modes, owner: Indices, count: int) -> Modes:
     order = np.lexsort((-value, owner))  # which keeps the order of equals
     each = len(owner) // max(1, len(np.unique(owner)))
     return modes.take(order.reshape(-1, each)[:, :count].ravel())
-
-
-def alone(gaussians: Gaussians) -> Candidates:
-    """One mode of each image, which was found."""
-    count = len(gaussians.centre)
-    return Candidates(gaussians, np.zeros((count, 1)), np.ones(count, np.bool_))
-
-
-def _candidates(modes: Modes, num_finalists: int) -> tuple[Candidates, Modes]:
-    """Of the best modes of each image, [B·F]: those that are not the same, and the first of them, [B]."""
-    gaussians = Gaussians.around(modes.mode, modes.precision)
-    shape = (-1, num_finalists)
-    evidence = modes.value - 0.5 * np.log(gaussians.precisions).sum(axis=1)
-    evidence = np.where(modes.usable & np.isfinite(evidence), evidence, -np.inf).reshape(shape)
-    every = np.arange(len(evidence))[:, None]
-    order = np.argsort(-evidence, axis=1, kind="stable")
-    index = (order + num_finalists * every).ravel()
-    evidence = np.take_along_axis(evidence, order, axis=1)
-    ordered = modes.take(index)
-    mode = ordered.mode.reshape(*shape, ordered.mode.shape[1])
-    precision = ordered.precision.reshape(*mode.shape, -1)
-    for other in range(1, num_finalists):
-        for better in range(other):
-            apart = mode[:, other] - mode[:, better]
-            same = (apart * times(precision[:, better], apart)).sum(axis=1) < _SAME_MODE
-            evidence[same, other] = -np.inf
-    found = Candidates(gaussians.take(index), evidence, np.asarray(ordered.converged.reshape(shape)[:, 0]))
-    return found, modes.take(index[::num_finalists])

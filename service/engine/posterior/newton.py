@@ -9,116 +9,37 @@ with their sizing).
 Everything here is NumPy in float64 on small matrices; the decoder is behind `evaluate`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.arrays import Float64Array
 from service.engine.chunks import Chunks
-from service.engine.matrices import dot, outer, positive_definite, solve, times
+from service.engine.matrices import dot, solve
+from service.engine.posterior.newton_state import Evaluation, Modes, NewtonState
 
 TOLERANCE = 0.05
 """Nats that one more Newton step may still gain for a mode to count as found; that step is then taken unseen."""
 _SHORTER_STEPS = np.array([0.5, 0.2, 0.05])
 _MAX_DAMPING = 1e5
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The log likelihood around points z, for n images: value [n], gradient [n, A], information [n, A, A]."""
-
-    value: Float64Array
-    gradient: Float64Array
-    information: Float64Array
+_MAX_AGE = 6
+"""Steps by gradients alone, after which the information is evaluated again."""
+_ENOUGH = 0.3
+"""Of what a step should gain: where it gains less, the information is evaluated again."""
 
 
 Evaluate = Callable[[NDArray[np.intp], Float64Array], Chunks[Evaluation]]
 """Images by index [n] and points [n, A] → Evaluation. A ≤ D: dimensions that the decoder ignores are left out."""
+Slopes = Callable[[NDArray[np.intp], Float64Array], Chunks[tuple[Float64Array, Float64Array]]]
+"""Images by index [n] and points [n, A] → log likelihoods [n] and their gradients [n, A], for about three decoder rows
+each, where an evaluation takes A + 1 rows."""
 Values = Callable[[NDArray[np.intp], Float64Array], Chunks[Float64Array]]
 """Images by index [n] and points [n, K, A] → log likelihoods [n, K]."""
 
-Keep = Callable[[int, Float64Array, NDArray[np.intp]], NDArray[np.intp]]
-"""Iterations made, values of all images [B], and those still running, by index → those that continue."""
-
-
-@dataclass(frozen=True)
-class Modes:
-    """Where the iteration ended: mode [B, A], precision of p(z|x) there [B, A, A], and how it went, image by image."""
-
-    mode: Float64Array
-    value: Float64Array
-    """log p(x, z) at the mode, without the prior's constant: [B]."""
-    precision: Float64Array
-    converged: NDArray[np.bool_]
-    """One more step would gain less than the tolerance; after a search from several points, the two best also ended at
-    the same mode."""
-    usable: NDArray[np.bool_]
-    """Value, gradient and information are finite there, also at a start from which no step was taken."""
-    num_steps: NDArray[np.int64]
-    gain: Float64Array
-    """Nats by which log p(x, z) is higher there than at the start, [B]."""
-
-    def spread(self, dimensions: NDArray[np.intp], latent_dim: int) -> "Modes":
-        """The same in all D dimensions; in those left out, the mode is 0 and the precision 1, as the prior's."""
-        mode = np.zeros((len(self.mode), latent_dim))
-        mode[:, dimensions] = self.mode
-        precision = np.broadcast_to(np.eye(latent_dim), (len(mode), latent_dim, latent_dim)).copy()
-        precision[np.ix_(np.arange(len(mode)), dimensions, dimensions)] = self.precision
-        return replace(self, mode=mode, precision=precision)
-
-    def take(self, images: NDArray[np.intp]) -> "Modes":
-        """Those of these images."""
-        return Modes(**{item.name: getattr(self, item.name)[images] for item in fields(self)})
-
-    @staticmethod
-    def join(parts: Sequence["Modes"]) -> "Modes":
-        """Images of several, in order."""
-        return Modes(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(parts[0])})
-
-
-@dataclass
-class _NewtonState:
-    """The state of all images; log p(x, z) without constants, and its derivatives, at the best point so far."""
-
-    point: Float64Array  # [B, A]
-    value: Float64Array  # [B]
-    gradient: Float64Array  # [B, A]
-    information: Float64Array  # [B, A, A]
-    secant: Float64Array  # [B, A, A], what Gauss-Newton leaves out of the Hessian
-    damping: Float64Array  # [B]
-    num_steps: NDArray[np.int64]  # [B]
-    finite: NDArray[np.bool_]  # [B], at the start; no step leads to where it is not
-    converged: NDArray[np.bool_]  # [B]
-    last_step: Float64Array  # [B, A], taken unseen: small, and the precision is known
-    last_gain: Float64Array  # [B]
-    first_value: Float64Array  # [B]
-
-    def precision(self, images: NDArray[np.intp]) -> Float64Array:
-        """Minus the Hessian of log p(x, z), made positive definite: [n, A, A]."""
-        prior = np.eye(self.point.shape[1])
-        return positive_definite(self.information[images] + self.secant[images] + prior)
-
-    def move(self, images: NDArray[np.intp], point: Float64Array, at: Evaluation, value: Float64Array) -> None:
-        """Take new points, and learn the Hessian's missing part from how the gradient changed."""
-        step = point - self.point[images]
-        gradient = at.gradient - point
-        fall = self.gradient[images] - gradient  # y, what minus the Hessian times the step should be
-        prior = np.eye(point.shape[1])
-        missing = fall - times(at.information + prior, step)
-        secant, predicted = self.secant[images], times(self.secant[images], step)
-        wanted, has = np.abs(dot(step, missing)), np.abs(dot(step, predicted))
-        size = np.where(self.num_steps[images] == 0, 1.0, np.minimum(1.0, wanted / np.maximum(has, 1e-12)))
-        error = missing - size[:, None] * predicted
-        along = np.where((dot(step, fall) > 1e-8)[:, None], fall, step)
-        scale = np.maximum(dot(along, step), 1e-12)[:, None, None]
-        update = (outer(error, along) + outer(along, error)) / scale
-        update -= dot(error, step)[:, None, None] / scale**2 * outer(along, along)
-        self.secant[images] = size[:, None, None] * secant + update
-        self.point[images], self.value[images], self.gradient[images] = point, value, gradient
-        self.information[images] = at.information
-        self.num_steps[images] += 1
+Keep = Callable[[int, Float64Array, Float64Array, NDArray[np.intp]], NDArray[np.intp]]
+"""Iterations made, points [B, A] and values [B] of all images, and those still running, by index → those that go on."""
 
 
 def find_modes(
@@ -126,28 +47,47 @@ def find_modes(
     *,
     evaluate: Evaluate,
     values: Values,
+    slopes: Slopes | None = None,
     max_steps: int,
     tolerance: float = TOLERANCE,
     keep: Keep | None = None,
 ) -> Chunks[Modes]:
     """Maximise log p(x, z) from `start` [B, A] until each image has converged, is stuck, or has made `max_steps` tries.
 
-    Familiar images take two or three tries. An image leaves the batch as soon as it is done, or `keep` drops it.
+    Familiar images take two or three tries. An image leaves the batch as soon as it is done, or `keep` drops it. With
+    `slopes`, the information is evaluated again only after some steps, where a step gained less than it should, and at
+    the mode.
     """
     images = np.arange(len(start))
-    state = _begin(start, (yield from evaluate(images, start)))
+    first = yield from evaluate(images, start)
+    if slopes is not None:
+        _, gradient = yield from slopes(images, start)  # a difference is not exact
+        first = replace(first, gradient=gradient)
+    state = _begin(start, first)
     active = images[state.finite]
     for step in range(max_steps):
-        active = active if keep is None else keep(step, state.value, active)
-        active, newton = _next_steps(state, active, tolerance)
+        active = active if keep is None else keep(step, state.point, state.value, active)
+        stale = active[state.stale[active]]
+        if len(stale):
+            _renew(state, stale, (yield from evaluate(stale, state.point[stale])))
+        active, newton, gain = _next_steps(state, active, tolerance)
+        while (near := active[(gain < tolerance) & (state.age[active] > 0)]).size:
+            _renew(state, near, (yield from evaluate(near, state.point[near])))
+            active, newton, gain = _next_steps(state, active, tolerance)
         if not len(active):
             break
-        yield from _try(state, active, newton, evaluate, values)
+        if slopes is None:
+            yield from _try(state, active, newton, evaluate, values)
+        else:
+            yield from _try_by_slopes(state, active, newton, gain, slopes, values)
+    aged = images[state.finite & (state.age > 0)]
+    if len(aged):
+        _renew(state, aged, (yield from evaluate(aged, state.point[aged])))
     return _end(state)
 
 
 def _try(
-    state: _NewtonState, active: NDArray[np.intp], newton: Float64Array, evaluate: Evaluate, values: Values
+    state: NewtonState, active: NDArray[np.intp], newton: Float64Array, evaluate: Evaluate, values: Values
 ) -> Chunks[None]:
     """One step for each image: in full if that rises, else the best of some shorter ones, else more damping."""
     point = _moved(state.point[active], newton)
@@ -161,6 +101,28 @@ def _try(
         _take_shorter_steps(state, shorter, point, (yield from evaluate(shorter, point)))
 
 
+def _try_by_slopes(
+    state: NewtonState,
+    active: NDArray[np.intp],
+    newton: Float64Array,
+    gain: Float64Array,
+    slopes: Slopes,
+    values: Values,
+) -> Chunks[None]:
+    """The same with gradients alone. Where little was gained of what should be, information is evaluated next time."""
+    before = state.value[active]
+    point = _moved(state.point[active], newton)
+    rises = _glide_full_steps(state, active, point, (yield from slopes(active, point)))
+    failed = active[~rises]
+    if len(failed):
+        points = _moved(state.point[failed][:, None], _SHORTER_STEPS[:, None] * newton[~rises][:, None])
+        shorter, point = _choose_shorter_steps(state, failed, points, (yield from values(failed, points)))
+        if len(shorter):
+            _glide_shorter_steps(state, shorter, point, (yield from slopes(shorter, point)))
+    poor = state.value[active] - before < _ENOUGH * gain
+    state.stale[active] = (state.age[active] > 0) & (poor | (state.age[active] >= _MAX_AGE))
+
+
 # Far from the training set a decoder may give anything, and what overflows is refused by its value. The functions that
 # compute keep NumPy from warning of it. The generators above must not: NumPy's error state belongs to the thread's
 # context, not to a generator, and would hold for whoever computes between two chunks.
@@ -168,14 +130,20 @@ _quietly = np.errstate(all="ignore")
 
 
 @_quietly
-def _begin(start: Float64Array, at: Evaluation) -> _NewtonState:
+def _begin(start: Float64Array, at: Evaluation) -> NewtonState:
     value = joint(at.value, start)
-    return _NewtonState(
+    return NewtonState(
         point=start.copy(),
         value=value,
         gradient=at.gradient - start,
         information=at.information.copy(),
         secant=np.zeros_like(at.information),
+        previous=start.copy(),
+        previous_gradient=at.gradient - start,
+        drift=np.zeros_like(at.information),
+        age=np.zeros(len(start), np.int64),
+        learned=np.zeros(len(start), np.bool_),
+        stale=np.zeros(len(start), np.bool_),
         damping=np.zeros(len(start)),
         num_steps=np.zeros(len(start), np.int64),
         finite=_finite(value, at),
@@ -188,22 +156,61 @@ def _begin(start: Float64Array, at: Evaluation) -> _NewtonState:
 
 @_quietly
 def _next_steps(
-    state: _NewtonState, active: NDArray[np.intp], tolerance: float
-) -> tuple[NDArray[np.intp], Float64Array]:
-    """Those of the active images that have neither converged nor are stuck, and their damped Newton steps [n, A]."""
+    state: NewtonState, active: NDArray[np.intp], tolerance: float
+) -> tuple[NDArray[np.intp], Float64Array, Float64Array]:
+    """Those of the active images that have neither converged nor are stuck, their steps [n, A], and expected gains [n].
+
+    Steps are Newton's, damped; the gains are of steps without damping. An image whose information was not evaluated
+    where it is does not converge.
+    """
     precision = state.precision(active)
     newton = solve(precision, state.gradient[active])
     gain = 0.5 * dot(state.gradient[active], newton)
-    near = gain < tolerance
+    near = (gain < tolerance) & (state.age[active] == 0)
     state.converged[active[near]] = True
     state.last_step[active[near]], state.last_gain[active[near]] = newton[near], gain[near]
     on = ~near & (state.damping[active] < _MAX_DAMPING)
-    active, precision, newton = active[on], precision[on], newton[on]
+    active, precision, newton, gain = active[on], precision[on], newton[on], gain[on]
     damping = state.damping[active]
     if damping.any():
         precision = precision + damping[:, None, None] * np.eye(newton.shape[1])
         newton = solve(precision, state.gradient[active])
-    return active, newton
+    return active, newton, gain
+
+
+@_quietly
+def _renew(state: NewtonState, images: NDArray[np.intp], at: Evaluation) -> None:
+    """Note the information where images are; where it is no number, what was known is kept, and trusted."""
+    fine = np.isfinite(at.information).all(axis=(1, 2))
+    state.inform(images[fine], at.information[fine])
+    state.age[images], state.stale[images] = 0, False
+
+
+@_quietly
+def _glide_full_steps(
+    state: NewtonState, active: NDArray[np.intp], point: Float64Array, found: tuple[Float64Array, Float64Array]
+) -> NDArray[np.bool_]:
+    """As `_take_full_steps`."""
+    value, gradient = joint(found[0], point), found[1]
+    rises = np.asarray((value > state.value[active]) & np.isfinite(value) & np.isfinite(gradient).all(axis=1))
+    state.glide(active[rises], point[rises], gradient[rises], value[rises])
+    _ease(state, active[rises])
+    return rises
+
+
+@_quietly
+def _glide_shorter_steps(
+    state: NewtonState, shorter: NDArray[np.intp], point: Float64Array, found: tuple[Float64Array, Float64Array]
+) -> None:
+    value, gradient = joint(found[0], point), found[1]
+    fine = np.isfinite(value) & np.isfinite(gradient).all(axis=1)
+    state.glide(shorter[fine], point[fine], gradient[fine], value[fine])
+
+
+def _ease(state: NewtonState, images: NDArray[np.intp]) -> None:
+    """Damp less after a full step."""
+    eased = state.damping[images] / 4
+    state.damping[images] = np.where(eased < 0.05, 0, eased)
 
 
 @_quietly
@@ -213,20 +220,19 @@ def _moved(point: Float64Array, step: Float64Array) -> Float64Array:
 
 @_quietly
 def _take_full_steps(
-    state: _NewtonState, active: NDArray[np.intp], point: Float64Array, at: Evaluation
+    state: NewtonState, active: NDArray[np.intp], point: Float64Array, at: Evaluation
 ) -> NDArray[np.bool_]:
     """Move where the value rises, and say where it does."""
     value = joint(at.value, point)
     rises = np.asarray((value > state.value[active]) & _finite(value, at))
     state.move(active[rises], point[rises], _take(at, rises), value[rises])
-    eased = state.damping[active[rises]] / 4
-    state.damping[active[rises]] = np.where(eased < 0.05, 0, eased)
+    _ease(state, active[rises])
     return rises
 
 
 @_quietly
 def _choose_shorter_steps(
-    state: _NewtonState, failed: NDArray[np.intp], points: Float64Array, log_likelihood: Float64Array
+    state: NewtonState, failed: NDArray[np.intp], points: Float64Array, log_likelihood: Float64Array
 ) -> tuple[NDArray[np.intp], Float64Array]:
     """Of points [n, 3, A] the best, for those images where it rises; the others are damped more."""
     found = np.nan_to_num(joint(log_likelihood, points), nan=-np.inf)
@@ -240,13 +246,13 @@ def _choose_shorter_steps(
 
 
 @_quietly
-def _take_shorter_steps(state: _NewtonState, shorter: NDArray[np.intp], point: Float64Array, at: Evaluation) -> None:
+def _take_shorter_steps(state: NewtonState, shorter: NDArray[np.intp], point: Float64Array, at: Evaluation) -> None:
     fine = _finite(at.value, at)
     state.move(shorter[fine], point[fine], _take(at, fine), joint(at.value, point)[fine])
 
 
 @_quietly
-def _end(state: _NewtonState) -> Modes:
+def _end(state: NewtonState) -> Modes:
     return Modes(
         mode=state.point + state.last_step,
         value=state.value + state.last_gain,
@@ -258,7 +264,7 @@ def _end(state: _NewtonState) -> Modes:
     )
 
 
-def _final_precision(state: _NewtonState, finite: NDArray[np.bool_]) -> Float64Array:
+def _final_precision(state: NewtonState, finite: NDArray[np.bool_]) -> Float64Array:
     """The precision where values are finite, the prior's elsewhere."""
     precision = np.broadcast_to(np.eye(state.point.shape[1]), state.information.shape).copy()
     precision[finite] = state.precision(np.flatnonzero(finite))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.matrices import MIN_PRECISION
-from service.engine.posterior.laplace import PATTERN, SHARES, WIDTHS, Gaussians
+from service.engine.posterior.gaussians import Gaussians
+from service.engine.posterior.laplace import PATTERN, SHARES, WIDTHS
 from service.engine.proposal import DiagonalGaussian
 
 GROUP = 100

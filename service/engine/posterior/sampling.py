@@ -13,11 +13,14 @@ from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.chunks import Chunks, complete
 from service.engine.graphs import DecoderGraphs
 from service.engine.posterior.laplace import PATTERN, SHARES, Mixture
-from service.engine.posterior.newton import Evaluation
+from service.engine.posterior.newton import Slopes
+from service.engine.posterior.newton_state import Evaluation
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, NoiseCache, standard_normal
 from service.engine.runtime import Runtime, Session
 from service.engine.verification import CURVATURE_TOLERANCE
 
+GRADIENT_ROWS = 3
+"""What a gradient by one pass back through the decoder is counted as, in decoder rows."""
 _IGNORED_INFORMATION = 0.01
 _NUM_DRAWN = 32
 """Images that a model draws when it is loaded."""
@@ -41,13 +44,14 @@ class Sampler:
         description: of the model.
         runtime: where they run.
         file: what an error names.
-        chunk_rows: decoder rows of one run.
+        chunk_rows: decoder rows of one run, at most.
     """
 
     def __init__(
         self, written: DecoderGraphs, description: Description, *, runtime: Runtime, file: Path, chunk_rows: int
     ) -> None:
-        self._chunk_rows = chunk_rows
+        self.chunk_rows = chunk_rows
+        """Decoder rows of one run, at most."""
         self.rows_run = 0
         """Decoder rows that have been run so far."""
         self.latent_dim = description.latent_dim
@@ -59,6 +63,8 @@ class Sampler:
         every = np.arange(description.latent_dim)
         self._curvature = runtime.open(written.curvature(every), file)
         self._familiar_curvature = self._curvature
+        gradient = written.gradient()
+        self._gradient = None if gradient is None else runtime.open(gradient, file)
         self.drawn = self._imagine(runtime.open(written.sample(), file), written.num_uniforms)
         """Images that the model draws at the prior's mean and at draws from the prior, in x's unit: [N, P]."""
         self.familiar_dimensions = self._used_dimensions()
@@ -132,7 +138,7 @@ class Sampler:
         count = points.shape[1]
         curvature = self._curvature if count == self.latent_dim else self._familiar_curvature
         values, gradients, informations = np.empty(len(x)), np.empty((len(x), count)), np.empty((len(x), count, count))
-        batch = max(1, self._chunk_rows // (count + 1))
+        batch = max(1, self.chunk_rows // (count + 1))
         for first in range(0, len(x), batch):
             images = slice(first, min(first + batch, len(x)))
             inputs = {**self._rows(x[images], count + 1), graphs.LATENTS: self._embed(points[images, None])}
@@ -141,6 +147,25 @@ class Sampler:
             gradients[images], informations[images] = outputs[graphs.GRADIENT], outputs[graphs.INFORMATION]
             yield
         return Evaluation(values, gradients, informations)
+
+    def slopes_of(self, x: Float32Array) -> Slopes | None:
+        """`slopes` of images [B, P]; None where the graphs have no gradient."""
+        return None if self._gradient is None else lambda images, points: self.slopes(x[images], points)
+
+    def slopes(self, x: Float32Array, points: Float64Array) -> Chunks[tuple[Float64Array, Float64Array]]:
+        """Log likelihoods [B] and exact gradients at points [B, D], or [B, A] of the familiar dimensions: x [B, P]."""
+        if self._gradient is None:
+            raise TypeError("this model's graphs have no gradient")
+        count = points.shape[1]
+        values, gradients = np.empty(len(x)), np.empty((len(x), self.latent_dim))
+        batch = max(1, self.chunk_rows // GRADIENT_ROWS)
+        for first in range(0, len(x), batch):
+            images = slice(first, min(first + batch, len(x)))
+            self.rows_run += GRADIENT_ROWS * (images.stop - images.start)
+            outputs = self._gradient.run({"z": self._embed(points[images]), graphs.X: x[images, None]})
+            values[images], gradients[images] = outputs[graphs.LOG_LIKELIHOOD][:, 0], outputs[graphs.GRADIENT]
+            yield
+        return values, gradients if count == self.latent_dim else gradients[:, self.familiar_dimensions]
 
     def log_likelihoods(self, x: Float32Array, points: Float64Array) -> Chunks[Float64Array]:
         """log p(x|z) at points [B, K, D], or [B, K, A] of the familiar dimensions: x [B, P] → [B, K]."""
@@ -180,8 +205,8 @@ class Sampler:
 
     def _tiles(self, num_images: int, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
         """Cut images × samples start to stop into tiles of at most `chunk_rows`, samples first."""
-        columns = max(1, min(self._chunk_rows, stop - start))
-        rows = max(1, self._chunk_rows // columns)
+        columns = max(1, min(self.chunk_rows, stop - start))
+        rows = max(1, self.chunk_rows // columns)
         for row in range(0, num_images, rows):
             for column in range(start, stop, columns):
                 yield slice(row, min(row + rows, num_images)), slice(column, min(column + columns, stop))

@@ -25,8 +25,9 @@ CONNECTION_BYTES = FREE_BYTES + SENT_AT_ONCE + 2**18 + 2**16 + 2**16
 the objects for these."""
 DECODER_CODE_BYTES = 2**26
 _VERSION_BYTES = 2**24
-_BYTES_A_GRAPH_BYTE = 10
-"""A version's sessions hold its weights several times: with the bundled models 8.5 and 9.5 times the graphs' files."""
+_BYTES_A_GRAPH_BYTE = 13
+"""A version's sessions hold its weights several times: with the bundled models 8.5 and 9.5 times the graphs' files,
+and the graph of gradients up to three times more: its weights, and those laid out for each of two directions."""
 FRAGMENTED_SHARE = 1 / 8
 """The fraction of the requests' memory that the allocator may need in addition."""
 

@@ -1,0 +1,214 @@
+"""Exact gradients of log p(x|z): each operator's rule against its closed form, and whole models."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from model_store import BUNDLED, ImageShape, open_version
+from service.engine import graphs
+from service.engine.chunks import complete
+from service.engine.runtime import Runtime
+from service.engine.verification import read_graphs
+from tests import reference
+from tests.likelihoods import BERNOULLI
+from tests.toys import AnyArray, LinearGaussian, Toy, bernoulli_toy, constant, describe, graph, node
+
+SHAPE = ImageShape(channels=1, height=4, width=6)
+LATENT = 5
+RNG = np.random.default_rng(2)
+WEIGHT = RNG.standard_normal((LATENT, SHAPE.size)) / 2
+Z = RNG.standard_normal((7, LATENT)).astype(np.float32)
+X = (RNG.random((7, 1, SHAPE.size)) < 0.5).astype(np.float32)
+RELATIVE = 1e-5
+"""Of the largest number: float32's rounding, over sums of at most a few hundred."""
+
+
+def toy_of(decoder: bytes) -> Toy:
+    stand_in = bernoulli_toy(SHAPE, LATENT)
+    description = describe("toy", SHAPE, LATENT, BERNOULLI, num_images=50)
+    return Toy(description, stand_in.encoder, decoder, stand_in.calibration)
+
+
+def written(toy: Toy) -> bytes | None:
+    return read_graphs(toy.description, toy.encoder, toy.decoder, toy.likelihood, Path()).gradient()
+
+
+def gradient(toy: Toy, z: AnyArray = Z, x: AnyArray = X) -> tuple[AnyArray, AnyArray]:
+    content = written(toy)
+    assert content is not None
+    found = Runtime("cpu").open(content, Path("gradient")).run({"z": z, graphs.X: x})
+    return found[graphs.LOG_LIKELIHOOD], found[graphs.GRADIENT]
+
+
+def decoder(*nodes: object, flat: str = "y") -> bytes:
+    last = node("Reshape", flat, constant("chw", np.array([-1, *SHAPE.chw])), out="logits")
+    return graph([*nodes, last], inputs={"z": ["n", LATENT]}, outputs={"logits": ["n", *SHAPE.chw]})  # type: ignore[list-item]
+
+
+ROWS = node("MatMul", "z", constant("w", WEIGHT), out="rows")
+
+
+@pytest.mark.parametrize(
+    ("operator", "function", "slope"),
+    [
+        ("Sigmoid", lambda t: 1 / (1 + np.exp(-t)), lambda t: np.exp(-t) / (1 + np.exp(-t)) ** 2),
+        ("Tanh", np.tanh, lambda t: 1 - np.tanh(t) ** 2),
+        ("Relu", lambda t: np.maximum(t, 0), lambda t: t > 0),
+        ("Softplus", lambda t: np.log1p(np.exp(t)), lambda t: 1 / (1 + np.exp(-t))),
+        ("Exp", np.exp, np.exp),
+        ("Neg", lambda t: -t, lambda t: -np.ones_like(t)),
+        ("Identity", lambda t: t, np.ones_like),
+    ],
+)
+def test_functions_of_each_number(
+    operator: str, function: Callable[..., AnyArray], slope: Callable[..., AnyArray]
+) -> None:
+    expect(decoder(ROWS, node(operator, "rows", out="y")), function, slope)
+
+
+def expect(content: bytes, function: Callable[..., AnyArray], slope: Callable[..., AnyArray]) -> None:
+    """The gradient of a decoder that takes function(z·W) of each number."""
+    rows = Z.astype(np.float64) @ WEIGHT.astype(np.float32)
+    score = X[:, 0] - 1 / (1 + np.exp(-function(rows)))
+    expected = (score * slope(rows)) @ WEIGHT.T
+    _, found = gradient(toy_of(content))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=RELATIVE * np.abs(score * slope(rows)).max() * SHAPE.size)
+
+
+def test_products_quotients_and_logarithms_of_what_depends_on_z() -> None:
+    """y = t·t / (1 + t²) − log(1 + t²) + 1/(1 + t²)."""
+    one = constant("one", np.ones(1))
+    content = decoder(
+        ROWS,
+        node("Mul", "rows", "rows", out="square"),
+        node("Add", "square", one, out="more"),
+        node("Div", "square", "more", out="part"),
+        node("Log", "more", out="log"),
+        node("Sub", "part", "log", out="less"),
+        node("Reciprocal", "more", out="inverse"),
+        node("Add", "less", "inverse", out="y"),
+    )
+    expect(content, lambda t: 1 - np.log(1 + t**2), lambda t: -2 * t / (1 + t**2))
+
+
+def linear_decoders() -> list[bytes]:
+    """Decoders that are linear in z, with a bias: by layers, of pieces, by convolutions of every kind."""
+
+    def maps(channels: int, height: int, width: int) -> list[object]:
+        wide = channels * height * width
+        return [
+            node("MatMul", "z", constant("w", RNG.standard_normal((LATENT, wide))), out="wide"),
+            node("Reshape", "wide", constant("maps_shape", np.array([-1, channels, height, width])), out="maps"),
+        ]
+
+    def convolution(operator: str, weights: AnyArray, **options: Any) -> object:
+        used = [constant("kernel", weights)]
+        return helper.make_node(operator, ["maps", "kernel"], ["y"], **options), used
+
+    normal = RNG.standard_normal
+    gemm = helper.make_node("Gemm", ["z", "w", "bias"], ["y"], alpha=0.5, transB=1)
+    first = [constant("first", np.array(1))]
+    bounds = [constant("from", np.array([1])), constant("to", np.array([9])), constant("along", np.array([2]))]
+    left = [constant("zero", np.array([0])), constant("one", np.array([1])), constant("along2", np.array([-1]))]
+    inner = [constant("from3", np.array([2])), constant("to3", np.array([-1])), constant("along3", np.array([2]))]
+    sides = [constant("pads", np.array([0, 0, 2, 0, 0, 1])), constant("nothing", np.zeros(()))]
+    pieces = [
+        *maps(2, 6, 4),
+        (helper.make_node("Transpose", ["maps"], ["turned"], perm=[0, 1, 3, 2]), []),
+        (helper.make_node("Gather", ["turned", "first"], ["channel"], axis=1), first),  # [n, 4, 6]
+        node("Slice", "channel", *bounds, out="right"),  # [n, 4, 5]
+        node("Slice", "channel", *left, out="left"),  # [n, 4, 1]
+        (helper.make_node("Concat", ["right", "left"], ["joined"], axis=2), []),
+        node("Slice", "joined", *inner, out="narrow"),  # [n, 4, 3]
+        node("Pad", "narrow", *sides, out="wide_again"),
+        node("Unsqueeze", "wide_again", constant("at", np.array([1])), out="y"),
+    ]
+
+    def shuffled(mode: str) -> object:
+        return helper.make_node("DepthToSpace", ["maps"], ["y"], blocksize=2, mode=mode), []
+
+    return [
+        decoder(*maps(4, 2, 3), shuffled("CRD")),
+        decoder(*maps(12, 2, 1), shuffled("DCR")),  # three channels of 4×2
+        decoder(*maps(12, 1, 2), shuffled("CRD")),
+        decoder((gemm, [constant("w", WEIGHT.T), constant("bias", normal(SHAPE.size))])),
+        decoder(*pieces),
+        decoder(*maps(3, 4, 6), convolution("Conv", normal((1, 3, 3, 3)), pads=[1, 1, 1, 1])),
+        decoder(*maps(2, 6, 7), convolution("Conv", normal((1, 2, 3, 2)))),
+        decoder(*maps(2, 8, 13), convolution("Conv", normal((1, 2, 3, 3)), strides=[2, 2], pads=[1, 0, 0, 0])),
+        decoder(*maps(4, 2, 3), convolution("Conv", normal((4, 2, 1, 1)), group=2)),
+        decoder(*maps(1, 8, 10), convolution("Conv", normal((1, 1, 3, 3)), dilations=[2, 2])),
+        decoder(*maps(3, 2, 3), convolution("ConvTranspose", normal((3, 1, 2, 2)), strides=[2, 2])),
+        decoder(*maps(3, 4, 6), convolution("ConvTranspose", normal((3, 1, 3, 3)), pads=[1, 1, 1, 1])),
+    ]
+
+
+@pytest.mark.parametrize("content", linear_decoders(), ids=range(len(linear_decoders())))
+def test_linear_layers(content: bytes) -> None:
+    """The Jacobian is what the decoder gives for unit vectors, less what it gives for zero."""
+    units = np.concatenate([np.zeros((1, LATENT)), np.eye(LATENT)])
+    columns = reference.run(content, z=units)["logits"].reshape(LATENT + 1, -1).astype(np.float64)
+    jacobian = columns[1:] - columns[0]
+    logits = Z.astype(np.float64) @ jacobian + columns[0]
+    expected = (X[:, 0] - 1 / (1 + np.exp(-logits))) @ jacobian.T
+    _, found = gradient(toy_of(content))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=RELATIVE * np.abs(jacobian).sum())
+
+
+@pytest.mark.parametrize(
+    "size", [ImageShape(channels=1, height=10, width=12), ImageShape(channels=3, height=4, width=4)]
+)
+def test_a_linear_gaussian_model(size: ImageShape) -> None:
+    """log p(x|z) is quadratic in z, so central differences are exact but for rounding."""
+    oracle = LinearGaussian.random(size, 6, scale=0.3)
+    x = oracle.draw(4, size, seed=1).reshape(4, 1, -1)
+    z = RNG.standard_normal((4, 6)).astype(np.float32)
+    value, found = gradient(oracle.toy(size), z, x)
+    h = 0.25
+    for axis in range(6):
+        step = h * np.eye(6, dtype=np.float32)[axis]
+        up, down = (gradient(oracle.toy(size), z + sign * step, x)[0] for sign in (1, -1))
+        scale = np.abs(value).max() / h
+        np.testing.assert_allclose(found[:, axis], ((up - down) / (2 * h))[:, 0], rtol=0, atol=RELATIVE * scale)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_the_bundled_models_have_one_with_the_same_digits_in_any_batch(name: str) -> None:
+    stored = open_version(BUNDLED, name)
+    assert stored.likelihood is not None
+    content = read_graphs(stored.manifest, stored.encoder, stored.decoder, stored.likelihood, Path()).gradient()
+    assert content is not None
+    session = Runtime("cpu").open(content, Path("gradient"))
+    z = RNG.standard_normal((37, stored.manifest.latent_dim)).astype(np.float32)
+    x = (RNG.random((37, 1, stored.manifest.image.size)) < 0.5).astype(np.float32)
+    every = session.run({"z": z, graphs.X: x})
+    for count in (1, 2, 3, 8, 36):
+        some = session.run({"z": z[-count:], graphs.X: x[-count:]})
+        for output in (graphs.LOG_LIKELIHOOD, graphs.GRADIENT):
+            np.testing.assert_array_equal(some[output], every[output][-count:])
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        pytest.param([ROWS, node("Erf", "rows", out="y")], id="an operator without a rule"),
+        pytest.param(
+            [
+                ROWS,
+                node("ReduceMax", "rows", constant("axes", np.array([1])), out="top"),
+                node("Sub", "rows", "top", out="y"),
+            ],
+            id="an operand that is repeated",
+        ),
+    ],
+)
+def test_where_there_is_no_rule_there_is_no_gradient_and_the_model_works(nodes: list[object]) -> None:
+    toy = toy_of(decoder(*nodes))
+    assert written(toy) is None
+    pixels = X.reshape(-1, *SHAPE.chw)
+    record = complete(reference.load(toy).log_likelihood(pixels[:2], num_samples=50))
+    assert np.isfinite(record.log_likelihood).all()
