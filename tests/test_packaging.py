@@ -81,6 +81,13 @@ def test_every_package_and_bundled_file_is_distributed() -> None:
         assert file.is_dir() or file.name.startswith(".") or any(fnmatch(name, pattern) for pattern in patterns), name
 
 
+def test_every_file_of_the_page_is_distributed() -> None:
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["service"]
+    files = [file.relative_to(ROOT / "service").as_posix() for file in (ROOT / "service" / "web" / "page").iterdir()]
+    assert "web/page/index.html" in files
+    assert [name for name in files if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+
+
 def _make(*arguments: str) -> str:
     """What make would run."""
     make = shutil.which("make")

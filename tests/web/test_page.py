@@ -168,7 +168,7 @@ def test_the_page_is_small() -> None:
     for name in FILES:
         lines = (FOLDER / name).read_text().splitlines()
         assert len(lines) <= (450 if name.endswith(".css") else 300), name
-        assert max(map(len, lines)) <= 160, name
+        assert max(map(len, lines)) <= 120, name
 
 
 def test_the_page_is_open_and_its_requests_need_the_key(serve: Serve) -> None:

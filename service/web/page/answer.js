@@ -51,7 +51,11 @@ export class Answer {
   /** There is no image. */
   clear() {
     delete this.cards.dataset.proposal;
-    this.cards.replaceChildren(html("p", { class: "big" }, "–"), html("p", { class: "hint" }, "log P(x) in nats, higher is more likely"));
+    this.cards.classList.remove("old");
+    this.cards.replaceChildren(
+      html("p", { class: "big" }, "–"),
+      html("p", { class: "hint" }, "log P(x) in nats, higher is more likely"),
+    );
     this.judgement.replaceChildren(html("p", {}, "–"));
     this.most.replaceChildren();
     for (const element of [this.timing, this.spoken, this.subject]) element.textContent = "";
@@ -65,6 +69,11 @@ export class Answer {
     this.pictures.classList.add("old");
   }
 
+  /** No answer came: the numbers are of an image before. */
+  outdated() {
+    this.cards.classList.add("old");
+  }
+
   /**
    * @param {string[]} names of the images; a file can hold more than it has names
    * @param {any[]} results
@@ -72,14 +81,19 @@ export class Answer {
    * @param {number} milliseconds
    */
   estimates(names, results, proposal, milliseconds) {
-    const cards = results.slice(0, MOST_CARDS).map((result, index) => card(names[index] ?? `Image ${index + 1}`, result));
+    const cards = results
+      .slice(0, MOST_CARDS)
+      .map((result, index) => card(names[index] ?? `Image ${index + 1}`, result));
     const more = results.length - cards.length;
     this.cards.replaceChildren(...cards, ...(more > 0 ? [html("p", {}, `and ${more} more images in this file`)] : []));
     const quick = proposal === "laplace";
+    this.cards.classList.remove("old");
     this.cards.dataset.proposal = proposal;
-    this.timing.textContent = `${quick ? "First estimate" : "Final estimate"} (proposal ${proposal}), answered in ${Math.round(milliseconds)} ms`;
+    const which = `${quick ? "First" : "Final"} estimate (proposal ${proposal})`;
+    this.timing.textContent = `${which}, answered in ${Math.round(milliseconds)} ms`;
     const [first] = results;
-    if (!quick) this.spoken.textContent = `log P of x is ${nats(first.log_likelihood, first.std_error)}, ${reliability(first)}`;
+    if (!quick)
+      this.spoken.textContent = `log P of x is ${nats(first.log_likelihood, first.std_error)}, ${reliability(first)}`;
   }
 
   /**
@@ -102,7 +116,12 @@ export class Answer {
     this.judgement.classList.remove("old");
     this.judgement.replaceChildren(
       html("p", { class: "big" }, `p = ${short(p)}`),
-      html("p", {}, html("strong", {}, anomaly ? "An anomaly" : "Not an anomaly"), ` at alpha ${alpha}: ${pValue(p, size)}.`),
+      html(
+        "p",
+        {},
+        html("strong", {}, anomaly ? "An anomaly" : "Not an anomaly"),
+        ` at alpha ${alpha}: ${pValue(p, size)}.`,
+      ),
       html("p", { class: "hint" }, `Score by ${method}: ${score === null ? "not finite" : number(score)}`),
     );
     if (explanation) this.#explain(summed(explanation));
@@ -111,7 +130,9 @@ export class Answer {
   /** @param {import("./problem.js").Problem} problem */
   uncalibrated(problem) {
     this.judgement.classList.remove("old");
-    this.judgement.replaceChildren(html("p", {}, "There is no p-value for this model. ", problem.detail, " ", problem.advice));
+    this.judgement.replaceChildren(
+      html("p", {}, "There is no p-value for this model. ", problem.detail, " ", problem.advice),
+    );
   }
 
   #explain(/** @type {number[][]} */ values) {
@@ -120,7 +141,10 @@ export class Answer {
     const most = found.sort((one, other) => other.value - one.value).slice(0, MOST_PIXELS);
     const rows = most.map(({ row, column, value }) => [String(row + 1), String(column + 1), number(value)]);
     this.most.replaceChildren(
-      details("The most surprising pixels as a table", table("Most surprising pixels", ["Row", "Column", "Nats above the expected"], rows)),
+      details(
+        "The most surprising pixels as a table",
+        table("Most surprising pixels", ["Row", "Column", "Nats above the expected"], rows),
+      ),
     );
   }
 }

@@ -38,7 +38,8 @@ export class Api extends EventTarget {
   /**
    * The JSON answer of one request.
    * @param {string} path
-   * @param {{query?: Object<string, string|number|boolean>, type?: string, body?: BodyInit, signal?: AbortSignal}} [request]
+   * @param {{query?: Object<string, string|number|boolean>, type?: string, body?: BodyInit,
+   *     signal?: AbortSignal}} [request]
    * @returns {Promise<any>}
    * @throws {Problem}
    */
@@ -50,7 +51,11 @@ export class Api extends EventTarget {
     try {
       const method = body === undefined ? "GET" : "POST";
       response = await fetch(this.url(path, query), { method, headers, body, signal, cache: "no-store" });
-      if (response.ok) return await response.json();
+      if (response.ok) {
+        const answer = await response.json();
+        signal?.throwIfAborted();
+        return answer;
+      }
     } catch (error) {
       if (signal?.aborted) throw error;
       throw Problem.unreachable();

@@ -17,7 +17,12 @@ export class Calibration {
 
   constructor() {
     this.body = html("div", {}, html("p", {}, "…"));
-    this.element = html("div", { class: "card" }, html("h3", {}, "Where is your image among ordinary ones?"), this.body);
+    this.element = html(
+      "div",
+      { class: "card" },
+      html("h3", {}, "Where is your image among ordinary ones?"),
+      this.body,
+    );
   }
 
   /** @param {any} found */
@@ -46,11 +51,18 @@ export class Calibration {
     const here = this.#place && this.#place.method === method ? this.#place.score : null;
     const open = this.body.querySelector("details")?.open ?? false;
     const rows = SHARES.map((share) => [`${Math.round(100 * share)} %`, number(at(share, probabilities, scores))]);
-    const numbers = details("The same as a table", table(`Quantiles of the score by ${method}`, ["Share of ordinary images", "Score at most"], rows));
+    const numbers = details(
+      "The same as a table",
+      table(`Quantiles of the score by ${method}`, ["Share of ordinary images", "Score at most"], rows),
+    );
     numbers.open = open;
     this.body.replaceChildren(
       plotBox("Histogram of scores", histogram(method, scores, probabilities, here)),
-      html("p", { class: "hint" }, `Scores of ${size} images held out of training, by ${method}. Further right is stranger.`),
+      html(
+        "p",
+        { class: "hint" },
+        `Scores of ${size} images held out of training, by ${method}. Further right is stranger.`,
+      ),
       ...(here === null ? [] : [html("p", {}, `Your image's score is ${number(here)}.`)]),
       numbers,
     );
@@ -70,16 +82,24 @@ function histogram(method, scores, probabilities, here) {
   const step = (high - low || 1) / BINS;
   const shares = Array.from(
     { length: BINS },
-    (_, bin) => below(low + (bin + 1) * step, probabilities, scores) - (bin ? below(low + bin * step, probabilities, scores) : 0),
+    (_, bin) =>
+      below(low + (bin + 1) * step, probabilities, scores) - (bin ? below(low + bin * step, probabilities, scores) : 0),
   );
   const most = Math.max(...shares);
-  const label = `Histogram of scores by ${method}${here === null ? "" : `, with your image at ${number(here)}`}. The numbers are in the table below.`;
+  const place = here === null ? "" : `, with your image at ${number(here)}`;
+  const label = `Histogram of scores by ${method}${place}. The numbers are in the table below.`;
   const plot = new Plot(label, FRAME, [low, low + BINS * step], [0, 100 * most * 1.05]);
   plot.axes(ticks(low, low + BINS * step), `score by ${method}`, "% of ordinary images");
   shares.forEach((share, bin) => {
     const [left, right] = [plot.x(low + bin * step), plot.x(low + (bin + 1) * step)];
     const top = plot.y(100 * share);
-    plot.add("rect", { class: "bar", x: left + 0.5, y: top, width: Math.max(0, right - left - 1), height: plot.y(0) - top });
+    plot.add("rect", {
+      class: "bar",
+      x: left + 0.5,
+      y: top,
+      width: Math.max(0, right - left - 1),
+      height: plot.y(0) - top,
+    });
   });
   if (here !== null) mark(plot, here, low, low + BINS * step);
   return plot.root;
@@ -96,14 +116,21 @@ function mark(/** @type {Plot} */ plot, here, low, high) {
 
 /** The score that this share of images does not exceed. */
 function at(/** @type {number} */ share, /** @type {number[]} */ probabilities, /** @type {(number|null)[]} */ scores) {
-  const index = Math.max(1, probabilities.findIndex((value) => value >= share - 1e-9));
+  const index = Math.max(
+    1,
+    probabilities.findIndex((value) => value >= share - 1e-9),
+  );
   const [one, other] = [scores[index - 1] ?? 0, scores[index] ?? scores[index - 1] ?? 0];
   const width = probabilities[index] - probabilities[index - 1];
   return one + ((share - probabilities[index - 1]) / width) * (other - one);
 }
 
 /** The share of images whose score is at most this. */
-function below(/** @type {number} */ score, /** @type {number[]} */ probabilities, /** @type {(number|null)[]} */ scores) {
+function below(
+  /** @type {number} */ score,
+  /** @type {number[]} */ probabilities,
+  /** @type {(number|null)[]} */ scores,
+) {
   const index = scores.findIndex((value) => value !== null && value > score);
   if (index < 0) return 1;
   if (index === 0) return 0;

@@ -5,7 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 /**
  * An HTML element.
  * @param {string} name
- * @param {Object<string, unknown>} [attributes] `on…` are listeners; true is an empty attribute; false and null are none
+ * @param {Object<string, unknown>} [attributes] `on…` listens; true is an empty attribute; false and null are none
  * @param {...(Node|string|number|null)} children
  * @returns {any}
  */
@@ -52,7 +52,7 @@ export function table(caption, heads, rows) {
  * A table that is shown on demand: what a plot says, for those who cannot see it.
  * @param {string} summary
  * @param {HTMLElement} content
- * @returns {HTMLElement}
+ * @returns {HTMLDetailsElement}
  */
 export function details(summary, content) {
   return html("details", {}, html("summary", {}, summary), content);
@@ -70,6 +70,8 @@ function filled(element, attributes, children) {
     else if (value !== false && value !== null && value !== undefined)
       element.setAttribute(name, value === true ? "" : String(value));
   }
-  element.append(...children.filter((child) => child !== null).map((child) => (child instanceof Node ? child : String(child))));
+  element.append(
+    ...children.filter((child) => child !== null).map((child) => (child instanceof Node ? child : String(child))),
+  );
   return element;
 }

@@ -4,6 +4,7 @@ import { details, html, table } from "./dom.js";
 import { anchorOf, boundOf, ladderPlot } from "./ladder_plot.js";
 import { Notice } from "./notice.js";
 import { plotBox } from "./plot.js";
+import { requestOf } from "./subject.js";
 import { nats, number, reliability } from "./words.js";
 
 /** @typedef {{proposal: string, samples: number, result: any}} Rung */
@@ -15,10 +16,11 @@ const COUNTS = {
   annealed: [400, 1600],
 };
 const INTRODUCTION =
-  "log P(x) is an integral over all codes z, and no formula gives it. It is estimated from K samples of z. Where these come from " +
-  "decides how many are needed: from the prior, hardly any explains this image; from the encoder, more; from the posterior of this " +
-  "very image (laplace, annealed), few are enough. Every estimate is more often too low than too high. Estimates that agree, from " +
-  "different proposals, are the reason to believe the number. Hollow marks are not reliable, and the service says so itself.";
+  "log P(x) is an integral over all codes z, and no formula gives it. It is estimated from K samples of z. " +
+  "Where these come from decides how many are needed: from the prior, hardly any explains this image; from the " +
+  "encoder, more; from the posterior of this very image (laplace, annealed), few are enough. Every estimate is " +
+  "more often too low than too high. Estimates that agree, from different proposals, are the reason to believe " +
+  "the number. Hollow marks are not reliable, and the service says so itself.";
 
 export class Ladder {
   #abort = new AbortController();
@@ -35,7 +37,9 @@ export class Ladder {
     this.api = api;
     this.query = query;
     this.plan = Object.entries(COUNTS).flatMap(([proposal, counts]) =>
-      counts.filter((samples) => samples <= Math.min(limits.max_num_samples, limits.max_rows)).map((samples) => ({ proposal, samples })),
+      counts
+        .filter((samples) => samples <= Math.min(limits.max_num_samples, limits.max_rows))
+        .map((samples) => ({ proposal, samples })),
     );
     /** @type {import("./subject.js").Subject|null} */
     this.subject = null;
@@ -71,7 +75,9 @@ export class Ladder {
     this.start.disabled = !this.subject;
     this.start.hidden = false;
     this.stop.hidden = true;
-    this.progress.textContent = this.subject ? `${this.plan.length} estimates of: ${this.subject.names[0]}` : "There is no image yet.";
+    this.progress.textContent = this.subject
+      ? `${this.plan.length} estimates of: ${this.subject.names[0]}`
+      : "There is no image yet.";
   }
 
   /** Stop all requests. */
@@ -98,11 +104,10 @@ export class Ladder {
     try {
       for (; this.#next < this.plan.length; this.#next++) {
         const { proposal, samples } = this.plan[this.#next];
-        this.progress.textContent = `Estimate ${this.#next + 1} of ${this.plan.length}: ${proposal}, ${samples} samples`;
-        const { type, body, resize } = this.subject;
-        const query = { ...this.query, proposal, num_samples: samples, ...(resize ? { resize } : {}) };
-        const answer = await this.api.ask("v1/log-likelihood", { query, type, body, signal: abort.signal });
-        if (abort.signal.aborted) return;
+        const place = `${this.#next + 1} of ${this.plan.length}`;
+        this.progress.textContent = `Estimate ${place}: ${proposal}, ${samples} samples`;
+        const query = { ...this.query, proposal, num_samples: samples };
+        const answer = await this.api.ask("v1/log-likelihood", requestOf(this.subject, query, abort.signal));
         this.#rungs.push({ proposal, samples, result: answer.results[0] });
         this.#show();
       }
@@ -129,8 +134,9 @@ export class Ladder {
     const { log_likelihood: best, std_error: error } = anchor.result;
     const { elbo, gap } = boundOf(this.#rungs);
     const sentence =
-      `Best estimate, by ${anchor.proposal}: ${nats(best, error)}. The ELBO, which training raises, is ${nats(elbo, null)}. ` +
-      `The gap between them is KL[q(z|x) ‖ p(z|x)] = ${nats(gap, null)}: how far the encoder's answer is from the posterior.`;
+      `Best estimate, by ${anchor.proposal}: ${nats(best, error)}. ` +
+      `The ELBO, which training raises, is ${nats(elbo, null)}. The gap between them is ` +
+      `KL[q(z|x) ‖ p(z|x)] = ${nats(gap, null)}: how far the encoder's answer is from the posterior.`;
     const marks = "Hollow: not reliable. Arrow: the estimate is below the plot. Lines: 95 % intervals.";
     const open = this.shown.querySelector("details")?.open ?? false;
     const numbers = details(
@@ -138,6 +144,11 @@ export class Ladder {
       table("Estimates of log P(x)", ["Proposal", "Samples K", "log P(x), nats", "Standard error", "Reliable"], rows),
     );
     numbers.open = open;
-    this.shown.replaceChildren(plotBox("Plot of estimates against samples", ladderPlot(this.#rungs)), html("p", { class: "hint" }, marks), html("p", {}, sentence), numbers);
+    this.shown.replaceChildren(
+      plotBox("Plot of estimates against samples", ladderPlot(this.#rungs)),
+      html("p", { class: "hint" }, marks),
+      html("p", {}, sentence),
+      numbers,
+    );
   }
 }

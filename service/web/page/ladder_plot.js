@@ -19,13 +19,15 @@ const Z = 1.96;
 export function anchorOf(rungs) {
   const reliable = rungs.filter(({ result }) => result.reliable);
   const value = ({ result }) => result.log_likelihood ?? -Infinity;
-  return reliable.length ? reliable[reliable.length - 1] : rungs.reduce((best, rung) => (value(rung) > value(best) ? rung : best));
+  return reliable.length
+    ? reliable[reliable.length - 1]
+    : rungs.reduce((best, rung) => (value(rung) > value(best) ? rung : best));
 }
 
 /**
  * The ELBO, and how far the best estimate is above it.
  * @param {Rung[]} rungs at least one
- * @returns {{elbo: number|null, gap: number|null}} the ELBO of the most samples from the encoder, as its noise is smallest
+ * @returns {{elbo: number|null, gap: number|null}} the ELBO of most encoder samples: its noise is smallest
  */
 export function boundOf(rungs) {
   const encoder = rungs.filter(({ proposal }) => proposal === "encoder");
@@ -39,7 +41,8 @@ export function ladderPlot(rungs) {
   const best = anchorOf(rungs).result.log_likelihood ?? 0;
   const bound = boundOf(rungs);
   const elbo = bound.elbo ?? best;
-  const label = `Estimates of log P(x) against samples; best ${number(best)}, ELBO ${number(elbo)} nats. The numbers are in the table below.`;
+  const told = `best ${number(best)}, ELBO ${number(elbo)} nats`;
+  const label = `Estimates of log P(x) against samples; ${told}. The numbers are in the table below.`;
   const span = Math.max(best - elbo, 3);
   const plot = new Plot(label, FRAME, [0.85, 4.15], [best - 1.5 * span, best + 0.3 * span], true);
   plot.axes(COUNTS, "samples K, logarithmic", "log P(x), nats");
@@ -52,7 +55,7 @@ export function ladderPlot(rungs) {
     const shift = 1 + 0.06 * (ORDER.indexOf(proposal) - 1.5); // side by side where K is the same
     const points = own.map((rung) => [plot.x(rung.samples * shift), heightOf(plot, rung)]);
     plot.add("polyline", { class: `line ${proposal}`, points: points.map((point) => point.join(",")).join(" ") });
-    own.forEach((rung, index) => mark(plot, rung, points[index][0], points[index][1]));
+    for (const [index, rung] of own.entries()) mark(plot, rung, points[index][0], points[index][1]);
   }
   key(plot, FRAME.left + 130);
   return plot.root;

@@ -4,6 +4,7 @@ import { html } from "./dom.js";
 import { Latest } from "./latest.js";
 import { Notice } from "./notice.js";
 import { canvas, show } from "./pixels.js";
+import { requestOf } from "./subject.js";
 import { number } from "./words.js";
 
 const FEW = 8;
@@ -26,7 +27,9 @@ export class Latents {
     /** @type {number[]} the code z */
     this.code = Array(manifest.latent_dim).fill(0);
     this.#order = this.code.map((_, index) => index);
-    this.latest = new Latest([(code, signal) => this.#decode(code, signal)], (error) => this.notice.show(error, () => this.#changed()));
+    this.latest = new Latest([(code, signal) => this.#decode(code, signal)], (error) =>
+      this.notice.show(error, () => this.#changed()),
+    );
     this.notice = new Notice();
     /** @type {import("./subject.js").Subject|null} */
     this.subject = null;
@@ -39,7 +42,11 @@ export class Latents {
       "div",
       { class: "card" },
       html("h3", {}, "What does it imagine?"),
-      html("p", {}, "Each slider is one dimension of the code z. The picture is the mean image that the model decodes from z."),
+      html(
+        "p",
+        {},
+        "Each slider is one dimension of the code z. The picture is the mean image that the model decodes from z.",
+      ),
       this.notice.element,
       html(
         "div",
@@ -144,10 +151,8 @@ export class Latents {
   }
 
   async #encode() {
-    const { type, body, resize } = this.subject;
-    const query = { ...this.query, ...(resize ? { resize } : {}) };
     try {
-      const { mean } = await this.api.ask("v1/encode", { query, type, body, signal: this.#abort.signal });
+      const { mean } = await this.api.ask("v1/encode", requestOf(this.subject, this.query, this.#abort.signal));
       this.#set(mean[0]);
     } catch (error) {
       if (!this.#abort.signal.aborted) this.notice.show(error, () => this.#encode());

@@ -61,13 +61,17 @@ class Page {
     const { manifest } = summary;
     const { channels, height, width } = manifest.image;
     const colour = channels === 1 ? "grey" : channels === 3 ? "colour" : `${channels} channels`;
-    at("model-facts").textContent = `version ${manifest.version}, ${height}×${width}, ${colour}, ${manifest.likelihood.kind}`;
+    at("model-facts").textContent =
+      `version ${manifest.version}, ${height}×${width}, ${colour}, ${manifest.likelihood.kind}`;
     this.status.textContent = "";
     const tried = new Try(this.api, manifest, this.limits);
     const ladder = new Ladder(this.api, tried.query, this.limits);
     const model = new Model(this.api, summary);
-    tried.addEventListener("subject", () => [ladder, model].forEach((view) => view.use(tried.subject)));
-    tried.addEventListener("judged", (event) => model.calibration.place(event.detail));
+    tried.addEventListener("subject", () => {
+      ladder.use(tried.subject);
+      model.use(tried.subject);
+    });
+    tried.addEventListener("judged", (/** @type {any} */ event) => model.calibration.place(event.detail));
     this.views = [tried, ladder, model];
     this.main.replaceChildren(...this.views.map((view) => view.element));
     tried.drawing?.paint();

@@ -11,7 +11,9 @@ const INK = 0.1;
  */
 export function isMnist(manifest) {
   const { channels, height, width } = manifest.image;
-  return channels === 1 && height === SIDE && width === SIDE && /^mnist\b(?!-)/i.test(manifest.provenance?.data_set ?? "");
+  return (
+    channels === 1 && height === SIDE && width === SIDE && /^mnist\b(?!-)/i.test(manifest.provenance?.data_set ?? "")
+  );
 }
 
 /**

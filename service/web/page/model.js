@@ -71,7 +71,8 @@ export class Model {
 }
 
 function metrics(/** @type {any} */ manifest) {
-  if (!manifest.metrics.length) return html("p", {}, "The manifest has no metrics: nothing was measured when the model was published.");
+  if (!manifest.metrics.length)
+    return html("p", {}, "The manifest has no metrics: nothing was measured when the model was published.");
   const protocols = [...new Set(manifest.metrics.map(({ protocol }) => protocol))];
   const rows = manifest.metrics.map(({ name, value, std_error: error, unit, num_images: count, protocol }) => [
     name.replaceAll("_", " "),
@@ -93,7 +94,9 @@ function figure(/** @type {number} */ value) {
   return (Number.isInteger(value) ? String(value) : value.toFixed(Math.abs(value) < 10 ? 4 : 2)).replace("-", "−");
 }
 
-function provenance(/** @type {any} */ { manifest, versions, loaded_versions: loaded, refused, execution_provider: provider }) {
+function provenance(
+  /** @type {any} */ { manifest, versions, loaded_versions: loaded, refused, execution_provider: provider },
+) {
   const { image, preparation, likelihood, latent_dim: dim, calibration, provenance: made } = manifest;
   const rows = [
     ["Version", `${manifest.version}, of ${versions.join(", ")} in the store; in memory: ${loaded.join(", ")}`],

@@ -1,4 +1,4 @@
-/** A notice about a request that was refused: what the service said, what to do, and a countdown if it will be sent again. */
+/** A notice about a refused request: what the service said, what to do, and when it will be sent again. */
 
 import { html } from "./dom.js";
 import { Problem } from "./problem.js";

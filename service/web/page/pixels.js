@@ -82,7 +82,9 @@ export function legend() {
  * @returns {number[][]}
  */
 export function summed(values) {
-  return values[0].map((line, row) => line.map((_, column) => values.reduce((sum, channel) => sum + channel[row][column], 0)));
+  return values[0].map((line, row) =>
+    line.map((_, column) => values.reduce((sum, channel) => sum + channel[row][column], 0)),
+  );
 }
 
 function meanOf(/** @type {number[][][]} */ image) {

@@ -5,8 +5,8 @@ import { html, svg } from "./dom.js";
 export class Plot {
   /**
    * @param {string} label what the plot shows, for those who cannot see it
-   * @param {{width: number, height: number, left: number, right: number, top: number, bottom: number, title?: number}} frame in
-   *     units of the view box; `title` is how far down the title of y is
+   * @param {{width: number, height: number, left: number, right: number, top: number, bottom: number,
+   *     title?: number}} frame in units of the view box; `title` is how far down the title of y is
    * @param {[number, number]} xs the range of x; of its logarithm to base 10 if `log`
    * @param {[number, number]} ys
    * @param {boolean} [log]
@@ -16,7 +16,12 @@ export class Plot {
     this.xs = xs;
     this.ys = ys;
     this.log = log;
-    this.root = svg("svg", { class: "plot", viewBox: `0 0 ${frame.width} ${frame.height}`, role: "img", "aria-label": label });
+    this.root = svg("svg", {
+      class: "plot",
+      viewBox: `0 0 ${frame.width} ${frame.height}`,
+      role: "img",
+      "aria-label": label,
+    });
   }
 
   /** @param {number} value @returns {number} */
@@ -83,7 +88,8 @@ export function ticks(low, high) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough) ?? rough;
   const found = [];
-  for (let index = Math.ceil(low / step); index * step <= high; index++) found.push(Number((index * step).toPrecision(12)));
+  for (let index = Math.ceil(low / step); index * step <= high; index++)
+    found.push(Number((index * step).toPrecision(12)));
   return found;
 }
 

@@ -22,7 +22,8 @@ const DEFAULT_RETRY_SECONDS = 2;
 
 export class Problem extends Error {
   /**
-   * @param {{slug: string, status: number, title: string, detail: string, index?: number, requestId?: string, retryAfter?: number}} told
+   * @param {{slug: string, status: number, title: string, detail: string, index?: number, requestId?: string,
+   *     retryAfter?: number}} told
    */
   constructor(told) {
     super(told.detail);

@@ -1,4 +1,4 @@
-/** Strokes as pixels. They are computed here and never read back from a canvas, because some browsers change what is read. */
+/** Strokes as pixels, computed here: what is read back from a canvas is changed by some browsers. */
 
 /** Pen width in pixels of a 28×28 model; a thinner one vanishes there. Larger models have a pen of the same share. */
 const PEN = 2.25;
@@ -8,6 +8,12 @@ const MOST_FINE = 4;
 
 /** An image of a model's size: a base, and strokes over it. */
 export class Raster {
+  /** @type {number[][][]} points [x, y] of each stroke, in pixels of the model */
+  strokes = [];
+  /** @type {Uint8Array|null} [C, H, W] */
+  base = null;
+  coverage = new Float32Array();
+
   /**
    * @param {number} channels 1 or 3
    * @param {number} height
@@ -31,9 +37,7 @@ export class Raster {
 
   /** Remove the base and all strokes. */
   clear() {
-    /** @type {number[][][]} points [x, y] of each stroke, in pixels of the model */
     this.strokes = [];
-    /** @type {Uint8Array|null} [C, H, W] */
     this.base = null;
     this.coverage = new Float32Array(this.height * this.width * this.fine ** 2);
   }

@@ -2,7 +2,9 @@
 
 import { html } from "./dom.js";
 import { snippets } from "./snippets.js";
+import { requestOf } from "./subject.js";
 
+/** @type {{path: string, query: Object<string, string|boolean>, name: string}[]} */
 const ROUTES = [
   { path: "v1/log-likelihood", query: {}, name: "log P(x)" },
   { path: "v1/anomaly-scores", query: { explain: true, as: "array" }, name: "p-value and map" },
@@ -47,8 +49,8 @@ export class Requests {
       return;
     }
     const { path, query } = ROUTES[Number(this.route.value)];
-    const resize = this.#subject.resize ? { resize: true } : {};
-    const url = this.api.url(path, { ...this.query, ...query, ...resize });
+    const asked = requestOf(this.#subject, { ...this.query, ...query });
+    const url = this.api.url(path, asked.query);
     const shown = snippets(url, this.#subject, this.api.hasKey);
     this.list.replaceChildren(...shown.map(({ name, text }) => this.#snippet(name, text)));
   }

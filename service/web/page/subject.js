@@ -46,3 +46,16 @@ function ofTexts(/** @type {string[]} */ names, /** @type {string[]} */ texts, /
   const text = JSON.stringify({ images: texts });
   return { names, type: "application/json", body: text, text, file: "", resize: false, first };
 }
+
+/**
+ * What `Api.ask` takes to ask about an image.
+ * @param {Subject|null} subject
+ * @param {Object<string, string|number|boolean>} query
+ * @param {AbortSignal} [signal]
+ * @returns {{query: Object<string, string|number|boolean>, type: string, body: BodyInit, signal?: AbortSignal}}
+ */
+export function requestOf(subject, query, signal) {
+  if (!subject) throw new TypeError("there is no image");
+  const { type, body, resize } = subject;
+  return { query: resize ? { ...query, resize } : query, type, body, signal };
+}

@@ -10,7 +10,7 @@ import { canvas, show } from "./pixels.js";
 import { Problem } from "./problem.js";
 import { Raster } from "./raster.js";
 import { Requests } from "./requests.js";
-import { subjectOfFile, subjectOfPixels } from "./subject.js";
+import { requestOf, subjectOfFile, subjectOfPixels } from "./subject.js";
 
 const NUM_SAMPLES = 8;
 const PICTURES = "image/png,image/jpeg,image/webp,.npy";
@@ -40,13 +40,17 @@ export class Try extends EventTarget {
         (_, signal) => this.#judge(signal),
         (input, signal) => this.#estimate(input, signal, "auto"),
       ],
-      (error) => this.notice.show(error, () => this.#ask()),
+      (error) => {
+        this.answer.outdated();
+        this.notice.show(error, () => this.#ask());
+      },
     );
     this.notice = new Notice();
     this.answer = new Answer(manifest);
     this.requests = new Requests(api, this.query);
     const { channels, height, width } = manifest.image;
-    this.drawing = channels === 1 || channels === 3 ? new Drawing(new Raster(channels, height, width), () => this.#drew()) : null;
+    this.drawing =
+      channels === 1 || channels === 3 ? new Drawing(new Raster(channels, height, width), () => this.#drew()) : null;
     this.hint = html("p", { class: "hint", role: "status" }, EMPTY);
     this.samples = html("div", { class: "samples" });
     this.element = this.#layout();
@@ -121,7 +125,7 @@ export class Try extends EventTarget {
     const picture = canvas(`Sample ${index + 1}`, height, width);
     show(picture, image);
     const load = () => {
-      this.drawing.raster.load(Uint8Array.from(image.flat(2), (value) => Math.round(255 * value)));
+      this.drawing?.raster.load(Uint8Array.from(image.flat(2), (value) => Math.round(255 * value)));
       this.#drew();
     };
     return html("button", { type: "button", class: "thumbnail", disabled: !this.drawing, onclick: load }, picture);
@@ -130,13 +134,13 @@ export class Try extends EventTarget {
   #drew() {
     this.file = null;
     this.hint.textContent = "";
-    this.drawing.paint();
-    if (this.drawing.raster.empty) this.#clear();
+    this.drawing?.paint();
+    if (this.drawing?.raster.empty) this.#clear();
     else this.#ask();
   }
 
   #undo() {
-    this.drawing.raster.undo();
+    this.drawing?.raster.undo();
     this.#drew();
   }
 
@@ -175,7 +179,8 @@ export class Try extends EventTarget {
 
   #ask() {
     this.notice.clear();
-    this.latest.push(this.file ?? this.drawing.raster);
+    const input = this.file ?? this.drawing?.raster;
+    if (input) this.latest.push(input);
   }
 
   /** The request's images, from what is there now. */
@@ -194,33 +199,36 @@ export class Try extends EventTarget {
     this.dispatchEvent(new Event("subject"));
   }
 
-  #request(query, signal) {
-    const { type, body, resize } = this.subject;
-    return { query: { ...this.query, ...query, ...(resize ? { resize } : {}) }, type, body, signal };
+  #request(/** @type {Object<string, string|boolean>} */ query, /** @type {AbortSignal} */ signal) {
+    return requestOf(this.subject, { ...this.query, ...query }, signal);
   }
 
   async #estimate(input, signal, proposal) {
     if (proposal === "laplace") {
       this.answer.expect();
-      this.#use(await this.#subject(input));
+      const subject = await this.#subject(input);
+      signal.throwIfAborted();
+      this.#use(subject);
     }
     const started = performance.now();
+    /** @type {Object<string, string>} */
     const query = proposal === "auto" ? {} : { proposal };
     const answer = await this.api.ask("v1/log-likelihood", this.#request(query, signal));
-    if (signal.aborted) return;
-    this.answer.estimates(this.subject.names, answer.results, proposal, performance.now() - started);
+    this.answer.estimates(this.subject?.names ?? [], answer.results, proposal, performance.now() - started);
   }
 
   async #reconstruct(signal) {
     const answer = await this.api.ask("v1/reconstruct", this.#request({ as: "array" }, signal));
-    this.answer.reconstruction(answer.prepared[0], answer.reconstructions[0], this.subject.names[0]);
+    this.answer.reconstruction(answer.prepared[0], answer.reconstructions[0], this.subject?.names[0] ?? "");
   }
 
   async #judge(signal) {
     try {
       const answer = await this.api.ask("v1/anomaly-scores", this.#request({ explain: true, as: "array" }, signal));
       this.answer.judgements(answer);
-      this.dispatchEvent(new CustomEvent("judged", { detail: { method: answer.method, score: answer.results[0].score } }));
+      this.dispatchEvent(
+        new CustomEvent("judged", { detail: { method: answer.method, score: answer.results[0].score } }),
+      );
     } catch (error) {
       if (!(error instanceof Problem) || error.slug !== "uncalibrated-model") throw error;
       this.answer.uncalibrated(error);
