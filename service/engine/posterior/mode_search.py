@@ -41,8 +41,7 @@ class _Schedule:
     starts: int
     kept: Mapping[int, int]
     """After so many iterations, how many of an image's searches go on: the best."""
-    steps: int
-    """Iterations of the last ones, at most."""
+    steps: int  # iterations of the last ones, at most
     finalists: int
     tolerance: float
 
@@ -248,7 +247,8 @@ class ModeSearch:
         owner = np.repeat(np.arange(len(x)), count)
         steps = min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS))
         start = starts.reshape(len(owner), -1)
-        found = yield from self._find_from(x[owner], start, steps, schedule.tolerance, keep)
+        by_slopes = self.familiar_steps > _FAMILIAR_STEPS  # on small images these searches lost the best mode by them
+        found = yield from self._find_from(x[owner], start, steps, schedule.tolerance, keep, by_slopes=by_slopes)
         return _best(found, owner, schedule.finalists)
 
     def _search_to_the_end(self, x: Float32Array, reached: Modes) -> Chunks[Modes]:
@@ -277,13 +277,15 @@ class ModeSearch:
         max_steps: int,
         tolerance: float = TOLERANCE,
         keep: Keep | None = None,
+        *,
+        by_slopes: bool = True,
     ) -> Chunks[Modes]:
-        few = max_steps <= _FAMILIAR_STEPS  # gradients of their own win nothing
+        by_slopes = by_slopes and max_steps > _FAMILIAR_STEPS  # in a few iterations gradients of their own win nothing
         return find_modes(
             start,
             evaluate=lambda images, points: self._sampler.evaluate(x[images], points),
             values=self._values(x),
-            slopes=None if few else self._sampler.slopes_of(x),
+            slopes=self._sampler.slopes_of(x) if by_slopes else None,
             max_steps=max_steps,
             tolerance=tolerance,
             keep=keep,
