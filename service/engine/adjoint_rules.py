@@ -61,6 +61,8 @@ def _same_shape(at: Adjoint, node: NodeProto, _: int, given: str) -> str:
 
 
 def _cast(at: Adjoint, node: NodeProto, _: int, given: str) -> str:
+    if helper.tensor_dtype_to_np_dtype(at.tensor(node.output[0]).kind).kind != "f":
+        raise NotDifferentiableError("operator 'Cast' rounds")
     return at.add("Cast", given, to=at.tensor(node.input[0]).kind)
 
 
@@ -138,6 +140,8 @@ def _gather(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
 
 def _slice(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
     """Zeros where nothing was taken from; of the axes of several, one after another."""
+    if len(node.input) < 4:
+        raise NotDifferentiableError("operator 'Slice' does not say along what")
     starts, stops, axes, *steps = (at.values(name) for name in node.input[1:])
     if index != 0 or any((one != 1).any() for one in steps):
         raise NotDifferentiableError("operator 'Slice' leaves some out")
@@ -150,6 +154,8 @@ def _slice(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
 
 
 def _unpad(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
+    if len(node.input) < 2:
+        raise NotDifferentiableError("operator 'Pad' states no padding")
     rank = len(at.shape(node.input[0]))
     pads = at.values(node.input[1]).reshape(2, -1)
     is_plain = _attributes(node).get("mode", b"constant") == b"constant" and len(node.input) < 4

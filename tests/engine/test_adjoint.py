@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from model_store import BUNDLED, ImageShape, open_version
 from service.engine import graphs
@@ -203,6 +203,21 @@ def test_the_bundled_models_have_one_with_the_same_digits_in_any_batch(name: str
                 node("Sub", "rows", "top", out="y"),
             ],
             id="an operand that is repeated",
+        ),
+        pytest.param(
+            [
+                ROWS,
+                node("Slice", "rows", constant("from", np.zeros(2, int)), constant("to", np.full(2, 2**31)), out="y"),
+            ],
+            id="a slice along all dimensions",
+        ),
+        pytest.param(
+            [
+                ROWS,
+                (helper.make_node("Cast", ["rows"], ["whole"], to=TensorProto.INT64), []),
+                (helper.make_node("Cast", ["whole"], ["y"], to=TensorProto.FLOAT), []),
+            ],
+            id="rounding",
         ),
     ],
 )
