@@ -54,8 +54,10 @@ test: $(VENV)/ready-$(EXTRA)-all
 types: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m mypy
 
+# The browser's tests are a run of their own: Playwright leaves an event loop running, in which asyncio.run fails.
 tests: $(VENV)/ready-$(EXTRA)-all
-	$(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal
+	$(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal --ignore=tests/page
+	$(PY) -m pytest tests/page
 
 # Apart from the checks, for nothing of it fails: before Python 3.14 counting lines makes each line of Python twice as slow.
 coverage: $(VENV)/ready-$(EXTRA)-all

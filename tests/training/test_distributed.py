@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -90,7 +91,13 @@ def fit_in_two(digits: Path, folder: Path, *more: str) -> Finished:
     )
     multiprocessing.get_context("forkserver").set_forkserver_preload([run.__module__])
     try:
-        elastic_launch(config, run)(options(digits, folder, *more))
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        try:
+            elastic_launch(config, run)(options(digits, folder, *more))
+        finally:  # it leaves its own behind
+            for number, handler in handlers.items():
+                if handler is not None and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
         status = 0
     except ChildFailedError:
         status = 1
