@@ -70,9 +70,7 @@ def test_every_model_of_format_1_gets_a_version_of_format_2_beside_it(
             key: list(values) for key, values in new.calibration.items()
         }
         one, two = (
-            complete(
-                Model.open(stored, runtime=runtime).log_likelihood(pixels, proposal="encoder", num_samples=200)
-            ).log_likelihood
+            complete(Model.open(stored, runtime=runtime).log_likelihood(pixels, num_samples=200)).log_likelihood
             for stored in (old, new)
         )
         assert np.abs(one - two).max() < upgrade.AGREEMENT

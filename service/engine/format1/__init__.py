@@ -7,10 +7,11 @@ get the size, and the numbers that the manifest gives.
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
-from onnx import ModelProto, numpy_helper
+from onnx import GraphProto, ModelProto, numpy_helper
 
 from model_store import MANIFEST, InvalidArtifactError, LikelihoodSpec, StoredModel
 from service.engine.arrays import largest_divisor
@@ -77,6 +78,21 @@ def _set_num_pixels(model: ModelProto, num_pixels: int) -> None:
         if (operator := used_by.get(tensor.name)) is not None:
             lengths = [_size(operator, size, num_pixels) for size in numpy_helper.to_array(tensor).tolist()]
             tensor.CopyFrom(numpy_helper.from_array(np.array(lengths), tensor.name))
+    _fold_sizes(graph)
+
+
+def _fold_sizes(graph: GraphProto) -> None:
+    """Compute what depends on whole numbers alone: where sizes are not constants, there is no gradient (adjoint.py)."""
+    from onnx.reference import ReferenceEvaluator  # takes 40 ms, which only versions of format 1 need
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    sizes = {name: array for name, array in constants.items() if array.dtype.kind == "i"}
+    for node in list(graph.node):
+        if node.input and all(name in sizes for name in node.input):
+            (found,) = cast(Any, ReferenceEvaluator(node)).run(None, {name: sizes[name] for name in node.input})
+            sizes[node.output[0]] = np.asarray(found)
+            graph.initializer.append(numpy_helper.from_array(sizes[node.output[0]], node.output[0]))
+            graph.node.remove(node)
 
 
 def _size(operator: str, size: int, num_pixels: int) -> int:

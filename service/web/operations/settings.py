@@ -126,9 +126,7 @@ class Settings(BaseSettings):
     admin_keys: SecretStr | None = Field(None, description="keys for the admin routes too; none: these are off (403)")
     admin_keys_file: Path | None = Field(None, description="a file with more of them, one a line")
     page: Literal["on", "off"] = Field("on", description="whether `/` answers with the page for people")
-    cors_origins: tuple[str, ...] = Field(
-        (), description="origins, separated by commas, whose pages may use the service from a browser"
-    )
+    cors_origins: tuple[str, ...] = Field((), description="origins, separated by commas, whose pages browsers let in")
     timeout_seconds: PositiveFloat = Field(
         120, allow_inf_nan=False, description="a request that is not computed in this time is dropped (504)"
     )
