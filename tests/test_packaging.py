@@ -141,7 +141,8 @@ def test_make_train_refuses_a_name_before_it_trains(arguments: list[str]) -> Non
 
 def test_make_test_runs_every_check() -> None:
     commands = _make("test").splitlines()
-    for check in ("ruff format --check .", "ruff check .", "mypy", "pytest --numprocesses=2 --dist=worksteal"):
+    tests = "pytest --numprocesses=2 --dist=worksteal --ignore=tests/page", "pytest tests/page"
+    for check in ("ruff format --check .", "ruff check .", "mypy", *tests):
         assert f".venv/bin/python -m {check}" in commands
 
 

@@ -15,6 +15,7 @@ from service.engine.adjoint import Adjoint, NotDifferentiableError
 from service.engine.adjoint_rules import RULES
 from service.engine.builder import PREFIX, GraphBuilder, Shape, typed
 from service.engine.likelihood_graph import LikelihoodGraph
+from service.engine.plain_graph import plain
 
 X, LATENTS, MEAN, LOG_VAR, NOISE, SHAPE = (PREFIX + n for n in ("x", "latents", "mean", "log_var", "noise", "shape"))
 MODE, BASIS, SCALES, CHOSEN = (PREFIX + n for n in ("mode", "basis", "scales", "chosen"))
@@ -43,7 +44,7 @@ class DecoderGraphs:
     def __init__(self, decoder: ModelProto, likelihood: LikelihoodGraph, description: Description) -> None:
         opset = next(entry.version for entry in decoder.opset_import if entry.domain in ("", "ai.onnx"))
         likelihood.convert(opset)
-        self._decoder = decoder
+        self._decoder = plain(decoder)
         self._opset = opset
         self._likelihood = likelihood
         self._num_pixels = description.image.size

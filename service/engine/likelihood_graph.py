@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnx import NodeProto, TensorProto, ValueInfoProto, inliner, version_converter
+from onnx import NodeProto, TensorProto, ValueInfoProto, version_converter
 
 from model_store import InvalidArtifactError
 from service.engine.builder import GraphBuilder
 from service.engine.graph_check import parse_graph
+from service.engine.plain_graph import plain
 
 X, UNIFORM, TANGENT = "x", "uniform", "tangent."
 LOG_PROB, PIXEL_LOG_PROB, ENTROPY = "log_prob", "pixel_log_prob", "entropy"
@@ -42,7 +43,7 @@ class LikelihoodGraph:
     def __init__(self, content: bytes, file: Path, *, num_pixels: int) -> None:
         self.file = file
         model = parse_graph(content, file)
-        self._model = inliner.inline_local_functions(model) if model.functions else model
+        self._model = plain(model)
         self._graph = self._model.graph
         sizes = {value.name: self._size(value) for value in self._graph.input}
         for name in (X, UNIFORM):

@@ -95,6 +95,13 @@ def sparse(model: ModelProto, name: str = "w1") -> None:
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, list(dense.shape)))
 
 
+def sparse_by_axes(model: ModelProto) -> None:
+    sparse(model)
+    found = model.graph.sparse_initializer[0]
+    axes = np.stack(np.unravel_index(numpy_helper.to_array(found.indices), tuple(found.dims)), axis=1)
+    found.indices.CopyFrom(numpy_helper.from_array(axes, "w1_indices"))
+
+
 def default_input(model: ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("w1", TensorProto.FLOAT, [3, 16]))
 
@@ -108,6 +115,7 @@ def further_output(model: ModelProto) -> None:
     [
         pytest.param(local_function, id="a local function in a domain of its own"),
         pytest.param(sparse, id="sparse weights"),
+        pytest.param(sparse_by_axes, id="sparse weights whose indices are of each axis"),
         pytest.param(default_input, id="an input that has a default"),
         pytest.param(further_output, id="one more output"),
         pytest.param(lambda model: setattr(model.opset_import[0], "version", 18), id="the oldest opset"),
