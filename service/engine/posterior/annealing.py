@@ -181,29 +181,31 @@ def _move(
     every = np.arange(len(images))[:, None]
     beta = state.beta[images][:, None]
 
-    def beside_gaussian(z: Float64Array, log_p: Float64Array, log_r: Float64Array) -> Float64Array:
+    def beside_gaussian(u: Float64Array, log_p: Float64Array, log_r: Float64Array) -> Float64Array:
         """The log density of β less the Gaussian's that the moves keep."""
-        return np.asarray((1 - beta) * log_r + beta * log_p + around.half_square(z))
+        return np.asarray((1 - beta) * log_r + beta * log_p + 0.5 * (u**2).sum(axis=2))
 
     z, log_p, log_r = (
         points[every, chosen],
         state.log_joint[images][every, chosen],
         state.log_reference[images][every, chosen],
     )
-    here = beside_gaussian(z, log_p, log_r)
+    u = around.normal(z)
+    here = beside_gaussian(u, log_p, log_r)
     states = [(z, log_p, log_r)]
     step = state.step[images]
+    density = reference.density()
     for _ in range(NUM_STATES - 1):
         noise = generator.standard_normal(z.shape[1:], np.float32).astype(np.float64)  # [C, D]
         length = np.exp(_STEP_SPREAD * generator.standard_normal(num_chains))
         threshold = np.log1p(-generator.random(num_chains))
         along = np.clip(step[:, None] * length, _LEAST_STEP, 1)[..., None]  # [n, C, 1]
-        moved = rounded(around.moved(z, along, noise))
+        moved = rounded(around.moved(u, along, noise))
         found = yield from values(images, moved)
-        moved_p, moved_r = _finite(log_joint(found, moved)), reference.log_density(moved)
-        there = beside_gaussian(moved, moved_p, moved_r)
+        moved_u, moved_p, moved_r = around.normal(moved), _finite(log_joint(found, moved)), density.log(moved)
+        there = beside_gaussian(moved_u, moved_p, moved_r)
         accepted = threshold < there - here
-        z = np.where(accepted[..., None], moved, z)
+        z, u = np.where(accepted[..., None], moved, z), np.where(accepted[..., None], moved_u, u)
         log_p, log_r = np.where(accepted, moved_p, log_p), np.where(accepted, moved_r, log_r)
         here = np.where(accepted, there, here)
         states.append((z, log_p, log_r))

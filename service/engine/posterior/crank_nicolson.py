@@ -32,37 +32,36 @@ class CrankNicolson:
     ) -> None:
         num_folds = min(num_groups, _MAX_FOLDS)
         fold = np.arange(num_groups) % num_folds
-        of_particle, self._of_chain = np.repeat(fold, points.shape[1] // num_groups), np.repeat(fold, num_chains)
-        self._mean, self._root, self._inverse = [], [], []
+        of_particle = np.repeat(fold, points.shape[1] // num_groups)
+        means, roots = [], []
         for f in range(num_folds):
             others = np.where(of_particle == f, 0, weight) if num_folds > 1 else weight
             total = others.sum(axis=1, keepdims=True)
             others = np.where(total > 0, others / np.where(total > 0, total, 1), weight)
             mean = np.matmul(others[:, None], points)  # [n, 1, D]
-            root = _root(points - mean, others, expected)
-            self._mean.append(mean)
-            self._root.append(root)
-            self._inverse.append(np.linalg.inv(root))
+            means.append(mean)
+            roots.append(_root(points - mean, others, expected))
+        root = np.stack(roots, axis=1)  # [n, F, D, D]
+        self._mean = np.stack(means, axis=1)[:, None]  # [n, 1, F, 1, D]
+        self._root = np.ascontiguousarray(root.transpose(0, 1, 3, 2))[:, None]
+        self._inverse = np.ascontiguousarray(np.linalg.inv(root).transpose(0, 1, 3, 2))[:, None]
+        self._num_chains, self._missing = num_chains, -num_groups % num_folds * num_chains
 
-    # `take`, for an index in brackets gives one image another layout than several, and sums another order.
+    def normal(self, z: Float64Array) -> Float64Array:
+        """Where chains are, in standard deviations from the mean: [n, C, D] → u = root⁻¹·(z − mean), [n, C, D]."""
+        u = (self._folded(z) - self._mean) @ self._inverse
+        return np.asarray(u.reshape(len(z), -1, z.shape[2])[:, : z.shape[1]])
 
-    def half_square(self, z: Float64Array) -> Float64Array:
-        """Half of the squared distance from the mean, in standard deviations: chains [n, C, D] → [n, C]."""
-        found = np.empty(z.shape[:2])
-        for f, (mean, inverse) in enumerate(zip(self._mean, self._inverse, strict=True)):
-            some = np.flatnonzero(self._of_chain == f)
-            found[:, some] = 0.5 * (((z.take(some, axis=1) - mean) @ inverse.transpose(0, 2, 1)) ** 2).sum(axis=2)
-        return found
+    def moved(self, u: Float64Array, along: Float64Array, noise: Float64Array) -> Float64Array:
+        """One preconditioned Crank-Nicolson step: u [n, C, D], lengths [n, C, 1] and noise [C, D] → z′ [n, C, D]."""
+        z = self._mean + self._folded(np.sqrt(1 - along**2) * u + along * noise) @ self._root
+        return np.asarray(z.reshape(len(u), -1, u.shape[2])[:, : u.shape[1]])
 
-    def moved(self, z: Float64Array, along: Float64Array, noise: Float64Array) -> Float64Array:
-        """One preconditioned Crank-Nicolson step: chains [n, C, D], lengths [n, C, 1], noise [C, D] → [n, C, D]."""
-        found = np.empty_like(z)
-        for f, (mean, root) in enumerate(zip(self._mean, self._root, strict=True)):
-            some = np.flatnonzero(self._of_chain == f)
-            step = along.take(some, axis=1)
-            kept = np.sqrt(1 - step**2) * (z.take(some, axis=1) - mean)
-            found[:, some] = mean + kept + step * (noise[some] @ root.transpose(0, 2, 1))
-        return found
+    def _folded(self, chains: Float64Array) -> Float64Array:
+        """Chains [n, C, D] by fold, [n, R, F, chains of a group, D]; zeros where the last round has fewer groups."""
+        if self._missing:
+            chains = np.pad(chains, ((0, 0), (0, self._missing), (0, 0)))
+        return chains.reshape(len(chains), -1, self._root.shape[2], self._num_chains, chains.shape[2])
 
 
 def _root(centred: Float64Array, weight: Float64Array, expected: Float64Array) -> Float64Array:

@@ -51,7 +51,7 @@ _THOROUGH = _Schedule(starts=12, kept={16: 6}, steps=32, finalists=2, tolerance=
 _SEVERAL_STEPS = 32
 _SEVERAL_TOLERANCE = 0.1
 """Of searches where annealing corrects what is left. At 0.3 three in ten stopped half a nat or more below a mode."""
-_MIN_ROUNDS, _MAX_ROUNDS = 2, 10
+_MAX_ROUNDS = 10
 """Of four searches each, until an image's best modes are confirmed."""
 _FROM_BANK = 2
 """Draws of the bank that the first round starts from; each further round takes the next one."""
@@ -159,7 +159,7 @@ class ModeSearch:
         pending = np.arange(len(x))
         parts, order = [], []
         for number in range(1, _MAX_ROUNDS):
-            done = found.is_confirmed & (number >= _MIN_ROUNDS)
+            done = found.is_confirmed
             parts.append(found.take(np.flatnonzero(done)))
             order.append(pending[done])
             pending, found = pending[~done], found.take(np.flatnonzero(~done))

@@ -78,27 +78,25 @@ class Reference:
         middle = self.axes * self.scales[:, :, len(WIDTHS) // 2, None]  # [B, M, D, D]
         return np.asarray((share[..., None, None] * (middle @ middle.transpose(0, 1, 3, 2))).sum(axis=1))
 
-    def log_density(self, points: Float64Array) -> Float64Array:
-        """log r(z|x), nats, with all constants: points [B, K, D] → [B, K]."""
+    def density(self) -> "Density":
+        """Its density, ready for points."""
         mean, scale = self.encoder
-        parts = [
-            np.log(SHARES[-1])
-            - 0.5 * (((points - mean[:, None]) / scale[:, None]) ** 2).sum(axis=2)
-            - np.log(scale).sum(axis=1)[:, None]
-        ]
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.counts / GROUP) - np.log(self.scales).sum(axis=3)  # [B, M, J]
-        half_precisions = (0.5 / self.scales**2).transpose(0, 1, 3, 2)  # [B, M, D, J]
-        for m in range(self.mode.shape[1]):
-            if not self.counts[:, m].any():
-                continue
-            turned = (points - self.mode[:, m, None]) @ self.axes[:, m]  # [B, K, D]
-            squares = (turned**2) @ half_precisions[:, m]  # [B, K, J]
-            parts.extend(np.moveaxis(log_weights[:, m, None] - squares, 2, 0))
-        stacked = np.stack(parts)  # [1 + M·J, B, K]
-        highest = stacked.max(axis=0)
-        total = np.log(np.exp(stacked - highest).sum(axis=0)) + highest
-        return np.asarray(total - 0.5 * points.shape[2] * LOG_2_PI)
+        there = np.flatnonzero(self.counts.any(axis=(0, 2)))
+        return Density(
+            mean[:, None],
+            1 / scale[:, None],
+            (np.log(SHARES[-1]) - np.log(scale).sum(axis=1))[:, None],
+            self.mode.take(there, axis=1)[:, :, None],
+            self.axes.take(there, axis=1),
+            (0.5 / self.scales**2).transpose(0, 1, 3, 2).take(there, axis=1),
+            log_weights.take(there, axis=1)[:, :, None],
+        )
+
+    def log_density(self, points: Float64Array) -> Float64Array:
+        """log r(z|x), nats, with all constants: points [B, K, D] → [B, K]."""
+        return self.density().log(points)
 
     def encoder_log_density(self, points: Float64Array) -> Float64Array:
         """log q(z|x), nats: points [B, K, D] → [B, K]; NaN where the encoder is of no use."""
@@ -106,6 +104,32 @@ class Reference:
         squares = (((points - mean[:, None]) / scale[:, None]) ** 2).sum(axis=2)
         log_density = -0.5 * squares - (np.log(scale).sum(axis=1) + 0.5 * mean.shape[1] * LOG_2_PI)[:, None]
         return np.where(self.encoder_usable[:, None], log_density, np.nan)
+
+
+@dataclass(frozen=True)
+class Density:
+    """What the log density of a `Reference` of B images needs of it, with M modes that any image has."""
+
+    mean: Float64Array  # [B, 1, D], of the encoder, as the next two
+    inverse_scale: Float64Array  # [B, 1, D]
+    log_constant: Float64Array  # [B, 1]
+    mode: Float64Array  # [B, M, 1, D]
+    axes: Float64Array  # [B, M, D, D]
+    half_precisions: Float64Array  # [B, M, D, J]
+    log_weights: Float64Array  # [B, M, 1, J]; −∞ where there is no such part
+
+    def log(self, points: Float64Array) -> Float64Array:
+        """log r(z|x), nats, with all constants: points [B, K, D] → [B, K]."""
+        by_encoder = self.log_constant - 0.5 * (((points - self.mean) * self.inverse_scale) ** 2).sum(axis=2)
+        highest, by_mode = by_encoder, []
+        for m in range(self.mode.shape[1]):
+            turned = (points - self.mode[:, m]) @ self.axes[:, m]  # [B, K, D]
+            by_mode.append(self.log_weights[:, m] - (turned**2) @ self.half_precisions[:, m])  # [B, K, J]
+            highest = np.maximum(highest, by_mode[-1].max(axis=2))
+        total = np.exp(by_encoder - highest)
+        for part in by_mode:
+            total += np.exp(part - highest[..., None]).sum(axis=2)
+        return np.asarray(np.log(total) + highest - 0.5 * points.shape[2] * LOG_2_PI)
 
 
 def rounded(points: Float64Array) -> Float64Array:
