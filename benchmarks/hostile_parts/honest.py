@@ -33,7 +33,8 @@ def cases() -> list[Case]:
     photos = [photograph(seed) for seed in range(10)]
     resized = "/v1/encode?resize=true"
     pngs = [Honest("", "POST", "/v1/encode", png(image), PNG) for image in images]
-    scored = [Honest("", "POST", "/v1/log-likelihood", png(image), PNG) for image in images]
+    estimate = "/v1/log-likelihood?proposal=laplace"  # what an earlier commit estimated by unless asked
+    scored = [Honest("", "POST", estimate, png(image), PNG) for image in images]
     form = [Honest("", "POST", "/v1/encode", form_of([png(image) for image in images]), FORM)]
     return [
         *(Case(f"encode a PNG, {count} connections", pngs, count) for count in (1, 8, 32)),
@@ -48,7 +49,7 @@ def cases() -> list[Case]:
         Case("a JPEG of 300×300, 8", [Honest("", "POST", resized, image_file(one, "JPEG"), JPEG) for one in photos], 8),
         Case("a PNG of 300×300, 8", [Honest("", "POST", resized, image_file(one, "PNG"), PNG) for one in photos], 8),
         *(Case(f"log-likelihood of a PNG, {count}", scored, count) for count in (1, 8)),
-        Case("log-likelihood of npy of 10, 2", [Honest("", "POST", "/v1/log-likelihood", npy(images[:10]))], 2),
+        Case("log-likelihood of npy of 10, 2", [Honest("", "POST", estimate, npy(images[:10]))], 2),
     ]
 
 

@@ -6,8 +6,8 @@ the product of the mean weights (Del Moral, Doucet, Jasra 2006, JRSS B 68:411). 
 weights and moved within the density of β by preconditioned Crank-Nicolson steps around the particles' mean and
 covariance (crank_nicolson.py). No gradient: one decoder row a move.
 
-It is waste-free (Dau, Chopin 2022, JRSS B 84:114): one particle in twenty is drawn, each moves nineteen times, and all
-twenty states of each go on. On images unlike the training set that takes a fourth of the decoder rows of moving every
+It is waste-free (Dau, Chopin 2022, JRSS B 84:114): one particle in ten is drawn, each moves nine times, and all
+ten states of each go on. On images unlike the training set that takes a fourth of the decoder rows of moving every
 particle three times, for the same error.
 
 Particles are in groups that are drawn again each by itself, and give an estimate of P(x) each. Their mean is the
@@ -30,7 +30,7 @@ from service.engine.posterior.crank_nicolson import CrankNicolson
 from service.engine.posterior.newton import Values
 from service.engine.posterior.reference import GROUP, LOG_2_PI, Reference, rounded
 
-NUM_STATES = 20
+NUM_STATES = 10
 """Of each chain, its start among them."""
 MAX_TEMPERATURES = 40
 _TARGET_ESS = 0.5
