@@ -111,6 +111,11 @@ class NoiseCache:
             del self._placed[next(iter(self._placed))]
         return placed
 
+    def at(self, seed: int, samples: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Rows by index [...] of the seed's noise: [..., D]."""
+        drawn: NDArray[np.float32] = self._draw(seed, 0, int(samples.max(initial=0)) + 1)[0, samples]
+        return drawn
+
     def _draw(self, seed: int, start: int, stop: int) -> NDArray[np.float32]:
         drawn = self._drawn.pop(seed, None)
         if drawn is None or len(drawn) < stop:

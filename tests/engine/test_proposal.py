@@ -1,3 +1,5 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 
@@ -70,3 +72,12 @@ def test_requests_that_interleave_do_not_draw_again() -> None:
     first, second = cache.rows(1, 0, 64), cache.rows(2, 0, 64)
     for seed, rows in ((1, first), (2, second), (1, first)):
         assert np.shares_memory(cache.rows(seed, 0, 64), rows)
+
+
+def test_rows_by_index_are_the_generators_and_are_drawn_once() -> None:
+    cache = NoiseCache(2, Runtime("cpu"))
+    samples = np.array([[5, 0], [7, 5]])
+    np.testing.assert_array_equal(cache.at(3, samples), standard_normal(8, 2, seed=3)[samples])
+    with mock.patch("service.engine.proposal.standard_normal", side_effect=AssertionError("drawn again")):
+        np.testing.assert_array_equal(cache.at(3, samples[:1]), cache.at(3, samples)[:1])
+    assert cache.at(3, np.empty((2, 0), np.intp)).shape == (2, 0, 2)

@@ -184,8 +184,7 @@ class Sampler:
 
     def noise(self, samples: NDArray[np.intp], *, seed: int) -> Float32Array:
         """The noise that samples were drawn with, by index: [...] → [..., D]."""
-        drawn = standard_normal(int(samples.max(initial=0)) + 1, self.latent_dim, seed=seed)
-        return drawn[samples]
+        return self._noise.at(seed, samples)
 
     @np.errstate(
         over="ignore"
