@@ -23,7 +23,7 @@ _SMALL = 1024
 _STANDARD = ("", "ai.onnx")
 
 Rule = Callable[["Adjoint", NodeProto, int, str], str]
-"""A node, which of its inputs, and the derivative in its output → the derivative in that input."""
+"""A node, which of its inputs, and the derivative in its output (joined, if it has several) → that in the input."""
 
 
 class NotDifferentiableError(Exception):
@@ -74,16 +74,26 @@ class Adjoint:
         for node in reversed(self._nodes):
             if depends.isdisjoint(node.input) or found.keys().isdisjoint(node.output):
                 continue
-            rule = self._rules.get(node.op_type) if node.domain in _STANDARD and len(node.output) == 1 else None
+            rule = self._rules.get(node.op_type) if node.domain in _STANDARD else None
             if rule is None:
                 raise NotDifferentiableError(f"operator {node.op_type!r} has no rule")
+            given = self._joined(node, found)
             for index, name in enumerate(node.input):
                 if name in depends:
-                    part = rule(self, node, index, found[node.output[0]])
+                    part = rule(self, node, index, given)
                     found[name] = self.add("Add", found[name], part) if name in found else part
         if wanted not in found:
             raise NotDifferentiableError(f"nothing depends on {wanted!r}")
         return found[wanted]
+
+    def _joined(self, node: NodeProto, found: Mapping[str, str]) -> str:
+        """The derivative in a node's output; of Split, those in its outputs, joined again."""
+        if len(node.output) == 1:
+            return found[node.output[0]]
+        if node.op_type != "Split" or not found.keys() >= set(node.output):
+            raise NotDifferentiableError(f"operator {node.op_type!r} has outputs that are not used")
+        axis = next((helper.get_attribute_value(one) for one in node.attribute if one.name == "axis"), 0)
+        return self.add("Concat", *(found[name] for name in node.output), axis=axis)
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Append a node."""

@@ -153,6 +153,12 @@ def _slice(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
     return given
 
 
+def _joined(at: Adjoint, node: NodeProto, _: int, given: str) -> str:
+    """Refuse parts of the batch; the outputs' derivatives are joined already."""
+    _axis(at, node.input[0], _attributes(node).get("axis", 0))
+    return given
+
+
 def _unpad(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
     if len(node.input) < 2:
         raise NotDifferentiableError("operator 'Pad' states no padding")
@@ -217,6 +223,7 @@ RULES: Mapping[str, Rule] = {
     "Relu": _by(_relu),
     "Sigmoid": _by(_sigmoid),
     "Slice": _slice,
+    "Split": _joined,
     "Softplus": _by(lambda at, x, _: at.add("Sigmoid", x)),
     "Tanh": _by(_tanh),
     "Transpose": _transpose,

@@ -128,6 +128,12 @@ def linear_decoders() -> list[bytes]:
         node("Unsqueeze", "wide_again", constant("at", np.array([1])), out="y"),
     ]
 
+    halves = [
+        *maps(2, 4, 6),
+        (helper.make_node("Split", ["maps", "sizes"], ["one", "other"], axis=-3), [constant("sizes", np.ones(2, int))]),
+        node("Sub", "other", "one", out="y"),
+    ]
+
     def shuffled(mode: str) -> object:
         return helper.make_node("DepthToSpace", ["maps"], ["y"], blocksize=2, mode=mode), []
 
@@ -137,6 +143,7 @@ def linear_decoders() -> list[bytes]:
         decoder(*maps(12, 1, 2), shuffled("CRD")),
         decoder((gemm, [constant("w", WEIGHT.T), constant("bias", normal(SHAPE.size))])),
         decoder(*pieces),
+        decoder(*halves),
         decoder(*maps(3, 4, 6), convolution("Conv", normal((1, 3, 3, 3)), pads=[1, 1, 1, 1])),
         decoder(*maps(2, 6, 7), convolution("Conv", normal((1, 2, 3, 2)))),
         decoder(*maps(2, 8, 13), convolution("Conv", normal((1, 2, 3, 3)), strides=[2, 2], pads=[1, 0, 0, 0])),
@@ -210,6 +217,16 @@ def test_the_bundled_models_have_one_with_the_same_digits_in_any_batch(name: str
                 node("Slice", "rows", constant("from", np.zeros(2, int)), constant("to", np.full(2, 2**31)), out="y"),
             ],
             id="a slice along all dimensions",
+        ),
+        pytest.param(
+            [
+                node("MatMul", "z", constant("w", np.ones((LATENT, 2 * SHAPE.size))), out="wide"),
+                (
+                    helper.make_node("Split", ["wide", "sizes"], ["y", "rest"], axis=1),
+                    [constant("sizes", np.full(2, SHAPE.size))],
+                ),
+            ],
+            id="a part that is not used",
         ),
         pytest.param(
             [

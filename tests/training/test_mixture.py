@@ -112,6 +112,21 @@ def test_the_estimate_is_the_integral_over_z(
     assert (np.abs(record.log_likelihood - exact.numpy()) < 4 * record.std_error + 0.02).all()
 
 
+def test_its_gradient_along_the_latents_is_automatic_differentiations(
+    trained: tuple[Model, list[dict[str, Any]], torch.nn.Module],
+) -> None:
+    model, _, vae = trained
+    pixels = photographs(6, seed=5).astype(np.float32) / np.float32(255)
+    points = 1.5 * np.random.default_rng(6).standard_normal((6, 2)).astype(np.float32).astype(np.float64)
+    values, gradients = complete(model._sampler.slopes(pixels.reshape(6, -1), points))
+    wide: Any = vae.double()
+    z = torch.from_numpy(points).requires_grad_()
+    expected = wide.conditional_log_likelihood(torch.from_numpy(pixels).double(), z[:, None])[:, 0]
+    (slopes,) = torch.autograd.grad(expected.sum(), z)
+    np.testing.assert_allclose(values, expected.detach().numpy(), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(gradients, slopes.numpy(), rtol=1e-4, atol=1e-3 * float(slopes.abs().max()))
+
+
 def test_samples_and_codes_have_their_shapes(
     trained: tuple[Model, list[dict[str, Any]], torch.nn.Module], tmp_path: Path
 ) -> None:
