@@ -42,7 +42,7 @@ def unfiltered(rows: AnyArray, samples: int) -> AnyArray:
         for x, byte in enumerate(row[1:]):
             left, above, corner = levels[y + 1, x], levels[y, x + samples], levels[y, x]
             guess = left + above - corner
-            nearest = min((left, above, corner), key=lambda level, guess=guess: abs(guess - level))
+            nearest = min((abs(guess - level), order, level) for order, level in enumerate((left, above, corner)))[2]
             predicted = (0, left, above, (left + above) // 2, nearest)[row[0]]
             levels[y + 1, x + samples] = (byte + predicted) % 256
     return levels[1:, samples:]
