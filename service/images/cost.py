@@ -11,7 +11,7 @@ import re
 from service.images.errors import UnreadableImageError
 from service.images.file import is_small_png
 from service.images.jpeg import JpegHead
-from service.images.png import HEADER_BYTES, SIGNATURE, PngHeader
+from service.images.png import HEADER_BYTES, SIGNATURE, PngHeader, has_only_pixels
 from service.images.webp import webp_size
 
 IMAGE_COST = 2**12
@@ -43,7 +43,7 @@ def is_brief(content: bytes) -> bool:
     True for a small PNG, or JPEG of one scan, without EXIF data: a few packed bytes of EXIF can be much work. WebP is
     always read in another process, because libwebp has had security faults.
     """
-    if len(content) > _BRIEF_BYTES or _EXIF_MARK.search(content):
+    if len(content) > _BRIEF_BYTES or (not has_only_pixels(content) and _EXIF_MARK.search(content)):
         return False
     if is_small_png(content):
         return True
@@ -67,8 +67,11 @@ def _pixel_passes(content: bytes) -> int:
     try:
         if content.startswith(SIGNATURE):
             png = PngHeader.of(content[:HEADER_BYTES])
+            pixels = 2 * png.width * png.height + png.unpacked_bytes
+            if has_only_pixels(content):
+                return pixels
             chunks_cost = _MANY_CHUNKS_COST if _has_many_chunks(content) else 0
-            return 2 * png.width * png.height + png.unpacked_bytes + chunks_cost + _png_texts(content)
+            return pixels + chunks_cost + _png_texts(content)
         if content.startswith(b"\xff\xd8\xff"):
             head = JpegHead.of(content)
             if head is None:

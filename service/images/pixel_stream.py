@@ -22,23 +22,44 @@ def checked_stream(data: Sequence[bytes], length: int) -> bytes:
         UnreadableImageError: the stream is broken, or has too few bytes.
     """
     packed = data[0] if len(data) == 1 else b"".join(data)
+    if length <= _MOST_PACKED_AGAIN:
+        return uncompressed(unpacked(packed, length))
     try:
-        if length <= _MOST_PACKED_AGAIN:
-            unpacked = zlib.decompressobj().decompress(packed, length + 1)
-            left, checked = length - len(unpacked), _uncompressed(unpacked)
-        else:
-            left, checked = _count_missing(packed, length), packed
+        left = _count_missing(packed, length)
     except zlib.error as error:
-        raise UnreadableImageError(f"its pixels are broken ({error})") from None
+        raise _broken(error) from None
     if left > 0:
-        raise UnreadableImageError(f"its pixels are cut off: {left} of {length} bytes are missing")
-    return checked
+        raise _cut_off(left, length)
+    return packed
 
 
-def _uncompressed(data: bytes) -> bytes:
+def unpacked(packed: bytes, length: int) -> bytes:
+    """The first `length` bytes of a compressed stream, and at most one more, after the same checks.
+
+    Raises:
+        UnreadableImageError: the stream is broken, or has too few bytes.
+    """
+    try:
+        data = zlib.decompressobj().decompress(packed, length + 1)
+    except zlib.error as error:
+        raise _broken(error) from None
+    if len(data) < length:
+        raise _cut_off(length - len(data), length)
+    return data
+
+
+def _broken(error: zlib.error) -> UnreadableImageError:
+    return UnreadableImageError(f"its pixels are broken ({error})")
+
+
+def _cut_off(missing: int, length: int) -> UnreadableImageError:
+    return UnreadableImageError(f"its pixels are cut off: {missing} of {length} bytes are missing")
+
+
+def uncompressed(data: bytes) -> bytes:
     """A zlib stream of these bytes without compression (RFC 1950). zlib itself needs 256 KiB to write a small one.
 
-    >>> zlib.decompress(_uncompressed(b"pixels"))
+    >>> zlib.decompress(uncompressed(b"pixels"))
     b'pixels'
     """
     if len(data) > _MOST_STORED:

@@ -88,6 +88,11 @@ class PngHeader:
         return 1 if self.colour_type in (_GREY, _GREY_ALPHA) else 3
 
     @property
+    def has_plain_samples(self) -> bool:
+        """Whether the levels are the stored bytes in the order of rows: 8 bits, grey or RGB, and not interlaced."""
+        return self.depth == 8 and self.colour_type in (_GREY, _RGB) and not self.interlaced
+
+    @property
     def bits(self) -> int:
         """Bits of a level: 8 or 16. Samples of fewer than 8 bits are scaled to 8."""
         return max(self.depth, 8)
@@ -118,8 +123,8 @@ class PngFile:
         self._chunks: dict[bytes, list[bytes]] = {}
         self.may_be_turned = False
         """Whether there are chunks that can contain an orientation; see `orientation_file`."""
-        if _is_plain(content):
-            self._chunks[b"IDAT"] = [content[41:-16]]
+        if has_only_pixels(content) and (data := plain_data(content)) is not None:
+            self._chunks[b"IDAT"] = [data]
             return
         order = []
         for kind, start, end in _walk(content):
@@ -181,14 +186,8 @@ class PngFile:
 
     def _decoded(self, data: bytes, mode: str, layout: str) -> NDArray[Any]:
         """Samples [h, w, samples of a pixel] in Pillow's mode, from rows in the layout of Pillow's raw mode."""
-        header = self.header
-        image = Image.new(mode, (header.width, header.height), None)
-        try:
-            image.frombytes(data, "zip", (layout, int(header.interlaced)))
-        except ValueError as error:
-            raise UnreadableImageError(f"its pixels are broken ({error})") from None
-        samples = np.frombuffer(image.tobytes(), "<u2" if mode == "I;16" else np.uint8)
-        return samples.reshape(header.height, header.width, -1)
+        size = self.header.height, self.header.width
+        return rows_decoded(data, size, mode, layout, interlaced=self.header.interlaced)
 
     def _without_transparent_colour(self, samples: Levels) -> Levels:
         """Replace the one colour that the chunk tRNS declares transparent by black."""
@@ -231,12 +230,37 @@ def over_black(levels: Levels, alpha: Levels) -> Levels:
     return over
 
 
-def _is_plain(content: bytes) -> bool:
-    """Whether the file is a header, one block of data and the end, with right checksums, as most small images are."""
-    if content[37:41] != b"IDAT" or content[-12:] != _END or int.from_bytes(content[33:37], "big") != len(content) - 57:
-        return False
-    header, data = zlib.crc32(content[12:29]), zlib.crc32(content[37:-16])
-    return header == int.from_bytes(content[29:33], "big") and data == int.from_bytes(content[-16:-12], "big")
+def has_only_pixels(content: bytes) -> bool:
+    """Whether the file is a header, one chunk of data and the end, as most small images are; no checksum is read."""
+    return content[37:41] == b"IDAT" and content[-12:] == _END and _number(content, 33) == len(content) - 57
+
+
+def plain_data(content: bytes) -> bytes | None:
+    """The compressed pixels of a file for which `has_only_pixels` is true; None if a checksum is wrong."""
+    if zlib.crc32(content[12:29]) != _number(content, 29) or zlib.crc32(content[37:-16]) != _number(content, -16):
+        return None
+    return content[41:-16]
+
+
+def rows_decoded(
+    data: bytes, size: tuple[int, int], mode: str, layout: str, *, interlaced: bool = False
+) -> NDArray[Any]:
+    """Samples [h, w, samples of a pixel] of rows in a zlib stream, whose filters are reversed; `size` is h and w.
+
+    Raises:
+        UnreadableImageError: a row has a filter that PNG does not know.
+    """
+    image = Image.new(mode, size[::-1], None)
+    try:
+        image.frombytes(data, "zip", (layout, int(interlaced)))
+    except ValueError as error:
+        raise UnreadableImageError(f"its pixels are broken ({error})") from None
+    samples = np.frombuffer(image.tobytes(), "<u2" if mode == "I;16" else np.uint8)
+    return samples.reshape(*size, -1)
+
+
+def _number(content: bytes, start: int) -> int:
+    return int.from_bytes(content[start : start + 4], "big")
 
 
 def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:

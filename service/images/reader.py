@@ -15,11 +15,13 @@ from service.images.errors import InvalidArrayError, InvalidImageError, PixelLim
 from service.images.file import ImageFile, in_unit_interval
 from service.images.fitting import EXACT, Fitting
 from service.images.numbers import NotNumbersError, array_of
+from service.images.png_batch import batch_header, batch_levels
 from service.images.resampling import resample
 
 _BRIEF_PIXELS = 2**16
 _BRIEF_RESAMPLED = 4
 _PIXELS_AT_ONCE = 2**20
+_BATCH_IMAGES, _BATCH_BYTES = 2**10, 2**18  # so that reading many files takes little more memory than reading one
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 _ACCEPTED_ITEMS = "accepted: a base64 image file, or nested numbers [H][W] or [C][H][W]"
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
@@ -63,7 +65,6 @@ class ImageReader:
         self._size = self._chw[1:]
         self._fitting = fitting
         self._max_pixels = max_pixels
-        self._is_plain = fitting.fit == "exact" and not fitting.invert
         self.takes_any_size = resize or fitting.fit != "exact"
         """Whether images of another size are resampled, not refused."""
 
@@ -93,19 +94,42 @@ class ImageReader:
         self._count_pixels(len(items) * self._shape.height * self._shape.width)
         pixels = np.empty((len(items), *self._chw), np.float32)
         budget = self._max_pixels
-        for index, item in enumerate(items):
-            if not isinstance(item, bytes):
-                item = unpacked(item, index)
-            if isinstance(item, bytes):
-                array, count = self._decoded(item, index, budget)
-                budget -= count
+        index = 0
+        while index < len(items):
+            images, count = self._next_images(items, index, budget)
+            budget -= count
+            if images.shape[1:] == self._chw:
+                pixels[index : index + len(images)] = images
             else:
-                array = self._as_model_pixels(item, index)
-            pixels[index] = array if array.shape == self._chw else self._fit(array, index)
+                for offset, image in enumerate(images):
+                    pixels[index + offset] = self._fit(image, index + offset)
+            index += len(images)
         return pixels
 
+    def _next_images(self, items: Sequence[Any], index: int, budget: int) -> tuple[AnyArray, int]:
+        """Pixels [n, c, h, w] of the item at `index`, or of several from there, and their count against the budget."""
+        if (levels := self._decoded_batch(items, index, budget)) is not None:
+            return self._as_model_pixels(levels, index), len(levels) * levels.shape[2] * levels.shape[3]
+        item = unpacked(items[index], index)
+        if not isinstance(item, bytes):
+            return self._as_model_pixels(item[None], index), 0
+        levels, count = self._decoded(item, index, budget)
+        return self._as_model_pixels(levels[None], index), count
+
+    def _decoded_batch(self, items: Sequence[Any], index: int, budget: int) -> AnyArray | None:
+        """Levels [n, c, h, w] of the small PNG files from `index` on that can be decoded together; None if none can.
+
+        No error is raised: the batch ends before the first file that is refused.
+        """
+        header = batch_header(items, index)
+        if header is None or ((header.height, header.width) != self._size and not self.takes_any_size):
+            return None
+        each = max(header.unpacked_bytes, math.prod(self._chw))
+        most = min(_BATCH_IMAGES, _BATCH_BYTES // each, budget // (header.width * header.height))
+        return batch_levels(items, index, header, most) if most > 1 else None
+
     def _decoded(self, content: bytes, index: int, budget: int) -> tuple[AnyArray, int]:
-        """A file's pixels [c, h, w], and how many pixels count against the budget."""
+        """A file's levels [c, h, w], and how many pixels count against the budget."""
         try:
             file = ImageFile(content, max_pixels=budget)
         except UnreadableImageError as error:
@@ -121,16 +145,17 @@ class ImageReader:
             levels = file.levels()
         except UnreadableImageError as error:
             raise InvalidImageError(f"the file cannot be decoded: {error}", index) from error
-        del file  # it holds the levels, too
-        pixels = in_unit_interval(levels) if self._is_plain else self._as_model_pixels(levels, index)
-        return pixels, width * height
+        return levels, width * height
 
-    def _as_model_pixels(self, image: AnyArray, index: int) -> AnyArray:
-        """Levels or floats [c, h, w] as floats in [0, 1]: for an exact model inverted if need be, else [C, H, W]."""
+    def _as_model_pixels(self, images: AnyArray, index: int) -> AnyArray:
+        """Levels or floats [n, c, h, w] in [0, 1]: for an exact model inverted if need be, else [n, C, H, W].
+
+        `index` is the first image's.
+        """
         if self._fitting.is_exact:
-            return _as_floats(self._fitting.inverted(image))
-        _check_channels(len(image), self._chw[0], index)
-        return in_unit_interval(self._fitting.levels(image[None], self._chw)[0])
+            return _as_floats(self._fitting.inverted(images))
+        _check_channels(images.shape[1], self._chw[0], index)
+        return in_unit_interval(self._fitting.levels(images, self._chw))
 
     def read_array(self, array: AnyArray) -> NDArray[np.float32]:
         """Read an array, float32 in [0, 1] or uint8, [B, H, W] or [B, C, H, W] → [B, C, H, W]."""

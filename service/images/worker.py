@@ -22,6 +22,7 @@ from service.images.decode_request import DecodeRequest, head, receive_request
 from service.images.errors import ImageError, InvalidArrayError, InvalidImageError, PixelLimitError
 
 _MAX_FAULT_CHARACTERS = 4000
+_SMALL_BYTES = 2**16  # of pixels that are sent in one piece with what precedes them, so that the service wakes up once
 
 
 def main(descriptor: int, parent: int, memory: int) -> int:
@@ -36,7 +37,10 @@ def main(descriptor: int, parent: int, memory: int) -> int:
         while (reading := receive_request(stream)) is not None:
             answer, pixels = _answer(reading)
             del reading
-            connection.sendall(head(answer))
+            told = head(answer)
+            if pixels is not None and len(pixels) <= _SMALL_BYTES:
+                told, pixels = told + pixels, None
+            connection.sendall(told)
             if pixels is not None:
                 connection.sendall(pixels)
             del pixels  # do not keep them while waiting for the next message

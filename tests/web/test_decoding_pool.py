@@ -233,6 +233,24 @@ def test_small_images_do_not_change_what_large_ones_are_thought_to_take(
     runner.run(scenario())
 
 
+def test_a_worker_keeps_the_memory_of_ordinary_photographs_for_the_next(
+    runner: asyncio.Runner, pool: DecodingPool
+) -> None:
+    def page_faults() -> int:
+        files = [Path(f"/proc/{pid}/stat").read_text() for pid in pool.pids]
+        return sum(int(text.rpartition(")")[2].split()[7]) for text in files)
+
+    async def scenario() -> None:
+        await until(lambda: len(pool.pids) == 3)  # two, and the spare one
+        for count in (10, 20):
+            before = page_faults()
+            for _ in range(count):
+                await pool.submit(pool.prepare(reading(PHOTOGRAPH)), LONG_SECONDS)
+        assert page_faults() - before < 20 * 50  # with pages returned after each job, they were 20 · 386
+
+    runner.run(scenario())
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_crash_is_the_fault_of_the_images(runner: asyncio.Runner, pool: DecodingPool, count: int) -> None:
     async def scenario() -> None:
