@@ -14,6 +14,7 @@ from training.errors import ConfigurationError
 from training.fit.devices import Acceleration
 from training.fit.distributed import ProcessGroup
 from training.fit.encoder_phase import default_epochs
+from training.fit.limits import check_limits
 from training.fit.loop import Loop
 from training.fit.recipes import complete_configuration
 from training.fit.schedule import num_samples
@@ -131,10 +132,12 @@ def plan_on_machine(
     """What `plan` makes of this machine's pace; None where the options say how many epochs the run has.
 
     Raises:
-        ConfigurationError: they do, and there are `minutes` as well.
+        ConfigurationError: they do, and there are `minutes` as well; or see `check_limits`.
     """
     if "epochs" not in given:
-        pace = measure_pace(complete_configuration(given, splits.train), splits, device, processes, acceleration)
+        configuration = complete_configuration(given, splits.train)
+        check_limits(configuration, splits)  # before a network is built that no machine holds
+        pace = measure_pace(configuration, splits, device, processes, acceleration)
         return plan(given, splits, DEFAULT_MINUTES if minutes is None else minutes, pace)
     if minutes is not None:
         raise ConfigurationError("minutes plan the number of epochs, which this run has already: leave out one of them")
