@@ -105,7 +105,7 @@ def plan(given: Mapping[str, Any], splits: DataSplits, minutes: float, pace: Pac
 
     def with_epochs(epochs: int) -> Configuration:
         early = {} if given.get("first_samples") else {"patience": max(LEAST_PATIENCE, math.ceil(PATIENCE * epochs))}
-        return complete_configuration(early | {"epochs": epochs} | given, splits.train)
+        return complete_configuration({**early, "epochs": epochs, **given}, splits.train)
 
     steps_per_epoch = math.ceil(len(splits.train) / with_epochs(1).batch_size)
     wanted = with_epochs(min(max(math.ceil(STEPS / steps_per_epoch), FEWEST_EPOCHS), MOST_EPOCHS))
