@@ -37,7 +37,7 @@ help:
 	@echo 'make test     every check: format, lint, types, tests    (JOBS=4 as many at a time; EXTRA=gpu with CUDA)'
 	@echo 'make coverage the tests again, which take twice as long then, and the lines that none of them reaches'
 	@echo 'make format   formats the code and mends what the linter can'
-	@echo 'make train    a model of MNIST, into the store    (DATA=folder or file, NAME=of the model, SIZE=auto; cut short, it goes on)'
+	@echo 'make train    a model of MNIST, into the store    (DATA=folder or file, NAME=of the model, SIZE=64x48, MINUTES=60; cut short, it goes on)'
 	@echo 'make audit    looks up what is known against the pinned versions    (ADVISORIES=file or folder of OSV records: offline)'
 	@echo 'make lock     writes requirements/ anew, after a change of pyproject.toml or constraints.txt'
 	@echo 'The first time, each installs what it needs into $(VENV)    (PYTHON=/path/to/python3 to choose one)'
@@ -67,8 +67,13 @@ format: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
+# A run that was begun goes on with its own options. Else a folder may have images of any size, unless SIZE says more.
+begun = $(wildcard runs/$(NAME)/run.json)
+is_folder = $(shell test -d $(call quoted,$(DATA)) && echo yes)
+size = $(if $(filter undefined,$(origin SIZE)),$(if $(begun),,$(if $(is_folder),auto)),$(SIZE))
+
 train: $(VENV)/ready-$(EXTRA)-all
-	$(PY) -m training fit --data $(call quoted,$(DATA)) --out runs/$(NAME) $(if $(SIZE),--size $(call quoted,$(SIZE)) )$(if $(wildcard runs/$(NAME)/run.json),--resume)
+	$(PY) -m training fit --data $(call quoted,$(DATA)) --out runs/$(NAME) $(if $(size),--size $(call quoted,$(size)) )$(if $(begun),--resume,$(if $(MINUTES),--minutes $(call quoted,$(MINUTES))))
 	$(PY) -m training publish runs/$(NAME) --name $(NAME)
 
 # --strict: what could not be looked up fails the audit too. Without markers: what other systems install is looked up as well.

@@ -162,7 +162,7 @@ def test_a_mixed_folder_from_training_to_answers(
     said = capsys.readouterr().out
     assert "--size auto: 60 images of 12 sizes, 30 to 39 pixels high and 26 to 36 wide; grey (by the " in said
     assert "--size auto chose 24x24 (height x width), grey, fit pad: at most a quarter of the images are enl" in said
-    assert "60 images are few" in said
+    assert "60 images are few: --flip and --shift make more of them, where that makes sense\n" in said
     assert "images of [1, 24, 24], fit pad; mlp, discretised_logistic" in said
     assert json.loads((run / "run.json").read_text())["configuration"]["size"] == [24, 24]
     assert main([*fit, "--resume", "--size=auto", "--fit=pad"]) == 0

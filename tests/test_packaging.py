@@ -127,6 +127,35 @@ def test_make_train_passes_a_size_on() -> None:
     assert fit[6:10] == ["--out", "runs/photos", "--size", "64x48"]
 
 
+def test_make_train_takes_a_folder_of_any_sizes_and_a_time(tmp_path: Path) -> None:
+    def fit(*arguments: str) -> list[str]:
+        (line,) = (line for line in _make("train", *arguments).splitlines() if " fit " in line)
+        return shlex.split(line)[8:]
+
+    folder, file = tmp_path / "it's a folder", tmp_path / "images.npy"
+    folder.mkdir()
+    file.touch()
+    assert fit(f"DATA={folder}") == ["--size", "auto"]
+    assert fit(f"DATA={folder}", "SIZE=") == fit(f"DATA={file}") == fit() == []
+    assert fit(f"DATA={folder}", "SIZE=64", "MINUTES=5") == ["--size", "64", "--minutes", "5"]
+
+
+def test_make_train_goes_on_with_the_options_that_a_run_began_with(tmp_path: Path) -> None:
+    """Also with a run that was begun before folders had `--size auto`."""
+    name = f"begun-{tmp_path.name.lower()}"[:64]
+    begun = ROOT / "runs" / name / "run.json"
+    begun.parent.mkdir(parents=True)
+    try:
+        begun.touch()
+        for size, options in ((), []), (("SIZE=64",), ["--size", "64"]):
+            lines = _make("train", f"DATA={tmp_path}", f"NAME={name}", "MINUTES=5", *size).splitlines()
+            (line,) = (line for line in lines if " fit " in line)
+            assert shlex.split(line)[8:] == [*options, "--resume"]
+    finally:
+        begun.unlink()
+        begun.parent.rmdir()
+
+
 @pytest.mark.parametrize(
     "arguments", [["NAME=Shoes"], ["NAME=my shoes"], ["NAME=../shoes"], ["NAME=it's"], ["DATA=.."]]
 )

@@ -28,6 +28,7 @@ from training.fit.devices import choose_acceleration, choose_device
 from training.fit.distributed import ProcessGroup, join_process_group
 from training.fit.loaded_model import load_model
 from training.fit.lock import lock_folder
+from training.fit.plan import plan_on_machine
 from training.fit.recipes import complete_configuration
 from training.fit.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
 from training.fit.start import Start, begin, check_begun, check_start, fingerprint, inherited_options, start_of
@@ -48,6 +49,7 @@ from training.terminal import (
     print_epoch,
     print_finished_encoder,
     print_measured,
+    print_plan,
     print_setback,
     print_skipped,
     print_start,
@@ -96,7 +98,8 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     source = open_source(locate(parsed.data), reading)
     if processes.leads:
         print_chosen(source)
-    configuration = complete_configuration(given | source.preparation.as_options(), source.train)
+    given |= source.preparation.as_options()
+    configuration = complete_configuration(given, source.train)
     splits = split(source, configuration)
     acceleration = choose_acceleration(
         device,
@@ -105,6 +108,11 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         before=before.acceleration if before else None,
         device_before=before.device if before else None,
     )
+    minutes: float | None = getattr(parsed, "minutes", None)
+    if planned := plan_on_machine(
+        given, splits, minutes, device=device, processes=processes, acceleration=acceleration
+    ):
+        configuration = planned.configuration
     description = describe_run(
         configuration,
         splits,
@@ -123,6 +131,7 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     if processes.leads:
         print_skipped(source)
         print_start(splits, description, device, begun_on=run.description.device)
+        print_plan(planned)
 
     def on_epoch(figures: EpochFigures, model: Vae) -> None:
         print_epoch(figures, configuration)

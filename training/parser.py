@@ -11,8 +11,10 @@ from model_store import CalibrationProtocol
 from model_store.manifest import ModelName
 from service.arguments import Parser, add_number
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_PROPOSAL, PROPOSALS
+from training.configuration import Positive
 from training.fit.devices import Compilation, Precision
 from training.fit.options import add_configuration_options
+from training.fit.plan import DEFAULT_MINUTES
 from training.publish.publication import SCORING_SEED
 
 _MOST_WORKERS = 8
@@ -56,6 +58,13 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="folder of another run, or store/NAME or store/NAME/VERSION, whose weights to begin with; its networks "
         "and split are the defaults",
+    )
+    add_number(
+        parser,
+        "--minutes",
+        Positive,
+        help="instead of --epochs: plan as many epochs as end in this time, the encoder's own included",
+        unset=f"{DEFAULT_MINUTES:g}, without --epochs",
     )
     add_configuration_options(parser)
 

@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+from service.engine.calibration import guarantees
 from service.images.folder import describe_skipped
 from training.configuration import Configuration
 from training.data.sources import Source, StreamedSource
@@ -12,12 +13,14 @@ from training.data.splits import DataSplits
 from training.data.streams import ImageStream
 from training.fit.encoder_phase import encoder_configuration
 from training.fit.loaded_model import FinishedEncoder
+from training.fit.plan import Plan
 from training.fit.run import RunDescription
 from training.fit.trainer import EpochFigures
 from training.publish.evaluation import Evaluation
 from training.report.page import Measured
 
 _NAMED = 20  # images that a warning names
+_FEW = 500
 
 
 def is_terminal() -> bool:
@@ -60,6 +63,24 @@ def print_start(splits: DataSplits, description: RunDescription, device: torch.d
             f"note: begun on {begun_on}; on {device.type} it continues within rounding, not bit for bit",
             file=sys.stderr,
         )
+    _print_if_few(description)
+
+
+def _print_if_few(description: RunDescription) -> None:
+    """Of few images, what makes more of them, and what so few calibration images can promise."""
+    if (count := sum(description.num_images.values())) >= _FEW:
+        return
+    configuration = description.configuration
+    if not configuration.flip and not configuration.shift:
+        print(f"{count} images are few: --flip and --shift make more of them, where that makes sense")
+    for line in guarantees(description.num_images["calibration"]):
+        print(line)
+
+
+def print_plan(plan: Plan | None) -> None:
+    """How long training takes, where that was planned, and what more time would buy."""
+    for line in plan.lines() if plan else ():
+        print(line, flush=True)
 
 
 def print_epoch(figures: EpochFigures, configuration: Configuration) -> None:

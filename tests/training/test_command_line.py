@@ -41,6 +41,8 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
     output = capsys.readouterr().out
     assert "digits.npz: 160 train, 20 validation, 20 calibration, 100 test images of [1, 28, 28]" in output
     assert "; mlp, bernoulli, binarisation dynamic; on cpu, float32" in output
+    assert "300 images are few: --flip and --shift make more of them, where that makes sense\n" in output
+    assert "with 14 images to compare with, alpha = 0.01 never fires; 99 are needed\n" in output
     assert "epoch 2/2: train -" in output
     assert "images/s" in output
     assert {file.name for file in run.iterdir()} == {

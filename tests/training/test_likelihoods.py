@@ -216,7 +216,7 @@ def test_slopes_and_information_are_those_of_automatic_differentiation(kind: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_raw_output_breaks_a_density_or_its_gradient(kind: str, size: float) -> None:
     likelihood = make(kind, (3, 2, 2))
-    bias = likelihood.initial_bias(torch.full((3, 2, 2), 0.4))
+    bias = likelihood.initial_bias(torch.full((3, 2, 2), 0.4), torch.full((3, 2, 2), 0.3))
     x = torch.tensor([0.0, 1.0] * 6).reshape(1, 1, 12).expand(5, 1, 12)
     for sign in (1, -1):  # of scales, so that they are as large and as small as can be
         raw = bias + size * torch.randn(5, *bias.shape, generator=torch.Generator().manual_seed(5))
@@ -236,7 +236,7 @@ def test_no_raw_output_breaks_a_density_or_its_gradient(kind: str, size: float) 
 @pytest.mark.parametrize("kind", ["gaussian", "discretised_logistic", "mixture"])
 def test_the_scale_has_a_floor_and_a_ceiling(kind: str) -> None:
     likelihood = make(kind, ONE)
-    bias = likelihood.initial_bias(torch.full(ONE, 0.5)).unsqueeze(0)
+    bias = likelihood.initial_bias(torch.full(ONE, 0.5), torch.full(ONE, 0.3)).unsqueeze(0)
     at = list(likelihood.outputs).index("log_scale")
     lowest, highest = (likelihood.parameters(torch.full_like(bias, raw))[at] for raw in (-1e4, 1e4))
     floor = {"gaussian": -math.log(255)}.get(kind, -7.0)
@@ -248,10 +248,26 @@ def test_the_scale_has_a_floor_and_a_ceiling(kind: str) -> None:
 def test_an_untrained_decoder_gives_the_average_image(kind: str) -> None:
     likelihood = make(kind, COLOUR)
     pixel_mean = 0.2 + 0.6 * torch.rand(COLOUR, generator=torch.Generator().manual_seed(0))
-    parameters = likelihood.parameters(likelihood.initial_bias(pixel_mean).unsqueeze(0))
+    parameters = likelihood.parameters(likelihood.initial_bias(pixel_mean, torch.full(COLOUR, 0.2)).unsqueeze(0))
     flat = [parameter.flatten(1).unsqueeze(1) for parameter in parameters]
     near = 0.15 if kind == "mixture" else gamma(100)  # components lie apart, and are cut at 0 and 1
     assert (likelihood.mean(*flat).flatten() - pixel_mean.flatten()).abs().max() < near
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "discretised_logistic", "mixture"])
+@pytest.mark.parametrize("spread", [0.02, 0.1, 0.5])
+def test_an_untrained_decoder_is_as_wide_as_the_pixels(kind: str, spread: float) -> None:
+    """It was as wide for pixels of every spread: at 64×64, hundreds of steps were for this alone."""
+    likelihood = make(kind, COLOUR)
+    at = list(likelihood.outputs).index("log_scale")
+    ratio = {"gaussian": 1.0}.get(kind, math.sqrt(3) / math.pi)  # of a logistic to its standard deviation
+
+    def scales(pixel_spread: float) -> Tensor:
+        bias = likelihood.initial_bias(torch.full(COLOUR, 0.4), torch.full(COLOUR, pixel_spread))
+        return likelihood.parameters(bias.unsqueeze(0))[at].exp()
+
+    assert_allclose(scales(spread).numpy(), ratio * spread, rtol=1e-4)
+    assert_allclose(scales(0.0).numpy(), ratio * 2 / 255, rtol=1e-4)  # of pixels that never change
 
 
 @pytest.fixture(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from training.likelihoods.base import Likelihood
-from training.likelihoods.location_scale import INITIAL_LOG_SCALE, LOC_UNIT, bounded_log_scale
+from training.likelihoods.location_scale import LOC_UNIT, bounded_log_scale, initial_scale
 
 DEGREES_OF_FREEDOM = 5.0
 FLOOR = -5.0
@@ -57,9 +57,10 @@ class StudentT(Likelihood):
         """Two a pixel and channel."""
         return 2 * self.num_pixels
 
-    def initial_bias(self, pixel_mean: Tensor) -> Tensor:
-        """The mean, and a scale for which every pixel is possible."""
-        return torch.stack([pixel_mean / LOC_UNIT, torch.full_like(pixel_mean, INITIAL_LOG_SCALE)])
+    def initial_bias(self, pixel_mean: Tensor, pixel_spread: Tensor) -> Tensor:
+        """The mean, and the scale that gives this spread."""
+        scale = initial_scale(pixel_spread, math.sqrt(1 - 2 / DEGREES_OF_FREEDOM), FLOOR)
+        return torch.stack([pixel_mean / LOC_UNIT, scale])
 
     def parameters(self, raw: Tensor) -> tuple[Tensor, ...]:
         """Location, and the logarithm of the scale, bounded."""

@@ -52,8 +52,10 @@ def test_options_that_cannot_work_together_are_refused() -> None:
     ("shape", "preset", "width", "num_samples", "batch_size"),
     [
         ((1, 16, 16), "mlp", 512, 8, 128),
-        ((3, 32, 32), "mlp", 512, 8, 128),
-        ((1, 64, 64), "mlp", 512, 8, 128),
+        ((1, 28, 28), "mlp", 512, 8, 128),
+        ((1, 28, 29), "mlp", 512, 1, 50),
+        ((3, 32, 32), "mlp", 512, 1, 50),
+        ((1, 64, 64), "mlp", 512, 1, 50),
         ((1, 64, 65), "resnet", 16, 1, 32),
         ((3, 48, 64), "resnet", 16, 1, 32),
         ((3, 512, 512), "resnet", 16, 1, 32),
@@ -87,7 +89,11 @@ def test_the_size_of_the_images_decides_the_networks(
         (3101, {}, 32, 2),  # 97 steps
         (70_000, {}, 32, 1),
         (150, {"batch_size": 32}, 32, 12),
-        (150, {"preset": "mlp"}, 128, 12),
+        (150, {"preset": "mlp"}, 32, 12),
+        (12_700, {"preset": "mlp"}, 127, 1),
+        (70_000, {"preset": "mlp"}, 128, 1),
+        (70_000, {"preset": "mlp", "epochs": 2}, 128, 0.2),  # 547 steps an epoch
+        (150, {"preset": "mlp", "batch_size": 7}, 7, 5),
     ],
 )
 def test_few_large_images_come_in_small_batches(

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 
 from training.configuration import Configuration
 from training.data.sources import Source, read_source
@@ -26,6 +27,24 @@ def test_the_parts_share_no_image_and_lose_none() -> None:
         "test": 10,
     }
     assert set.union(*found.values()) == set(range(1, 101))
+
+
+@pytest.mark.parametrize("scale", [1, 255], ids=["levels", "floats"])
+def test_a_pixels_spread_is_its_own_as_far_as_the_images_are_many(scale: int) -> None:
+    """Ten images' worth of the mean variance: of one image nothing is known, of a thousand its own spread."""
+
+    def spread(images: Any) -> Any:
+        pixels = np.asarray(images, np.uint8).reshape(-1, 1, 1, 2)
+        train = pixels if scale == 1 else (pixels / np.float32(255)).astype(np.float32)
+        return DataSplits("n", "0" * 64, train, *[train[:1]] * 3).pixel_spread().flatten() * 255
+
+    mean = 10 * 50**2 / 2  # of the variances 2500 and 0, ten times
+    expected = [(40 * 50**2 + mean) / 50, mean / 50]
+    assert_allclose(spread([[50, 7], [150, 7]] * 20), np.sqrt(expected), rtol=1e-5)
+    assert_allclose(spread([[0, 255]]), 0, atol=1e-4)
+    many = spread([[50, 7], [150, 7]] * 500)  # 256 of which are looked at, evenly spaced
+    assert 47 < many[0] < 51
+    assert many[1] < 8
 
 
 def test_the_seed_decides_the_parts() -> None:

@@ -94,6 +94,7 @@ def test_a_stream_is_the_same_data_as_an_array(folder: Folder, kind: str) -> Non
     assert (parts.calibration == whole.calibration).all()
     assert (parts.test == whole.test).all()
     assert torch.equal(parts.pixel_mean(), whole.pixel_mean())
+    assert torch.equal(parts.pixel_spread(), whole.pixel_spread())
 
 
 def test_what_fits_is_loaded(folder: Folder) -> None:

@@ -29,7 +29,6 @@ _MOST_OTHER = 0.15
 _NOT_ENLARGED = 0.25  # quantile: three quarters of the images are at least as large as the model's
 _UNIT, _UNIT_FROM = 8, 16
 """Sides from 16 pixels on are multiples of 8, which networks halve."""
-_FEW = 500
 
 
 @dataclass(frozen=True)
@@ -193,8 +192,6 @@ def choose(asked: Preparation, sizes: Sizes, *, all_grey: bool, looked_at: int) 
     ]
     if asked.fit == "crop" and (cut := _cut_off(size, sizes)) >= 0.005:
         said.append(f"fit crop leaves out {cut:.0%} of the median image; --fit pad keeps all of it".replace("%", " %"))
-    if count < _FEW:
-        said.append(f"{count} images are few: --flip and --shift make more of them, where that makes sense")
     return replace(asked, size=size, colour=colour), said
 
 

@@ -18,6 +18,9 @@ from training.errors import DataError
 Images = Pixels | ImageStream
 
 PARTS = ("train", "validation", "calibration", "test")
+_LOOKED_AT, _NUMBERS_LOOKED_AT = 256, 2**26
+"""Images whose pixels' spread is measured, and their pixels in all."""
+_SHRINKAGE = 10  # images
 _DEFAULT_HELD_OUT = {"num_validation": 2000, "num_calibration": 3000, "num_test": 10_000}
 
 
@@ -47,6 +50,22 @@ class DataSplits:
         train = self.train
         mean = train.mean() if isinstance(train, ImageStream) else train.mean(axis=0, dtype=np.float64)
         return torch.from_numpy(mean / (255 if train.dtype == np.uint8 else 1)).float()
+
+    def pixel_spread(self) -> Tensor:
+        """Standard deviation of each training pixel, [C, H, W], in [0, 1], of up to 256 evenly spaced images.
+
+        Each pixel's variance is averaged with that of all pixels as if ten more images had that one: a few images say
+        little of a pixel, and one that is the same in all of them need not be so in others.
+        """
+        channels, height, width = self.image_shape
+        most = max(2, min(_LOOKED_AT, _NUMBERS_LOOKED_AT // (channels * height * width)))
+        images = evenly_spaced(self.train, most)
+        mean = images.mean(axis=0, dtype=np.float64)
+        squares = np.zeros_like(mean)
+        for image in images:  # one after another, for the memory's sake
+            squares += np.square(image - mean)
+        variance = (squares + _SHRINKAGE * squares.mean() / len(images)) / (len(images) + _SHRINKAGE)
+        return torch.from_numpy(np.sqrt(variance) / (255 if images.dtype == np.uint8 else 1)).float()
 
 
 def split(source: Source | StreamedSource, configuration: Configuration) -> DataSplits:

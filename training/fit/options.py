@@ -37,8 +37,8 @@ _HELP = {
     "kl_warm_up_epochs": "elbo: epochs over which the KL term's weight rises from 0 to 1",
     "free_bits": "elbo: nats of each latent dimension's KL term that are not penalised",
     "epochs": "passes over the training images",
-    "batch_size": "images per step, over all processes; for a resnet on patches fewer, at least 8, if an epoch would "
-    "have fewer than 100 steps",
+    "batch_size": "images per step, over all processes; for a large mlp and a resnet on patches as many as leave an "
+    "epoch 100 steps: 32 to 128, 8 to 32",
     "learning_rate": "Adam's learning rate after the warm-up; it falls to 0 along a cosine",
     "warm_up_epochs": "epochs in which the learning rate rises linearly",
     "max_gradient_norm": "clip the gradient's norm to this; 0: never",
@@ -61,6 +61,8 @@ _UNSET = {
     "likelihood": f"{GREY} for 8-bit images if more than a fifth of the pixels are grey, else {BLACK_AND_WHITE}",
     "binarisation": "dynamic, or none",
     "first_samples": "--num-samples throughout",
+    "epochs": "planned by --minutes: as many as have 12 000 steps, at least 120 and at most 1000, if there is time",
+    "patience": "never; a tenth of the epochs, at least 10, where they are planned and there is no --first-samples",
     "finish_epochs": "a quarter of --epochs, at least 10 or as many",
     "warm_up_epochs": "1, or as many as have 100 steps, but at most a tenth of all",
     "num_validation": "2000, at most a tenth of the images",

@@ -104,7 +104,10 @@ def fit(
     with full_float32():
         train = on_device(splits.train, device)
         validation = torch.from_numpy(splits.validation).to(device)
-        state = build_state(configuration, splits.pixel_mean(), device)
+        untrained = functools.partial(
+            build_state, configuration, splits.pixel_mean(), device, pixel_spread=splits.pixel_spread()
+        )
+        state = untrained()
         checkpoint = run.load_checkpoint(device)
         processes.wait()  # until all have read it: the first epoch's end replaces it
         epoch = state.restore(checkpoint) if checkpoint else 0
@@ -136,7 +139,7 @@ def fit(
                 if not math.isfinite(watched):
                     raise DivergenceError(f"the validation bound after epoch {epoch + 1} is {watched}")
             except DivergenceError as error:
-                line = step_back(run, state, build_state(configuration, splits.pixel_mean(), device), error, processes)
+                line = step_back(run, state, untrained(), error, processes)
                 check_not_given_up(state, epoch, configuration, reason=str(error))
                 if processes.leads and on_setback:
                     on_setback(line)

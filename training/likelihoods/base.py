@@ -88,8 +88,16 @@ class Likelihood(ABC):
         return self.num_pixels
 
     @abstractmethod
-    def initial_bias(self, pixel_mean: Tensor) -> Tensor:
-        """What a network's raw outputs are for an average image: [C, H, W] → [M, C, H, W], or [M, 1, H, W]."""
+    def initial_bias(self, pixel_mean: Tensor, pixel_spread: Tensor) -> Tensor:
+        """What a network's raw outputs are before training: those of a density that fits the training set as a whole.
+
+        Args:
+            pixel_mean: mean of each pixel over the training images, in [0, 1], [C, H, W].
+            pixel_spread: its standard deviation over them, [C, H, W].
+
+        Returns:
+            [M, C, H, W] or [M, 1, H, W].
+        """
 
     @abstractmethod
     def parameters(self, raw: Tensor) -> tuple[Tensor, ...]:

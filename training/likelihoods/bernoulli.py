@@ -26,7 +26,7 @@ class Bernoulli(IndependentPixels):
         """The logits."""
         return {"logits": self.image_shape}
 
-    def initial_bias(self, pixel_mean: Tensor) -> Tensor:
+    def initial_bias(self, pixel_mean: Tensor, pixel_spread: Tensor) -> Tensor:
         """The logit of the mean, of at most 1 - 1e-3 and at least 1e-3 (Burda et al. 2015, arXiv 1509.00519)."""
         return torch.logit(pixel_mean, eps=1e-3).unsqueeze(0)
 

@@ -1,5 +1,6 @@
 """8-bit pixels: a proper probability for each of the 256 values."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +12,8 @@ from training.likelihoods.reductions import softplus, sum_softplus
 
 FLOOR = -7.0
 """Of log_scale: a fifth of a grey level, of 256, which then has 90 % of the probability."""
+SCALE_OF_SPREAD = math.sqrt(3) / math.pi
+"""A logistic's scale in standard deviations."""
 FAR = 1e38
 _FEWEST_LEVELS_AT_ONCE = 16
 _SMALLEST = 1e-37  # of float32, which export writes constants in
@@ -42,6 +45,7 @@ class DiscretisedLogistic(LocationScale):
     name = "discretised_logistic"
     pixel = "256 levels"
     floor = FLOOR
+    scale_of_spread = SCALE_OF_SPREAD
 
     def __init__(self, image_shape: ImageShape, levels: int = 256) -> None:
         super().__init__(image_shape)

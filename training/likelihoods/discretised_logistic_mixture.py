@@ -7,13 +7,20 @@ import torch
 from torch import Tensor
 
 from training.likelihoods.base import ImageShape, Likelihood, Option
-from training.likelihoods.discretised_logistic import FAR, FLOOR, bin_derivatives, standard_logistic, to_levels
-from training.likelihoods.location_scale import INITIAL_LOG_SCALE, LOC_UNIT, bounded_log_scale
+from training.likelihoods.discretised_logistic import (
+    FAR,
+    FLOOR,
+    SCALE_OF_SPREAD,
+    bin_derivatives,
+    standard_logistic,
+    to_levels,
+)
+from training.likelihoods.location_scale import LOC_UNIT, bounded_log_scale, initial_scale
 from training.likelihoods.reductions import join, magnitude, positive_part, split, sum_pixels
 
 NUM_COMPONENTS = 10
-_SPREAD = 0.5
-"""Of the components' locations in an untrained model, about the average image's: they begin apart."""
+_APART = 2.0
+"""Standard deviations of the pixel: how far from the average image an untrained model's outermost components lie."""
 
 
 class DiscretisedLogisticMixture(Likelihood):
@@ -65,12 +72,12 @@ class DiscretisedLogisticMixture(Likelihood):
         """One a place for the component, and one a pixel and channel."""
         return self._places + self.num_pixels
 
-    def initial_bias(self, pixel_mean: Tensor) -> Tensor:
-        """Components spread about the mean, with scales for which every pixel is possible: [C, H, W] → [M, 1, H, W]."""
+    def initial_bias(self, pixel_mean: Tensor, pixel_spread: Tensor) -> Tensor:
+        """Components apart from one another about the mean, each as wide as the pixel's spread: [M, 1, H, W]."""
         n, size = self.num_components, self.image_shape[1:]
-        offsets = torch.linspace(-_SPREAD, _SPREAD, n) if n > 1 else torch.zeros(1)
-        loc = (pixel_mean + offsets.reshape(n, 1, 1, 1)) / LOC_UNIT  # [n, C, H, W]
-        scale = torch.full_like(loc, INITIAL_LOG_SCALE)
+        offsets = torch.linspace(-_APART, _APART, n) if n > 1 else torch.zeros(1)
+        loc = (pixel_mean + pixel_spread * offsets.reshape(n, 1, 1, 1)) / LOC_UNIT  # [n, C, H, W]
+        scale = initial_scale(pixel_spread, SCALE_OF_SPREAD, FLOOR).expand(loc.shape)
         parts = [torch.zeros(n, *size), loc, scale, torch.zeros(n * self._num_coefficients, *size)]
         return torch.cat([part.reshape(-1, *size) for part in parts]).unsqueeze(1)
 

@@ -58,7 +58,7 @@ class Gaussian(IndependentPixels):
         """Two a pixel and channel."""
         return 2 * self.num_pixels
 
-    def initial_bias(self, pixel_mean: Tensor) -> Tensor:
+    def initial_bias(self, pixel_mean: Tensor, pixel_spread: Tensor) -> Tensor:
         """The mean."""
         return (pixel_mean / LOC_UNIT).unsqueeze(0)
 
@@ -108,6 +108,7 @@ class GaussianWithScale(LocationScale):
     name = "gaussian"
     pixel = Gaussian.pixel
     floor = FLOOR
+    scale_of_spread = 1.0
 
     @property
     def num_uniforms(self) -> int:

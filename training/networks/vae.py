@@ -18,6 +18,9 @@ LOWEST_LOG_VAR, HIGHEST_LOG_VAR = -30.0, 10.0
 """Of the posterior's log variance. Beyond them z is the mean, in float32, or is 150 times as wide as the prior; within
 them no density that training or serving forms leaves float32."""
 
+UNKNOWN_SPREAD = 0.4
+"""Of pixels in [0, 1], whose standard deviation is at most a half."""
+
 # For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, *shape].
 _BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "mlp": (MlpEncoder, MlpDecoder),
@@ -104,10 +107,11 @@ class Vae(nn.Module):
             return self.likelihood.log_prob(x.flatten(1).unsqueeze(1), *flat)
 
 
-def build_vae(configuration: Configuration, pixel_mean: Tensor) -> Vae:
+def build_vae(configuration: Configuration, pixel_mean: Tensor, pixel_spread: Tensor | None = None) -> Vae:
     """The configured preset and likelihood with freshly drawn weights, for images of `pixel_mean`'s shape [C, H, W].
 
-    An untrained decoder knows what an average image looks like. The same configuration and mean give the same weights.
+    An untrained decoder knows what an average image looks like, and how far its pixels are from it: by `pixel_spread`,
+    [C, H, W]; None is a spread for which every pixel is possible. The same arguments give the same weights.
     """
     channels, height, width_in_pixels = pixel_mean.shape
     generator = torch.Generator().manual_seed(configuration.seed)
@@ -116,9 +120,11 @@ def build_vae(configuration: Configuration, pixel_mean: Tensor) -> Vae:
     encoder_body, decoder_body = _BODIES[configuration.preset]
     sizes = {"width": configuration.width, "depth": configuration.depth, "generator": generator}
     features = encoder_body(image_shape, **sizes)
+    spread = torch.full_like(pixel_mean, UNKNOWN_SPREAD) if pixel_spread is None else pixel_spread
+    bias = likelihood.initial_bias(pixel_mean, spread)
     return Vae(
         image_shape,
         configuration.latent_dim,
         Encoder(features, features.num_features, configuration.latent_dim, generator=generator),
-        Decoder(decoder_body(likelihood.initial_bias(pixel_mean), configuration.latent_dim, **sizes), likelihood),
+        Decoder(decoder_body(bias, configuration.latent_dim, **sizes), likelihood),
     )
