@@ -354,7 +354,7 @@ def test_help_shows_every_option_and_its_default(capsys: pytest.CaptureFixture[s
     assert "(default: 1, or as many as have 100 steps, but at most a tenth of all)" in text
     steps = "as many as have 12 000 steps, at least 120 and at most 1000, if there is time"
     assert f"(default: planned by --minutes: {steps})" in text
-    assert "; above 0 and finite (default: 12, without --epochs)" in text
+    assert "; positive and finite (default: 12, without --epochs)" in text
     assert "(default: 512; 32 for resnet; 16 for resnet in patches)" in text
 
 
