@@ -90,7 +90,7 @@ def test_the_user_has_the_last_word_and_growing_samples_are_not_cut_short() -> N
     ("name", "images"),
     [
         ("one level", np.full((40, 1, 16, 16), 90, np.uint8)),
-        ("one image unlike the others", np.repeat(np.uint8([90] * 39 + [255]), 256).reshape(40, 1, 16, 16)),
+        ("one image unlike the others", np.repeat(np.array([90] * 39 + [255], np.uint8), 256).reshape(40, 1, 16, 16)),
         ("ten images of noise", np.random.default_rng(1).integers(0, 256, (10, 3, 16, 20)).astype(np.uint8)),
         ("one pixel", np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)),
         ("a strip", np.random.default_rng(2).integers(100, 140, (12, 1, 16, 260)).astype(np.uint8)),
