@@ -345,12 +345,16 @@ def test_help_shows_every_option_and_its_default(capsys: pytest.CaptureFixture[s
     assert "(default: None)" not in text
     for field in fields(Configuration):
         assert f"--{field.name.replace('_', '-')} " in text
-        if field.default is not None and field.name not in ("preset", "likelihood", "warm_up_epochs"):
+        by_others = ("preset", "likelihood", "warm_up_epochs", "epochs", "patience")
+        if field.default is not None and field.name not in by_others:
             assert re.search(rf"\(default: {re.escape(str(field.default))}[;,)]", text), field.name
     by_images = "discretised_logistic for 8-bit images if more than a fifth of the pixels are grey, else bernoulli"
     assert f"(default: {by_images})" in text
     assert "(default: auto, an mlp up to 64×64 numbers an image, a resnet for larger ones" in text
     assert "(default: 1, or as many as have 100 steps, but at most a tenth of all)" in text
+    steps = "as many as have 12 000 steps, at least 120 and at most 1000, if there is time"
+    assert f"(default: planned by --minutes: {steps})" in text
+    assert "; positive and finite (default: 12, without --epochs)" in text
     assert "(default: 512; 32 for resnet; 16 for resnet in patches)" in text
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from training.__main__ import main
 from training.configuration import Configuration
@@ -73,6 +74,7 @@ def test_one_epoch_is_the_least_and_says_that_it_is_too_long() -> None:
     found = planned(100_000, 0.1)
     assert found.configuration.epochs == 1
     assert found.configuration.warm_up_epochs == 100 / 782  # 100 steps, so that the rate falls again
+    assert found.lines()[0] == "plan: 1 epoch; at most about 37 seconds at this machine's present pace"
     assert "that is longer than --minutes 0.1: smaller images (--size) would be faster" in found.lines()
 
 
@@ -82,6 +84,31 @@ def test_the_user_has_the_last_word_and_growing_samples_are_not_cut_short() -> N
     grown = planned(700, math.inf, {"num_samples": 64, "first_samples": 8})
     assert grown.configuration.patience == 0
     assert "until" not in grown.lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("one level", np.full((40, 1, 16, 16), 90, np.uint8)),
+        ("one image unlike the others", np.repeat(np.array([90] * 39 + [255], np.uint8), 256).reshape(40, 1, 16, 16)),
+        ("ten images of noise", np.random.default_rng(1).integers(0, 256, (10, 3, 16, 20)).astype(np.uint8)),
+        ("one pixel", np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)),
+        ("a strip", np.random.default_rng(2).integers(100, 140, (12, 1, 16, 260)).astype(np.uint8)),
+    ],
+)
+def test_odd_images_end_in_a_model_by_the_defaults(name: str, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", images)
+    options = ["--minutes=0.001", "--width=4", "--latent-dim=2", "--device=cpu"]
+    assert main(["fit", f"--data={tmp_path / 'images.npy'}", f"--out={tmp_path / 'run'}", *options]) == 0, name
+    metrics = open_run(tmp_path / "run").read_metrics()
+    assert metrics
+    assert all(math.isfinite(line["validation_bound"]) for line in metrics)
+
+
+def test_too_few_images_say_how_many_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "images.npy", np.arange(9 * 4, dtype=np.uint8).reshape(9, 1, 2, 2))
+    assert main(["fit", f"--data={tmp_path / 'images.npy'}", f"--out={tmp_path / 'run'}", "--device=cpu"]) == 2
+    assert capsys.readouterr().err.endswith("; there must be at least 10, or these numbers given\n")
 
 
 def test_samples_that_grow_cost_what_they_are() -> None:

@@ -88,7 +88,8 @@ def split(source: Source | StreamedSource, configuration: Configuration) -> Data
     }
     if sum(held_out.values()) >= available or min(held_out.values()) < 1:
         wanted = ", ".join(f"{name} = {count}" for name, count in held_out.items())
-        raise DataError(source.name, f"{available} images cannot be divided with {wanted}")
+        few = "; there must be at least 10, or these numbers given" if available < 10 else ""
+        raise DataError(source.name, f"{available} images cannot be divided with {wanted}{few}")
     order = np.random.default_rng(configuration.seed).permutation(available)
     places = [np.sort(part) for part in np.split(order, np.cumsum(list(held_out.values())))]
     train: Images

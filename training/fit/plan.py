@@ -83,11 +83,10 @@ class Plan:
 
     def lines(self) -> list[str]:
         """What is planned, and what more time would buy, in words."""
-        epochs = self.configuration.epochs
-        early = f", or until {patience} epochs bring nothing" if (patience := self.configuration.patience) else ""
-        said = [
-            f"plan: {epochs} epochs{early}; at most about {_in_minutes(self.seconds)} at this machine's present pace"
-        ]
+        epochs, patience = self.configuration.epochs, self.configuration.patience
+        early = f", or until {patience} epochs bring nothing" if 0 < patience < epochs else ""
+        at_most = f"at most about {_in_words(self.seconds)} at this machine's present pace"
+        said = [f"plan: {_counted(epochs, 'epoch')}{early}; {at_most}"]
         if self.seconds > 60 * self.minutes:
             said.append(f"that is longer than --minutes {self.minutes:g}: smaller images (--size) would be faster")
         if epochs < self.wanted:
@@ -172,5 +171,9 @@ def measure_pace(
     return Pace(*figures.tolist())
 
 
-def _in_minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{max(seconds, 1):.0f} seconds"
+def _in_words(seconds: float) -> str:
+    return _counted(round(seconds / 60), "minute") if seconds >= 90 else _counted(math.ceil(seconds), "second")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
