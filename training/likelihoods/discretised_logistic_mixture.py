@@ -115,8 +115,9 @@ class DiscretisedLogisticMixture(Likelihood):
     def mean(self, *parameters: Tensor) -> Tensor:
         """Σ_k π_k times the component's mean before it is binned, where it depends on earlier channels' such means."""
         means: list[Tensor] = []  # [B, K, n, 1, places] each
+        located = self._located(parameters)
         while len(means) < self._channels:
-            means.append(torch.clamp(self._centre(means, parameters), 0, 1))
+            means.append(torch.clamp(self._centre(means, located), 0, 1))
         weight = torch.softmax(self._split(parameters[0], 1), dim=2)  # [B, K, n, 1, places]
         return join((weight * torch.cat(means, dim=3)).sum(2))
 
@@ -125,7 +126,7 @@ class DiscretisedLogisticMixture(Likelihood):
         weight = torch.softmax(self._split(parameters[0], 1), dim=2)  # [B, K, n, 1, places]
         edges, outside = torch.cumsum(weight, dim=2)[:, :, :-1], 0 * weight[:, :, :1]
         numbers = self._split_channels(uniform, 1 + self._channels)  # [B, K, 1, 1 + C, places]
-        first = numbers[..., :1, :]
+        first = numbers.narrow(3, 0, 1)
         below, above = torch.cat([outside, edges], dim=2), torch.cat([edges, outside + 2], dim=2)
         chosen = ((first >= below) & (first < above)).to(uniform.dtype)  # one of n is 1
         logits, loc, log_scale, *coefficients = (
@@ -133,12 +134,14 @@ class DiscretisedLogisticMixture(Likelihood):
             for parameter, count in zip(parameters, self._counts, strict=True)
         )
         one = DiscretisedLogisticMixture(self.image_shape, 1, self.levels)
-        noise = torch.exp(one._split(log_scale, self._channels)) * standard_logistic(numbers[..., 1:, :])
+        located = one._located((logits, loc, log_scale, *coefficients))
+        noise = torch.exp(one._split(log_scale, self._channels)) * standard_logistic(
+            numbers.narrow(3, 1, self._channels)
+        )
         drawn: list[Tensor] = []  # [B, K, 1, 1, places] each
         while len(drawn) < self._channels:
-            this = slice(len(drawn), len(drawn) + 1)
-            centre = one._centre(drawn, (logits, loc, log_scale, *coefficients))
-            drawn.append(to_levels(centre + noise[..., this, :], self.levels - 1))
+            this = one._centre(drawn, located) + noise.narrow(3, len(drawn), 1)
+            drawn.append(to_levels(this, self.levels - 1))
         return join(torch.cat(drawn, dim=3))
 
     def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -204,17 +207,22 @@ class DiscretisedLogisticMixture(Likelihood):
 
     def _centres(self, values: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """All channels' locations under values [B, K, 1, C, places]: [B, K, n, C, places]. Linear in the parameters."""
-        earlier = [values[..., channel : channel + 1, :] for channel in range(self._channels)]
-        centres = [self._centre(earlier[:channel], parameters) for channel in range(self._channels)]
+        located, earlier = self._located(parameters), torch.split(values, 1, dim=3)
+        centres = [self._centre(earlier[:channel], located) for channel in range(self._channels)]
         centres[0] = centres[0] + 0 * earlier[0]  # as many rows as the others
         return torch.cat(centres, dim=3)
 
-    def _centre(self, earlier: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    def _located(self, parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """What `_centre` takes: the channels' locations and the coefficients, [B, K, n, 1, places] each."""
+        coefficients = [self._split(parameter, self._num_coefficients) for parameter in parameters[3:]]
+        return [torch.split(part, 1, dim=3) for part in (self._split(parameters[1], self._channels), *coefficients)]
+
+    def _centre(self, earlier: Sequence[Tensor], located: Sequence[Sequence[Tensor]]) -> Tensor:
         """The next channel's location after others' values x_j [B, K, 1 or n, 1, places]: [B, K, n, 1, places]."""
         channel = len(earlier)
-        centre = self._split(parameters[1], self._channels)[..., channel : channel + 1, :]
+        centre = located[0][channel]
         for index, value in enumerate(earlier, start=channel * (channel - 1) // 2):
-            centre = centre + self._split(parameters[3], self._num_coefficients)[..., index : index + 1, :] * value
+            centre = centre + located[1][index] * value
         return centre
 
     def _split(self, parameter: Tensor, count: int) -> Tensor:
