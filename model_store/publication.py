@@ -135,7 +135,8 @@ def _last_given(root: Path, name: str) -> int:
 def _reserve(root: Path, name: str, version: int) -> bool:
     """Put a number on record for this publisher alone; False where another has it, or had it.
 
-    The record cannot be made twice, but it is removed once a higher one is there: so whoever makes it looks again.
+    The record cannot be made twice, but it is removed once a higher one is there: so whoever makes it looks again. Of
+    two who take numbers at the same moment the lower may so be left out; no number is given twice.
     """
     record = _record(root, name, version)
     try:
