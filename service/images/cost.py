@@ -43,7 +43,7 @@ def is_brief(content: bytes) -> bool:
     True for a small PNG, or JPEG of one scan, without EXIF data: a few packed bytes of EXIF can be much work. WebP is
     always read in another process, because libwebp has had security faults.
     """
-    if len(content) > _BRIEF_BYTES or (not has_only_pixels(content) and _EXIF_MARK.search(content)):
+    if len(content) > _BRIEF_BYTES or (_EXIF_MARK.search(content) and not has_only_pixels(content)):
         return False
     if is_small_png(content):
         return True

@@ -232,12 +232,15 @@ def over_black(levels: Levels, alpha: Levels) -> Levels:
 
 def has_only_pixels(content: bytes) -> bool:
     """Whether the file is a header, one chunk of data and the end, as most small images are; no checksum is read."""
-    return content[37:41] == b"IDAT" and content[-12:] == _END and _number(content, 33) == len(content) - 57
+    if content[37:41] != b"IDAT" or content[-12:] != _END:
+        return False
+    return int.from_bytes(content[33:37], "big") == len(content) - 57
 
 
 def plain_data(content: bytes) -> bytes | None:
     """The compressed pixels of a file for which `has_only_pixels` is true; None if a checksum is wrong."""
-    if zlib.crc32(content[12:29]) != _number(content, 29) or zlib.crc32(content[37:-16]) != _number(content, -16):
+    header, data = zlib.crc32(content[12:29]), zlib.crc32(content[37:-16])
+    if header != int.from_bytes(content[29:33], "big") or data != int.from_bytes(content[-16:-12], "big"):
         return None
     return content[41:-16]
 
@@ -257,10 +260,6 @@ def rows_decoded(
         raise UnreadableImageError(f"its pixels are broken ({error})") from None
     samples = np.frombuffer(image.tobytes(), "<u2" if mode == "I;16" else np.uint8)
     return samples.reshape(*size, -1)
-
-
-def _number(content: bytes, start: int) -> int:
-    return int.from_bytes(content[start : start + 4], "big")
 
 
 def _walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -65,6 +65,7 @@ class ImageReader:
         self._size = self._chw[1:]
         self._fitting = fitting
         self._max_pixels = max_pixels
+        self._is_plain = fitting.fit == "exact" and not fitting.invert
         self.takes_any_size = resize or fitting.fit != "exact"
         """Whether images of another size are resampled, not refused."""
 
@@ -108,9 +109,10 @@ class ImageReader:
 
     def _next_images(self, items: Sequence[Any], index: int, budget: int) -> tuple[AnyArray, int]:
         """Pixels [n, c, h, w] of the item at `index`, or of several from there, and their count against the budget."""
-        if (levels := self._decoded_batch(items, index, budget)) is not None:
+        if index + 1 < len(items) and (levels := self._decoded_batch(items, index, budget)) is not None:
             return self._as_model_pixels(levels, index), len(levels) * levels.shape[2] * levels.shape[3]
-        item = unpacked(items[index], index)
+        if not isinstance(item := items[index], bytes):
+            item = unpacked(item, index)
         if not isinstance(item, bytes):
             return self._as_model_pixels(item[None], index), 0
         levels, count = self._decoded(item, index, budget)
@@ -152,6 +154,8 @@ class ImageReader:
 
         `index` is the first image's.
         """
+        if self._is_plain:
+            return _as_floats(images)
         if self._fitting.is_exact:
             return _as_floats(self._fitting.inverted(images))
         _check_channels(images.shape[1], self._chw[0], index)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -191,13 +190,7 @@ def _sum_last(terms: Tensor) -> Tensor:
 
 def _reshape(tensor: Tensor, sizes: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Sizes of 0 are the tensor's along that axis, for which PyTorch's own would first ask it."""
-    return _operator("Reshape", (tensor, _constant(tuple(sizes))), shape, tensor.dtype)
-
-
-@functools.cache
-def _constant(sizes: tuple[int, ...]) -> Tensor:
-    """As a tensor, the same one each time. From NumPy, as PyTorch traces a `torch.tensor` into a copy of a constant."""
-    return torch.from_numpy(np.array(sizes, np.int64))
+    return _operator("Reshape", (tensor, torch.tensor(sizes)), shape, tensor.dtype)
 
 
 def _operator(name: str, inputs: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
