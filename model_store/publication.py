@@ -4,6 +4,7 @@ Other programs, under other users, read what is published: files and folders mad
 umask is. What is there already keeps its mode.
 """
 
+import fcntl
 import hashlib
 import io
 import os
@@ -12,8 +13,8 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -135,18 +136,32 @@ def _last_given(root: Path, name: str) -> int:
 def _reserve(root: Path, name: str, version: int) -> bool:
     """Put a number on record for this publisher alone; False where another has it, or had it.
 
-    The record cannot be made twice, but it is removed once a higher one is there: so whoever makes it looks again. Of
-    two who take numbers at the same moment the lower may so be left out; no number is given twice.
+    The record cannot be made twice, but it is removed once a higher one is there: so whoever makes it looks again. A
+    lock on the store keeps others from making a higher record between the two. Without it, on a file system that has no
+    locks, two who take numbers at the same moment may leave the lower one out; no number is given twice.
     """
     record = _record(root, name, version)
-    try:
-        record.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    if _last_given(root, name) > version:
-        record.unlink(missing_ok=True)
-        return False
+    with _locked(root):
+        try:
+            record.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        if _last_given(root, name) > version:
+            record.unlink(missing_ok=True)
+            return False
     return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which ends with the process that holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _make_folder(folder: Path) -> None:
