@@ -17,7 +17,7 @@ from training.__main__ import main
 from training.data.sources import read_source
 
 SIZE = 44  # large enough to be read in patches
-TINY = ["--width=24", "--latent-dim=3", "--num-samples=2", "--epochs=4", "--batch-size=16", "--ema-decay=0.5"]
+TINY = ["--width=8", "--latent-dim=3", "--num-samples=2", "--epochs=4", "--batch-size=16", "--ema-decay=0.5"]
 
 
 def disc(random: np.random.Generator) -> Image.Image:
