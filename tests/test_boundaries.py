@@ -142,7 +142,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "service.engine": {
         "format1": {"arrays"},
         "posterior": {
-            "arrays", "blocks", "chunks", "graphs", "matrices", "preparation", "proposal", "runtime", "verification",
+            "arrays", "blocks", "chunks", "graphs", "matrices", "parts", "preparation", "proposal", "runtime",
+            "verification",
         },
         "anomaly": {"arrays", "chunks", "posterior", "preparation", "proposal"},
     },

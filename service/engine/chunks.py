@@ -10,7 +10,7 @@ T = TypeVar("T")
 Chunks = Generator[None, None, T]
 
 
-def complete(chunks: Chunks[T], on_chunk: Callable[[], object] = lambda: None) -> T:
+def complete(chunks: Generator[object, None, T], on_chunk: Callable[[], object] = lambda: None) -> T:
     """Run a chunked computation to its end; `on_chunk` is called after each chunk.
 
     >>> def three() -> Chunks[int]:

@@ -22,10 +22,12 @@ from model_store import (
 from service.engine.anomaly.complexity import complexity
 from service.engine.anomaly.detector import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
 from service.engine.anomaly.explanation import NUM_DRAWS, surprise_maps
+from service.engine.anomaly.measurement import Measurement
 from service.engine.anomaly.statistics import Statistics, divergence
 from service.engine.blocks import BYTES_A_PIXEL
 from service.engine.chunks import Chunks, complete
 from service.engine.format1 import likelihood_graph_of
+from service.engine.parts import Part, Parts, gathered
 from service.engine.posterior.estimate import LogLikelihood
 from service.engine.posterior.estimator import Estimator, Inference
 from service.engine.posterior.sampling import Sampler, Samples
@@ -216,19 +218,34 @@ class Model:
             UnknownProposalError, TooFewSamplesError: see proposal.py.
         """
         num_samples = num_samples or DEFAULT_NUM_SAMPLES.get(proposal, 1)
-        check_request(proposal, num_samples)
+        effort = Effort(num_samples, seed, max_std_error, max_num_samples or num_samples)
+        return (yield from gathered(self.infer(pixels, proposal, effort))).record
+
+    def infer(self, pixels: Pixels, proposal: str, effort: Effort) -> Parts[Inference]:
+        """`log_likelihood`, and draws from each posterior, in parts: familiar images come before strange ones."""
+        check_request(proposal, effort.num_samples)
         x = PreparedImages(pixels, self._preparation)
         posterior = yield from self._encode(x)
-        effort = Effort(num_samples, seed, max_std_error, max_num_samples or num_samples)
-        inference = yield from self._estimator.infer(x, posterior, proposal=proposal, effort=effort)
-        return inference.record
+        yield from self._estimator.infer(x, posterior, proposal=proposal, effort=effort)
 
     def statistics(self, pixels: Pixels, *, proposal: str, num_samples: int, seed: int) -> Chunks[Statistics]:
         """What anomaly scores are made of, by one pass: images [B, C, H, W] → one record of arrays [B]."""
-        check_request(proposal, num_samples)
+        return (yield from gathered(self.measure(pixels, proposal, Effort(num_samples, seed)))).statistics
+
+    def measure(self, pixels: Pixels, proposal: str, effort: Effort) -> Parts[Measurement]:
+        """What anomaly scores are made of, and draws from each posterior, in parts: see `infer`."""
+        check_request(proposal, effort.num_samples)
         x = PreparedImages(pixels, self._preparation)
-        statistics, _ = yield from self._infer(x, proposal, Effort(num_samples, seed))
-        return statistics
+        posterior = yield from self._encode(x)
+        sizes = yield from complexity(x.restored())
+        kl, mean = divergence(posterior), posterior.mean.astype(np.float64)
+        for part in self._estimator.infer(x, posterior, proposal=proposal, effort=effort):
+            if part is None:
+                yield None
+                continue
+            images, record = part.images, part.results.record
+            statistics = Statistics(record.log_likelihood, record.elbo, kl[images], sizes[images], mean[images])
+            yield Part(images, Measurement(statistics, part.results))
 
     def anomaly_scores(
         self,
@@ -254,25 +271,18 @@ class Model:
         Raises:
             UnknownMethodError, UncalibratedModelError: see anomaly/detector.py.
         """
-        detector = self.detector
-        chosen = detector.choose(methods)
-        x = PreparedImages(pixels, self._preparation)
-        protocol = self.description.calibration
-        effort = Effort(protocol.num_samples, protocol.seed, num_draws=NUM_DRAWS if explain else 0)
-        statistics, inference = yield from self._infer(x, protocol.proposal, effort)
-        record = inference.record
-        scores = AnomalyScores(
-            by_method=(yield from detector.judge(statistics, chosen, alpha=alpha, fdr=fdr)),
-            log_likelihood=record.log_likelihood,
-            std_error=record.std_error,
-            posterior_gap=record.posterior_gap,
-            num_samples=record.num_samples,
-            reliable=record.reliable,
-            calibration_size=detector.calibration_size,
-        )
+        chosen, x = self.detector.choose(methods), PreparedImages(pixels, self._preparation)
+        measurement = yield from gathered(self.measure(pixels, *self.protocol(explain=explain)))
+        scores = yield from self.detector.scores(measurement, chosen, alpha=alpha, fdr=fdr)
         if not explain:
             return scores
-        return replace(scores, explanation=(yield from surprise_maps(x, inference.latents, self._sampler)))
+        maps = yield from surprise_maps(x, measurement.inference.latents, self._sampler)
+        return replace(scores, explanation=maps)
+
+    def protocol(self, *, explain: bool = False) -> tuple[str, Effort]:
+        """The proposal and the effort by which calibration images were scored, and so all others are."""
+        by = self.description.calibration
+        return by.proposal, Effort(by.num_samples, by.seed, num_draws=NUM_DRAWS if explain else 0)
 
     def _encode(self, x: PreparedImages | Pixels) -> Chunks[DiagonalGaussian]:
         mean = np.empty((len(x), self.description.latent_dim), np.float32)
@@ -283,16 +293,3 @@ class Model:
             mean[rows], log_var[rows] = outputs["mean"], outputs["log_var"]
             yield
         return DiagonalGaussian(mean=mean, log_var=log_var)
-
-    def _infer(self, x: PreparedImages, proposal: str, effort: Effort) -> Chunks[tuple[Statistics, Inference]]:
-        """Prepared images [B, C, H, W] → their statistics, and the estimates that these are made of."""
-        posterior = yield from self._encode(x)
-        inference = yield from self._estimator.infer(x, posterior, proposal=proposal, effort=effort)
-        statistics = Statistics(
-            log_likelihood=inference.record.log_likelihood,
-            elbo=inference.record.elbo,
-            kl=divergence(posterior),
-            complexity=(yield from complexity(x.restored())),
-            mean=posterior.mean.astype(np.float64),
-        )
-        return statistics, inference

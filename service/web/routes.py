@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from service.engine.anomaly.detector import DEFAULT_ALPHA, AnomalyScores
 from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.model import Model
-from service.engine.proposal import DEFAULT_NUM_SAMPLES, DiagonalGaussian, check_request
+from service.engine.proposal import DEFAULT_NUM_SAMPLES, DiagonalGaussian, Effort, check_request
 from service.engine.reconstruction import Reconstructions
 from service.web import answer_size, descriptions, schemas
 from service.web.answer_size import check_answer, check_images
@@ -34,7 +34,7 @@ from service.web.responses import (
     pairs_reply,
 )
 from service.web.serving.batch_queue import alone
-from service.web.serving.batching import decoding, encoding
+from service.web.serving.batching import Judged, decoding, encoding, estimating, explaining, reconstructing, scoring
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}}
 router = APIRouter(prefix="/v1", responses=_PROBLEMS)
@@ -94,8 +94,8 @@ def reconstruct(request: ImagesRequest, query: Annotated[schemas.ReconstructQuer
         return pairs_reply(request.named, pairs, media=request.media_type, form=query.as_)
 
     return Work(
-        alone(request.model.reconstruct(images)),
-        None,
+        reconstructing(request.model),
+        images,
         rows=2 * len(images),
         held_bytes=images.nbytes + _check_output(request, 2 * len(images), query),
         numbers=2 * images.size,
@@ -136,14 +136,8 @@ def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoo
     limit = num_samples
     if query.max_std_error is not None:
         limit = max(num_samples, min(settings.max_num_samples, settings.max_rows // len(images)))
-    chunks = model.log_likelihood(
-        images,
-        proposal=query.proposal,
-        num_samples=num_samples,
-        seed=query.seed,
-        max_std_error=query.max_std_error,
-        max_num_samples=limit,
-    )
+    effort = Effort(num_samples, query.seed, query.max_std_error, limit)
+    meter = _meter(model, "log-likelihood", query.proposal, query.max_std_error is not None)
 
     def answer(estimate: Any) -> Response:
         request.backend.count_estimates(model, estimate.reason)
@@ -151,8 +145,8 @@ def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoo
         return json_reply({**request.named, "proposal": query.proposal, "seed": query.seed, "results": results})
 
     return Work(
-        alone(chunks, _meter(model, "log-likelihood", query.proposal, query.max_std_error is not None)),
-        None,
+        estimating(model, query.proposal, effort, meter),
+        images,
         rows=len(images) * limit,
         held_bytes=images.nbytes + 2 * answer_bytes,
         numbers=10 * len(images),
@@ -175,9 +169,8 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
     answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes)
     maps = (2 * images.nbytes + len(images) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
     alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
-    chunks = model.anomaly_scores(
-        images, methods=query.method, alpha=alpha or DEFAULT_ALPHA, fdr=query.fdr, explain=query.explain
-    )
+    methods, meter = model.detector.choose(query.method), _meter(model, "anomaly-scores")
+    judged = Judged(images, methods, alpha or DEFAULT_ALPHA, query.fdr)
     num_samples = model.description.calibration.num_samples
 
     def answer(scores: AnomalyScores) -> Response:
@@ -194,8 +187,8 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
         return json_reply(document)
 
     return Work(
-        alone(chunks, _meter(model, "anomaly-scores")),
-        None,
+        explaining(model, judged, meter) if query.explain else scoring(model, meter),
+        judged,
         rows=len(images) * (num_samples + (NUM_DRAWS if query.explain else 0)),
         held_bytes=images.nbytes + maps + 2 * answer_bytes,
         numbers=10 * len(images) + (images.size if query.explain else 0),

@@ -7,6 +7,7 @@ from scipy import stats
 from model_store import ImageShape, LikelihoodSpec
 from service.engine.anomaly.explanation import NUM_DRAWS
 from service.engine.chunks import complete
+from service.engine.parts import gathered
 from service.engine.posterior.sampling import resample
 from service.engine.proposal import PROPOSALS, Effort
 from tests import reference
@@ -116,14 +117,7 @@ def test_draws_are_of_the_posterior(proposal: str) -> None:
     shape = ImageShape(channels=1, height=4, width=3)
     oracle = LinearGaussian.random(shape, 2, scale=0.3)
     model, x = reference.load(oracle.toy(shape, widen=1.3)), oracle.draw(3, shape, seed=4)
-    inference = complete(
-        model._estimator.infer(
-            x.reshape(3, -1),
-            complete(model.encode(x)),
-            proposal=proposal,
-            effort=Effort(num_samples=20_000, seed=2, num_draws=400),
-        )
-    )
+    inference = complete(gathered(model.infer(x, proposal, Effort(num_samples=20_000, seed=2, num_draws=400))))
     gain, covariance = oracle.posterior()
     mean = (x.reshape(3, -1) - oracle.bias) @ gain
     root = np.linalg.cholesky(np.linalg.inv(covariance))

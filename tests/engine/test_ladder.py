@@ -13,6 +13,7 @@ from model_store import ImageShape, PixelPreparation
 from service.engine.blocks import CPU_BLOCKS
 from service.engine.chunks import complete
 from service.engine.model import Model
+from service.engine.parts import gathered
 from service.engine.posterior import annealing, ladder
 from service.engine.posterior.estimate import REASONS, LogLikelihood, annealed_estimate
 from service.engine.posterior.estimator import Estimator
@@ -140,21 +141,15 @@ def test_chunks_and_blocks_change_no_bit(proposal: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("proposal", LADDER)
 def test_draws_have_the_same_bits_too(proposal: str) -> None:
-    model, x = rugged(), model_input(rugged(), noise(5))
-    posterior = complete(model.encode(noise(5)))
+    model = rugged()
     effort = Effort(400, seed=0, num_draws=9)
-    together = complete(model._estimator.infer(x, posterior, proposal=proposal, effort=effort))
+    together = complete(gathered(model.infer(noise(5), proposal, effort)))
     assert together.latents.shape == (5, 9, 5)
     plain = ask(model, noise(5), proposal)
     assert_same(together.record, plain)
     for index in range(5):
-        image = np.array([index])
-        alone = complete(model._estimator.infer(x[image], posterior.take(image), proposal=proposal, effort=effort))
+        alone = complete(gathered(model.infer(noise(5)[index : index + 1], proposal, effort)))
         np.testing.assert_array_equal(alone.latents[0], together.latents[index])
-
-
-def model_input(model: Model, pixels: AnyArray) -> AnyArray:
-    return model._preparation.prepare(pixels).reshape(len(pixels), -1)
 
 
 def test_they_take_turns_and_may_be_given_up() -> None:

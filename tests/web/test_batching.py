@@ -66,12 +66,12 @@ def together(client: TestClient, requests: list[Callable[[], Any]]) -> list[Any]
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The route and the rows of each computation on the inference thread."""
     seen: list[tuple[str, int]] = []
-    for name in ("encode", "decode"):
+    for name in ("encode", "decode", "reconstruct", "infer", "measure"):
         compute = getattr(Model, name)
 
-        def logged(self: Model, rows: Any, name: str = name, compute: Any = compute) -> Any:
+        def logged(self: Model, rows: Any, *others: Any, name: str = name, compute: Any = compute) -> Any:
             seen.append((name, len(rows)))
-            return compute(self, rows)
+            return compute(self, rows, *others)
 
         monkeypatch.setattr(Model, name, logged)
     return seen
@@ -112,6 +112,79 @@ def test_decode_requests_share_runs_of_their_own(serve: Serve, digits: Any, batc
     assert status == 200
     for one, other in zip(alone, shared, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=sum_error(28 * 28, 100))
+
+
+def asked(client: TestClient, query: str, images: Any) -> Callable[[], Any]:
+    """A request for the results of images."""
+    headers = NPY | {"accept": "application/json"}
+
+    def ask() -> Any:
+        answer = client.post(f"/v1/{query}", content=npy(images), headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["results"]
+
+    return ask
+
+
+@pytest.mark.parametrize("proposal", ["encoder", "laplace", "annealed", "auto"])
+def test_estimates_of_several_requests_are_made_together_with_the_same_bits(
+    serve: Serve, digits: Any, batches: list[tuple[str, int]], proposal: str
+) -> None:
+    client = serve()
+    strange = np.random.default_rng(2).integers(0, 256, (2, *digits.shape[1:]), np.uint8)
+    parts = [digits[:1], np.concatenate([strange[:1], digits[1:3]]), strange[1:], digits[3:4]]
+    query = f"log-likelihood?proposal={proposal}&num_samples=20"
+    alone = [asked(client, query, part)() for part in parts]
+    batches.clear()
+    other = asked(client, f"{query}&seed=1", digits[:1])
+    *shared, last = together(client, [*(asked(client, query, part) for part in parts), other])
+    assert sorted(batches) == [("infer", 1), ("infer", 6)]
+    assert shared == alone
+    assert last != alone[0]
+
+
+def test_scores_of_several_requests_are_made_together_and_each_decides_for_itself(
+    serve: Serve, digits: Any, batches: list[tuple[str, int]]
+) -> None:
+    client = serve()
+    noise = np.random.default_rng(2).integers(0, 256, (4, *digits.shape[1:]), np.uint8)
+    queries = {
+        "anomaly-scores": digits[:3],
+        "anomaly-scores?fdr=0.6": np.concatenate([noise[:2], digits[3:5]]),
+        "anomaly-scores?alpha=0.4&method=posterior_gap,log_likelihood": noise[2:3],
+        "anomaly-scores?alpha=0.001": noise[3:],
+    }
+    requests = [asked(client, query, images) for query, images in queries.items()]
+    alone = [request() for request in requests]
+    batches.clear()
+    explained = asked(client, "anomaly-scores?explain=true", digits[:1])
+    *shared, _ = together(client, [*requests, explained])
+    assert sorted(batches) == [("measure", 1), ("measure", 9)]
+    assert shared == alone
+    assert [result["is_anomaly"] for result in shared[3]] == [False]
+
+
+def test_reconstructions_share_a_run(serve: Serve, digits: Any, batches: list[tuple[str, int]]) -> None:
+    client = serve()
+
+    def reconstruct(images: Any) -> Any:
+        return read_npy(client.post("/v1/reconstruct", content=npy(images), headers=NPY).content)
+
+    parts = [digits[:1], digits[1:4], digits[4:5]]
+    alone = [reconstruct(part) for part in parts]
+    batches.clear()
+    shared = together(client, [lambda part=part: reconstruct(part) for part in parts])  # type: ignore[misc]
+    assert ("reconstruct", 5) in batches
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=sum_error(28 * 28, 100))
+
+
+def test_who_asks_for_many_images_is_not_joined(serve: Serve, digits: Any, batches: list[tuple[str, int]]) -> None:
+    client = serve()
+    many = np.concatenate([digits] * 7)
+    requests = [asked(client, "log-likelihood?proposal=encoder&num_samples=2", part) for part in (many, digits[:1])]
+    together(client, requests)
+    assert sorted(batches) == [("infer", 1), ("infer", 70)]
 
 
 def test_models_and_versions_are_not_mixed(serve: Serve, digits: Any, batches: list[tuple[str, int]]) -> None:

@@ -553,3 +553,116 @@ def test_expectations_follow_what_was_run_last_and_do_not_pile_up() -> None:
         expectation.add(number, asked=1, run=1, seconds=1)
     assert len(expectation._sums) <= 256
     assert expectation.rows("a", 1000) == 1000  # forgotten
+
+
+def by_turns(log: list[int], gate: threading.Event, wrong: int | None = None) -> Computation[int, int]:
+    """Squares numbers of a batch one after another, the smallest first; from the second on each waits for the gate."""
+
+    def compute(numbers: Sequence[int]) -> Generator[dict[int, int] | None, None, list[int]]:
+        for place, number in enumerate(sorted(numbers)):
+            if place:
+                gate.wait(30)
+            yield None
+            if number == wrong:
+                raise ZeroDivisionError("an unlucky number")
+            log.append(number)
+            yield {numbers.index(number): number**2}
+        return [number**2 for number in numbers]
+
+    return Computation("square", compute)
+
+
+async def squared(
+    queue: Scheduler, computation: Computation[int, int], *numbers: int
+) -> "list[asyncio.Future[Done[int]]]":
+    """Submit numbers so that they become one batch."""
+    first, answer = await blocked(queue)
+    answers = [queue.submit(computation, number, rows=1, timeout_seconds=60) for number in numbers]
+    first.set()
+    await answer
+    return answers
+
+
+def test_what_is_finished_first_is_answered_first() -> None:
+    async def scenario() -> None:
+        queue, log, gate = scheduler(), list[int](), threading.Event()
+        last, first, middle = await squared(queue, by_turns(log, gate), 5, 2, 3)
+        assert (await first).result == 4
+        assert not last.done()
+        assert not middle.done()
+        assert queue.queued_jobs == queue.queued_rows == 2
+        gate.set()
+        assert ((await middle).result, (await last).result) == (9, 25)
+        await until(lambda: queue.queued_jobs == 0)
+        queue.stop()
+        assert log == [2, 3, 5]
+
+    asyncio.run(scenario())
+
+
+def test_who_has_an_answer_does_not_share_in_later_rows() -> None:
+    async def scenario() -> None:
+        queue, climbing, gate = scheduler(), Climbing(), threading.Event()
+
+        def compute(numbers: Sequence[int]) -> Generator[dict[int, int] | None, None, list[int]]:
+            climbing.rows_run += 8
+            yield {0: 1}
+            gate.wait(30)
+            climbing.rows_run += 100
+            yield None
+            return [1, 2]
+
+        answers = await squared(queue, Computation("meter", compute, climbing.meter("kind")), 5, 6)
+        first = await answers[0]
+        gate.set()
+        assert (first.rows_run, (await answers[1]).rows_run) == (4, 104)
+        assert queue._expectation.rows("kind", 2) == 108
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_an_error_reaches_only_those_without_an_answer() -> None:
+    async def scenario() -> None:
+        queue, log, gate = scheduler(), list[int](), threading.Event()
+        gate.set()
+        answers = await squared(queue, by_turns(log, gate, wrong=3), 5, 2, 3)
+        found = await asyncio.gather(*answers, return_exceptions=True)
+        assert [type(one) for one in found] == [Done, Done, ZeroDivisionError]
+        assert log == [2, 5]  # each once: 5 was computed again without 3
+        await until(lambda: queue.queued_jobs == 0)
+        queue.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_ends_when_those_without_an_answer_have_gone() -> None:
+    async def scenario() -> None:
+        queue, log, gate = scheduler(), list[int](), threading.Event()
+        last, first, middle = await squared(queue, by_turns(log, gate), 5, 2, 3)
+        await first
+        last.cancel()
+        middle.cancel()
+        gate.set()
+        await until(lambda: queue.queued_jobs == 0)
+        assert (await queue.submit(by_turns(log, gate), 7, rows=1, timeout_seconds=60)).result == 49
+        queue.stop()
+        assert 5 not in log
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_the_thread_reaches_only_those_without_an_answer() -> None:
+    async def scenario() -> None:
+        queue, log, gate = scheduler(), list[int](), threading.Event()
+        last, first, middle = await squared(queue, by_turns(log, gate), 5, 2, 3)
+        await first
+        stopping = asyncio.create_task(asyncio.to_thread(queue.stop))
+        await until(lambda: not queue.alive)
+        gate.set()
+        await stopping
+        found = await asyncio.gather(first, last, middle, return_exceptions=True)
+        assert isinstance(found[0], Done)
+        assert StoppedError in map(type, found)
+
+    asyncio.run(scenario())

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from model_store import FITTING, LATENT
 from service.engine.anomaly.conformal import benjamini_hochberg, conformal_p_value
+from service.engine.anomaly.measurement import Measurement
 from service.engine.anomaly.scores import DEFAULT_METHOD, METHODS, MIN_FITTING, Method, Score
 from service.engine.anomaly.statistics import Statistics, Values, derived, restored
 from service.engine.arrays import Float64Array
@@ -154,6 +155,21 @@ class Detector:
                     f"score by: {', '.join(self._scores)}. `python -m service calibrate` makes one that can by all"
                 )
         return tuple(dict.fromkeys(methods)) or (self.default_method,)
+
+    def scores(
+        self, measurement: Measurement, methods: Sequence[str], *, alpha: float, fdr: float | None
+    ) -> Chunks[AnomalyScores]:
+        """What `judge` says of images, with the estimates that this is made of."""
+        record = measurement.inference.record
+        return AnomalyScores(
+            by_method=(yield from self.judge(measurement.statistics, methods, alpha=alpha, fdr=fdr)),
+            log_likelihood=record.log_likelihood,
+            std_error=record.std_error,
+            posterior_gap=record.posterior_gap,
+            num_samples=record.num_samples,
+            reliable=record.reliable,
+            calibration_size=self.calibration_size,
+        )
 
     def judge(
         self, statistics: Statistics, methods: Sequence[str], *, alpha: float, fdr: float | None

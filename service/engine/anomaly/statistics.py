@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_store import LATENT
 from service.engine.arrays import Float64Array
@@ -36,6 +37,10 @@ class Statistics:
     def join(parts: Sequence["Statistics"]) -> "Statistics":
         """Those of several, images in order."""
         return Statistics(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Statistics)})
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "Statistics":
+        """Those of these images, by index or by mask."""
+        return Statistics(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def measured(self) -> dict[str, Float64Array]:
         """Arrays [B] by name: what calibration.npz keeps."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.blocks import BlockSizes
 from service.engine.chunks import Chunks
+from service.engine.parts import Part, Parts
 from service.engine.posterior.candidates import Candidates, alone
 from service.engine.posterior.estimate import LogLikelihood, estimate, evidence_lower_bound
 from service.engine.posterior.gaussians import Gaussians
@@ -52,10 +53,6 @@ class _Sampled:
     first: Float64Array
 
 
-_Answers = tuple[LogLikelihood, Float32Array]
-"""Estimates [B], and draws from each posterior [B, R, D]."""
-
-
 @dataclass(frozen=True)
 class Inference:
     """Estimates, and draws from the posterior."""
@@ -63,6 +60,16 @@ class Inference:
     record: LogLikelihood
     latents: Float32Array
     """R draws from p(z|x) for each image, see `resample`: [B, R, D]."""
+
+    @staticmethod
+    def join(parts: Sequence["Inference"]) -> "Inference":
+        """Those of several, images in order."""
+        records, latents = [part.record for part in parts], [part.latents for part in parts]
+        return Inference(LogLikelihood.join(records), np.concatenate(latents))
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "Inference":
+        """Those of these images, by index or by mask."""
+        return Inference(self.record.take(index), self.latents[index])
 
 
 class Estimator:
@@ -107,66 +114,62 @@ class Estimator:
 
     def infer(
         self, x: PreparedImages | Float32Array, posterior: DiagonalGaussian, *, proposal: str, effort: Effort
-    ) -> Chunks[Inference]:
-        """Prepared images [B, C, H, W] or [B, P], and their q(z|x) → estimates [B] and draws [B, R, D]."""
+    ) -> Parts[Inference]:
+        """Prepared images [B, C, H, W] or [B, P], and their q(z|x) → estimates [B] and draws [B, R, D], in parts."""
         size = self._size(effort.limit, posterior.mean.shape[1])
-        records, latents = [], []
         for first in range(0, max(1, len(x)), size):
             images = slice(first, first + size)
             block = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
-            flat = x[images].reshape(-1, self._num_pixels)
-            record, drawn = yield from self._infer_block(flat, block, proposal, effort)
-            records.append(record)
-            latents.append(drawn)
-        return Inference(LogLikelihood.join(records), np.concatenate(latents))
+            for part in self._infer_block(x[images].reshape(-1, self._num_pixels), block, proposal, effort):
+                yield None if part is None else Part(first + part.images, part.results)
 
     def _infer_block(
         self, x: Float32Array, posterior: DiagonalGaussian, proposal: str, effort: Effort
-    ) -> Chunks[_Answers]:
+    ) -> Parts[Inference]:
+        every = np.arange(len(x))
         if proposal in IMPORTANCE_PROPOSALS or not len(x):
             plan = yield from self._plan(proposal, x, posterior, effort.seed)
             sampled = yield from self._sample(plan, len(x), effort)
-            return sampled.record, plan.latents(sampled.drawn)
+            yield Part(every, Inference(sampled.record, plan.latents(sampled.drawn)))
+            return
         reached = yield from self._search.from_encoder(x, posterior)
         is_doubtful = self.ladder.is_doubtful(reached)
         is_strange = self.ladder.is_strange(reached) | ~is_usable(posterior) | (is_doubtful & (proposal == "annealed"))
         strange, familiar = np.flatnonzero(is_strange), np.flatnonzero(~is_strange)
-        answers: list[tuple[Indices, _Answers]] = []
 
-        def anneal(some: Indices, modes: Candidates, weights: Float64Array | None = None) -> Chunks[_Answers]:
-            around = reference(modes.gaussians, modes.log_evidence, posterior.take(some))
-            return self.ladder.anneal(x[some], around, modes.found, effort, weights)
+        def anneal(some: Indices, modes: Candidates, weights: Float64Array | None = None) -> Parts[Inference]:
+            if len(some):
+                around = reference(modes.gaussians, modes.log_evidence, posterior.take(some))
+                answers = yield from self.ladder.anneal(x[some], around, modes.found, effort, weights)
+                yield Part(some, Inference(*answers))
 
         if len(familiar):
             gaussians = yield from self._search.approximate(x[familiar], reached.take(familiar))
             if proposal == "annealed":
-                answers.append((familiar, (yield from anneal(familiar, alone(gaussians)))))
+                yield from anneal(familiar, alone(gaussians))
             else:
                 part = posterior.take(familiar)
                 plan = self._around_modes(x[familiar], part, gaussians, reached.take(familiar), effort.seed)
                 sampled = yield from self._sample(plan, len(familiar), effort, persistent=False)
-                answers.append((familiar, (sampled.record, plan.latents(sampled.drawn))))
-                contested = ~sampled.record.reliable & is_doubtful[familiar]
+                done = sampled.record.reliable
+                yield Part(familiar, Inference(sampled.record, plan.latents(sampled.drawn))).of(done)
+                contested = ~done & is_doubtful[familiar]
                 strange = np.sort(np.concatenate([strange, familiar[contested]]))
-                again = np.flatnonzero(~sampled.record.reliable & ~contested)
-                if len(again):
-                    weights = sampled.first[again] if effort.num_samples >= NUM_PARTICLES else None
-                    some = familiar[again]
-                    answers.append((some, (yield from anneal(some, alone(gaussians.take(again)), weights))))
+                again = np.flatnonzero(~done & ~contested)
+                weights = sampled.first[again] if effort.num_samples >= NUM_PARTICLES else None
+                yield from anneal(familiar[again], alone(gaussians.take(again)), weights)
         if len(strange):
             far = self.ladder.is_far(reached)[strange]
             modes = yield from self._search.candidates(x[strange], reached.take(strange), far)
-            again, weights = np.arange(len(strange)), None
-            if proposal == "auto":
-                around = reference(modes.gaussians, modes.log_evidence, posterior.take(strange))
-                record, drawn, weights = yield from self.ladder.importance(x[strange], around, modes.found, effort)
-                answers.append((strange, (record, drawn)))
-                wide = effort.max_std_error is not None and record.std_error > effort.max_std_error
-                again = np.flatnonzero(~record.reliable | wide)
-                weights = weights[again]
-            if len(again):
-                answers.append((strange[again], (yield from anneal(strange[again], modes.take(again), weights))))
-        return _in_order(answers, len(x))
+            if proposal == "annealed":
+                yield from anneal(strange, modes)
+                return
+            around = reference(modes.gaussians, modes.log_evidence, posterior.take(strange))
+            record, drawn, weights = yield from self.ladder.importance(x[strange], around, modes.found, effort)
+            wide = effort.max_std_error is not None and record.std_error > effort.max_std_error
+            again = np.flatnonzero(~record.reliable | wide)
+            yield Part(strange, Inference(record, drawn)).of(np.delete(np.arange(len(strange)), again))
+            yield from anneal(strange[again], modes.take(again), weights[again])
 
     def _sample(self, plan: _Plan, num_images: int, effort: Effort, *, persistent: bool = True) -> Chunks[_Sampled]:
         """Sample until every image is done; one that is not doubles its samples.
@@ -253,14 +256,3 @@ class Estimator:
 
         used = np.where(modes.usable, "laplace", "encoder")
         return _Plan(draw, used, latents, modes.converged | ~modes.usable, mixture=True)
-
-
-def _in_order(answers: Sequence[tuple[Indices, _Answers]], num_images: int) -> _Answers:
-    """Answers to some images each, as one: of an image that has several, the last."""
-    place = np.zeros(num_images, np.intp)
-    count = 0
-    for images, _ in answers:
-        place[images] = count + np.arange(len(images))
-        count += len(images)
-    record = LogLikelihood.join([record for _, (record, _) in answers])
-    return record.take(place), np.concatenate([draws for _, (_, draws) in answers])[place]

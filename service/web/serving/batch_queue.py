@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -21,10 +21,14 @@ class Computation(Generic[P, R]):
     """A computation that can answer several requests together: those with an equal `key`, unless it is None."""
 
     key: Hashable | None
-    compute: Callable[[Sequence[P]], Generator[None, None, Sequence[R]]]
-    """Computes, in chunks: the requests' payloads → their results, in the same order."""
+    compute: Callable[[Sequence[P]], Generator[Mapping[int, R] | None, None, Sequence[R]]]
+    """Computes, in chunks: the requests' payloads → their results, in the same order.
+
+    It may yield the results of requests that are finished before the others, by index."""
     meter: Meter | None = None
     """Counts the rows that requests really run; without it, the rows that they ask for count."""
+    max_rows: int | None = None
+    """Most rows of requests that are computed together, where it is not the queue's own limit."""
 
 
 def alone(chunks: Generator[None, None, R], meter: Meter | None = None) -> Computation[None, R]:
@@ -54,8 +58,10 @@ class Job:
     share: Share | None = None
     """The request's memory, lent to the job until it is settled, because the payload is kept that long."""
     queued: float = field(default_factory=time.monotonic)
+    settled: bool = False
+    """Whether it has its outcome. Used on the inference thread, like the next two attributes."""
     rows_run: float = 0.0
-    """Rows run so far. Used on the inference thread, like the next attribute."""
+    """Rows run so far."""
     reported: float = field(init=False)
     """The number of rows that the event loop has been told to expect."""
     expected_at_first: int = field(init=False)
@@ -76,7 +82,7 @@ class Batch:
 
     computation: Computation[Any, Any]
     jobs: list[Job]
-    chunks: Generator[None, None, Sequence[Any]] | None = None
+    chunks: Generator[Mapping[int, Any] | None, None, Sequence[Any]] | None = None
     compute_seconds: float = 0.0
     memory_held: int = 0
     """Bytes reserved for it while it is computed."""
@@ -87,6 +93,11 @@ class Batch:
         return sum(job.rows for job in self.jobs)
 
     @property
+    def waiting(self) -> list[Job]:
+        """The jobs that have no outcome yet."""
+        return [job for job in self.jobs if not job.settled]
+
+    @property
     def memory(self) -> int:
         """Most bytes that it takes once it has begun."""
         return sum(job.memory for job in self.jobs)
@@ -95,6 +106,19 @@ class Batch:
     def is_dropped(self) -> bool:
         """Whether nobody waits for any of its jobs."""
         return all(job.answer.done() for job in self.jobs)
+
+    def advance(self) -> tuple[Mapping[int, Any], bool]:
+        """Run the next chunk: results by index of the job, and whether all that waited have theirs."""
+        if self.chunks is None:
+            self.chunks = self.computation.compute([job.payload for job in self.jobs])
+        try:
+            early = next(self.chunks) or {}
+        except StopIteration as stop:
+            return {index: result for index, result in enumerate(stop.value) if not self.jobs[index].settled}, True
+        ended = len(early) == len(self.waiting)
+        if ended:
+            self.chunks.close()
+        return early, ended
 
     def taken(self) -> dict[str, Any]:
         """Rows asked for and rows run, as arguments of `Expectation`."""
@@ -128,6 +152,10 @@ class BatchMemory:
     def is_small(self, num_bytes: int) -> bool:
         """Whether a batch with this many bytes is small."""
         return num_bytes <= self._small
+
+    def may_join(self, num_bytes: int, more: int) -> bool:
+        """Whether a job of `more` bytes may join a batch: several may run beside one another."""
+        return not more or num_bytes + more <= self._limits[False] / 4
 
     def fits(self, num_bytes: int) -> bool:
         """Whether a batch with this many bytes may begin now."""
@@ -168,7 +196,8 @@ class BatchQueue:
             if self.closed:
                 return False
             batch, rows = self._open.get(computation.key, (None, 0))
-            if batch is None or rows + job.rows > self.batch_rows:
+            most = self.batch_rows if computation.max_rows is None else computation.max_rows
+            if batch is None or rows + job.rows > most or not self._batch_memory.may_join(batch.memory, job.memory):
                 batch, rows = Batch(computation, []), 0
                 self._new.append(batch)
             batch.jobs.append(job)
@@ -224,12 +253,11 @@ class BatchQueue:
             self._begun.append(batch)
 
     def put_halves(self, batch: Batch) -> None:
-        """Put both halves of a batch back, to be computed from the beginning before all others."""
-        middle = len(batch.jobs) // 2
+        """Put both halves of a batch's waiting jobs back, to be computed from the beginning before all others."""
+        jobs = batch.waiting
+        middle = len(jobs) // 2
         with self._changed:
-            self._new.extendleft(
-                [Batch(batch.computation, batch.jobs[middle:]), Batch(batch.computation, batch.jobs[:middle])]
-            )
+            self._new.extendleft([Batch(batch.computation, jobs[middle:]), Batch(batch.computation, jobs[:middle])])
 
     def close(self) -> list[Batch]:
         """Close the queue; returns the remaining batches."""

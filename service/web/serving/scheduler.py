@@ -13,7 +13,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from service.web.memory_budget import Share
@@ -182,42 +182,43 @@ class Scheduler:
                 self._loop.call_soon_threadsafe(self._on_death)
 
     def _work(self) -> None:
-        while (batch := self._queue.take()) is not None:
+        while self.fatal_error is None and (batch := self._queue.take()) is not None:
             self._running = batch
-            started, rows_before = time.monotonic(), batch.metered()
-            try:
-                if not self._wanted(batch, started):
-                    self._queue.end(batch)
-                    self._running = None
-                    del batch
-                    continue
-                if batch.chunks is None:
-                    batch.chunks = batch.computation.compute([job.payload for job in batch.jobs])
-                next(batch.chunks)
-            except StopIteration as stop:
-                self._count(batch, rows_before, started)
-                self._queue.end(batch)
-                self._answer(batch, stop.value)
-            except self._fatal as error:
-                self.fatal_error = error
-                return
-            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for this
-                self._queue.end(batch)
-                self._fail(batch, error)
-            else:
-                self._count(batch, rows_before, started)
-                self._queue.put_back(batch)
-                self._running = None
+            self._run_chunk(batch)
             del batch  # do not keep its results while the thread waits for the next batch
+
+    def _run_chunk(self, batch: Batch) -> None:
+        started, rows_before = time.monotonic(), batch.metered()
+        try:
+            if not self._wanted(batch, started):
+                self._queue.end(batch)
+                self._running = None
+                return
+            results, ended = batch.advance()
+        except self._fatal as error:
+            self.fatal_error = error
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for this
+            self._queue.end(batch)
+            self._fail(batch, error)
+        else:
+            self._count(batch, rows_before, started)
+            if ended:
+                self._queue.end(batch)
+                self._learn(batch)
+            self._answer(batch, results)
+            if not ended:
+                self._queue.put_back(batch)
+            self._running = None
 
     def _count(self, batch: Batch, rows_before: int, started: float) -> None:
         """Add a chunk to its batch's rows and seconds, and to the rate if its rows are known."""
         seconds = time.monotonic() - started
         batch.compute_seconds += seconds
-        rows, asked = batch.metered() - rows_before, batch.rows
+        rows, jobs = batch.metered() - rows_before, batch.waiting
+        asked = sum(job.rows for job in jobs)
         if batch.computation.meter is not None:
             self._rate.add(rows, seconds)
-        for job in batch.jobs:
+        for job in jobs:
             job.rows_run += rows * job.rows / max(1, asked)
             if job.rows_run > job.reported:
                 job.reported = 2 * job.rows_run
@@ -232,45 +233,51 @@ class Scheduler:
 
     def _wanted(self, batch: Batch, now: float) -> bool:
         """Drop the jobs that nobody waits for. A batch that has begun continues unchanged while anyone waits."""
-        waiting = [not job.answer.done() and now <= job.deadline for job in batch.jobs]
+        jobs = batch.waiting
+        waiting = [not job.answer.done() and now <= job.deadline for job in jobs]
         if all(waiting) or (batch.chunks is not None and any(waiting)):
             return True
         if batch.chunks is not None:
             batch.chunks.close()
             if batch.computation.meter is not None:
                 self._expectation.add_unfinished(batch.computation.meter.key, **batch.taken())
-        gone = [job for job, waits in zip(batch.jobs, waiting, strict=True) if not waits]
-        batch.jobs = [job for job, waits in zip(batch.jobs, waiting, strict=True) if waits]
+        gone = [job for job, waits in zip(jobs, waiting, strict=True) if not waits]
+        batch.jobs = [job for job, waits in zip(jobs, waiting, strict=True) if waits]
         self._settle([(job, None) for job in gone])
         return bool(batch.jobs)
 
-    def _answer(self, batch: Batch, results: Sequence[Any]) -> None:
+    def _answer(self, batch: Batch, results: Mapping[int, Any]) -> None:
+        """Settle jobs by their results, which are by index."""
         now, seconds = time.monotonic(), batch.compute_seconds
-        outcomes = [
-            (job, Done(result, now - job.queued - seconds, seconds, round(job.rows_run)))
-            for job, result in zip(batch.jobs, results, strict=True)
-        ]
+        jobs = [(batch.jobs[index], result) for index, result in results.items()]
+        self._settle(
+            [(job, Done(result, now - job.queued - seconds, seconds, round(job.rows_run))) for job, result in jobs]
+        )
+
+    def _learn(self, batch: Batch) -> None:
+        """Take note of what a batch that has ended took."""
         if batch.computation.meter is None:
-            self._rate.add(batch.rows, seconds)
+            self._rate.add(batch.rows, batch.compute_seconds)
         else:
             self._expectation.add(batch.computation.meter.key, **batch.taken())
-        self._running = None
-        self._settle(outcomes)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         """Fail a batch of one request. Of several, one may be the cause, so each half is tried again by itself."""
-        if len(batch.jobs) > 1:
+        jobs = batch.waiting
+        if len(jobs) > 1:
             self._queue.put_halves(batch)
         else:
-            self._settle([(job, error) for job in batch.jobs])
+            self._settle([(job, error) for job in jobs])
         self._running = None
 
     def _give_up(self, batches: Sequence[Batch]) -> None:
         error = StoppedError("the inference thread has ended")
-        self._settle([(job, error) for batch in batches for job in batch.jobs])
+        self._settle([(job, error) for batch in batches for job in batch.waiting])
 
     def _settle(self, outcomes: Sequence[_Outcome]) -> None:
         """Settle jobs, or drop those without an outcome, with one call into the event loop for all."""
+        for job, _ in outcomes:
+            job.settled = True
         self._call(self._deliver, outcomes)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
