@@ -622,6 +622,22 @@ def test_who_has_an_answer_does_not_share_in_later_rows() -> None:
     asyncio.run(scenario())
 
 
+def test_jobs_that_would_take_much_memory_together_are_not_computed_together() -> None:
+    async def scenario() -> list[list[int]]:
+        queue, log = Scheduler(max_rows=100, max_jobs=10, batch_rows=8, max_memory=400), list[list[int]]()
+        first, answer = await blocked(queue)
+        answers = [
+            queue.submit(doubling(log), number, rows=1, memory=memory, timeout_seconds=60)
+            for number, memory in ((1, 60), (2, 40), (3, 1), (4, 300))
+        ]
+        first.set()
+        await asyncio.gather(answer, *answers)
+        queue.stop()
+        return log
+
+    assert asyncio.run(scenario()) == [[1, 2], [3], [4]]
+
+
 def test_an_error_reaches_only_those_without_an_answer() -> None:
     async def scenario() -> None:
         queue, log, gate = scheduler(), list[int](), threading.Event()

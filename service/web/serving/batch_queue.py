@@ -153,9 +153,9 @@ class BatchMemory:
         """Whether a batch with this many bytes is small."""
         return num_bytes <= self._small
 
-    def may_join(self, num_bytes: int, more: int) -> bool:
-        """Whether a job of `more` bytes may join a batch: several may run beside one another."""
-        return not more or num_bytes + more <= self._limits[False] / 4
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether several batches of so many bytes could run beside one another."""
+        return num_bytes <= self._limits[False] / 4
 
     def fits(self, num_bytes: int) -> bool:
         """Whether a batch with this many bytes may begin now."""
@@ -197,7 +197,8 @@ class BatchQueue:
                 return False
             batch, rows = self._open.get(computation.key, (None, 0))
             most = self.batch_rows if computation.max_rows is None else computation.max_rows
-            if batch is None or rows + job.rows > most or not self._batch_memory.may_join(batch.memory, job.memory):
+            fits = batch is not None and rows + job.rows <= most
+            if batch is None or not fits or (job.memory and not self._batch_memory.has_room(batch.memory + job.memory)):
                 batch, rows = Batch(computation, []), 0
                 self._new.append(batch)
             batch.jobs.append(job)
