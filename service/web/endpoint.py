@@ -118,6 +118,7 @@ class ComputedRoute(APIRoute):
         response: Response = await backend.writer.write(
             request, partial(work.answer, done.result), numbers=work.numbers, seconds=left
         )
+        response.raw_headers += request.model_headers()
         response.raw_headers.append((b"server-timing", _server_timing(request, done)))
         if warning := request.warning():
             response.raw_headers.append((b"x-warning", warning.encode("latin-1")))
