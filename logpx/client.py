@@ -1,7 +1,8 @@
 """`Client` and `AsyncClient`: the same methods, which `Operations` has, on two transports."""
 
 from collections.abc import Callable, Coroutine
-from functools import wraps
+from concurrent.futures import Future, wait
+from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import httpx2
@@ -12,6 +13,7 @@ from logpx.transports import Tasks, Threads, run, timeouts
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_CLOSE_SECONDS = 5.0
 
 
 class AsyncClient(Operations):
@@ -34,7 +36,7 @@ class AsyncClient(Operations):
         _check(url, http_client)
         client = http_client or httpx2.AsyncClient(base_url=url or "", timeout=timeouts(settings.timeout))
         self._owned = client if http_client is None else None
-        super().__init__(lambda: Tasks(client, settings.timeout), settings)
+        super().__init__(partial(Tasks, client, settings.timeout), settings)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -80,7 +82,9 @@ class Client:
         _check(url, http_client)
         client = http_client or httpx2.Client(base_url=url or "", timeout=timeouts(settings.timeout))
         self._owned = client if http_client is None else None
-        self._operations = Operations(lambda: Threads(client, settings.timeout, settings.concurrency), settings)
+        self._unfinished: set[Future[Any]] = set()
+        runner = partial(Threads, client, settings.timeout, settings.concurrency, self._unfinished)
+        self._operations = Operations(runner, settings)
 
     encode = _blocking(Operations.encode)
     decode = _blocking(Operations.decode)
@@ -91,7 +95,8 @@ class Client:
     models = _blocking(Operations.models)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. Requests of a call that has failed may end first, but for a few seconds only."""
+        wait(list(self._unfinished), _CLOSE_SECONDS)
         if self._owned is not None:
             self._owned.close()
 

@@ -38,11 +38,19 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 class Threads:
-    """A runner whose methods block. What is started runs in threads of its own."""
+    """A runner whose methods block. What is started runs in threads of its own.
 
-    def __init__(self, client: httpx2.Client, seconds: float, concurrency: int) -> None:
+    Args:
+        client: sends.
+        seconds: that a request may take.
+        concurrency: how many threads there are.
+        unfinished: has what is started, by any runner, until it has ended.
+    """
+
+    def __init__(self, client: httpx2.Client, seconds: float, concurrency: int, unfinished: "set[Future[Any]]") -> None:
         self._client = client
         self._seconds = seconds
+        self._unfinished = unfinished
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="logpx")
         self._ended = threading.Event()
 
@@ -69,6 +77,8 @@ class Threads:
     def start(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> Callable[[], Awaitable[T]]:
         """See `Runner`."""
         future: Future[T] = self._executor.submit(lambda: run(function(*arguments)))
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
 
         async def join() -> T:
             return future.result()

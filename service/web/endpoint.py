@@ -23,7 +23,7 @@ from service.web.documentation import describe_images_reply, describe_rows_reply
 from service.web.media_types import CSV, NDJSON, PNG
 from service.web.memory_budget import FREE_BYTES, MEMORY, Share
 from service.web.operations.auth import check_key
-from service.web.outcome import Done
+from service.web.outcome import DeadlineError, Done
 from service.web.parameters import TIMEOUT_PARAMETER, read_parameters
 from service.web.problems import answer_of
 from service.web.requests import ComputedRequest, ImagesRequest
@@ -49,7 +49,7 @@ class Work(Generic[R]):
         numbers: how many numbers or pixels the answer has; see serialisation.py.
         answer: makes the answer from the result; called in another thread if the answer is large.
         compute_bytes: most memory that computing takes besides `held_bytes`.
-        items: how many images these rows are for.
+        images: how many images these rows are for; by default one each.
         later: the same for the next images, if the answer is sent in parts.
     """
 
@@ -60,7 +60,7 @@ class Work(Generic[R]):
     numbers: int
     answer: Callable[[R], Response]
     compute_bytes: int = 0
-    items: int = 1
+    images: int = 0
     later: "Iterator[Work[R]] | None" = None
 
 
@@ -117,17 +117,27 @@ class ComputedRoute(APIRoute):
         share: Share = scope[MEMORY]
         if work.held_bytes > FREE_BYTES or share.held:
             share.hold(work.held_bytes)
-        deadline = time.monotonic() + max(0.0, timeout - request.load_seconds - request.decode_seconds)
-        response, done = await _computed(request, work, deadline)
-        response.raw_headers += request.model_headers()
-        response.raw_headers.append((b"server-timing", _server_timing(request, done)))
+        seconds = max(0.0, timeout - request.load_seconds - request.decode_seconds)
+        deadline = time.monotonic() + seconds
+        response, done = await _computed(request, work, seconds)
+        # Not functions of their own: a call takes longer than what it would do.
+        timing = f"queue;dur={1000 * done.queue_seconds:.3f}, compute;dur={1000 * done.compute_seconds:.3f}"
+        if request.decode_seconds:
+            timing = f"decode;dur={1000 * request.decode_seconds:.3f}, {timing}"
+        if request.load_seconds:
+            timing = f"load;dur={1000 * request.load_seconds:.3f}, {timing}"
+        response.raw_headers += (
+            (b"x-model", request.named["model"].encode()),
+            (b"x-model-version", b"%d" % request.named["version"]),
+            (b"server-timing", timing.encode()),
+        )
         if warning := request.warning():
             response.raw_headers.append((b"x-warning", warning.encode("latin-1")))
             scope["observed"]["warning"] = "brightness"
         if work.later is None:
             return response
         later = (_answered(request, group, deadline) for group in work.later)
-        return StreamedResponse(request, response, later, work.items)
+        return StreamedResponse(request, response, later, work.images)
 
 
 def computed(
@@ -196,18 +206,16 @@ class Dispatch:
         await response(scope, receive, send)
 
 
-async def _computed(request: ComputedRequest, work: Work[Any], deadline: float) -> tuple[Response, Done[Any]]:
+async def _computed(request: ComputedRequest, work: Work[Any], seconds: float) -> tuple[Response, Done[Any]]:
     """Compute, and write the answer; what was measured is added to the request's log line."""
-    backend = request.backend
-    queued = backend.submit(
-        work.computation,
-        work.payload,
-        rows=work.rows,
-        timeout_seconds=max(0.0, deadline - time.monotonic()),
-        memory=work.compute_bytes,
-        share=request.scope[MEMORY],
-    )
-    done = await answer_unless_gone(request, queued)
+    backend, computation = request.backend, work.computation
+    size = {"rows": work.rows, "images": work.images}
+    named: dict[str, Any] = {"memory": work.compute_bytes, "share": request.scope[MEMORY]}
+    queued = backend.submit(computation, work.payload, **size, timeout_seconds=seconds, **named)
+    try:
+        done = await answer_unless_gone(request, queued)
+    except DeadlineError as error:
+        raise backend.too_late(error, computation, **size, seconds=seconds) from None
 
     observed = request.scope["observed"]
     observed["rows"] = observed.get("rows", 0) + work.rows
@@ -218,12 +226,12 @@ async def _computed(request: ComputedRequest, work: Work[Any], deadline: float) 
     backend.count_done(request.model, work.rows, done)
 
     answer = partial(work.answer, done.result)
-    left = max(0.0, deadline - time.monotonic())
+    left = max(0.0, seconds - done.queue_seconds - done.compute_seconds)
     return await backend.writer.write(request, answer, numbers=work.numbers, seconds=left), done
 
 
 async def _answered(request: ComputedRequest, work: Work[Any], deadline: float) -> Response:
-    response, _ = await _computed(request, work, deadline)
+    response, _ = await _computed(request, work, max(0.0, deadline - time.monotonic()))
     return response
 
 
@@ -232,13 +240,3 @@ def _parameters(endpoint: Endpoint) -> tuple[type[ComputedRequest], type[ModelQu
     hints = get_type_hints(endpoint)
     request, query = (hints[name] for name in inspect.signature(endpoint).parameters)
     return request, query
-
-
-def _server_timing(request: ComputedRequest, done: Done[Any]) -> bytes:
-    """The header `Server-Timing`: durations in milliseconds."""
-    timing = f"queue;dur={1000 * done.queue_seconds:.3f}, compute;dur={1000 * done.compute_seconds:.3f}"
-    if request.decode_seconds:
-        timing = f"decode;dur={1000 * request.decode_seconds:.3f}, {timing}"
-    if request.load_seconds:
-        timing = f"load;dur={1000 * request.load_seconds:.3f}, {timing}"
-    return timing.encode()

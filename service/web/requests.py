@@ -84,11 +84,6 @@ class ComputedRequest(Request):
         if seconds:
             self.load_seconds = observed["load_seconds"] = round(seconds, 6)
 
-    def model_headers(self) -> list[tuple[bytes, bytes]]:
-        """Which model answers, for media types that have no room for it."""
-        name, version = self.named["model"], self.named["version"]
-        return [(b"x-model", name.encode("latin-1")), (b"x-model-version", b"%d" % version)]
-
     def warning(self) -> str | None:
         """What the client should know of its request; the header `X-Warning`."""
         return None

@@ -98,6 +98,7 @@ def reconstruct(request: ImagesRequest, query: Annotated[schemas.ReconstructQuer
         alone(request.model.reconstruct(images)),
         None,
         rows=2 * len(images),
+        images=len(images),
         held_bytes=images.nbytes + _check_output(request, 2 * len(images), query),
         numbers=2 * images.size,
         answer=answer,
@@ -162,7 +163,7 @@ def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoo
             numbers=10 * len(images),
             answer=answer,
             compute_bytes=model.estimates_bytes(len(images), num_samples, limit),
-            items=len(images),
+            images=len(images),
         )
 
     return in_groups(request, work)
@@ -212,7 +213,7 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
             numbers=10 * len(images) + (images.size if query.explain else 0),
             answer=answer,
             compute_bytes=model.estimates_bytes(len(images), num_samples),
-            items=len(images),
+            images=len(images),
         )
 
     return in_groups(request, work) if query.fdr is None else work(slice(None))  # which decides over all images

@@ -4,6 +4,8 @@ import asyncio
 import csv
 import io
 import json
+import re
+import threading
 import time
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.engine.model import Model
+from service.web.rate import Rate
 from tests.web.conftest import Serve
 from tests.web.forms import npy
 
@@ -202,3 +205,51 @@ def test_a_refusal_before_the_first_line_has_its_own_status(grouped: TestClient,
     pixels[7, 0, 0] = np.nan
     refused = ask(grouped, LIKELIHOOD, pixels.astype(np.float32), NDJSON)
     assert (refused.status_code, refused.json()["index"]) == (422, 7)
+
+
+def test_refusals_say_which_size_would_have_worked(serve: Serve, digits: Any) -> None:
+    served = serve(max_rows=2000, max_pixels=6 * 784, num_samples=400)
+    told = {}
+    for count, route in ((7, "encode"), (6, "log-likelihood"), (1, "log-likelihood?num_samples=2001")):
+        refused = ask(served, f"/v1/{route}", digits[:count])
+        assert refused.status_code == 413
+        told[route] = refused.json()["detail"]
+    assert told["encode"].endswith("at most 4704 are accepted: 6 images of this size")
+    assert ask(served, "/v1/encode", digits[:6]).status_code == 200
+    assert told["log-likelihood"].endswith("at most 2000 are accepted in a request: send at most 5 images at once")
+    assert ask(served, "/v1/log-likelihood?proposal=encoder", digits[:5]).status_code == 200
+    assert told["log-likelihood?num_samples=2001"].endswith("ask for fewer samples")
+    assert served.get("/v1/samples?n=7").json()["detail"].endswith("ask for at most 6 images at once")
+    assert served.get("/v1/samples?n=6").status_code == 200
+
+
+def test_a_deadline_says_how_many_images_it_was_enough_for(serve: Serve, digits: Any, slow: list[int]) -> None:
+    served = serve()
+    slow += [0, 0]
+    scheduler = served.app.state.backend._scheduler  # type: ignore[attr-defined]
+    scheduler.rate = Rate(first_guess=500.0)  # rows a second: 25 images of 8 samples in 0.4 s
+    headers = {"Content-Type": NPY, "X-Request-Timeout-Ms": "400"}
+    refused = served.post(LIKELIHOOD, content=npy(np.repeat(digits, 5, axis=0)), headers=headers)
+    assert refused.status_code == 504
+    told = re.fullmatch(
+        r"not computed within 0\.4 s; of its 50 images about (\d+) would have been, with no other request: "
+        r"send fewer at once",
+        refused.json()["detail"],
+    )
+    assert told is not None, refused.json()["detail"]
+    assert 1 <= int(told[1]) <= 25  # fewer where the seconds without a row have been measured too
+
+
+def test_a_full_queue_says_what_there_is_room_for(serve: Serve, digits: Any, slow: list[int]) -> None:
+    """Forty rows of a hundred are taken by a request that takes a minute."""
+    served = serve(max_queued_rows=100, max_rows=100, num_samples=8, max_num_samples=100)
+    slow += [0, 0]
+    first = threading.Thread(target=ask, args=(served, LIKELIHOOD, digits[:5], NDJSON), daemon=True)
+    first.start()
+    while len(slow) < 3:
+        time.sleep(0.01)
+    refused = ask(served, LIKELIHOOD, digits)
+    assert refused.status_code == 429
+    assert re.search(r"try again in \d+ s, or now with at most 7 images$", refused.json()["detail"])
+    served.app.state.backend._scheduler.stop()  # type: ignore[attr-defined]
+    first.join()
