@@ -73,7 +73,8 @@ def in_groups(request: ImagesRequest, work: Callable[[slice], Work[R]]) -> Work[
     """
     if request.media_type != NDJSON:
         return work(slice(None))
-    step = max(1, (request.backend.registry.batch_rows or CPU_BLOCKS.rows) // _ROWS_A_GROUPED_IMAGE)
+    busy = (request.backend.registry.batch_rows or CPU_BLOCKS.rows) // _ROWS_A_GROUPED_IMAGE
+    step = max(1, min(busy, request.settings.max_rows // work(slice(1)).rows))
     first, *others = (slice(start, start + step) for start in range(0, len(request.images), step))
     return replace(work(first), later=map(work, others))
 
@@ -231,7 +232,10 @@ async def _computed(request: ComputedRequest, work: Work[Any], seconds: float) -
 
 
 async def _answered(request: ComputedRequest, work: Work[Any], deadline: float) -> Response:
-    response, _ = await _computed(request, work, max(0.0, deadline - time.monotonic()))
+    try:
+        response, _ = await _computed(request, work, max(0.0, deadline - time.monotonic()))
+    except DeadlineError:
+        raise DeadlineError("the deadline passed before all images were done: send the others again") from None
     return response
 
 

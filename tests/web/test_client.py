@@ -20,6 +20,7 @@ from logpx.settings import Options, Settings
 from model_store import PixelPreparation
 from service.web import app as web_app
 from service.web.operations.settings import Settings as ServiceSettings
+from tests.rounding import network_error
 from tests.toys import LinearGaussian, bernoulli_toy
 from tests.web.conftest import DIGIT_SHAPE, GAUSSIAN_SHAPE, Serve
 
@@ -45,29 +46,48 @@ def small(client: TestClient) -> Client:
     return Client(http_client=client, chunk_images=4)
 
 
-def test_every_operation_gives_what_its_route_gives(client: TestClient, small: Client, digits: Any) -> None:
-    """To the last bit, though the route computes all images at once and the client asks for four at a time."""
-    asked, arrays = body(digits), body(digits, "application/x-npy")
+def same(one: Any, other: Any) -> None:
+    """Codes of the same images in batches of other sizes, in which float32 may be added up in another order."""
+    allowed = 2 * network_error(bernoulli_toy(DIGIT_SHAPE).encoder, x=np.ones((1, *DIGIT_SHAPE.chw)))["mean"].max()
+    assert allowed < 0.1 * np.ptp(other)  # the code of another image would show
+    np.testing.assert_allclose(one, other, rtol=0, atol=allowed)
 
+
+def arrays(client: TestClient, path: str, digits: Any) -> Any:
+    """What a route answers as npy when it is asked for four images at a time, as `small` asks."""
+    parts = [client.post(path, **body(digits[i : i + 4], "application/x-npy")) for i in range(0, len(digits), 4)]
+    return np.concatenate([np.load(io.BytesIO(part.content), allow_pickle=False) for part in parts])
+
+
+def rows_of(client: TestClient, path: str, digits: Any) -> list[dict[str, Any]]:
+    """The same of JSON."""
+    parts = [client.post(path, **body(digits[i : i + 4])).json() for i in range(0, len(digits), 4)]
+    return [row for part in parts for row in part["results"]]
+
+
+def test_every_operation_gives_what_its_route_gives(client: TestClient, small: Client, digits: Any) -> None:
+    """To the last bit."""
     latents = small.encode(digits)
-    expected = np.load(io.BytesIO(client.post("/v1/encode", **arrays).content), allow_pickle=False)
-    np.testing.assert_array_equal(np.stack([latents.mean, latents.log_var], axis=1), expected)
+    np.testing.assert_array_equal(
+        np.stack([latents.mean, latents.log_var], axis=1), arrays(client, "/v1/encode", digits)
+    )
     assert (latents.model, latents.version, len(latents)) == ("digits", 2, 10)
 
     pairs = small.reconstruct(digits)
-    expected = np.load(io.BytesIO(client.post("/v1/reconstruct", **arrays).content), allow_pickle=False)
+    expected = arrays(client, "/v1/reconstruct", digits)
     np.testing.assert_array_equal(np.stack([pairs.prepared, pairs.reconstructions], axis=1), expected)
-    np.testing.assert_array_equal(small.decode(latents.mean).images, pairs.reconstructions)
+    np.testing.assert_array_equal(small.decode(latents.mean).images, arrays(client, "/v1/decode", latents.mean))
 
     samples = small.samples(3, seed=7, temperature=0.5)
     document = client.get("/v1/samples?n=3&seed=7&temperature=0.5&as=array").json()
     np.testing.assert_array_equal(samples.images, np.array(document["images"], np.float32))
     np.testing.assert_array_equal(samples.latents, np.array(document["latents"], np.float32))
     assert (samples.seed, samples.temperature) == (7, 0.5)
-    np.testing.assert_array_equal(small.decode(samples.latents.tolist()).images, samples.images)
+    decoded = arrays(client, "/v1/decode", samples.latents)
+    np.testing.assert_array_equal(small.decode(samples.latents.tolist()).images, decoded)
 
     estimates = small.log_likelihood(digits, proposal="encoder", num_samples=8, seed=3)
-    rows = client.post("/v1/log-likelihood?proposal=encoder&num_samples=8&seed=3", **asked).json()["results"]
+    rows = rows_of(client, "/v1/log-likelihood?proposal=encoder&num_samples=8&seed=3", digits)
     for name in rows[0]:
         wanted = [np.nan if row[name] is None and name != "reason" else row[name] for row in rows]
         np.testing.assert_array_equal(getattr(estimates, name), wanted)
@@ -81,16 +101,16 @@ def test_every_operation_gives_what_its_route_gives(client: TestClient, small: C
 
 def test_scores_of_several_methods_with_maps(client: TestClient, small: Client, digits: Any) -> None:
     query = "/v1/anomaly-scores?method=posterior_gap,log_likelihood&explain=true&as=array"
-    whole = client.post(query, **body(digits)).json()
+    rows = rows_of(client, query, digits)
     scores = small.anomaly_scores(digits, method=["posterior_gap", "log_likelihood"], explain=True)
     assert (scores.method, scores.alpha, scores.fdr) == ("posterior_gap", 0.05, None)
-    assert scores.calibration_size == whole["calibration_size"]
+    assert scores.calibration_size == client.post(query, **body(digits[:1])).json()["calibration_size"]
     for name in ("score", "p_value", "is_anomaly", "log_likelihood", "std_error", "posterior_gap", "num_samples"):
-        np.testing.assert_array_equal(getattr(scores, name), [row[name] for row in whole["results"]])
+        np.testing.assert_array_equal(getattr(scores, name), [row[name] for row in rows])
     for method in ("posterior_gap", "log_likelihood"):
-        wanted = [row["scores"][method]["p_value"] for row in whole["results"]]
+        wanted = [row["scores"][method]["p_value"] for row in rows]
         np.testing.assert_array_equal(scores.scores[method].p_value, wanted)
-    for found, row in zip(scores.explanation, whole["results"], strict=True):
+    for found, row in zip(scores.explanation, rows, strict=True):
         np.testing.assert_array_equal(found, row["explanation"])
 
 
@@ -130,7 +150,7 @@ def test_ten_thousand_images_of_a_generator_are_asked_for_as_they_are_sent(clien
     asked = Client(http_client=client, chunk_images=500, concurrency=2)
     latents = asked.encode(images(), progress=lambda done, total: told.append((done, total, pulled)))
     assert latents.mean.shape == (10_000, 3)
-    np.testing.assert_array_equal(latents.mean[251:502], latents.mean[:251])
+    same(latents.mean[251:502], latents.mean[:251])
     assert len(np.unique(latents.mean[:251], axis=0)) > 100
     assert [done for done, _, _ in told] == list(range(500, 10_001, 500))
     assert all(total is None and ahead <= done + 3 * 500 + 1 for done, total, ahead in told)
@@ -141,7 +161,7 @@ def test_files_and_arrays_mixed_keep_their_order(small: Client, digits: Any, tmp
     path.write_bytes(png(digits[2]))
     mixed = [digits[0], png(digits[1]), path, str(path), Image.fromarray(digits[3]), digits[4:6, None], digits[6] / 255]
     order = [0, 1, 2, 2, 3, 4, 5, 6]
-    np.testing.assert_array_equal(small.encode(mixed).mean, small.encode(digits).mean[order])
+    same(small.encode(mixed).mean, small.encode(digits).mean[order])
     one = small.encode(Image.fromarray(digits[3]))
     np.testing.assert_array_equal(one.mean, small.encode(digits[3]).mean)
 
@@ -186,7 +206,7 @@ def test_what_is_too_much_for_one_request_is_halved_until_it_fits(serve: Serve, 
     served = serve(max_pixels=10 * 28 * 28)
     images = np.concatenate([digits] * 10)
     latents = Client(http_client=served, chunk_images=64).encode(images)
-    np.testing.assert_array_equal(latents.mean, np.concatenate([Client(http_client=served).encode(digits).mean] * 10))
+    same(latents.mean, np.concatenate([Client(http_client=served).encode(digits).mean] * 10))
     with pytest.raises(ProblemError, match="413") as raised:
         Client(http_client=served).encode([png(np.zeros((100, 100), np.uint8))], resize=True)
     assert raised.value.status == 413
@@ -217,7 +237,7 @@ def test_all_chunks_are_answered_by_one_version(tmp_path: Path, serve: Serve, di
     asked = Client(http_client=served, key=KEY, chunk_images=3)
     latents = asked.encode(images())
     assert latents.version == 1
-    np.testing.assert_array_equal(latents.mean[:10], latents.mean[10:])
+    same(latents.mean[:10], latents.mean[10:])
     assert asked.encode(digits).version == 2
 
 

@@ -125,6 +125,9 @@ def test_more_rows_than_a_request_may_have_are_lines(serve: Serve, digits: Any) 
     assert refused.status_code == 413
     lines = ask(served, "/v1/log-likelihood?proposal=encoder", digits, NDJSON)
     assert (lines.status_code, len(lines.text.splitlines())) == (200, 10)
+    smaller = ask(served, "/v1/log-likelihood?proposal=encoder&num_samples=1500", digits[:3], NDJSON)
+    assert (smaller.status_code, len(smaller.text.splitlines())) == (200, 3)  # groups of one image, not two
+    assert ask(served, "/v1/log-likelihood?num_samples=2001", digits[:3], NDJSON).status_code == 413
 
 
 @pytest.fixture
@@ -153,6 +156,7 @@ def test_a_deadline_loses_nothing_that_was_done(grouped: TestClient, digits: Any
     assert len(rows) == 4
     assert all("log_likelihood" in row for row in rows)
     assert (last["status"], last["type"], last["index"]) == (504, "urn:logpx:problem:deadline-exceeded", 4)
+    assert last["detail"] == "the deadline passed before all images were done: send the others again"
     assert slow == [2, 2, 2]
     assert grouped.get("/readyz").status_code == 200
 
