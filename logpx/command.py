@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(command.module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in _OURS:
+        # The service's image has no package `training`; a module missing from a package of ours is a fault.
+        if error.name is None or (error.name not in _OURS and error.name.partition(".")[0] in _OURS):
             raise
         told = f"logpx {name} needs {error.name}, which is not installed: pip install 'logpx[{command.extras}]'"
         print(f"error: {told}", file=sys.stderr)

@@ -85,16 +85,19 @@ def test_a_wrong_option_is_one_line_that_names_the_command(said: Said) -> None:
     assert told.endswith("(logpx models pin --help lists the options)\n")
 
 
-@pytest.mark.parametrize(("name", "extras"), [("serve", "service,cpu"), ("fit", "service,cpu,training")])
+@pytest.mark.parametrize(
+    ("name", "missing", "extras"),
+    [("serve", "onnxruntime.capi", "service,cpu"), ("fit", "training", "service,cpu,training")],
+)
 def test_what_is_not_installed_is_said_in_one_sentence(
-    name: str, extras: str, monkeypatch: pytest.MonkeyPatch, said: Said
+    name: str, missing: str, extras: str, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     def refuse(module: str) -> Any:
-        raise ModuleNotFoundError("No module named 'onnxruntime.capi'", name="onnxruntime.capi")
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     monkeypatch.setattr("logpx.command.importlib.import_module", refuse)
     assert command.main([name]) == 2
-    told = f"error: logpx {name} needs onnxruntime.capi, which is not installed: pip install 'logpx[{extras}]'\n"
+    told = f"error: logpx {name} needs {missing}, which is not installed: pip install 'logpx[{extras}]'\n"
     assert said() == ("", told)
 
 
