@@ -122,6 +122,7 @@ class Tasks:
         """See `Runner`."""
         task = asyncio.create_task(function(*arguments))
         self._tasks.add(task)
+        task.add_done_callback(self._forget)
 
         async def join() -> T:
             return await task
@@ -130,9 +131,16 @@ class Tasks:
 
     async def end(self) -> None:
         """See `Runner`."""
-        for task in self._tasks:
+        left = list(self._tasks)
+        for task in left:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def _forget(self, task: "asyncio.Task[Any]") -> None:
+        """Let go of what has ended; of several errors only the first is raised, and asyncio complains of none."""
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()
 
 
 @contextmanager
