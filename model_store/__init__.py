@@ -24,7 +24,7 @@ from model_store.manifest import (
     Provenance,
     Resampler,
 )
-from model_store.publication import publish
+from model_store.publication import pin, publish, unpin
 from model_store.store import (
     BUNDLED,
     BUNDLED_DEFAULT,
@@ -71,7 +71,9 @@ __all__ = [
     "list_versions",
     "max_calibration_images",
     "open_version",
+    "pin",
     "printable",
     "publish",
+    "unpin",
     "version_stamp",
 ]

@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.calibration import check_calibration
-from model_store.errors import InvalidArtifactError, StoreError
+from model_store.errors import InvalidArtifactError, ModelNotFoundError, StoreError
 from model_store.manifest import CALIBRATION, DECODER, ENCODER, GRAPHS, LIKELIHOOD, MANIFEST, Description, Manifest
 from model_store.manifest_file import parse_manifest
-from model_store.store import MAX_GRAPH_BYTES, StoredModel, open_version, versions_of
+from model_store.pin import PIN
+from model_store.store import MAX_GRAPH_BYTES, StoredModel, list_store, open_version, version_stamp, versions_of
 
 _UNFINISHED = ".publishing-"
 _GIVEN = ".given-"
@@ -68,6 +69,50 @@ def publish(
                 return open_version(root, description.name, version)
     except OSError as error:
         raise StoreError(f"{root}: {description.name} is not published: {error.strerror}") from error
+
+
+def pin(root: Path, name: str, version: int) -> None:
+    """Make a version the default of its model, instead of the newest: at once, or not at all.
+
+    Raises:
+        ModelNotFoundError: the store has no such model or version.
+        StoreError: the store cannot be read or written.
+    """
+    version_stamp(root, name, version)
+    folder = root / name
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{PIN}-", dir=folder)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                _let_all_read(Path(temporary), _READABLE_FILE)
+                stream.write(b"%d\n" % version)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(temporary).rename(folder / PIN)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        _sync_folder(folder)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be pinned: {error.strerror}") from error
+
+
+def unpin(root: Path, name: str) -> bool:
+    """Make the newest version the default of its model again; returns whether another one was pinned.
+
+    Raises:
+        ModelNotFoundError: the store has no such model.
+        StoreError: the store cannot be read or written.
+    """
+    if name not in list_store(root).versions and not (root / name / PIN).exists():
+        raise ModelNotFoundError(f"the store has no model {name!r}")
+    try:
+        (root / name / PIN).unlink()
+        _sync_folder(root / name)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError(f"{root / name}: cannot be unpinned: {error.strerror}") from error
+    return True
 
 
 def _manifest_of(description: Description, version: int, contents: Mapping[str, bytes]) -> Manifest:

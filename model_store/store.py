@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from model_store.manifest import (
     Manifest,
 )
 from model_store.manifest_file import MAX_MANIFEST_BYTES, parse_manifest
+from model_store.pin import PIN, read_pin
 
 BUNDLED = Path(__file__).parent / "artifacts"
 BUNDLED_DEFAULT = "mnist"
@@ -64,7 +65,13 @@ class Listing:
     versions: dict[str, list[int]]
     """Every model with its versions in ascending order."""
     unreadable: dict[str, InvalidArtifactError]
-    """Models whose folder cannot be listed, with the reason; nothing is known of their versions."""
+    """Models whose folder cannot be listed, or whose pin names no version, with the reason."""
+    pins: dict[str, int] = field(default_factory=dict)
+    """The pinned version of each model that has a pin: its default instead of the newest."""
+
+    def candidates(self, name: str) -> list[int]:
+        """The versions that can be a model's default, the best one last: all, or the pinned one alone."""
+        return [self.pins[name]] if name in self.pins else self.versions.get(name, [])
 
 
 def list_store(root: Path) -> Listing:
@@ -76,6 +83,7 @@ def list_store(root: Path) -> Listing:
         StoreError: the store's own folder cannot be listed, or has more than `MAX_ENTRIES` entries.
     """
     versions: dict[str, list[int]] = {}
+    pins: dict[str, int] = {}
     unreadable: dict[str, InvalidArtifactError] = {}
     try:
         names = sorted(filter(_NAME.fullmatch, _names_in(root)))
@@ -84,10 +92,12 @@ def list_store(root: Path) -> Listing:
     for name in names:
         try:
             if found := versions_of(root, name):
+                if (pinned := _pinned(root, name, found)) is not None:
+                    pins[name] = pinned
                 versions[name] = found
         except InvalidArtifactError as error:
             unreadable[name] = error
-    return Listing(versions, unreadable)
+    return Listing(versions, unreadable, pins)
 
 
 def list_versions(root: Path) -> dict[str, list[int]]:
@@ -148,7 +158,7 @@ def open_version(
     digest: str | None = None,
     graph_bytes: Mapping[str, int] | None = None,
 ) -> StoredModel:
-    """Read one version (the latest when `version` is None), checking hashes, format version and calibration.
+    """Read one version (the pinned or else the latest when `version` is None), checking hashes, format and calibration.
 
     Args:
         root: the store's folder.
@@ -189,6 +199,18 @@ def open_version(
     )
 
 
+def _pinned(root: Path, name: str, versions: Sequence[int]) -> int | None:
+    """The pinned one of a model's versions, if it has a pin.
+
+    Raises:
+        InvalidArtifactError: the pin cannot be read, or names no version of the model.
+    """
+    pinned = read_pin(root, name)
+    if pinned is not None and pinned not in versions:
+        raise InvalidArtifactError(root / name / PIN, f"the pin names version {pinned}, which the model does not have")
+    return pinned
+
+
 def _names_in(folder: Path) -> list[str]:
     """The names of what lies in a folder; OSError where it cannot be listed."""
     with os.scandir(folder) as entries:
@@ -206,7 +228,7 @@ def _unreadable_store(root: Path, error: OSError) -> StoreError:
 
 
 def _locate(root: Path, name: str, version: int | None) -> Path:
-    """The folder of a version, by default the latest."""
+    """The folder of a version, by default the pinned or else the latest."""
     try:
         os.scandir(root).close()  # a store that is gone is another error than a model that is not there
     except OSError as error:
@@ -215,7 +237,7 @@ def _locate(root: Path, name: str, version: int | None) -> Path:
     if not versions:
         raise ModelNotFoundError(f"the store has no model {name!r}")
     if version is None:
-        version = versions[-1]
+        version = _pinned(root, name, versions) or versions[-1]
     if version not in versions:
         listed = ", ".join(map(str, versions[-_MAX_LISTED_VERSIONS:]))
         earlier = ", earlier ones and " if len(versions) > _MAX_LISTED_VERSIONS else " "

@@ -4,8 +4,8 @@ pyproject.toml says what logpx needs and constraints.txt which version of it was
 the SHA-256 of every file of each version, for pip's --require-hashes. So what is installed is what was tried, to the
 byte, whichever index it comes from.
 
-Each file holds what one extra needs beyond service.txt. It is resolved for every system and Python at once: a line that
-only some of them need has a marker.
+service.txt holds what the client and the extra `service` need; each other file holds what one extra needs beyond that.
+It is resolved for every system and Python at once: a line that only some of them need has a marker.
 """
 
 import re
@@ -88,12 +88,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         preferred, tool = Path(folder) / "preferred.txt", Path(folder) / "tool.in"
         preferred.write_text("".join(file.read_text() for file in sorted(FOLDER.glob("*.txt"))))
-        every = resolve(project, preferred, extras=EXTRAS)
+        every = resolve(project, preferred, extras=["service", *EXTRAS])
         preferred.write_text("".join(every.values()))
-        service = resolve(project, preferred)
+        service = resolve(project, preferred, extras=["service"])
         write("service", service)
         for extra in EXTRAS:
-            needed = resolve(project, preferred, extras=[extra])
+            needed = resolve(project, preferred, extras=["service", extra])
             beyond = {name: entry for name, entry in needed.items() if name not in service}
             apart = {"cuda": CUDA, "torch": TORCH} if extra == "training" else {}
             for name, pattern in apart.items():

@@ -4,26 +4,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from service import calibrate
+from service import calibrate, models
 from service.arguments import Parser
 from service.serve import serve
 
+_SERVE = "Serve the model store over HTTP until SIGTERM; settings come from the environment (docs/operations.md)."
+_CALIBRATE = "Calibrate a model's anomaly scores on images of your own; publishes a new version of it."
+_MODELS = "List a store's models and versions, or change which version of a model is the default."
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m service") -> int:
     """Do what the command line says; returns the exit status."""
-    parser = Parser(prog="python -m service", description=__doc__)
+    parser = Parser(prog=prog, description=__doc__)
+    parser.set_defaults(command=lambda _: serve())
     commands = parser.add_subparsers(metavar="COMMAND")
-    summary = "Calibrate a model's anomaly scores on images of your own; publishes a new version of it."
-    command = commands.add_parser(
-        "calibrate",
-        help=summary,
-        description=summary,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    calibrate.add_options(command)
-    command.set_defaults(command=calibrate.run)
+    commands.add_parser("serve", help=_SERVE, description=_SERVE)
+    for name, module, summary in (("calibrate", calibrate, _CALIBRATE), ("models", models, _MODELS)):
+        command = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        module.add_options(command)
+        command.set_defaults(command=module.run)
     parsed = parser.parse_args(arguments)
-    return int(parsed.command(parsed)) if hasattr(parsed, "command") else serve()
+    return int(parsed.command(parsed))
 
 
 if __name__ == "__main__":

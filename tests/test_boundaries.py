@@ -1,5 +1,5 @@
 """Imports run one way: web → engine, images → model_store, and training → all three, service.arguments,
-service.printing and service.progress.
+service.printing and service.progress. logpx, the client, imports none of ours.
 
 Nothing of these but training needs torch.
 """
@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"model_store", "service", "training", "tests", "benchmarks"}
+OURS = {"logpx", "model_store", "service", "training", "tests", "benchmarks"}
 
 # For each folder: which modules of ours it may import, and which of others' (None: any but torch).
 ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
+    "logpx": ({"logpx"}, {"httpx2", "numpy", "pandas", "PIL"}),
     "model_store": ({"model_store"}, {"numpy", "pydantic"}),
     "service/engine": (
         {"model_store", "service.child_process", "service.engine"},
@@ -85,7 +86,9 @@ def test_imports_run_one_way(folder: str) -> None:
 
 
 def test_nothing_imports_the_tests_or_the_benchmarks() -> None:
-    files = [file for folder in ("model_store", "service", "training") for file in (ROOT / folder).rglob("*.py")]
+    files = [
+        file for folder in ("logpx", "model_store", "service", "training") for file in (ROOT / folder).rglob("*.py")
+    ]
     assert [
         file for file in files if {module.split(".")[0] for module in imported(file)} & {"tests", "benchmarks"}
     ] == []
@@ -109,6 +112,15 @@ print(len(names), sorted(loaded & {"torch", "training", "matplotlib", "scipy"}),
     count, found = process.stdout.split(maxsplit=1)
     assert int(count) > 10
     assert found.strip() == "[] True"
+
+
+def test_the_client_imports_with_what_it_installs_alone() -> None:
+    """pandas and Pillow are imported only where somebody asks for tables or pictures."""
+    script = "import sys, logpx; print(sorted({name.split('.')[0] for name in sys.modules} & set(sys.argv[1:])))"
+    absent = ["PIL", "fastapi", "model_store", "onnx", "onnxruntime", "pandas", "pydantic", "service", "training"]
+    command = [sys.executable, "-c", script, *absent, "httpx2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT)  # noqa: S603
+    assert done.stdout.strip() == "['httpx2']"
 
 
 def test_matplotlib_is_imported_only_where_something_is_drawn() -> None:
@@ -172,7 +184,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 def modules() -> dict[str, set[str]]:
     """Each module of ours, with those of ours that it imports, wherever in it, also for types alone."""
     files = {}
-    for folder in ("model_store", "service", "training"):
+    for folder in ("logpx", "model_store", "service", "training"):
         for file in (ROOT / folder).rglob("*.py"):
             parts = file.relative_to(ROOT).with_suffix("").parts
             files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
@@ -253,7 +265,7 @@ def test_the_map_shows_every_room_and_no_other() -> None:
             told.append("/".join(path))
     packages = {
         init.parent.relative_to(ROOT).as_posix()
-        for top in ("model_store", "service", "training")
+        for top in ("logpx", "model_store", "service", "training")
         for init in (ROOT / top).rglob("__init__.py")
     }
     assert sorted(told) == sorted(packages | {"service/web", "benchmarks", "tests"})

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 from fastapi.testclient import TestClient
 
+import logpx
 import model_store
 import service
 import training
@@ -70,7 +71,7 @@ def test_the_length_that_keys_must_have_is_documented() -> None:
 
 def _modules() -> Iterator[ModuleType]:
     """Every module of ours that defines exceptions."""
-    for package in (model_store, service, training):
+    for package in (logpx, model_store, service, training):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not found.name.endswith("__main__") and _errors_of(module := importlib.import_module(found.name)):
                 yield module

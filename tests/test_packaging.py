@@ -56,6 +56,10 @@ def test_both_runtimes_are_one_version() -> None:
     assert _pins()["onnxruntime"] == _pins()["onnxruntime-gpu"]
 
 
+def test_the_base_install_is_the_client() -> None:
+    assert {Requirement(line).name for line in PROJECT["project"]["dependencies"]} == {"httpx2", "numpy"}
+
+
 def test_torch_comes_with_training_only() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     with_torch = {
@@ -71,7 +75,7 @@ def test_every_package_and_bundled_file_is_distributed() -> None:
     packages = set(PROJECT["tool"]["setuptools"]["packages"])
     found = {
         ".".join(init.parent.relative_to(ROOT).parts)
-        for top in ("model_store", "service", "training")
+        for top in ("logpx", "model_store", "service", "training")
         for init in (ROOT / top).rglob("__init__.py")
     }
     assert packages == found

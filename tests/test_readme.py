@@ -1,19 +1,26 @@
-"""The README's commands, run against a fresh service: each gives the answer that is shown.
+"""The README's commands, docs/client.md and docs/client.ipynb, run against a fresh service: each gives what is shown.
 
 An ellipsis stands for anything, and a number for one within a thousandth of it: processors round differently.
 """
 
 import argparse
+import doctest
+import io
+import json
 import math
 import re
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
+from structlog.testing import capture_logs
 
 from service.web.app import create_app
 from service.web.operations.settings import Settings
@@ -94,3 +101,46 @@ def test_a_wrong_answer_would_not_pass() -> None:
     assert not matches('{"a":1.500,"b":…}', '{"a":1.51,"b":[1,2]}')
     assert not matches('{"a":1.500}', '{"a":1.5,"b":1}')
     assert len(examples()) >= 9
+
+
+@pytest.fixture
+def at_the_service(service: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of httpx2's clients ask this service in process, whatever the address."""
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        target = request.url.raw_path.decode()
+        found = service.request(request.method, target, headers=request.headers, content=request.content)
+        return httpx2.Response(found.status_code, headers=found.headers, content=found.content)
+
+    for client in (httpx2.Client, httpx2.AsyncClient):
+        here = partial(client, transport=httpx2.MockTransport(answer))
+        monkeypatch.setattr(f"logpx.client.httpx2.{client.__name__}", here)
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.usefixtures("at_the_service")
+def test_the_client_s_examples_give_what_is_shown() -> None:
+    text = (ROOT / "docs" / "client.md").read_text()
+    examples = doctest.DocTestParser().get_doctest(text, {}, "client.md", "docs/client.md", 0)
+    told: list[str] = []
+    with capture_logs():  # the service's log would stand among what the examples print
+        results = doctest.DocTestRunner().run(examples, out=told.append)
+    assert results.failed == 0, "".join(told)
+    assert results.attempted > 20
+
+
+@pytest.mark.usefixtures("at_the_service")
+def test_the_notebook_s_cells_print_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Jupyter runs it, in the folder where it lies."""
+    monkeypatch.chdir(ROOT / "docs")
+    notebook = json.loads((ROOT / "docs" / "client.ipynb").read_text())
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 6
+    names: dict[str, Any] = {}
+    for cell in cells:
+        printed = io.StringIO()
+        with capture_logs(), redirect_stdout(printed):
+            exec("".join(cell["source"]), names)  # noqa: S102 (our own)
+        shown = "".join(line for output in cell["outputs"] for line in output["text"])
+        assert matches(shown, printed.getvalue()), printed.getvalue()

@@ -58,10 +58,10 @@ from training.terminal import (
 _EPOCHS_BETWEEN_FIGURES = 10
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m training") -> int:
     """Run one command; returns the exit code: 0, 2 for an error of the user's making, 130 after Ctrl-C."""
     print_any_name()
-    parsed = build_parser(__doc__).parse_args(arguments)
+    parsed = build_parser(__doc__, prog).parse_args(arguments)
     try:
         _COMMANDS[parsed.command](parsed)
     except (TrainingError, StoreError, ResamplerError, TooFewSamplesError, OSError, *DEVICE_ERRORS) as error:

@@ -22,9 +22,9 @@ _DATA = "mnist or fashion-mnist (downloaded once), a folder, or a .parquet, .npy
 _SCORING = typing.get_type_hints(CalibrationProtocol, include_extras=True)
 
 
-def build_parser(description: str | None) -> argparse.ArgumentParser:
+def build_parser(description: str | None, prog: str = "python -m training") -> argparse.ArgumentParser:
     """The parser; what it parses says which command was given, as `command`."""
-    parser = Parser(prog="python -m training", description=description)
+    parser = Parser(prog=prog, description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_fit(_add_command(commands, "fit", "Train a model; how the bundled ones were trained is in the README."))
     summary = (

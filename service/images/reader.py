@@ -167,7 +167,8 @@ class ImageReader:
             raise InvalidArrayError(f"the array has shape {list(array.shape)}; accepted: [B, H, W] or [B, C, H, W]")
         if array.ndim == 3:
             array = array[:, None]  # [B, 1, H, W]
-        self._count_pixels(len(array) * max(array.shape[2] * array.shape[3], self._shape.height * self._shape.width))
+        each = max(array.shape[2] * array.shape[3], self._shape.height * self._shape.width)
+        self._count_pixels(len(array) * each, each)
         if array.dtype != np.uint8:
             check_range(array)
         if self._fitting.is_exact and array.shape[1:] == self._chw:
@@ -192,9 +193,11 @@ class ImageReader:
         bands = images.reshape(-1, *images.shape[2:])
         return resample(bands, *self._size).reshape(len(images), *self._chw).clip(0, 1)
 
-    def _count_pixels(self, pixels: int) -> None:
+    def _count_pixels(self, pixels: int, each: int | None = None) -> None:
         if pixels > self._max_pixels:
-            raise PixelLimitError(f"the images have {pixels} pixels or more; at most {self._max_pixels} are accepted")
+            fewer = "" if each is None else f": {self._max_pixels // each} images of this size"
+            problem = f"the images have {pixels} pixels or more; at most {self._max_pixels} are accepted"
+            raise PixelLimitError(problem + fewer)
 
     def _fit(self, image: AnyArray, index: int) -> AnyArray:
         """Convert [c, h, w] to the model's channels, height and width."""

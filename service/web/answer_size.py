@@ -85,7 +85,9 @@ def check_images(
         LimitError: there are too many images.
     """
     if (pixels := count * shape.height * shape.width) > max_pixels:
-        raise LimitError(f"{count} images have {pixels} pixels; at most {max_pixels} are given in an answer")
+        fewer = max_pixels // (shape.height * shape.width)
+        problem = f"{count} images have {pixels} pixels; at most {max_pixels} are given in an answer"
+        raise LimitError(f"{problem}: ask for at most {fewer} images at once" if fewer else problem)
     size = partial(images_bytes, shape=shape, media=media, form=form, latent_dim=latent_dim)
     answer_bytes = check_answer(size, count, max_answer_bytes, f"a shorter form, such as {NPY}, image/png or as=png")
     made = count * (shape.size + 3 * latent_dim) * 4

@@ -127,7 +127,15 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"],
-            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", "X-Seed", "X-Warning"],
+            expose_headers=[
+                "Retry-After",
+                "Server-Timing",
+                "X-Model",
+                "X-Model-Version",
+                "X-Request-ID",
+                "X-Seed",
+                "X-Warning",
+            ],
         )
     routers = (routes.probes_router, routes.metrics_router, routes.router, routes.admin_router)
     listed = [route for router in routers for route in router.routes]

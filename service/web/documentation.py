@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.routing import Route
 
-from service.web.media_types import IMAGE_TYPES, JSON, MULTIPART, NPY
+from service.web.media_types import CSV, IMAGE_TYPES, JSON, MULTIPART, NDJSON, NPY
 from service.web.problems import PROBLEM_JSON
 
 _FILE = {"type": "string", "format": "binary"}
@@ -71,6 +71,18 @@ def describe_images_reply() -> dict[str, Any]:
         NPY: {"schema": {**_FILE, "description": "float32 [B, C, H, W]"}},
     }
     return {"responses": {"200": {"description": "images, in the form that Accept asks for", "content": forms}}}
+
+
+def describe_rows_reply() -> dict[str, Any]:
+    """The content types of results, a row an image, other than JSON."""
+    forms = {
+        NDJSON: {
+            "schema": {**_FILE, "description": "a line an image, sent as images are done; a failure is the last line"}
+        },
+        CSV: {"schema": {**_FILE, "description": "a line of names, then a line an image"}},
+        NPY: {"schema": {**_FILE, "description": "one record an image"}},
+    }
+    return {"responses": {"200": {"description": "results, in the form that Accept asks for", "content": forms}}}
 
 
 def _object(key: str, value: dict[str, Any]) -> dict[str, Any]:

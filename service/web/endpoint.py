@@ -6,8 +6,9 @@ readiness, space in the queue, deadlines, memory, the answer's media type, cance
 """
 
 import inspect
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar, cast, get_type_hints
 
@@ -16,21 +17,24 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.engine.blocks import CPU_BLOCKS
 from service.web.disconnection import answer_unless_gone
-from service.web.documentation import describe_images_reply
-from service.web.media_types import PNG
+from service.web.documentation import describe_images_reply, describe_rows_reply
+from service.web.media_types import CSV, NDJSON, PNG
 from service.web.memory_budget import FREE_BYTES, MEMORY, Share
 from service.web.operations.auth import check_key
-from service.web.outcome import Done
+from service.web.outcome import DeadlineError, Done
 from service.web.parameters import TIMEOUT_PARAMETER, read_parameters
 from service.web.problems import answer_of
-from service.web.requests import ComputedRequest
+from service.web.requests import ComputedRequest, ImagesRequest
 from service.web.schemas import ModelQuery
 from service.web.serving.batch_queue import Computation
+from service.web.streaming import StreamedResponse
 
 R = TypeVar("R")
 Endpoint = Callable[[Any, Any], "Work[Any]"]
 E = TypeVar("E", bound=Endpoint)
+_ROWS_A_GROUPED_IMAGE = 4  # so that a group, 64 images on the CPU and 1024 on a GPU, keeps the device busy
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Work(Generic[R]):
         numbers: how many numbers or pixels the answer has; see serialisation.py.
         answer: makes the answer from the result; called in another thread if the answer is large.
         compute_bytes: most memory that computing takes besides `held_bytes`.
+        images: how many images these rows are for; by default one each.
+        later: the same for the next images, if the answer is sent in parts.
     """
 
     computation: Computation[Any, R]
@@ -54,6 +60,23 @@ class Work(Generic[R]):
     numbers: int
     answer: Callable[[R], Response]
     compute_bytes: int = 0
+    images: int = 0
+    later: "Iterator[Work[R]] | None" = None
+
+
+def in_groups(request: ImagesRequest, work: Callable[[slice], Work[R]]) -> Work[R]:
+    """The work for a request's images: as lines of JSON a group of images at a time, in other forms all at once.
+
+    Args:
+        request: the request.
+        work: makes the work for a range of its images.
+    """
+    if request.media_type != NDJSON:
+        return work(slice(None))
+    busy = (request.backend.registry.batch_rows or CPU_BLOCKS.rows) // _ROWS_A_GROUPED_IMAGE
+    step = max(1, min(busy, request.settings.max_rows // work(slice(1)).rows))
+    first, *others = (slice(start, start + step) for start in range(0, len(request.images), step))
+    return replace(work(first), later=map(work, others))
 
 
 class ComputedRoute(APIRoute):
@@ -95,34 +118,27 @@ class ComputedRoute(APIRoute):
         share: Share = scope[MEMORY]
         if work.held_bytes > FREE_BYTES or share.held:
             share.hold(work.held_bytes)
-        left = max(0.0, timeout - request.load_seconds - request.decode_seconds)
-        queued = backend.submit(
-            work.computation,
-            work.payload,
-            rows=work.rows,
-            timeout_seconds=left,
-            memory=work.compute_bytes,
-            share=share,
+        seconds = max(0.0, timeout - request.load_seconds - request.decode_seconds)
+        deadline = time.monotonic() + seconds
+        response, done = await _computed(request, work, seconds)
+        # Not functions of their own: a call takes longer than what it would do.
+        timing = f"queue;dur={1000 * done.queue_seconds:.3f}, compute;dur={1000 * done.compute_seconds:.3f}"
+        if request.decode_seconds:
+            timing = f"decode;dur={1000 * request.decode_seconds:.3f}, {timing}"
+        if request.load_seconds:
+            timing = f"load;dur={1000 * request.load_seconds:.3f}, {timing}"
+        response.raw_headers += (
+            (b"x-model", request.named["model"].encode()),
+            (b"x-model-version", b"%d" % request.named["version"]),
+            (b"server-timing", timing.encode()),
         )
-        done = await answer_unless_gone(request, queued)
-
-        observed = scope["observed"]
-        observed["rows"] = work.rows
-        if done.rows_run:
-            observed["rows_run"] = done.rows_run
-        observed["queue_seconds"] = round(done.queue_seconds, 6)
-        observed["compute_seconds"] = round(done.compute_seconds, 6)
-        backend.count_done(request.model, work.rows, done)
-
-        left = max(0.0, left - done.queue_seconds - done.compute_seconds)
-        response: Response = await backend.writer.write(
-            request, partial(work.answer, done.result), numbers=work.numbers, seconds=left
-        )
-        response.raw_headers.append((b"server-timing", _server_timing(request, done)))
         if warning := request.warning():
             response.raw_headers.append((b"x-warning", warning.encode("latin-1")))
-            observed["warning"] = "brightness"
-        return response
+            scope["observed"]["warning"] = "brightness"
+        if work.later is None:
+            return response
+        later = (_answered(request, group, deadline) for group in work.later)
+        return StreamedResponse(request, response, later, work.images)
 
 
 def computed(
@@ -142,6 +158,8 @@ def computed(
         described = {"parameters": [TIMEOUT_PARAMETER], **_parameters(endpoint)[0].described_body}
         if PNG in media_types:
             described |= describe_images_reply()
+        if CSV in media_types:
+            described |= describe_rows_reply()
         router.add_api_route(
             path,
             endpoint,
@@ -189,18 +207,40 @@ class Dispatch:
         await response(scope, receive, send)
 
 
+async def _computed(request: ComputedRequest, work: Work[Any], seconds: float) -> tuple[Response, Done[Any]]:
+    """Compute, and write the answer; what was measured is added to the request's log line."""
+    backend, computation = request.backend, work.computation
+    size = {"rows": work.rows, "images": work.images}
+    named: dict[str, Any] = {"memory": work.compute_bytes, "share": request.scope[MEMORY]}
+    queued = backend.submit(computation, work.payload, **size, timeout_seconds=seconds, **named)
+    try:
+        done = await answer_unless_gone(request, queued)
+    except DeadlineError as error:
+        raise backend.too_late(error, computation, **size, seconds=seconds) from None
+
+    observed = request.scope["observed"]
+    observed["rows"] = observed.get("rows", 0) + work.rows
+    if done.rows_run:
+        observed["rows_run"] = observed.get("rows_run", 0) + done.rows_run
+    observed["queue_seconds"] = round(observed.get("queue_seconds", 0) + done.queue_seconds, 6)
+    observed["compute_seconds"] = round(observed.get("compute_seconds", 0) + done.compute_seconds, 6)
+    backend.count_done(request.model, work.rows, done)
+
+    answer = partial(work.answer, done.result)
+    left = max(0.0, seconds - done.queue_seconds - done.compute_seconds)
+    return await backend.writer.write(request, answer, numbers=work.numbers, seconds=left), done
+
+
+async def _answered(request: ComputedRequest, work: Work[Any], deadline: float) -> Response:
+    try:
+        response, _ = await _computed(request, work, max(0.0, deadline - time.monotonic()))
+    except DeadlineError:
+        raise DeadlineError("the deadline passed before all images were done: send the others again") from None
+    return response
+
+
 def _parameters(endpoint: Endpoint) -> tuple[type[ComputedRequest], type[ModelQuery]]:
     """The types of request and query that a route's function takes, from its signature."""
     hints = get_type_hints(endpoint)
     request, query = (hints[name] for name in inspect.signature(endpoint).parameters)
     return request, query
-
-
-def _server_timing(request: ComputedRequest, done: Done[Any]) -> bytes:
-    """The header `Server-Timing`: durations in milliseconds."""
-    timing = f"queue;dur={1000 * done.queue_seconds:.3f}, compute;dur={1000 * done.compute_seconds:.3f}"
-    if request.decode_seconds:
-        timing = f"decode;dur={1000 * request.decode_seconds:.3f}, {timing}"
-    if request.load_seconds:
-        timing = f"load;dur={1000 * request.load_seconds:.3f}, {timing}"
-    return timing.encode()

@@ -2,6 +2,8 @@
 
 JSON = "application/json"
 NPY = "application/x-npy"
+CSV = "text/csv"
+NDJSON = "application/x-ndjson"
 PNG = "image/png"
 MULTIPART = "multipart/form-data"
 IMAGE_TYPES = (PNG, "image/jpeg", "image/webp")

@@ -60,8 +60,8 @@ def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = 
 
 def npy_reply(array: NDArray[Any], headers: Mapping[str, str] | None = None) -> Response:
     """A response with one npy file, format version 1.0."""
-    head = _npy_header(array.dtype.str, array.shape)
-    data = np.ascontiguousarray(array).data.cast("B")
+    head = _npy_header(array.dtype, array.shape)
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data  # of records, too, which `cast` does not take
     if len(data) <= _PIECE_BYTES:
         return Response(b"".join((head, data)), headers=headers, media_type=NPY)
     pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
@@ -109,8 +109,8 @@ def _listed(images: NDArray[np.float32], form: Literal["png", "array"]) -> "NDAr
 
 
 @lru_cache(maxsize=64)
-def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
-    stream = io.BytesIO()
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    stream, descr = io.BytesIO(), np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
     return stream.getvalue()
 

@@ -19,9 +19,9 @@ from service.engine.proposal import DEFAULT_NUM_SAMPLES, DiagonalGaussian, Effor
 from service.engine.reconstruction import Reconstructions
 from service.web import answer_size, descriptions, schemas
 from service.web.answer_size import check_answer, check_images
-from service.web.endpoint import Work, computed
-from service.web.media_types import JSON, NPY
-from service.web.problems import LimitError
+from service.web.endpoint import Work, computed, in_groups
+from service.web.media_types import CSV, JSON, NDJSON, NPY
+from service.web.problems import LimitError, NotAcceptableError
 from service.web.rate import Meter
 from service.web.requests import ComputedRequest, ImagesRequest, LatentsRequest
 from service.web.responses import (
@@ -35,6 +35,7 @@ from service.web.responses import (
 )
 from service.web.serving.batch_queue import alone
 from service.web.serving.batching import Judged, decoding, encoding, estimating, explaining, reconstructing, scoring
+from service.web.tables import ROW_FORMS, anomaly_columns, estimate_columns, rows_reply
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.Problem}, "5XX": {"model": schemas.Problem}}
 router = APIRouter(prefix="/v1", responses=_PROBLEMS)
@@ -97,6 +98,7 @@ def reconstruct(request: ImagesRequest, query: Annotated[schemas.ReconstructQuer
         reconstructing(request.model),
         images,
         rows=2 * len(images),
+        images=len(images),
         held_bytes=images.nbytes + _check_output(request, 2 * len(images), query),
         numbers=2 * images.size,
         answer=answer,
@@ -124,41 +126,47 @@ def samples(request: ComputedRequest, query: Annotated[schemas.SamplesQuery, Que
     )
 
 
-@computed(router, "POST", "/log-likelihood", answer=schemas.LogLikelihoods, media_types=(JSON,))
+@computed(router, "POST", "/log-likelihood", answer=schemas.LogLikelihoods, media_types=ROW_FORMS)
 def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoodQuery, Query()]) -> Work[Any]:
     """log P(x) of each image in nats, with its standard error, and whether that can be trusted."""
-    model, images, settings = request.model, request.images, request.settings
+    model, settings = request.model, request.settings
     num_samples = query.num_samples or settings.num_samples or DEFAULT_NUM_SAMPLES[query.proposal]
     check_request(query.proposal, num_samples)
     if num_samples > settings.max_num_samples:
         raise LimitError(f"num_samples is {num_samples}; at most {settings.max_num_samples} are taken an image")
-    answer_bytes = check_answer(answer_size.log_likelihoods_bytes, len(images), settings.max_answer_bytes)
-    limit = num_samples
-    if query.max_std_error is not None:
-        limit = max(num_samples, min(settings.max_num_samples, settings.max_rows // len(images)))
-    effort = Effort(num_samples, query.seed, query.max_std_error, limit)
     meter = _meter(model, "log-likelihood", query.proposal, query.max_std_error is not None)
 
-    def answer(estimate: Any) -> Response:
-        request.backend.count_estimates(model, estimate.reason)
-        results = estimate_rows(estimate)
-        return json_reply({**request.named, "proposal": query.proposal, "seed": query.seed, "results": results})
+    def work(part: slice) -> Work[Any]:
+        images = request.images[part]
+        answer_bytes = check_answer(answer_size.log_likelihoods_bytes, len(images), settings.max_answer_bytes)
+        limit = num_samples
+        if query.max_std_error is not None:
+            limit = max(num_samples, min(settings.max_num_samples, settings.max_rows // len(images)))
+        effort = Effort(num_samples, query.seed, query.max_std_error, limit)
 
-    return Work(
-        estimating(model, query.proposal, effort, meter),
-        images,
-        rows=len(images) * limit,
-        held_bytes=images.nbytes + 2 * answer_bytes,
-        numbers=10 * len(images),
-        answer=answer,
-        compute_bytes=model.estimates_bytes(len(images), num_samples, limit),
-    )
+        def answer(estimate: Any) -> Response:
+            request.backend.count_estimates(model, estimate.reason)
+            document = {**request.named, "proposal": query.proposal, "seed": query.seed}
+            return rows_reply(request.media_type, document, estimate_rows(estimate), estimate_columns(estimate))
+
+        return Work(
+            estimating(model, query.proposal, effort, meter),
+            images,
+            rows=len(images) * limit,
+            held_bytes=request.images.nbytes + 2 * answer_bytes,
+            numbers=10 * len(images),
+            answer=answer,
+            compute_bytes=model.estimates_bytes(len(images), num_samples, limit),
+            images=len(images),
+        )
+
+    return in_groups(request, work)
 
 
-@computed(router, "POST", "/anomaly-scores", answer=schemas.Anomalies, media_types=(JSON,))
+@computed(router, "POST", "/anomaly-scores", answer=schemas.Anomalies, media_types=ROW_FORMS)
 def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery, Query()]) -> Work[AnomalyScores]:
     """How strange each image is (higher is stranger), with a conformal p-value against held-out training images."""
-    model, images = request.model, request.images
+    model = request.model
     size = partial(
         answer_size.anomalies_bytes,
         shape=model.description.image,
@@ -166,35 +174,42 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
         form=query.as_,
         explain=query.explain,
     )
-    answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes)
-    maps = (2 * images.nbytes + len(images) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
     alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
-    methods, meter = model.detector.choose(query.method), _meter(model, "anomaly-scores")
-    judged = Judged(images, methods, alpha or DEFAULT_ALPHA, query.fdr)
     num_samples = model.description.calibration.num_samples
+    methods, meter = model.detector.choose(query.method), _meter(model, "anomaly-scores")
+    if query.explain and request.media_type in (CSV, NPY):
+        raise NotAcceptableError(f"maps of pixels are no columns; with explain=true ask for {JSON} or {NDJSON}")
 
-    def answer(scores: AnomalyScores) -> Response:
-        for method, judgement in scores.by_method.items():
-            request.backend.count_p_values(model, method, judgement.p_value)
-        document = {
-            **request.named,
-            "method": next(iter(scores.by_method)),
-            "alpha": alpha,
-            "fdr": query.fdr,
-            "calibration_size": scores.calibration_size,
-            "results": anomaly_rows(scores, query.as_),
-        }
-        return json_reply(document)
+    def work(part: slice) -> Work[AnomalyScores]:
+        images = request.images[part]
+        answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes)
+        maps = (2 * images.nbytes + len(images) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
+        judged = Judged(images, methods, alpha or DEFAULT_ALPHA, query.fdr)
 
-    return Work(
-        explaining(model, judged, meter) if query.explain else scoring(model, meter),
-        judged,
-        rows=len(images) * (num_samples + (NUM_DRAWS if query.explain else 0)),
-        held_bytes=images.nbytes + maps + 2 * answer_bytes,
-        numbers=10 * len(images) + (images.size if query.explain else 0),
-        answer=answer,
-        compute_bytes=model.estimates_bytes(len(images), num_samples),
-    )
+        def answer(scores: AnomalyScores) -> Response:
+            for method, judgement in scores.by_method.items():
+                request.backend.count_p_values(model, method, judgement.p_value)
+            document = {
+                **request.named,
+                "method": next(iter(scores.by_method)),
+                "alpha": alpha,
+                "fdr": query.fdr,
+                "calibration_size": scores.calibration_size,
+            }
+            return rows_reply(request.media_type, document, anomaly_rows(scores, query.as_), anomaly_columns(scores))
+
+        return Work(
+            explaining(model, judged, meter) if query.explain else scoring(model, meter),
+            judged,
+            rows=len(images) * (num_samples + (NUM_DRAWS if query.explain else 0)),
+            held_bytes=request.images.nbytes + maps + 2 * answer_bytes,
+            numbers=10 * len(images) + (images.size if query.explain else 0),
+            answer=answer,
+            compute_bytes=model.estimates_bytes(len(images), num_samples),
+            images=len(images),
+        )
+
+    return in_groups(request, work) if query.fdr is None else work(slice(None))  # which decides over all images
 
 
 @router.get("/models", response_model=schemas.Models)

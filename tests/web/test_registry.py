@@ -22,7 +22,7 @@ import pytest
 import structlog
 from fastapi.testclient import TestClient
 
-from model_store import ImageShape, PixelPreparation, StoreError, open_version, publish
+from model_store import ImageShape, PixelPreparation, StoreError, open_version, pin, publish, unpin
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
 from service.web.app import create_app
@@ -745,3 +745,46 @@ def test_a_hundred_reloads_leave_memory_flat(run: Run, tmp_path: Path) -> None:
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_pinned_version_is_the_default_until_it_is_unpinned(run: Run, tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        add(tmp_path, seed=seed)
+    pin(tmp_path, "digits", 2)
+    client = run()
+    told = reload(client)["digits"]
+    assert (told["default_version"], told["versions"], told["loaded_versions"]) == (2, [1, 2, 3], [2])
+    assert (encode(client), encode(client, "version=3")) == (2, 3)
+    pin(tmp_path, "digits", 1)
+    add(tmp_path, seed=4)
+    assert reload(client)["digits"]["default_version"] == encode(client) == 1
+    assert unpin(tmp_path, "digits")
+    assert reload(client)["digits"]["default_version"] == encode(client) == 4
+
+
+def test_no_other_version_takes_the_place_of_a_pinned_one(run: Run, tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        add(tmp_path, seed=seed)
+    client = run()
+    damage(tmp_path, 2)
+    pin(tmp_path, "digits", 2)
+    assert reload(client)["digits"]["default_version"] == encode(client) == 3  # serves on
+    shutil.rmtree(tmp_path / "digits" / "2")
+    told = reload(client)["digits"]
+    problem = "digits: the pin names version 2, which the model does not have"
+    assert told["refused"] == [{"version": None, "reason": problem}]
+    assert encode(client) == 3
+    pin(tmp_path, "digits", 1)
+    assert reload(client)["digits"]["refused"] == []
+    assert encode(client) == 1
+
+
+def test_a_start_serves_no_model_whose_pin_is_wrong(run: Run, tmp_path: Path) -> None:
+    add(tmp_path)
+    add(tmp_path, name="other")
+    pin(tmp_path, "other", 1)
+    (tmp_path / "other" / "pin").write_text("9")
+    client = run(model="digits")
+    assert encode(client) == 1
+    answer = client.post("/v1/encode?model=other", **BODY)
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:logpx:problem:broken-model")

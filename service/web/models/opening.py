@@ -43,7 +43,7 @@ def runtime_of(settings: Settings) -> Runtime:
 
 
 async def latest_version(root: Path, name: str) -> int:
-    """The newest version of a model without a default: it is new, or no version passed its checks.
+    """The version that would be the default of a model without one: it is new, or none passed its checks.
 
     Raises:
         ModelNotFoundError: the store has no such model.
@@ -54,7 +54,7 @@ async def latest_version(root: Path, name: str) -> int:
         raise listing.unreadable[name]
     if name not in listing.versions:
         raise ModelNotFoundError(f"the store has no model {name!r}")
-    return listing.versions[name][-1]
+    return listing.candidates(name)[-1]
 
 
 class Opener:

@@ -1,8 +1,8 @@
 """The models and versions that are served: each model's default version, and a few others that were requested.
 
-The default is the newest version in the store that passes its checks, at start and after each reload. A version is
-tried out (trials.py) and loaded before it replaces another, which serves until then. Requests that are computed with
-the old version keep it in memory until they are done.
+The default is the pinned version, or else the newest one that passes its checks, at start and after each reload. A
+version is tried out (trials.py) and loaded before it replaces another, which serves until then. Requests that are
+computed with the old version keep it in memory until they are done.
 
 All state belongs to the event loop. Several versions can be opened at the same time; none waits for another's trial.
 """
@@ -217,7 +217,7 @@ class Registry:
         return self._served.models[key]
 
     async def _renew(self, listing: Listing) -> None:
-        """Make the newest versions that pass the defaults, and drop other versions that the store no longer has."""
+        """Make the pinned or newest versions that pass the defaults, and drop versions that the store no longer has."""
         for name, error in listing.unreadable.items():
             if name not in self._served.unreadable or self._served.unreadable[name].problem != error.problem:
                 _log.error("model refused", model=name, file=str(error.file), problem=error.problem)
@@ -228,7 +228,7 @@ class Registry:
             if key[0] not in self._served.unreadable:
                 self._drop(key)
                 self._changes += 1
-        renewals = (self._renew_default(name, versions) for name, versions in listing.versions.items())
+        renewals = (self._renew_default(name, listing.candidates(name)) for name in listing.versions)
         for failure in await asyncio.gather(*renewals, return_exceptions=True):
             if failure is not None and not isinstance(failure, _PASSING):
                 raise failure
@@ -253,7 +253,7 @@ class Registry:
             if version == serving:
                 return  # its files were damaged since; the version in memory is intact
             if time.monotonic() - started > _LONG_SECONDS:
-                found = (await asyncio.to_thread(list_store, self._root)).versions.get(name, [])
+                found = (await asyncio.to_thread(list_store, self._root)).candidates(name)
                 candidates += [later for later in found if later > newest]
                 newest = max(newest, *found, 0)
 

@@ -18,9 +18,10 @@ from service.web.memory_budget import computing_bytes
 from service.web.models.registry import Registry
 from service.web.operations.metrics import Metrics
 from service.web.operations.settings import Settings
-from service.web.outcome import Done
-from service.web.problems import LimitError, NotReadyError
+from service.web.outcome import DeadlineError, Done, QueueFullError
+from service.web.problems import NotReadyError
 from service.web.serialisation import Writer
+from service.web.serving import advice
 from service.web.serving.batch_queue import Computation
 from service.web.serving.memory_ceiling import decoders_ceiling, resident_bytes, service_ceiling
 from service.web.serving.scheduler import Scheduler
@@ -100,17 +101,36 @@ class Backend:
         return self._scheduler.retry_seconds()
 
     def submit(
-        self, computation: Computation[P, R], payload: P, *, rows: int, **named: Any
+        self, computation: Computation[P, R], payload: P, *, rows: int, images: int = 0, **named: Any
     ) -> "asyncio.Future[Done[R]]":
-        """Queue a computation that asks for `rows` rows, and may run more; `named`: see scheduler.py.
+        """Queue a computation that asks for `rows` rows, and may run more.
+
+        `images`: how many images they are for, by default one each. `named`: see scheduler.py.
 
         Raises:
             LimitError: more rows than one request may have.
             QueueFullError, StoppedError: see scheduler.py, which also says what the answer can raise.
         """
         if rows > self.settings.max_rows:
-            raise LimitError(f"images × samples is {rows}; at most {self.settings.max_rows} are accepted in a request")
-        return self._scheduler.submit(computation, payload, rows=rows, **named)
+            raise advice.too_many_rows(rows, self.settings.max_rows, images or rows)
+        scheduler = self._scheduler
+        try:
+            return scheduler.submit(computation, payload, rows=rows, **named)
+        except QueueFullError as error:
+            full = scheduler.queued_jobs >= self.settings.max_queued_requests
+            free_rows = 0 if full else self.settings.max_queued_rows - scheduler.queued_rows
+            raise advice.queue_full(error, self._expected(computation, rows), free_rows, images or rows) from None
+
+    def too_late(
+        self, error: DeadlineError, computation: Computation[P, R], *, rows: int, images: int, seconds: float
+    ) -> DeadlineError:
+        """The same error, saying how many images could have been computed in these seconds."""
+        expected = self._expected(computation, rows)
+        return advice.too_late(error, expected, self._scheduler.rate.rows_per_second, seconds, images or rows)
+
+    def _expected(self, computation: Computation[P, R], rows: int) -> int:
+        meter = computation.meter
+        return rows if meter is None else self._scheduler.expectation.rows(meter.key, rows)
 
     def count_done(self, model: Model, rows: int, done: Done[R]) -> None:
         """Count the rows and the seconds of a request that was computed."""

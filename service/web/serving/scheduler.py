@@ -63,8 +63,7 @@ class Scheduler:
         self._waking = False
         self._jobs: set[Job] = set()
         self._queued_rows = 0
-        self._rate = Rate()
-        self._expectation = Expectation()
+        self.rate, self.expectation = Rate(), Expectation()  # what computing has taken so far
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
         self._thread.start()
@@ -111,7 +110,7 @@ class Scheduler:
             QueueFullError: the queue is full.
             StoppedError: the thread has ended.
         """
-        expected = rows if computation.meter is None else self._expectation.rows(computation.meter.key, rows)
+        expected = rows if computation.meter is None else self.expectation.rows(computation.meter.key, rows)
         room = min(expected, max(rows, self._max_rows_each))
         self.check_capacity(room)
         deadline = time.monotonic() + timeout_seconds
@@ -155,7 +154,7 @@ class Scheduler:
         jobs = list(self._jobs)  # a copy in one step, because this may be called on another thread
         rows = sum(job.rows_left for job in jobs)
         deadline = max((job.deadline for job in jobs), default=0) - time.monotonic()
-        return min(rows / self._rate.rows_per_second, deadline)
+        return min(rows / self.rate.rows_per_second, deadline)
 
     def stop(self) -> None:
         """End the thread after its current chunk; unfinished requests fail with a StoppedError."""
@@ -217,7 +216,7 @@ class Scheduler:
         rows, jobs = batch.metered() - rows_before, batch.waiting
         asked = sum(job.rows for job in jobs)
         if batch.computation.meter is not None:
-            self._rate.add(rows, seconds)
+            self.rate.add(rows, seconds)
         for job in jobs:
             job.rows_run += rows * job.rows / max(1, asked)
             if job.rows_run > job.reported:
@@ -240,7 +239,7 @@ class Scheduler:
         if batch.chunks is not None:
             batch.chunks.close()
             if batch.computation.meter is not None:
-                self._expectation.add_unfinished(batch.computation.meter.key, **batch.taken())
+                self.expectation.add_unfinished(batch.computation.meter.key, **batch.taken())
         gone = [job for job, waits in zip(jobs, waiting, strict=True) if not waits]
         batch.jobs = [job for job, waits in zip(jobs, waiting, strict=True) if waits]
         self._settle([(job, None) for job in gone])
@@ -257,9 +256,9 @@ class Scheduler:
     def _learn(self, batch: Batch) -> None:
         """Take note of what a batch that has ended took."""
         if batch.computation.meter is None:
-            self._rate.add(batch.rows, batch.compute_seconds)
+            self.rate.add(batch.rows, batch.compute_seconds)
         else:
-            self._expectation.add(batch.computation.meter.key, **batch.taken())
+            self.expectation.add(batch.computation.meter.key, **batch.taken())
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         """Fail a batch of one request. Of several, one may be the cause, so each half is tried again by itself."""
