@@ -2,6 +2,7 @@
 
 import { Api } from "./api.js";
 import { html } from "./dom.js";
+import { Inspect } from "./inspect.js";
 import { Ladder } from "./ladder.js";
 import { Model } from "./model.js";
 import { Notice } from "./notice.js";
@@ -53,6 +54,7 @@ class Page {
     for (const view of this.views) view.close();
     this.views = [];
     this.main.replaceChildren();
+    at("views").hidden = true;
     const summary = this.models.find(({ name }) => name === at("model").value);
     if (!summary) {
       this.status.textContent = "The service has no model that it can serve.";
@@ -66,14 +68,24 @@ class Page {
     this.status.textContent = "";
     const tried = new Try(this.api, manifest, this.limits);
     const ladder = new Ladder(this.api, tried.query, this.limits);
+    const inspect = new Inspect(this.api, manifest, this.limits);
     const model = new Model(this.api, summary);
     tried.addEventListener("subject", () => {
       ladder.use(tried.subject);
       model.use(tried.subject);
     });
     tried.addEventListener("judged", (/** @type {any} */ event) => model.calibration.place(event.detail));
-    this.views = [tried, ladder, model];
+    tried.addEventListener("many", (/** @type {any} */ event) => {
+      goTo("inspect");
+      inspect.drop(event.detail);
+    });
+    inspect.addEventListener("look", (/** @type {any} */ event) => {
+      goTo("try");
+      tried.choose(event.detail);
+    });
+    this.views = [tried, ladder, inspect, model];
     this.main.replaceChildren(...this.views.map((view) => view.element));
+    at("views").hidden = false;
     tried.drawing?.paint();
   }
 
@@ -95,6 +107,12 @@ class Page {
     this.api.use(key);
     this.connect();
   }
+}
+
+/** To a view's heading. */
+function goTo(/** @type {string} */ id) {
+  at(id).scrollIntoView();
+  at(`${id}-heading`).focus({ preventScroll: true });
 }
 
 /** @returns {any} */

@@ -64,6 +64,25 @@ export function showMap(target, nats) {
   paint(target, nats.length, nats[0].length, (row, column) => colour(nats[row][column] / MOST_NATS));
 }
 
+/**
+ * A map of nats in a byte a pixel, for keeping many.
+ * @param {number[][][]} values [C][H][W]
+ * @returns {Uint8Array} [H·W], 255 for MOST_NATS and more
+ */
+export function levelsOf(values) {
+  return Uint8Array.from(summed(values).flat(), (nats) => Math.max(0, Math.min(255, (255 * nats) / MOST_NATS)));
+}
+
+/**
+ * Show such a map.
+ * @param {HTMLCanvasElement} target
+ * @param {Uint8Array} levels
+ * @param {{height: number, width: number}} shape
+ */
+export function showLevels(target, levels, { height, width }) {
+  paint(target, height, width, (row, column) => colour(levels[row * width + column] / 255));
+}
+
 /** Leave a canvas empty. */
 export function blank(/** @type {HTMLCanvasElement} */ target) {
   target.getContext("2d")?.clearRect(0, 0, target.width, target.height);

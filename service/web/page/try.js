@@ -3,6 +3,7 @@
 import { html } from "./dom.js";
 import { Answer } from "./answer.js";
 import { Drawing } from "./drawing.js";
+import { dropped } from "./files.js";
 import { Latest } from "./latest.js";
 import { fitted, isMnist } from "./mnist.js";
 import { Notice } from "./notice.js";
@@ -16,6 +17,7 @@ const NUM_SAMPLES = 8;
 const PICTURES = "image/png,image/jpeg,image/webp,.npy";
 const EMPTY = "Draw something, drop a file here, paste an image, or start from a sample.";
 
+/** Sends "subject" when the image is another one, "judged" with its score, and "many" when more than one was dropped. */
 export class Try extends EventTarget {
   /**
    * @param {import("./api.js").Api} api
@@ -82,7 +84,7 @@ export class Try extends EventTarget {
       id: "file",
       class: "unseen",
       accept: PICTURES,
-      onchange: (event) => this.#choose(event.target.files[0], event.target),
+      onchange: (event) => this.choose(event.target.files[0], event.target),
     });
     const buttons = html(
       "div",
@@ -157,16 +159,23 @@ export class Try extends EventTarget {
 
   #paste(event) {
     const [file] = event.clipboardData?.files ?? [];
-    if (file) this.#choose(file);
+    if (file) this.choose(file);
   }
 
   #drop(event) {
     event.preventDefault();
-    const [file] = event.dataTransfer?.files ?? [];
-    if (file) this.#choose(file);
+    const entries = dropped(event.dataTransfer);
+    if (entries.length > 1 || entries.some((entry) => !(entry instanceof File) && entry.isDirectory))
+      this.dispatchEvent(new CustomEvent("many", { detail: entries }));
+    else this.choose(event.dataTransfer.files[0]);
   }
 
-  #choose(/** @type {File|undefined} */ file, /** @type {HTMLInputElement|null} */ input = null) {
+  /**
+   * Ask about a file.
+   * @param {File|undefined} file
+   * @param {HTMLInputElement|null} [input] that it was chosen by
+   */
+  choose(file, input = null) {
     if (!file) return;
     this.#clear();
     this.file = file;

@@ -1,0 +1,205 @@
+/** Which p-values are called anomalies: by alpha or by false discovery rate, over a histogram with the threshold. */
+
+import { cutoffOfFdr } from "./decisions.js";
+import { details, html, svg, table } from "./dom.js";
+import { Plot, plotBox } from "./plot.js";
+import { short } from "./words.js";
+
+const FRAME = { width: 560, height: 240, left: 52, right: 20, top: 50, bottom: 44, title: 14 };
+const BINS = 24;
+const ALPHA = 0.05; // the service's default
+const FDR = 0.1;
+
+export class Threshold extends EventTarget {
+  /** @type {number[]} */
+  #pValues = [];
+  #size = 0;
+  #dragging = false;
+
+  /** Sends "change" when another threshold was chosen. */
+  constructor() {
+    super();
+    this.byAlpha = this.#choice("by-alpha", true);
+    this.byFdr = this.#choice("by-fdr", false);
+    this.alpha = this.#share("alpha", ALPHA, this.byAlpha);
+    this.fdr = this.#share("fdr", FDR, this.byFdr);
+    this.slider = html("input", {
+      type: "range",
+      id: "threshold",
+      class: "threshold",
+      min: -3,
+      max: 0,
+      step: 0.01,
+      oninput: () => this.#slide(Number(this.slider.value)),
+    });
+    this.plot = html("div", {});
+    this.verdict = html("p", { role: "status" });
+    this.numbers = html("div", {});
+    this.element = html(
+      "fieldset",
+      { class: "threshold-box" },
+      html("legend", {}, "Which are anomalies?"),
+      html(
+        "div",
+        { class: "halves" },
+        html(
+          "div",
+          {},
+          html("p", {}, this.byAlpha, html("label", { for: "by-alpha" }, "p-value at most "), this.alpha),
+          html("p", {}, this.byFdr, html("label", { for: "by-fdr" }, "false discovery rate at most "), this.fdr),
+          this.verdict,
+          this.numbers,
+        ),
+        html(
+          "div",
+          { class: "threshold-plot" },
+          this.plot,
+          html("label", { for: "threshold" }, "Threshold: drag it here or in the plot"),
+          this.slider,
+        ),
+      ),
+    );
+  }
+
+  /** @returns {number} the largest p-value that is called an anomaly */
+  get cutoff() {
+    return this.byAlpha.checked ? this.#value(this.alpha, ALPHA) : cutoffOfFdr(this.#pValues, this.#value(this.fdr, FDR));
+  }
+
+  /**
+   * @param {number[]} pValues of the whole table
+   * @param {number} calibrationSize 0 if it is not known yet
+   */
+  show(pValues, calibrationSize) {
+    this.#pValues = pValues;
+    this.#size = calibrationSize || this.#size;
+    this.#draw();
+  }
+
+  #choice(/** @type {string} */ id, /** @type {boolean} */ checked) {
+    return html("input", { type: "radio", name: "decide", id, checked, onchange: () => this.#decide() });
+  }
+
+  #share(/** @type {string} */ id, /** @type {number} */ value, /** @type {any} */ choice) {
+    const name = id === "fdr" ? "False discovery rate" : "Alpha";
+    const changed = () => {
+      choice.checked = true;
+      this.#decide();
+    };
+    const most = { min: 0.0001, max: 0.9999, step: "any", value };
+    return html("input", { type: "number", id, class: "share", ...most, "aria-label": name, oninput: changed });
+  }
+
+  #value(/** @type {any} */ input, /** @type {number} */ otherwise) {
+    const value = Number(input.value);
+    return value > 0 && value < 1 ? value : otherwise;
+  }
+
+  #decide() {
+    this.#draw();
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** To this logarithm of alpha. */
+  #slide(/** @type {number} */ logarithm) {
+    this.alpha.value = String(Math.min(0.9999, Number((10 ** logarithm).toPrecision(3))));
+    this.byAlpha.checked = true;
+    this.#decide();
+  }
+
+  #draw() {
+    const cutoff = this.cutoff;
+    const called = this.#pValues.filter((value) => value <= cutoff).length;
+    const count = this.#pValues.length;
+    const by = this.byAlpha.checked
+      ? `About ${short(cutoff * count)} would be called so if all were ordinary.`
+      : `At most a share of ${this.#value(this.fdr, FDR)} of them is expected to be ordinary. ` +
+        `The procedure of Benjamini and Hochberg over all ${count} p-values` +
+        (cutoff ? `: p at most ${short(cutoff)}.` : " calls none.");
+    this.verdict.textContent = count ? `${called} of ${count} images are anomalies. ${by}` : "No image is scored yet.";
+    const low = Math.log10(1 / ((this.#size || 999) + 1));
+    this.slider.min = String(Math.floor(100 * low) / 100);
+    this.slider.value = String(Math.log10(cutoff || 10 ** low));
+    this.slider.setAttribute("aria-valuetext", `p-value ${short(cutoff)}: ${called} of ${count} images are anomalies`);
+    const open = this.numbers.querySelector("details")?.open ?? false;
+    const bins = binsOf(this.#pValues, this.#size, low);
+    this.plot.replaceChildren(plotBox("Histogram of p-values", this.#histogram(bins, low, cutoff)));
+    const rows = bins.map(({ from, to, count: found, expected }) => [
+      `${short(10 ** from)} to ${short(10 ** to)}`,
+      String(found),
+      short(expected),
+    ]);
+    const told = details(
+      "The same as a table",
+      table("Images by p-value", ["p-value", "Images", "Expected if all were ordinary"], rows),
+    );
+    told.open = open;
+    this.numbers.replaceChildren(told);
+  }
+
+  #histogram(bins, low, cutoff) {
+    const most = Math.max(1, ...bins.map(({ count, expected }) => Math.max(count, expected)));
+    const label = `Histogram of p-values, with the threshold at ${short(cutoff)}. The numbers are in the table below.`;
+    const plot = new Plot(label, FRAME, [low, 0], [0, 1.05 * most], true);
+    plot.axes(
+      [0.0001, 0.001, 0.01, 0.1, 1].filter((value) => Math.log10(value) >= low),
+      "p-value, logarithmic: further left is stranger",
+      "images; line: expected if all were ordinary",
+    );
+    const across = (/** @type {number} */ logarithm) => plot.x(10 ** logarithm);
+    for (const { from, to, count } of bins) {
+      const [x, y] = [across(from) + 0.5, plot.y(count)];
+      const kind = 10 ** to <= cutoff * (1 + 1e-9) ? "bar called" : "bar";
+      plot.add("rect", { class: kind, x, y, width: across(to) - x - 0.5, height: plot.y(0) - y });
+    }
+    const line = bins.map(({ from, to, expected }) => `${across(from)},${plot.y(expected)} ${across(to)},${plot.y(expected)}`);
+    plot.add("polyline", { class: "expected", points: line.join(" ") });
+    const x = plot.x(Math.max(10 ** low, cutoff));
+    plot.add("line", { class: "here", x1: x, x2: x, y1: FRAME.top - 6, y2: plot.y(0) });
+    plot.text(x, FRAME.top - 11, "threshold", x > FRAME.width / 2 ? "end" : "start");
+    this.#drag(plot, low);
+    return plot.root;
+  }
+
+  /** The whole plot takes the pointer: the line is thin. */
+  #drag(/** @type {Plot} */ plot, /** @type {number} */ low) {
+    const move = (/** @type {PointerEvent} */ event) => {
+      const box = this.plot.querySelector("svg").getBoundingClientRect();
+      const x = ((event.clientX - box.left) / box.width) * FRAME.width;
+      const share = (x - FRAME.left) / (FRAME.width - FRAME.left - FRAME.right);
+      this.#slide(low * (1 - Math.max(0, Math.min(1, share))));
+    };
+    const begin = (/** @type {PointerEvent} */ event) => {
+      if (event.button !== 0) return;
+      event.preventDefault();
+      move(event);
+      const end = new AbortController(); // each move draws another plot, so the window is listened to
+      addEventListener("pointermove", move, { signal: end.signal });
+      for (const name of ["pointerup", "pointercancel"]) addEventListener(name, () => end.abort(), { signal: end.signal });
+    };
+    plot.root.addEventListener("pointerdown", begin);
+    plot.root.classList.add("draggable");
+  }
+}
+
+/**
+ * How many p-values are in each bin, and how many would be if all images were ordinary.
+ * @param {number[]} pValues
+ * @param {number} size n: every p-value is a multiple of 1/(n + 1)
+ * @param {number} low logarithm of the smallest one
+ * @returns {{from: number, to: number, count: number, expected: number}[]} bounds as logarithms to base 10
+ */
+function binsOf(pValues, size, low) {
+  const step = -low / BINS;
+  const binOf = (/** @type {number} */ value) =>
+    Math.max(0, Math.min(BINS - 1, Math.ceil((Math.log10(value) - low) / step - 1e-9) - 1));
+  const bins = Array.from({ length: BINS }, (_, index) => ({
+    from: low + index * step,
+    to: low + (index + 1) * step,
+    count: 0,
+    expected: 0,
+  }));
+  for (const value of pValues) bins[binOf(value)].count += 1;
+  for (let rank = 1; rank <= size + 1; rank++) bins[binOf(rank / (size + 1))].expected += pValues.length / (size + 1);
+  return bins;
+}
