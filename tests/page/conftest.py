@@ -1,5 +1,6 @@
 """The page in a real Chromium, over a real process with the bundled model and one of large colour images."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -91,3 +92,12 @@ SEVEN = [(0.2, 0.2), (0.7, 0.2), (0.6, 0.45), (0.5, 0.65), (0.42, 0.85)]
 def settled(page: Page) -> None:
     """Wait for the last of the requests about an image."""
     page.locator(".cards[data-proposal=auto]").wait_for()
+
+
+def problem(slug: str, status: int, *, index: int | None = None, **headers: str) -> dict[str, Any]:
+    """What `route.fulfill` takes."""
+    document = {"type": f"urn:logpx:problem:{slug}", "title": "A title", "status": status, "detail": "The detail."}
+    document |= {"request_id": "abc"} | ({} if index is None else {"index": index})
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    named["Content-Type"] = "application/problem+json"
+    return {"status": status, "headers": named, "body": json.dumps(document)}

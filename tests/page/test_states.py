@@ -1,27 +1,15 @@
 """What the page says when something is wrong or unusual, and that everybody can use it."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
 
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route
 
-from tests.page.conftest import SEVEN, Open, draw, settled
+from tests.page.conftest import SEVEN, Open, draw, problem, settled
 
 SEVEN_PNG = Path(__file__).parents[2] / "docs" / "seven.png"
 KEY = "a-key-for-the-page"
-
-
-def problem(slug: str, status: int, *, index: int | None = None, **headers: str) -> dict[str, Any]:
-    """What `route.fulfill` takes."""
-    document = {"type": f"urn:logpx:problem:{slug}", "title": "A title", "status": status, "detail": "The detail."}
-    document |= {"request_id": "abc"} | ({} if index is None else {"index": index})
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    named["Content-Type"] = "application/problem+json"
-    return {"status": status, "headers": named, "body": json.dumps(document)}
 
 
 def once(answer: Callable[[Route], None]) -> Callable[[Route], None]:
@@ -192,27 +180,3 @@ def test_behind_a_prefix_that_a_proxy_strips(open_page: Open, url: str) -> None:
     page.set_input_files("#file", SEVEN_PNG)
     settled(page)
     assert [link for link in asked if not link.startswith(f"{url}/lab/logpx/")] == []
-
-
-def test_axe_finds_nothing_in_light_on_a_wide_window_nor_in_dark_on_a_narrow_one(open_page: Open) -> None:
-    page = open_page(failing=("Failed to load resource",))
-    page.set_input_files("#file", SEVEN_PNG)
-    settled(page)
-    page.get_by_role("button", name="Estimate in every way").click()
-    page.get_by_text("estimates are done").wait_for()
-    for summary in page.locator("summary").all():
-        summary.click()
-    page.route("**/v1/samples?**", lambda route: route.fulfill(**problem("queue-full", 429, Retry_After="600")))
-    page.get_by_role("button", name="Other samples").click()
-    page.get_by_text("Trying again in").wait_for()
-    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
-    light_and_wide: tuple[int, Literal["light"]] = (1280, "light")
-    dark_and_narrow: tuple[int, Literal["dark"]] = (360, "dark")
-    for width, scheme in (light_and_wide, dark_and_narrow):
-        page.set_viewport_size({"width": width, "height": 900})
-        page.emulate_media(color_scheme=scheme)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        found = Axe().run(page, options=rules)
-        violations = found.response["violations"]
-        assert [(item["id"], [node["target"] for node in item["nodes"]]) for item in violations] == []
-        assert len(found.response["passes"]) > 20
