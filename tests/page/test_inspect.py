@@ -203,7 +203,7 @@ def test_pause_resume_faults_and_retry(open_page: Open, thousand: Path) -> None:
 
     def answer(route: Route) -> None:
         body = route.request.post_data_buffer or b""
-        if steps:
+        if steps and b"file 0." in body:
             steps.pop(0)(route)
         elif faulty and b"file 7." in body and body.count(b"filename=") == 1:
             route.fulfill(**problem("internal-error", 500))
@@ -247,7 +247,7 @@ def test_pause_resume_faults_and_retry(open_page: Open, thousand: Path) -> None:
     page.get_by_text("0 of 1000 rows").wait_for()
     assert not page.get_by_role("button", name="Retry failed").is_visible()
     page.get_by_role("button", name="Remove all").click()
-    assert not page.locator(".rows").is_visible()
+    page.locator(".rows").wait_for(state="hidden")
 
 
 def test_a_fault_of_no_file_ends_the_requests(open_page: Open, thousand: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_fault_of_no_file_ends_the_requests(open_page: Open, thousand: Path) -
     (thousand / "0500.png").unlink()
     page.unroute("**/v1/anomaly-scores?**")
     page.route("**/v1/anomaly-scores?**", made_up)
-    page.get_by_role("button", name="Retry failed").or_(page.get_by_role("button", name="Resume")).first.click()
+    page.get_by_role("button", name="Retry failed").click()  # of the files at fault, as it seemed
     wait_for(page, "999 of 1000 scored, 1 failed, done")
     row = next(line for line in lines(page) if line["error"])
     assert (row["path"], row["error"]) == ("thousand/0500.png", "The file cannot be read any more.")
