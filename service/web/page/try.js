@@ -14,6 +14,7 @@ import { Requests } from "./requests.js";
 import { requestOf, subjectOfFile, subjectOfPixels } from "./subject.js";
 
 const NUM_SAMPLES = 8;
+const QUICK_SAMPLES = 100;
 const PICTURES = "image/png,image/jpeg,image/webp,.npy";
 const EMPTY = "Draw something, drop a file here, paste an image, or start from a sample.";
 
@@ -37,10 +38,10 @@ export class Try extends EventTarget {
     this.abort = new AbortController();
     this.latest = new Latest(
       [
-        (input, signal) => this.#estimate(input, signal, "laplace"),
+        (input, signal) => this.#quickly(input, signal),
         (_, signal) => this.#reconstruct(signal),
         (_, signal) => this.#judge(signal),
-        (input, signal) => this.#estimate(input, signal, "auto"),
+        (_, signal) => this.#estimate(this.subject, signal, "auto", {}),
       ],
       (error) => {
         this.answer.outdated();
@@ -208,32 +209,36 @@ export class Try extends EventTarget {
     this.dispatchEvent(new Event("subject"));
   }
 
-  #request(/** @type {Object<string, string|boolean>} */ query, /** @type {AbortSignal} */ signal) {
-    return requestOf(this.subject, { ...this.query, ...query }, signal);
+  /** The first image alone, if there are several. */
+  get #first() {
+    return this.subject && (this.subject.first ?? this.subject);
   }
 
-  async #estimate(input, signal, proposal) {
-    if (proposal === "laplace") {
-      this.answer.expect();
-      const subject = await this.#subject(input);
-      signal.throwIfAborted();
-      this.#use(subject);
-    }
+  /** A number that follows the hand: of one image, by few samples. A drawing that was not fitted takes far longer. */
+  async #quickly(input, signal) {
+    this.answer.expect();
+    const subject = await this.#subject(input);
+    signal.throwIfAborted();
+    this.#use(subject);
+    await this.#estimate(this.#first, signal, "laplace", { proposal: "laplace", num_samples: QUICK_SAMPLES });
+  }
+
+  async #estimate(subject, signal, proposal, query) {
     const started = performance.now();
-    /** @type {Object<string, string>} */
-    const query = proposal === "auto" ? {} : { proposal };
-    const answer = await this.api.ask("v1/log-likelihood", this.#request(query, signal));
+    const request = requestOf(subject, { ...this.query, ...query }, signal);
+    const answer = await this.api.ask("v1/log-likelihood", request);
     this.answer.estimates(this.subject?.names ?? [], answer.results, proposal, performance.now() - started);
   }
 
   async #reconstruct(signal) {
-    const answer = await this.api.ask("v1/reconstruct", this.#request({ as: "array" }, signal));
+    const answer = await this.api.ask("v1/reconstruct", requestOf(this.#first, { ...this.query, as: "array" }, signal));
     this.answer.reconstruction(answer.prepared[0], answer.reconstructions[0], this.subject?.names[0] ?? "");
   }
 
   async #judge(signal) {
+    const request = requestOf(this.#first, { ...this.query, explain: true, as: "array" }, signal);
     try {
-      const answer = await this.api.ask("v1/anomaly-scores", this.#request({ explain: true, as: "array" }, signal));
+      const answer = await this.api.ask("v1/anomaly-scores", request);
       this.answer.judgements(answer);
       this.dispatchEvent(
         new CustomEvent("judged", { detail: { method: answer.method, score: answer.results[0].score } }),
