@@ -26,7 +26,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service with `mnist`, and with `photos`: colour, and larger than 64 pixels."""
     store = tmp_path_factory.mktemp("store")
     shutil.copytree(BUNDLED / "mnist", store / "mnist")
-    bernoulli_toy(ImageShape(channels=3, height=72, width=66), name="photos").publish(store)
+    for seed in (1, 2):
+        bernoulli_toy(ImageShape(channels=3, height=72, width=66), name="photos", seed=seed).publish(store)
     started = processes(store)
     yield address(next(started)(model="mnist", decoders=1, num_threads=1), tries=10_000)
     next(started, None)

@@ -10,7 +10,7 @@ import { Problem } from "./problem.js";
  * @property {"waiting"|"asked"|"scored"|"failed"} state
  * @property {any} result of v1/anomaly-scores, without its map; null if there is none
  * @property {Uint8Array|null} map levels [H·W] of surprise, as `pixels.js` shows them
- * @property {string} error what is wrong with the file; empty if nothing is known to be
+ * @property {string} error what is wrong with the file, if anything is
  * @property {number} most how many files a request with this one may have
  */
 
@@ -53,17 +53,8 @@ export class Batch extends EventTarget {
   /** @param {import("./files.js").Found[]} found */
   add(found) {
     for (const { path, file } of found) {
-      /** @type {Row} */
-      const row = {
-        id: this.rows.length,
-        path,
-        file,
-        state: "waiting",
-        result: null,
-        map: null,
-        error: "",
-        most: MOST_FILES,
-      };
+      const none = { result: null, map: null, error: "", most: MOST_FILES };
+      const row = /** @type {Row} */ ({ id: this.rows.length, path, file, state: "waiting", ...none });
       this.rows.push(row);
       this.#waiting.push(row);
     }

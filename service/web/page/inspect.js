@@ -13,12 +13,7 @@ import { nats, number, short } from "./words.js";
 
 const MOST_MAPPED = 64 * 64 * 3; // numbers of an image: a map of more is shown by the view of one image only
 const MOST_NUMBERS = 100_000; // of maps in one answer, so that reading it does not hold up the page
-const FILTERS = {
-  all: "All",
-  anomalies: "Anomalies",
-  doubtful: "Not reliable",
-  failed: "Failed",
-};
+const FILTERS = { all: "All", anomalies: "Anomalies", doubtful: "Not reliable", failed: "Failed" };
 /** @type {import("./rows_table.js").Column<import("./batch.js").Row>[]} */
 const COLUMNS = [
   { name: "Image", width: "w-picture", sortBy: null, lasts: true },
@@ -93,7 +88,7 @@ export class Inspect extends EventTarget {
   }
 
   #layout() {
-    const input = (/** @type {string} */ id, /** @type {Object<string, unknown>} */ kind) =>
+    const input = (id, kind) =>
       html("input", {
         type: "file",
         id,
@@ -105,7 +100,7 @@ export class Inspect extends EventTarget {
           event.target.value = "";
         },
       });
-    const button = (/** @type {string} */ name, /** @type {() => void} */ onclick) =>
+    const button = (name, onclick) =>
       html("button", { type: "button", onclick }, name);
     this.pausing = button("Pause", () => (this.batch.paused ? this.#resume() : this.batch.pause()));
     this.retrying = button("Retry failed", () => {
@@ -136,6 +131,7 @@ export class Inspect extends EventTarget {
       this.found,
       this.table.element,
     );
+    const model = `${this.manifest.name}, version ${this.manifest.version}.`;
     return html(
       "section",
       {
@@ -151,7 +147,7 @@ export class Inspect extends EventTarget {
       html(
         "div",
         { class: "card" },
-        html("p", {}, "Which of your images are strange? Drop a folder or files here. They are scored by ", this.#model()),
+        html("p", {}, "Which of your images are strange? Drop a folder or files here. They are scored by ", model),
         html(
           "div",
           { class: "buttons" },
@@ -169,10 +165,6 @@ export class Inspect extends EventTarget {
         this.results,
       ),
     );
-  }
-
-  #model() {
-    return `${this.manifest.name}, version ${this.manifest.version}.`;
   }
 
   /** Scores of some files, in their order. */
@@ -232,7 +224,7 @@ export class Inspect extends EventTarget {
     this.table.show(kept);
   }
 
-  #passes(/** @type {import("./batch.js").Row} */ { path, state, result }) {
+  #passes({ path, state, result }) {
     const part = this.search.value.toLowerCase();
     if (part && !path.toLowerCase().includes(part)) return false;
     if (this.filter.value === "anomalies") return this.#calls(result);
@@ -245,13 +237,13 @@ export class Inspect extends EventTarget {
     return Boolean(result) && result.p_value <= this.cutoff;
   }
 
-  #lasting(/** @type {import("./batch.js").Row} */ { path, file }) {
+  #lasting({ path, file }) {
     const look = () => this.dispatchEvent(new CustomEvent("look", { detail: file }));
     const name = html("button", { type: "button", class: "name", title: path, onclick: look }, path);
     return [html("td", {}, this.thumbnails.of(file)), html("th", { scope: "row" }, name)];
   }
 
-  #changing(/** @type {import("./batch.js").Row} */ { path, state, result, map, error }) {
+  #changing({ path, state, result, map, error }) {
     if (!result) {
       const told = state === "failed" ? error : state === "asked" ? "being scored" : "waiting";
       return [html("td", { colspan: 6, class: state === "failed" ? "failed" : "hint", title: told }, told)];

@@ -16,7 +16,7 @@ export class Requests {
 
   /**
    * @param {import("./api.js").Api} api
-   * @param {Object<string, string>} query which model
+   * @param {Object<string, string|number>} query which model
    */
   constructor(api, query) {
     this.api = api;

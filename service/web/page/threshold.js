@@ -1,8 +1,8 @@
 /** Which p-values are called anomalies: by alpha or by false discovery rate, over a histogram with the threshold. */
 
 import { cutoffOfFdr } from "./decisions.js";
-import { details, html, svg, table } from "./dom.js";
-import { Plot, plotBox } from "./plot.js";
+import { html, numbersOf } from "./dom.js";
+import { Plot, fitting } from "./plot.js";
 import { short } from "./words.js";
 
 const FRAME = { width: 560, height: 240, left: 52, right: 20, top: 50, bottom: 44, title: 14 };
@@ -14,7 +14,6 @@ export class Threshold extends EventTarget {
   /** @type {number[]} */
   #pValues = [];
   #size = 0;
-  #dragging = false;
 
   /** Sends "change" when another threshold was chosen. */
   constructor() {
@@ -23,15 +22,8 @@ export class Threshold extends EventTarget {
     this.byFdr = this.#choice("by-fdr", false);
     this.alpha = this.#share("alpha", ALPHA, this.byAlpha);
     this.fdr = this.#share("fdr", FDR, this.byFdr);
-    this.slider = html("input", {
-      type: "range",
-      id: "threshold",
-      class: "threshold",
-      min: -3,
-      max: 0,
-      step: 0.01,
-      oninput: () => this.#slide(Number(this.slider.value)),
-    });
+    const range = { type: "range", id: "threshold", class: "threshold", min: -3, max: 0, step: 0.01 };
+    this.slider = html("input", { ...range, oninput: () => this.#slide(Number(this.slider.value)) });
     this.plot = html("div", {});
     this.verdict = html("p", { role: "status" });
     this.numbers = html("div", {});
@@ -76,11 +68,11 @@ export class Threshold extends EventTarget {
     this.#draw();
   }
 
-  #choice(/** @type {string} */ id, /** @type {boolean} */ checked) {
+  #choice(id, checked) {
     return html("input", { type: "radio", name: "decide", id, checked, onchange: () => this.#decide() });
   }
 
-  #share(/** @type {string} */ id, /** @type {number} */ value, /** @type {any} */ choice) {
+  #share(id, value, choice) {
     const name = id === "fdr" ? "False discovery rate" : "Alpha";
     const changed = () => {
       choice.checked = true;
@@ -90,7 +82,7 @@ export class Threshold extends EventTarget {
     return html("input", { type: "number", id, class: "share", ...most, "aria-label": name, oninput: changed });
   }
 
-  #value(/** @type {any} */ input, /** @type {number} */ otherwise) {
+  #value(input, otherwise) {
     const value = Number(input.value);
     return value > 0 && value < 1 ? value : otherwise;
   }
@@ -121,30 +113,25 @@ export class Threshold extends EventTarget {
     this.slider.min = String(Math.floor(100 * low) / 100);
     this.slider.value = String(Math.log10(cutoff || 10 ** low));
     this.slider.setAttribute("aria-valuetext", `p-value ${short(cutoff)}: ${called} of ${count} images are anomalies`);
-    const open = this.numbers.querySelector("details")?.open ?? false;
     const bins = binsOf(this.#pValues, this.#size, low);
-    this.plot.replaceChildren(plotBox("Histogram of p-values", this.#histogram(bins, low, cutoff)));
+    this.plot.replaceChildren(this.#histogram(bins, low, cutoff));
     const rows = bins.map(({ from, to, count: found, expected }) => [
       `${short(10 ** from)} to ${short(10 ** to)}`,
       String(found),
       short(expected),
     ]);
-    const told = details(
-      "The same as a table",
-      table("Images by p-value", ["p-value", "Images", "Expected if all were ordinary"], rows),
-    );
-    told.open = open;
-    this.numbers.replaceChildren(told);
+    const heads = ["p-value", "Images", "Expected if all were ordinary"];
+    this.numbers.replaceChildren(numbersOf(this.numbers, "Images by p-value", heads, rows));
   }
 
   #histogram(bins, low, cutoff) {
     const most = Math.max(1, ...bins.map(({ count, expected }) => Math.max(count, expected)));
     const label = `Histogram of p-values, with the threshold at ${short(cutoff)}. The numbers are in the table below.`;
-    const plot = new Plot(label, FRAME, [low, 0], [0, 1.05 * most], true);
+    const plot = new Plot(label, fitting(FRAME), [low, 0], [0, 1.05 * most], true);
     plot.axes(
       [0.0001, 0.001, 0.01, 0.1, 1].filter((value) => Math.log10(value) >= low),
-      "p-value, logarithmic: further left is stranger",
-      "images; line: expected if all were ordinary",
+      "p-value (further left: stranger)",
+      "images (line: all ordinary)",
     );
     const across = (/** @type {number} */ logarithm) => plot.x(10 ** logarithm);
     for (const { from, to, count } of bins) {
@@ -156,20 +143,22 @@ export class Threshold extends EventTarget {
     plot.add("polyline", { class: "expected", points: line.join(" ") });
     const x = plot.x(Math.max(10 ** low, cutoff));
     plot.add("line", { class: "here", x1: x, x2: x, y1: FRAME.top - 6, y2: plot.y(0) });
-    plot.text(x, FRAME.top - 11, "threshold", x > FRAME.width / 2 ? "end" : "start");
+    plot.text(x, FRAME.top - 11, "threshold", x > plot.frame.width / 2 ? "end" : "start");
     this.#drag(plot, low);
     return plot.root;
   }
 
   /** The whole plot takes the pointer: the line is thin. */
   #drag(/** @type {Plot} */ plot, /** @type {number} */ low) {
-    const move = (/** @type {PointerEvent} */ event) => {
+    const { left, right, width } = plot.frame;
+    this.slider.style.marginLeft = `${(100 * left) / width}%`; // below the axis of the plot
+    this.slider.style.width = `${(100 * (width - left - right)) / width}%`;
+    const move = (event) => {
       const box = this.plot.querySelector("svg").getBoundingClientRect();
-      const x = ((event.clientX - box.left) / box.width) * FRAME.width;
-      const share = (x - FRAME.left) / (FRAME.width - FRAME.left - FRAME.right);
+      const share = (((event.clientX - box.left) / box.width) * width - left) / (width - left - right);
       this.#slide(low * (1 - Math.max(0, Math.min(1, share))));
     };
-    const begin = (/** @type {PointerEvent} */ event) => {
+    const begin = (event) => {
       if (event.button !== 0) return;
       event.preventDefault();
       move(event);

@@ -24,13 +24,14 @@ export class Try extends EventTarget {
    * @param {import("./api.js").Api} api
    * @param {any} manifest the model's
    * @param {any} limits the answer of v1/limits
+   * @param {Object<string, string|number>} query which model
    */
-  constructor(api, manifest, limits) {
+  constructor(api, manifest, limits, query) {
     super();
     this.api = api;
     this.manifest = manifest;
     this.limits = limits;
-    this.query = { model: manifest.name };
+    this.query = query;
     /** @type {import("./subject.js").Subject|null} */
     this.subject = null;
     /** @type {File|null} */
