@@ -101,6 +101,7 @@ def test_a_key_is_asked_for_sent_and_kept_nowhere(open_page: Open) -> None:
     page.set_input_files("#file", SEVEN_PNG)
     settled(page)
     page.get_by_text("This request as").click()
+    page.locator(".snippets pre").first.wait_for()
     text = page.locator(".snippets").inner_text()
     assert "$LOGPX_KEY" in text
     assert KEY not in page.content() + text
@@ -126,7 +127,7 @@ def test_a_file_over_the_limit_is_not_sent(open_page: Open) -> None:
 def test_large_colour_images_and_a_model_without_a_calibration(open_page: Open) -> None:
     page = open_page(failing=("Failed to load resource",))
     page.locator(".thumbnail").first.wait_for()
-    page.route("**/v1/models/photos/calibration", lambda route: route.fulfill(**problem("uncalibrated-model", 422)))
+    page.route("**/v1/models/photos/calibration?**", lambda route: route.fulfill(**problem("uncalibrated-model", 422)))
     page.route("**/v1/anomaly-scores?**", lambda route: route.fulfill(**problem("uncalibrated-model", 422)))
     page.get_by_label("Model", exact=True).select_option("photos")
     page.get_by_text("72×66, colour, bernoulli").wait_for()
