@@ -102,18 +102,19 @@ export class Batch extends EventTarget {
   }
 
   #run() {
-    for (; this.#flying < FLIGHTS && !this.paused && this.#waiting.length; this.#flying++) this.#fly(this.#abort.signal);
+    for (; this.#flying < FLIGHTS && !this.paused && this.#waiting.length; this.#flying++)
+      this.#fly(this.#abort.signal);
   }
 
   /** Request after request, while there is something to ask. */
-  async #fly(/** @type {AbortSignal} */ signal) {
+  async #fly(signal) {
     while (!this.paused && this.#waiting.length) {
       const chunk = this.#next();
       try {
         if (chunk.length) await this.#send(chunk, signal);
       } catch (error) {
         if (!(error instanceof Problem) && !signal.aborted) throw error;
-        if (!signal.aborted) this.#refused(chunk, /** @type {Problem} */ (error));
+        if (!signal.aborted) this.#refused(chunk, error);
       }
       this.#changed();
       signal = this.#abort.signal;
@@ -143,7 +144,7 @@ export class Batch extends EventTarget {
     return chunk;
   }
 
-  async #send(/** @type {Row[]} */ chunk, /** @type {AbortSignal} */ signal) {
+  async #send(chunk, signal) {
     const read = await Promise.all(chunk.map(({ file }) => file.arrayBuffer().catch(() => null)));
     const gone = chunk.filter((_, index) => read[index] === null);
     if (gone.length) {
@@ -152,7 +153,7 @@ export class Batch extends EventTarget {
       return;
     }
     const started = performance.now();
-    const answers = await this.ask(/** @type {ArrayBuffer[]} */ (read).map((bytes) => new Blob([bytes])), signal);
+    const answers = await this.ask(read.map((bytes) => new Blob([bytes])), signal);
     const took = performance.now() - started;
     this.#failures = 0;
     if (took < QUICK && chunk.length === this.#size) this.#size = Math.min(2 * this.#size, this.mostFiles);
@@ -161,7 +162,7 @@ export class Batch extends EventTarget {
   }
 
   /** A file at fault fails alone. What is no file's fault pauses all. Else the fault is looked for by halves. */
-  #refused(/** @type {Row[]} */ chunk, /** @type {Problem} */ error) {
+  #refused(chunk, error) {
     const { index, status, slug } = error;
     this.#failures += status >= 500 ? 1 : 0;
     const halts = error.retryAfter !== null || NO_FAULT_OF_FILES.has(slug) || NO_FAULT_STATUSES.has(status);
@@ -178,13 +179,13 @@ export class Batch extends EventTarget {
     } else this.#fail(chunk[0], error);
   }
 
-  #fail(/** @type {Row} */ row, /** @type {Error} */ error) {
+  #fail(row, error) {
     row.state = "failed";
     row.error = error.message;
   }
 
   /** To the front, so that rows are asked about in their order. */
-  #again(/** @type {Row[]} */ rows) {
+  #again(rows) {
     for (const row of rows) row.state = "waiting";
     this.#waiting.unshift(...rows);
   }

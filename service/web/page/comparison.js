@@ -59,7 +59,8 @@ export class Comparison {
     try {
       const query = { version: Number(this.other.value) };
       const { manifest: other } = await this.api.ask(`v1/models/${encodeURIComponent(name)}`, { query, signal });
-      const rows = [...metricRows(this.manifest, other), ...(await this.#judged(other)), ...differing(this.manifest, other)];
+      const judged = await this.#judged(other);
+      const rows = [...metricRows(this.manifest, other), ...judged, ...differing(this.manifest, other)];
       const heads = ["What", `Version ${version}`, `Version ${other.version}`];
       this.found.replaceChildren(table("Metrics, your image, and what differs", heads, rows));
     } catch (error) {
@@ -68,7 +69,7 @@ export class Comparison {
   }
 
   /** What both say about the image. */
-  async #judged(/** @type {any} */ other) {
+  async #judged(other) {
     if (!this.subject) return [["Your image", "There is no image yet.", ""]];
     const estimates = [];
     const pValues = [];
@@ -84,7 +85,7 @@ export class Comparison {
     ];
   }
 
-  async #pValue(/** @type {any} */ request) {
+  async #pValue(request) {
     try {
       return short((await this.api.ask("v1/anomaly-scores", request)).results[0].p_value);
     } catch (error) {

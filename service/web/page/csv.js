@@ -15,7 +15,8 @@ export function csv(rows, cutoff) {
     result ? result.p_value <= cutoff : null,
     error,
   ]);
-  return [["path", ...COLUMNS, "is_anomaly", "error"], ...lines].map((line) => `${line.map(cell).join(",")}\r\n`).join("");
+  const heads = ["path", ...COLUMNS, "is_anomaly", "error"];
+  return [heads, ...lines].map((line) => `${line.map(cell).join(",")}\r\n`).join("");
 }
 
 function cell(/** @type {unknown} */ value) {

@@ -1,7 +1,7 @@
 /** Which of many images are called anomalies. The service decides in the same way over the images of one request. */
 
 /**
- * Benjamini and Hochberg's procedure: the largest p_(k) with p_(k) ≤ fdr·k/m. Anomalies are the images with p at most this.
+ * Benjamini and Hochberg's procedure: the largest p_(k) with p_(k) ≤ fdr·k/m. Anomalies are those up to it.
  * @param {number[]} pValues all of the table
  * @param {number} fdr
  * @returns {number} 0 if there is no anomaly

@@ -38,6 +38,6 @@ function figure(/** @type {number} */ value) {
 /** In one line. */
 function listed(/** @type {Object<string, unknown>|null|undefined} */ values) {
   const shown = Object.entries(values ?? {}).filter(([, value]) => value !== null);
-  const text = (/** @type {unknown} */ value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+  const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
   return shown.map(([name, value]) => `${name.replaceAll("_", " ")}: ${text(value)}`).join("; ") || "unknown";
 }

@@ -49,7 +49,7 @@ export class Inspect extends EventTarget {
       mostBytes: limits.max_body_bytes,
     });
     this.batch.addEventListener("change", () => this.#changed());
-    this.batch.addEventListener("halt", (/** @type {any} */ event) =>
+    this.batch.addEventListener("halt", (event) =>
       this.notice.show(event.detail, () => this.batch.resume()),
     );
     this.notice = new Notice();

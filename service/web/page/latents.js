@@ -118,7 +118,7 @@ export class Latents {
   #slider(/** @type {number} */ dimension) {
     const value = this.code[dimension];
     const shown = html("output", {}, number(value, 1));
-    const moved = (/** @type {any} */ event) => {
+    const moved = (event) => {
       this.code[dimension] = Number(event.target.value);
       shown.textContent = number(this.code[dimension], 1);
       this.#changed();

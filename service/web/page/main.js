@@ -97,12 +97,12 @@ class Page {
       ladder.use(tried.subject);
       model.use(tried.subject);
     });
-    tried.addEventListener("judged", (/** @type {any} */ event) => model.calibration.place(event.detail));
-    tried.addEventListener("many", (/** @type {any} */ event) => {
+    tried.addEventListener("judged", (event) => model.calibration.place(event.detail));
+    tried.addEventListener("many", (event) => {
       goTo("inspect");
       inspect.drop(event.detail);
     });
-    inspect.addEventListener("look", (/** @type {any} */ event) => {
+    inspect.addEventListener("look", (event) => {
       goTo("try");
       tried.choose(event.detail);
     });

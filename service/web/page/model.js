@@ -81,7 +81,7 @@ function metrics(/** @type {any} */ manifest) {
   if (!manifest.metrics.length)
     return html("p", {}, "The manifest has no metrics: nothing was measured when the model was published.");
   const protocols = [...new Set(manifest.metrics.map(({ protocol }) => protocol))];
-  const rows = manifest.metrics.map((/** @type {any} */ metric) => [
+  const rows = manifest.metrics.map((metric) => [
     metric.name.replaceAll("_", " "),
     measured(metric),
     String(metric.num_images),

@@ -55,7 +55,8 @@ export class Threshold extends EventTarget {
 
   /** @returns {number} the largest p-value that is called an anomaly */
   get cutoff() {
-    return this.byAlpha.checked ? this.#value(this.alpha, ALPHA) : cutoffOfFdr(this.#pValues, this.#value(this.fdr, FDR));
+    if (this.byAlpha.checked) return this.#value(this.alpha, ALPHA);
+    return cutoffOfFdr(this.#pValues, this.#value(this.fdr, FDR));
   }
 
   /**
@@ -113,7 +114,7 @@ export class Threshold extends EventTarget {
     this.slider.min = String(Math.floor(100 * low) / 100);
     this.slider.value = String(Math.log10(cutoff || 10 ** low));
     this.slider.setAttribute("aria-valuetext", `p-value ${short(cutoff)}: ${called} of ${count} images are anomalies`);
-    const bins = binsOf(this.#pValues, this.#size, low);
+    const bins = binsOf(this.#pValues, this.#size, low, cutoff);
     this.plot.replaceChildren(this.#histogram(bins, low, cutoff));
     const rows = bins.map(({ from, to, count: found, expected }) => [
       `${short(10 ** from)} to ${short(10 ** to)}`,
@@ -133,13 +134,15 @@ export class Threshold extends EventTarget {
       "p-value (further left: stranger)",
       "images (line: all ordinary)",
     );
-    const across = (/** @type {number} */ logarithm) => plot.x(10 ** logarithm);
-    for (const { from, to, count } of bins) {
-      const [x, y] = [across(from) + 0.5, plot.y(count)];
-      const kind = 10 ** to <= cutoff * (1 + 1e-9) ? "bar called" : "bar";
-      plot.add("rect", { class: kind, x, y, width: across(to) - x - 0.5, height: plot.y(0) - y });
+    const across = (logarithm) => plot.x(10 ** logarithm);
+    for (const { from, to, count, called } of bins) {
+      const x = across(from) + 0.5;
+      const shape = { x, width: across(to) - x - 0.5 };
+      const [none, some, all] = [0, called, count].map((height) => plot.y(height));
+      plot.add("rect", { class: "bar", y: all, height: some - all, ...shape });
+      plot.add("rect", { class: "bar called", y: some, height: none - some, ...shape });
     }
-    const line = bins.map(({ from, to, expected }) => `${across(from)},${plot.y(expected)} ${across(to)},${plot.y(expected)}`);
+    const line = bins.flatMap(({ from, to, expected }) => [from, to].map((end) => [across(end), plot.y(expected)]));
     plot.add("polyline", { class: "expected", points: line.join(" ") });
     const x = plot.x(Math.max(10 ** low, cutoff));
     plot.add("line", { class: "here", x1: x, x2: x, y1: FRAME.top - 6, y2: plot.y(0) });
@@ -163,8 +166,8 @@ export class Threshold extends EventTarget {
       event.preventDefault();
       move(event);
       const end = new AbortController(); // each move draws another plot, so the window is listened to
-      addEventListener("pointermove", move, { signal: end.signal });
-      for (const name of ["pointerup", "pointercancel"]) addEventListener(name, () => end.abort(), { signal: end.signal });
+      addEventListener("pointermove", move, end); // its signal
+      for (const name of ["pointerup", "pointercancel"]) addEventListener(name, () => end.abort(), end);
     };
     plot.root.addEventListener("pointerdown", begin);
     plot.root.classList.add("draggable");
@@ -176,19 +179,22 @@ export class Threshold extends EventTarget {
  * @param {number[]} pValues
  * @param {number} size n: every p-value is a multiple of 1/(n + 1)
  * @param {number} low logarithm of the smallest one
- * @returns {{from: number, to: number, count: number, expected: number}[]} bounds as logarithms to base 10
+ * @param {number} cutoff
+ * @returns {{from: number, to: number, count: number, called: number, expected: number}[]} bounds as logarithms
  */
-function binsOf(pValues, size, low) {
+function binsOf(pValues, size, low, cutoff) {
   const step = -low / BINS;
-  const binOf = (/** @type {number} */ value) =>
+  const binOf = (value) =>
     Math.max(0, Math.min(BINS - 1, Math.ceil((Math.log10(value) - low) / step - 1e-9) - 1));
-  const bins = Array.from({ length: BINS }, (_, index) => ({
-    from: low + index * step,
-    to: low + (index + 1) * step,
-    count: 0,
-    expected: 0,
-  }));
-  for (const value of pValues) bins[binOf(value)].count += 1;
+  const bins = Array.from({ length: BINS }, (_, index) => {
+    const from = low + index * step;
+    return { from, to: from + step, count: 0, called: 0, expected: 0 };
+  });
+  for (const value of pValues) {
+    const bin = bins[binOf(value)];
+    bin.count += 1;
+    if (value <= cutoff) bin.called += 1;
+  }
   for (let rank = 1; rank <= size + 1; rank++) bins[binOf(rank / (size + 1))].expected += pValues.length / (size + 1);
   return bins;
 }

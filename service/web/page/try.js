@@ -18,7 +18,7 @@ const QUICK_SAMPLES = 100;
 const PICTURES = "image/png,image/jpeg,image/webp,.npy";
 const EMPTY = "Draw something, drop a file here, paste an image, or start from a sample.";
 
-/** Sends "subject" when the image is another one, "judged" with its score, and "many" when more than one was dropped. */
+/** Sends "subject" when the image is another one, "judged" with its score, "many" when more than one was dropped. */
 export class Try extends EventTarget {
   /**
    * @param {import("./api.js").Api} api
