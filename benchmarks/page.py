@@ -1,6 +1,6 @@
 """The page in a Chromium: stroke to number, 1000 images in Inspect, bytes, first paint.
 
-python -m benchmarks.page [--strokes 40] [--images 1000] [--out FIGURES.json]
+python benchmarks/page.py [--strokes 40] [--images 1000] [--out FIGURES.json]
 
 The service runs in a process of its own with default settings, and the browser without a window or a GPU, on the same
 machine. Times are the browser's own. Needs `pip install playwright` and Debian's `chromium`.
@@ -31,8 +31,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
-
-from benchmarks.running_service import ROOT, start
+from running_service import ROOT, start
 
 BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome")
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-precise-memory-info")

@@ -1,6 +1,6 @@
 """The three pictures of the page in docs/: page.png, page-why.png and page-inspect.png.
 
-python -m benchmarks.page_pictures [FOLDER]
+python benchmarks/page_pictures.py [FOLDER]
 
 The service runs in a process of its own with the bundled models. Each picture has less than 150 KB.
 """
@@ -12,11 +12,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from page import ARGUMENTS, BROWSERS, DIGITS, WATCH, draw, drop
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-
-from benchmarks.page import ARGUMENTS, BROWSERS, DIGITS, WATCH, draw, drop
-from benchmarks.running_service import ROOT, start
+from running_service import ROOT, start
 
 MOST_BYTES = 150_000
 SPOT = (slice(4, 9), slice(18, 23))
