@@ -79,7 +79,7 @@ def draw(page: Page, digit: Sequence[tuple[float, float]]) -> float:
     page.mouse.up()
     page.locator(".cards[data-proposal=auto]").wait_for()
     seen: dict[str, Any] = page.evaluate("seen")
-    first = [at for proposal, at in seen["numbers"] if proposal != "auto"][-1]
+    first = [float(at) for proposal, at in seen["numbers"] if proposal != "auto"][-1]
     return max(0.0, first - float(seen["lifted"]))
 
 

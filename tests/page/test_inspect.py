@@ -87,13 +87,14 @@ def test_the_table_is_the_answer_of_one_request(open_page: Open, url: str, folde
     assert len(rows) == 24  # no hidden file
     paths = list(rows)
     files = [("images", ("image", (folder.parent / path).read_bytes())) for path in paths]
-    for query, choose in (
+    decisions: list[tuple[str, Callable[[], None]]] = [
         ("alpha=0.05", lambda: page.get_by_label("p-value at most").check()),
         ("alpha=0.2", lambda: page.get_by_label("Alpha", exact=True).fill("0.2")),
         ("fdr=0.1", lambda: page.get_by_label("false discovery rate at most").check()),
         ("fdr=0.5", lambda: page.get_by_label("False discovery rate", exact=True).fill("0.5")),
         ("fdr=0.001", lambda: page.get_by_label("False discovery rate", exact=True).fill("0.001")),
-    ):
+    ]
+    for query, choose in decisions:
         answer = httpx2.post(f"{url}/v1/anomaly-scores?resize=true&{query}", files=files, timeout=60)
         expected = answer.raise_for_status().json()["results"]
         choose()
