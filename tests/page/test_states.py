@@ -135,6 +135,8 @@ def test_large_colour_images_and_a_model_without_a_calibration(open_page: Open) 
     draw(page, SEVEN)
     settled(page)
     page.get_by_text("There is no p-value for this model.").wait_for()
+    page.set_input_files("#files", SEVEN_PNG)
+    page.locator("#inspect [role=alert]").get_by_text("run python -m service calibrate").wait_for()
     assert page.locator(".result h4").all_inner_texts() == ["As drawn"]
     page.locator(".thumbnail").first.click()
     page.get_by_role("heading", name="The sample").wait_for()

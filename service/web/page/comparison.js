@@ -23,7 +23,7 @@ export class Comparison {
     const others = versions.filter((version) => version !== manifest.version).reverse();
     const options = others.map((version) => html("option", { value: version }, version));
     this.other = html("select", { id: "other-version" }, ...options);
-    this.found = html("div", { role: "status" });
+    this.found = html("div", { class: "compared", role: "status" });
     this.element = html(
       "div",
       { class: "card", hidden: !others.length },

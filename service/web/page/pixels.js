@@ -16,6 +16,8 @@ const COLOURS = [
   [252, 255, 164],
 ];
 
+const PALETTE = Array.from({ length: 256 }, (_, level) => colour(level / 255));
+
 /**
  * A canvas of a model's size, scaled by the style sheet.
  * @param {string} label
@@ -80,7 +82,7 @@ export function levelsOf(values) {
  * @param {{height: number, width: number}} shape
  */
 export function showLevels(target, levels, { height, width }) {
-  paint(target, height, width, (row, column) => colour(levels[row * width + column] / 255));
+  paint(target, height, width, (row, column) => PALETTE[levels[row * width + column]]);
 }
 
 /** Leave a canvas empty. */
@@ -129,8 +131,9 @@ function paint(target, height, width, at) {
   const image = context.createImageData(width, height);
   for (let row = 0; row < height; row++)
     for (let column = 0; column < width; column++) {
-      const [red, green, blue] = at(row, column);
-      image.data.set([red, green, blue, 255], 4 * (row * width + column));
+      const index = 4 * (row * width + column);
+      image.data.set(at(row, column), index);
+      image.data[index + 3] = 255;
     }
   context.putImageData(image, 0, 0);
 }
