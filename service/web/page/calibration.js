@@ -102,7 +102,7 @@ function histogram(method, scores, probabilities, here) {
 }
 
 /** The user's image; at an end of the plot if it is beyond. */
-function mark(/** @type {Plot} */ plot, here, low, high) {
+function mark(plot, here, low, high) {
   const beyond = here > high ? " (beyond the plot) →" : here < low ? "← (beyond the plot)" : "";
   const x = plot.x(Math.max(low, Math.min(high, here)));
   const end = x > plot.frame.width / 2;
@@ -111,7 +111,7 @@ function mark(/** @type {Plot} */ plot, here, low, high) {
 }
 
 /** The score that this share of images does not exceed. */
-function at(/** @type {number} */ share, /** @type {number[]} */ probabilities, /** @type {(number|null)[]} */ scores) {
+function at(share, probabilities, scores) {
   const index = Math.max(
     1,
     probabilities.findIndex((value) => value >= share - 1e-9),
@@ -122,11 +122,7 @@ function at(/** @type {number} */ share, /** @type {number[]} */ probabilities, 
 }
 
 /** The share of images whose score is at most this. */
-function below(
-  /** @type {number} */ score,
-  /** @type {number[]} */ probabilities,
-  /** @type {(number|null)[]} */ scores,
-) {
+function below(score, probabilities, scores) {
   const index = scores.findIndex((value) => value !== null && value > score);
   if (index < 0) return 1;
   if (index === 0) return 0;

@@ -67,14 +67,14 @@ export function ladderPlot(rungs) {
 }
 
 /** Where an estimate is drawn: at the bottom if it is below the plot. */
-function heightOf(/** @type {Plot} */ plot, /** @type {Rung} */ { result }) {
+function heightOf(plot, { result }) {
   const low = plot.frame.height - plot.frame.bottom;
   const value = result.log_likelihood;
   return value === null ? low - 7 : Math.min(low - 7, Math.max(plot.frame.top, plot.y(value)));
 }
 
 /** One estimate with its 95 % interval; an arrow down if it is below the plot. */
-function mark(/** @type {Plot} */ plot, /** @type {Rung} */ { proposal, samples, result }, x, y) {
+function mark(plot, { proposal, samples, result }, x, y) {
   const { log_likelihood: value, std_error: error } = result;
   const below = value === null || value < plot.ys[0];
   const told = `${proposal}, K = ${samples}: ${nats(value, error)}, ${reliability(result)}`;
@@ -89,19 +89,19 @@ function mark(/** @type {Plot} */ plot, /** @type {Rung} */ { proposal, samples,
 }
 
 /** Each proposal has a shape of its own, so that colour is not needed. */
-function shape(/** @type {string} */ proposal, /** @type {number} */ x, /** @type {number} */ y) {
+function shape(proposal, x, y) {
   if (proposal === "prior") return `M${x - 5} ${y + 5}h10l-5 -10z`;
   if (proposal === "encoder") return `M${x - 5} ${y - 5}h10v10h-10z`;
   if (proposal === "laplace") return `M${x - 5} ${y}a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z`;
   return `M${x - 6} ${y}l6 -6l6 6l-6 6z`;
 }
 
-function arrow(/** @type {number} */ x, /** @type {number} */ y) {
+function arrow(x, y) {
   return `M${x - 5} ${y - 4}h10l-5 9z`;
 }
 
 /** The gap between the ELBO and log P(x); its text is above where there is no room beside. */
-function bracket(/** @type {Plot} */ plot, x, top, bottom, gap, narrow) {
+function bracket(plot, x, top, bottom, gap, narrow) {
   plot.add("path", { class: "bracket", d: `M${x} ${top}h7V${bottom}h-7` });
   const [name, value] = ["KL[q(z|x) ‖ p(z|x)]", `= ${gap} nats`];
   if (narrow) return plot.text(x + 7, top - 18, `${name} ${value}`, "end");
@@ -110,7 +110,7 @@ function bracket(/** @type {Plot} */ plot, x, top, bottom, gap, narrow) {
   plot.text(x + 14, middle + 13, value, "start");
 }
 
-function key(/** @type {Plot} */ plot, /** @type {boolean} */ narrow) {
+function key(plot, narrow) {
   ORDER.forEach((proposal, index) => {
     const [column, row] = narrow ? [index % 2, Math.floor(index / 2)] : [index, 0];
     const left = plot.frame.left + (narrow ? 8 : 130) + 90 * column;

@@ -42,8 +42,7 @@ class Page {
       if (!(error instanceof Problem && error.status === 401)) this.notice.show(error, () => this.connect());
       return;
     }
-    at("key-form").hidden = true;
-    at("key").value = "";
+    this.#forgetKey();
     const options = this.models.map(({ name }) => html("option", { value: name }, name));
     at("model").replaceChildren(...options);
     const start = this.models.find((model) => model.default) ?? this.models[0];
@@ -120,6 +119,11 @@ class Page {
     at("key").focus();
   }
 
+  #forgetKey() {
+    at("key-form").hidden = true;
+    at("key").value = this.status.textContent = "";
+  }
+
   #useKey(/** @type {Event} */ event) {
     event.preventDefault();
     const key = at("key").value.trim();
@@ -128,7 +132,8 @@ class Page {
       return;
     }
     this.api.use(key);
-    this.connect();
+    if (this.views.length) this.#forgetKey(); // what is shown stays, and has buttons to try again
+    else this.connect();
   }
 }
 

@@ -94,7 +94,7 @@ export class Threshold extends EventTarget {
   }
 
   /** To this logarithm of alpha. */
-  #slide(/** @type {number} */ logarithm) {
+  #slide(logarithm) {
     this.alpha.value = String(Math.min(0.9999, Number((10 ** logarithm).toPrecision(3))));
     this.byAlpha.checked = true;
     this.#decide();
@@ -152,7 +152,7 @@ export class Threshold extends EventTarget {
   }
 
   /** The whole plot takes the pointer: the line is thin. */
-  #drag(/** @type {Plot} */ plot, /** @type {number} */ low) {
+  #drag(plot, low) {
     const { left, right, width } = plot.frame;
     this.slider.style.marginLeft = `${(100 * left) / width}%`; // below the axis of the plot
     this.slider.style.width = `${(100 * (width - left - right)) / width}%`;
