@@ -137,7 +137,9 @@ def longest_processor_ms(trace: bytes) -> float:
         if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
     }
     tasks = (event for event in events if event["name"].endswith("RunTask"))
-    return max(event["tdur"] / 1000 for event in tasks if (event["pid"], event["tid"]) in threads and "tdur" in event)
+    return max(
+        float(event["tdur"]) / 1000 for event in tasks if (event["pid"], event["tid"]) in threads and "tdur" in event
+    )
 
 
 def decisions(page: Page) -> list[dict[str, str]]:

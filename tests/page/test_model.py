@@ -74,7 +74,3 @@ def test_from_one_code_to_another_in_a_straight_line(open_page: Open) -> None:
         np.testing.assert_allclose(found, (1 - share) * codes[0] + share * codes[1], atol=1e-12)
     page.wait_for_timeout(50)
     assert page.locator(".decoder canvas").evaluate("canvas => canvas.toDataURL()") == pictures[0]
-
-
-def test_the_files_of_the_page_are_small() -> None:
-    assert sum(file.stat().st_size for file in (ROOT / "service" / "web" / "page").iterdir()) < 150_000
