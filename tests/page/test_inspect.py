@@ -275,6 +275,17 @@ def test_a_fault_of_no_file_ends_the_requests(open_page: Open, thousand: Path) -
     assert (row["path"], row["error"]) == ("thousand/0500.png", "The file cannot be read any more.")
 
 
+def test_a_folder_that_cannot_be_read_is_named(open_page: Open, thousand: Path) -> None:
+    page = open_page()
+    page.evaluate("""() => {
+      const readEntries = (_, failed) => failed(new DOMException("denied", "NotReadableError"));
+      DataTransferItem.prototype.webkitGetAsEntry = () => ({isDirectory: true, createReader: () => ({readEntries})});
+    }""")
+    page.locator(".thumbnail").first.wait_for()
+    drop(page, "#inspect", thousand)
+    wait_for(page, "The folder cannot be read: denied")
+
+
 def test_benjamini_and_hochberg_as_the_service_has_it(open_page: Open) -> None:
     from service.engine.anomaly.conformal import benjamini_hochberg
 

@@ -84,7 +84,12 @@ export class Inspect extends EventTarget {
    */
   async drop(entries) {
     this.progress.textContent = "Reading folders…";
-    this.batch.add(await filesOf(entries));
+    try {
+      this.batch.add(await filesOf(entries));
+    } catch (error) {
+      if (!(error instanceof DOMException)) throw error;
+      this.progress.textContent = `The folder cannot be read: ${error.message}`;
+    }
   }
 
   #layout() {
