@@ -1,5 +1,6 @@
 """The page in a real Chromium, over a real process with the bundled model and one of large colour images."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,7 +26,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service with `mnist`, and with `photos`: colour, and larger than 64 pixels."""
     store = tmp_path_factory.mktemp("store")
     shutil.copytree(BUNDLED / "mnist", store / "mnist")
-    bernoulli_toy(ImageShape(channels=3, height=72, width=66), name="photos").publish(store)
+    for seed in (1, 2):
+        bernoulli_toy(ImageShape(channels=3, height=72, width=66), name="photos", seed=seed).publish(store)
     started = processes(store)
     yield address(next(started)(model="mnist", decoders=1, num_threads=1), tries=10_000)
     next(started, None)
@@ -91,3 +93,12 @@ SEVEN = [(0.2, 0.2), (0.7, 0.2), (0.6, 0.45), (0.5, 0.65), (0.42, 0.85)]
 def settled(page: Page) -> None:
     """Wait for the last of the requests about an image."""
     page.locator(".cards[data-proposal=auto]").wait_for()
+
+
+def problem(slug: str, status: int, *, index: int | None = None, **headers: str) -> dict[str, Any]:
+    """What `route.fulfill` takes."""
+    document = {"type": f"urn:logpx:problem:{slug}", "title": "A title", "status": status, "detail": "The detail."}
+    document |= {"request_id": "abc"} | ({} if index is None else {"index": index})
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    named["Content-Type"] = "application/problem+json"
+    return {"status": status, "headers": named, "body": json.dumps(document)}

@@ -84,9 +84,10 @@ export class Answer {
     const cards = results
       .slice(0, MOST_CARDS)
       .map((result, index) => card(names[index] ?? `Image ${index + 1}`, result));
+    const quick = proposal === "laplace";
+    if (quick && names.length > results.length) cards.push(...names.slice(results.length).map(later));
     const more = results.length - cards.length;
     this.cards.replaceChildren(...cards, ...(more > 0 ? [html("p", {}, `and ${more} more images in this file`)] : []));
-    const quick = proposal === "laplace";
     this.cards.classList.remove("old");
     this.cards.dataset.proposal = proposal;
     const which = `${quick ? "First" : "Final"} estimate (proposal ${proposal})`;
@@ -151,6 +152,11 @@ export class Answer {
 
 function figure(/** @type {Node} */ picture, /** @type {string} */ caption) {
   return html("figure", {}, picture, html("figcaption", {}, caption));
+}
+
+/** An image whose estimate comes when the hand rests. */
+function later(/** @type {string} */ name) {
+  return html("div", { class: "result" }, html("h4", {}, name), html("p", { class: "big" }, "…"));
 }
 
 /** One image's estimate. */

@@ -1,7 +1,7 @@
 /** The scores of ordinary images, and where the user's image is among them. */
 
-import { details, html, svg, table } from "./dom.js";
-import { Plot, plotBox, ticks } from "./plot.js";
+import { html, numbersOf, svg } from "./dom.js";
+import { Plot, fitting, ticks } from "./plot.js";
 import { number } from "./words.js";
 
 const FRAME = { width: 560, height: 260, left: 52, right: 20, top: 50, bottom: 44, title: 14 };
@@ -49,15 +49,11 @@ export class Calibration {
     const method = wanted in quantiles ? wanted : Object.keys(quantiles)[0];
     const scores = quantiles[method];
     const here = this.#place && this.#place.method === method ? this.#place.score : null;
-    const open = this.body.querySelector("details")?.open ?? false;
     const rows = SHARES.map((share) => [`${Math.round(100 * share)} %`, number(at(share, probabilities, scores))]);
-    const numbers = details(
-      "The same as a table",
-      table(`Quantiles of the score by ${method}`, ["Share of ordinary images", "Score at most"], rows),
-    );
-    numbers.open = open;
+    const heads = ["Share of ordinary images", "Score at most"];
+    const numbers = numbersOf(this.body, `Quantiles of the score by ${method}`, heads, rows);
     this.body.replaceChildren(
-      plotBox("Histogram of scores", histogram(method, scores, probabilities, here)),
+      histogram(method, scores, probabilities, here),
       html(
         "p",
         { class: "hint" },
@@ -88,7 +84,7 @@ function histogram(method, scores, probabilities, here) {
   const most = Math.max(...shares);
   const place = here === null ? "" : `, with your image at ${number(here)}`;
   const label = `Histogram of scores by ${method}${place}. The numbers are in the table below.`;
-  const plot = new Plot(label, FRAME, [low, low + BINS * step], [0, 100 * most * 1.05]);
+  const plot = new Plot(label, fitting(FRAME), [low, low + BINS * step], [0, 100 * most * 1.05]);
   plot.axes(ticks(low, low + BINS * step), `score by ${method}`, "% of ordinary images");
   shares.forEach((share, bin) => {
     const [left, right] = [plot.x(low + bin * step), plot.x(low + (bin + 1) * step)];
@@ -106,16 +102,16 @@ function histogram(method, scores, probabilities, here) {
 }
 
 /** The user's image; at an end of the plot if it is beyond. */
-function mark(/** @type {Plot} */ plot, here, low, high) {
+function mark(plot, here, low, high) {
   const beyond = here > high ? " (beyond the plot) →" : here < low ? "← (beyond the plot)" : "";
   const x = plot.x(Math.max(low, Math.min(high, here)));
-  const end = x > FRAME.width / 2;
+  const end = x > plot.frame.width / 2;
   plot.root.append(svg("line", { class: "here", x1: x, x2: x, y1: FRAME.top - 6, y2: plot.y(0) }));
   plot.text(end ? x + 4 : x - 4, FRAME.top - 11, `your image${beyond}`, end ? "end" : "start");
 }
 
 /** The score that this share of images does not exceed. */
-function at(/** @type {number} */ share, /** @type {number[]} */ probabilities, /** @type {(number|null)[]} */ scores) {
+function at(share, probabilities, scores) {
   const index = Math.max(
     1,
     probabilities.findIndex((value) => value >= share - 1e-9),
@@ -126,11 +122,7 @@ function at(/** @type {number} */ share, /** @type {number[]} */ probabilities, 
 }
 
 /** The share of images whose score is at most this. */
-function below(
-  /** @type {number} */ score,
-  /** @type {number[]} */ probabilities,
-  /** @type {(number|null)[]} */ scores,
-) {
+function below(score, probabilities, scores) {
   const index = scores.findIndex((value) => value !== null && value > score);
   if (index < 0) return 1;
   if (index === 0) return 0;

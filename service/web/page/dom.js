@@ -59,6 +59,20 @@ export function details(summary, content) {
 }
 
 /**
+ * The numbers of a plot as a table; open if the one was that it takes the place of.
+ * @param {HTMLElement} place
+ * @param {string} caption
+ * @param {string[]} heads
+ * @param {(Node|string|number|null)[][]} rows
+ * @returns {HTMLDetailsElement}
+ */
+export function numbersOf(place, caption, heads, rows) {
+  const made = details("The same as a table", table(caption, heads, rows));
+  made.open = place.querySelector("details")?.open ?? false;
+  return made;
+}
+
+/**
  * @param {Element} element
  * @param {Object<string, unknown>} attributes
  * @param {(Node|string|number|null)[]} children

@@ -1,9 +1,8 @@
 /** Why believe it: estimates of the same image by every proposal, with more and more samples. */
 
-import { details, html, table } from "./dom.js";
+import { html, numbersOf } from "./dom.js";
 import { anchorOf, boundOf, ladderPlot } from "./ladder_plot.js";
 import { Notice } from "./notice.js";
-import { plotBox } from "./plot.js";
 import { requestOf } from "./subject.js";
 import { nats, number, reliability } from "./words.js";
 
@@ -30,7 +29,7 @@ export class Ladder {
 
   /**
    * @param {import("./api.js").Api} api
-   * @param {Object<string, string>} query which model
+   * @param {Object<string, string|number>} query which model
    * @param {any} limits the answer of v1/limits
    */
   constructor(api, query, limits) {
@@ -136,16 +135,13 @@ export class Ladder {
     const sentence =
       `Best estimate, by ${anchor.proposal}: ${nats(best, error)}. ` +
       `The ELBO, which training raises, is ${nats(elbo, null)}. The gap between them is ` +
-      `KL[q(z|x) ‖ p(z|x)] = ${nats(gap, null)}: how far the encoder's answer is from the posterior.`;
+      `KL[q(z|x) ‖ p(z|x)] = ${nats(gap, null)}: how far the encoder's answer is from the posterior. ` +
+      "The ELBO is a mean over encoder samples, so its line moves until it is the mean over many.";
     const marks = "Hollow: not reliable. Arrow: the estimate is below the plot. Lines: 95 % intervals.";
-    const open = this.shown.querySelector("details")?.open ?? false;
-    const numbers = details(
-      "The same as a table",
-      table("Estimates of log P(x)", ["Proposal", "Samples K", "log P(x), nats", "Standard error", "Reliable"], rows),
-    );
-    numbers.open = open;
+    const heads = ["Proposal", "Samples K", "log P(x), nats", "Standard error", "Reliable"];
+    const numbers = numbersOf(this.shown, "Estimates of log P(x)", heads, rows);
     this.shown.replaceChildren(
-      plotBox("Plot of estimates against samples", ladderPlot(this.#rungs)),
+      ladderPlot(this.#rungs),
       html("p", { class: "hint" }, marks),
       html("p", {}, sentence),
       numbers,

@@ -1,6 +1,7 @@
 /** Codes by hand: a slider for each latent dimension, and the image that the model decodes from them. */
 
 import { html } from "./dom.js";
+import { Interpolation } from "./interpolation.js";
 import { Latest } from "./latest.js";
 import { Notice } from "./notice.js";
 import { canvas, show } from "./pixels.js";
@@ -19,10 +20,11 @@ export class Latents {
   /**
    * @param {import("./api.js").Api} api
    * @param {any} manifest the model's
+   * @param {Object<string, string|number>} query which model
    */
-  constructor(api, manifest) {
+  constructor(api, manifest, query) {
     this.api = api;
-    this.query = { model: manifest.name };
+    this.query = query;
     const { height, width } = manifest.image;
     /** @type {number[]} the code z */
     this.code = Array(manifest.latent_dim).fill(0);
@@ -38,6 +40,10 @@ export class Latents {
     this.sliders = html("div", { class: "sliders" });
     this.more = html("button", { type: "button", onclick: () => this.#toggle() });
     this.own = html("button", { type: "button", disabled: true, onclick: () => this.#encode() }, "Your image's code");
+    this.between = new Interpolation(
+      () => ({ code: this.code, picture: this.picture }),
+      (code) => this.#set(code),
+    );
     this.element = html(
       "div",
       { class: "card" },
@@ -67,6 +73,7 @@ export class Latents {
           ),
         ),
       ),
+      this.between.element,
     );
   }
 
@@ -111,7 +118,7 @@ export class Latents {
   #slider(/** @type {number} */ dimension) {
     const value = this.code[dimension];
     const shown = html("output", {}, number(value, 1));
-    const moved = (/** @type {any} */ event) => {
+    const moved = (event) => {
       this.code[dimension] = Number(event.target.value);
       shown.textContent = number(this.code[dimension], 1);
       this.#changed();

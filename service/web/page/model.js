@@ -1,11 +1,12 @@
 /** The model: what was measured of it and how, what it imagines, what it was made from. */
 
 import { Calibration } from "./calibration.js";
+import { Comparison } from "./comparison.js";
 import { html, table } from "./dom.js";
+import { factsOf, measured, queryOf } from "./facts.js";
 import { Latents } from "./latents.js";
 import { Notice } from "./notice.js";
 import { Problem } from "./problem.js";
-import { short } from "./words.js";
 
 export class Model {
   #abort = new AbortController();
@@ -19,7 +20,9 @@ export class Model {
     this.summary = summary;
     this.manifest = summary.manifest;
     this.notice = new Notice();
-    this.latents = new Latents(api, this.manifest);
+    this.query = queryOf(summary);
+    this.latents = new Latents(api, this.manifest, this.query);
+    this.comparison = new Comparison(api, summary);
     this.calibration = new Calibration();
     this.element = html(
       "section",
@@ -34,6 +37,7 @@ export class Model {
           "div",
           { class: "stack" },
           html("div", { class: "card" }, html("h3", {}, "How good is it?"), metrics(this.manifest)),
+          this.comparison.element,
           html("div", { class: "card" }, html("h3", {}, "What was it made from?"), provenance(summary)),
         ),
       ),
@@ -44,6 +48,7 @@ export class Model {
   /** The image that the page is about. */
   use(/** @type {import("./subject.js").Subject|null} */ subject) {
     this.latents.use(subject);
+    this.comparison.use(subject);
     this.calibration.place(null);
   }
 
@@ -51,13 +56,15 @@ export class Model {
   close() {
     this.#abort.abort();
     this.latents.close();
+    this.comparison.close();
     this.notice.clear();
   }
 
   async #load() {
     const path = `v1/models/${encodeURIComponent(this.manifest.name)}/calibration`;
     try {
-      const found = await this.api.ask(path, { signal: this.#abort.signal });
+      const query = { version: this.manifest.version };
+      const found = await this.api.ask(path, { query, signal: this.#abort.signal });
       this.calibration.show(found);
       this.latents.order(found.latents);
     } catch (error) {
@@ -74,11 +81,11 @@ function metrics(/** @type {any} */ manifest) {
   if (!manifest.metrics.length)
     return html("p", {}, "The manifest has no metrics: nothing was measured when the model was published.");
   const protocols = [...new Set(manifest.metrics.map(({ protocol }) => protocol))];
-  const rows = manifest.metrics.map(({ name, value, std_error: error, unit, num_images: count, protocol }) => [
-    name.replaceAll("_", " "),
-    `${figure(value)}${error === null ? "" : ` ± ${short(error)}`} ${unit}`,
-    String(count),
-    String(protocols.indexOf(protocol) + 1),
+  const rows = manifest.metrics.map((metric) => [
+    metric.name.replaceAll("_", " "),
+    measured(metric),
+    String(metric.num_images),
+    String(protocols.indexOf(metric.protocol) + 1),
   ]);
   const numbered = protocols.map((protocol) => html("li", {}, protocol));
   return html(
@@ -90,36 +97,14 @@ function metrics(/** @type {any} */ manifest) {
   );
 }
 
-function figure(/** @type {number} */ value) {
-  return (Number.isInteger(value) ? String(value) : value.toFixed(Math.abs(value) < 10 ? 4 : 2)).replace("-", "−");
-}
-
 function provenance(
   /** @type {any} */ { manifest, versions, loaded_versions: loaded, refused, execution_provider: provider },
 ) {
-  const { image, preparation, likelihood, latent_dim: dim, calibration, provenance: made } = manifest;
   const rows = [
     ["Version", `${manifest.version}, of ${versions.join(", ")} in the store; in memory: ${loaded.join(", ")}`],
-    ["Created", manifest.created],
     ["Runs on", provider ?? "not loaded"],
-    ["Images", `${image.channels} × ${image.height} × ${image.width} (channels, height, width)`],
-    ["Preparation", listed(preparation)],
-    ["Likelihood", likelihood.kind],
-    ["Latent dimensions", String(dim)],
-    ["Calibrated on", calibration ? `${calibration.num_images} ${calibration.source}` : "nothing"],
-    ["Data", made?.data_set ?? "unknown"],
-    ["Seed", String(made?.seed ?? "unknown")],
-    ["Configuration", listed(made?.configuration)],
-    ["Libraries", listed(made?.library_versions)],
-    ...Object.entries(manifest.sha256 ?? {}).map(([file, hash]) => [`SHA-256 of ${file}`, String(hash)]),
+    ...factsOf(manifest),
     ...refused.map(({ version, reason }) => [`Refused: version ${version ?? "unknown"}`, reason]),
   ];
   return table("Provenance and versions", ["What", "Value"], rows);
-}
-
-/** Names and values in one line. */
-function listed(/** @type {Object<string, unknown>|null|undefined} */ values) {
-  const shown = Object.entries(values ?? {}).filter(([, value]) => value !== null);
-  const text = (/** @type {unknown} */ value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
-  return shown.map(([name, value]) => `${name.replaceAll("_", " ")}: ${text(value)}`).join("; ") || "unknown";
 }

@@ -16,6 +16,8 @@ const COLOURS = [
   [252, 255, 164],
 ];
 
+const PALETTE = Array.from({ length: 256 }, (_, level) => colour(level / 255));
+
 /**
  * A canvas of a model's size, scaled by the style sheet.
  * @param {string} label
@@ -64,6 +66,25 @@ export function showMap(target, nats) {
   paint(target, nats.length, nats[0].length, (row, column) => colour(nats[row][column] / MOST_NATS));
 }
 
+/**
+ * A map of nats in a byte a pixel, for keeping many.
+ * @param {number[][][]} values [C][H][W]
+ * @returns {Uint8Array} [H·W], 255 for MOST_NATS and more
+ */
+export function levelsOf(values) {
+  return Uint8Array.from(summed(values).flat(), (nats) => Math.max(0, Math.min(255, (255 * nats) / MOST_NATS)));
+}
+
+/**
+ * Show such a map.
+ * @param {HTMLCanvasElement} target
+ * @param {Uint8Array} levels
+ * @param {{height: number, width: number}} shape
+ */
+export function showLevels(target, levels, { height, width }) {
+  paint(target, height, width, (row, column) => PALETTE[levels[row * width + column]]);
+}
+
 /** Leave a canvas empty. */
 export function blank(/** @type {HTMLCanvasElement} */ target) {
   target.getContext("2d")?.clearRect(0, 0, target.width, target.height);
@@ -110,8 +131,9 @@ function paint(target, height, width, at) {
   const image = context.createImageData(width, height);
   for (let row = 0; row < height; row++)
     for (let column = 0; column < width; column++) {
-      const [red, green, blue] = at(row, column);
-      image.data.set([red, green, blue, 255], 4 * (row * width + column));
+      const index = 4 * (row * width + column);
+      image.data.set(at(row, column), index);
+      image.data[index + 3] = 255;
     }
   context.putImageData(image, 0, 0);
 }

@@ -1,6 +1,9 @@
 /** Parts that the plots share: a frame with axes, in SVG. Every plot stands beside a table with the same numbers. */
 
-import { html, svg } from "./dom.js";
+import { svg } from "./dom.js";
+
+const MIN_WIDTH = 240;
+const MARGINS = 100; // of the cards around a plot
 
 export class Plot {
   /**
@@ -94,11 +97,11 @@ export function ticks(low, high) {
 }
 
 /**
- * A plot in a box that scrolls if the window is narrow.
- * @param {string} label
- * @param {SVGElement} plot
- * @returns {HTMLElement}
+ * A frame that is as narrow as the window, so that its texts keep their size.
+ * @template {{width: number}} T
+ * @param {T} frame
+ * @returns {T}
  */
-export function plotBox(label, plot) {
-  return html("div", { class: "plot-box", tabindex: 0, role: "region", "aria-label": label }, plot);
+export function fitting(frame) {
+  return { ...frame, width: Math.max(MIN_WIDTH, Math.min(frame.width, innerWidth - MARGINS)) };
 }

@@ -34,7 +34,8 @@ export class Problem extends Error {
     this.index = told.index;
     this.requestId = told.requestId;
     /** After how many seconds it is worth to try again without being asked; null: it is not. */
-    this.retryAfter = RETRIED.has(told.slug) || told.status === 429 ? told.retryAfter || DEFAULT_RETRY_SECONDS : null;
+    const busy = RETRIED.has(told.slug) || told.status === 429 || (told.status === 503 && told.retryAfter);
+    this.retryAfter = busy ? told.retryAfter || DEFAULT_RETRY_SECONDS : null;
   }
 
   /**

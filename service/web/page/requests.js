@@ -4,11 +4,11 @@ import { html } from "./dom.js";
 import { snippets } from "./snippets.js";
 import { requestOf } from "./subject.js";
 
-/** @type {{path: string, query: Object<string, string|boolean>, name: string}[]} */
+/** @type {{path: string, query: Object<string, string|boolean>, name: string, all: boolean}[]} */
 const ROUTES = [
-  { path: "v1/log-likelihood", query: {}, name: "log P(x)" },
-  { path: "v1/anomaly-scores", query: { explain: true, as: "array" }, name: "p-value and map" },
-  { path: "v1/reconstruct", query: { as: "array" }, name: "reconstruction" },
+  { path: "v1/log-likelihood", query: {}, name: "log P(x)", all: true },
+  { path: "v1/anomaly-scores", query: { explain: true, as: "array" }, name: "p-value and map", all: false },
+  { path: "v1/reconstruct", query: { as: "array" }, name: "reconstruction", all: false },
 ];
 
 export class Requests {
@@ -16,7 +16,7 @@ export class Requests {
 
   /**
    * @param {import("./api.js").Api} api
-   * @param {Object<string, string>} query which model
+   * @param {Object<string, string|number>} query which model
    */
   constructor(api, query) {
     this.api = api;
@@ -48,10 +48,11 @@ export class Requests {
       this.list.replaceChildren(html("p", {}, "There is no image yet."));
       return;
     }
-    const { path, query } = ROUTES[Number(this.route.value)];
-    const asked = requestOf(this.#subject, { ...this.query, ...query });
+    const { path, query, all } = ROUTES[Number(this.route.value)];
+    const subject = all ? this.#subject : (this.#subject.first ?? this.#subject);
+    const asked = requestOf(subject, { ...this.query, ...query });
     const url = this.api.url(path, asked.query);
-    const shown = snippets(url, this.#subject, this.api.hasKey);
+    const shown = snippets(url, subject, this.api.hasKey);
     this.list.replaceChildren(...shown.map(({ name, text }) => this.#snippet(name, text)));
   }
 

@@ -3,6 +3,7 @@
 import { html } from "./dom.js";
 import { Answer } from "./answer.js";
 import { Drawing } from "./drawing.js";
+import { dropped } from "./files.js";
 import { Latest } from "./latest.js";
 import { fitted, isMnist } from "./mnist.js";
 import { Notice } from "./notice.js";
@@ -13,21 +14,24 @@ import { Requests } from "./requests.js";
 import { requestOf, subjectOfFile, subjectOfPixels } from "./subject.js";
 
 const NUM_SAMPLES = 8;
+const QUICK_SAMPLES = 100;
 const PICTURES = "image/png,image/jpeg,image/webp,.npy";
 const EMPTY = "Draw something, drop a file here, paste an image, or start from a sample.";
 
+/** Sends "subject" when the image is another one, "judged" with its score, "many" when more than one was dropped. */
 export class Try extends EventTarget {
   /**
    * @param {import("./api.js").Api} api
    * @param {any} manifest the model's
    * @param {any} limits the answer of v1/limits
+   * @param {Object<string, string|number>} query which model
    */
-  constructor(api, manifest, limits) {
+  constructor(api, manifest, limits, query) {
     super();
     this.api = api;
     this.manifest = manifest;
     this.limits = limits;
-    this.query = { model: manifest.name };
+    this.query = query;
     /** @type {import("./subject.js").Subject|null} */
     this.subject = null;
     /** @type {File|null} */
@@ -35,10 +39,10 @@ export class Try extends EventTarget {
     this.abort = new AbortController();
     this.latest = new Latest(
       [
-        (input, signal) => this.#estimate(input, signal, "laplace"),
+        (input, signal) => this.#quickly(input, signal),
         (_, signal) => this.#reconstruct(signal),
         (_, signal) => this.#judge(signal),
-        (input, signal) => this.#estimate(input, signal, "auto"),
+        (_, signal) => this.#estimate(this.subject, signal, "auto", {}),
       ],
       (error) => {
         this.answer.outdated();
@@ -82,7 +86,7 @@ export class Try extends EventTarget {
       id: "file",
       class: "unseen",
       accept: PICTURES,
-      onchange: (event) => this.#choose(event.target.files[0], event.target),
+      onchange: (event) => this.choose(event.target.files[0], event.target),
     });
     const buttons = html(
       "div",
@@ -157,16 +161,23 @@ export class Try extends EventTarget {
 
   #paste(event) {
     const [file] = event.clipboardData?.files ?? [];
-    if (file) this.#choose(file);
+    if (file) this.choose(file);
   }
 
   #drop(event) {
     event.preventDefault();
-    const [file] = event.dataTransfer?.files ?? [];
-    if (file) this.#choose(file);
+    const entries = dropped(event.dataTransfer);
+    if (entries.length > 1 || entries.some((entry) => !(entry instanceof File) && entry.isDirectory))
+      this.dispatchEvent(new CustomEvent("many", { detail: entries }));
+    else this.choose(event.dataTransfer.files[0]);
   }
 
-  #choose(/** @type {File|undefined} */ file, /** @type {HTMLInputElement|null} */ input = null) {
+  /**
+   * Ask about a file.
+   * @param {File|undefined} file
+   * @param {HTMLInputElement|null} [input] that it was chosen by
+   */
+  choose(file, input = null) {
     if (!file) return;
     this.#clear();
     this.file = file;
@@ -199,32 +210,36 @@ export class Try extends EventTarget {
     this.dispatchEvent(new Event("subject"));
   }
 
-  #request(/** @type {Object<string, string|boolean>} */ query, /** @type {AbortSignal} */ signal) {
-    return requestOf(this.subject, { ...this.query, ...query }, signal);
+  /** The first image alone, if there are several. */
+  get #first() {
+    return this.subject && (this.subject.first ?? this.subject);
   }
 
-  async #estimate(input, signal, proposal) {
-    if (proposal === "laplace") {
-      this.answer.expect();
-      const subject = await this.#subject(input);
-      signal.throwIfAborted();
-      this.#use(subject);
-    }
+  /** A number that follows the hand: of one image, by few samples. A drawing that was not fitted takes far longer. */
+  async #quickly(input, signal) {
+    this.answer.expect();
+    const subject = await this.#subject(input);
+    signal.throwIfAborted();
+    this.#use(subject);
+    await this.#estimate(this.#first, signal, "laplace", { proposal: "laplace", num_samples: QUICK_SAMPLES });
+  }
+
+  async #estimate(subject, signal, proposal, query) {
     const started = performance.now();
-    /** @type {Object<string, string>} */
-    const query = proposal === "auto" ? {} : { proposal };
-    const answer = await this.api.ask("v1/log-likelihood", this.#request(query, signal));
+    const request = requestOf(subject, { ...this.query, ...query }, signal);
+    const answer = await this.api.ask("v1/log-likelihood", request);
     this.answer.estimates(this.subject?.names ?? [], answer.results, proposal, performance.now() - started);
   }
 
   async #reconstruct(signal) {
-    const answer = await this.api.ask("v1/reconstruct", this.#request({ as: "array" }, signal));
+    const answer = await this.api.ask("v1/reconstruct", requestOf(this.#first, { ...this.query, as: "array" }, signal));
     this.answer.reconstruction(answer.prepared[0], answer.reconstructions[0], this.subject?.names[0] ?? "");
   }
 
   async #judge(signal) {
+    const request = requestOf(this.#first, { ...this.query, explain: true, as: "array" }, signal);
     try {
-      const answer = await this.api.ask("v1/anomaly-scores", this.#request({ explain: true, as: "array" }, signal));
+      const answer = await this.api.ask("v1/anomaly-scores", request);
       this.answer.judgements(answer);
       this.dispatchEvent(
         new CustomEvent("judged", { detail: { method: answer.method, score: answer.results[0].score } }),

@@ -1,0 +1,76 @@
+"""The model's versions side by side, and the images between two."""
+
+import json
+from pathlib import Path
+
+import httpx2
+import numpy as np
+from playwright.sync_api import Page
+
+from tests.page.conftest import Open, settled
+
+ROOT = Path(__file__).parents[2]
+SEVEN_PNG = ROOT / "docs" / "seven.png"
+
+
+def cells(page: Page, row: str) -> list[str]:
+    table = page.get_by_role("region", name="Metrics, your image, and what differs")
+    return table.get_by_role("row").filter(has=page.get_by_role("rowheader", name=row)).locator("td").all_inner_texts()
+
+
+def test_two_versions_are_compared_and_an_older_one_is_asked(open_page: Open, url: str) -> None:
+    page = open_page()
+    page.locator(".thumbnail").first.wait_for()
+    assert not page.get_by_role("button", name="Compare").is_visible()  # there is one version
+    page.get_by_label("Model", exact=True).select_option("photos")
+    page.get_by_text("72×66, colour, bernoulli").wait_for()
+    version = page.locator("#version")
+    assert version.locator("option").all_inner_texts() == ["2", "1"]
+    page.set_input_files("#file", SEVEN_PNG)
+    settled(page)
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_role("region", name="Metrics, your image, and what differs").wait_for()
+    hashes = cells(page, "SHA-256 of decoder.onnx")
+    assert len(set(hashes)) == 2
+    assert cells(page, "Likelihood") == []  # the same
+    told = []
+    for number in (2, 1):
+        asked = f"{url}/v1/log-likelihood?model=photos&version={number}&resize=true"
+        headers = {"content-type": "image/png"}
+        answer = httpx2.post(asked, content=SEVEN_PNG.read_bytes(), headers=headers, timeout=60)
+        value = answer.raise_for_status().json()["results"][0]["log_likelihood"]
+        told.append(f"{value:.2f}".replace("-", "−"))
+    assert [cell.split(" ")[0] for cell in cells(page, "Your image: log P(x)")] == told
+
+    with page.expect_request(lambda request: "samples" in request.url and "version=1" in request.url):
+        version.select_option("1")
+    page.get_by_text("Calibrated on").wait_for()
+    page.set_input_files("#file", SEVEN_PNG)
+    settled(page)
+    assert page.locator(".result .value").first.inner_text() == told[1]
+    page.get_by_text("This request as").click()
+    assert "version=1" in page.get_by_role("region", name="curl", exact=True).inner_text()
+
+
+def test_from_one_code_to_another_in_a_straight_line(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_text("Ordered by how much").wait_for()
+    slider = page.get_by_label("From start to end")
+    assert slider.is_disabled()
+    codes = []
+    for way, keep in (("A random code", "Keep as start"), ("A random code", "Keep as end")):
+        with page.expect_response("**/v1/decode?**") as answer:
+            page.get_by_role("button", name=way).click()
+        codes.append(np.array(json.loads(answer.value.request.post_data or "")["latents"][0]))
+        page.wait_for_timeout(50)  # until the picture is there
+        page.get_by_role("button", name=keep).click()
+    pictures = page.locator("canvas.end").evaluate_all("ends => ends.map((end) => end.toDataURL())")
+    assert pictures[0] != pictures[1] == page.locator(".decoder canvas").evaluate("canvas => canvas.toDataURL()")
+    assert not slider.is_disabled()
+    for share in (0.25, 0.0):
+        with page.expect_response("**/v1/decode?**") as answer:
+            slider.fill(str(share))
+        found = json.loads(answer.value.request.post_data or "")["latents"][0]
+        np.testing.assert_allclose(found, (1 - share) * codes[0] + share * codes[1], atol=1e-12)
+    page.wait_for_timeout(50)
+    assert page.locator(".decoder canvas").evaluate("canvas => canvas.toDataURL()") == pictures[0]
