@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from model_store import ModelNotFoundError, StoreError
-from service.engine.calibration import guarantees
 from service.engine.model import Model
-from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
+from service.engine.proposal import TooFewSamplesError
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.folder import printable
 from service.images.resampler import ResamplerError, check_resampler
@@ -37,22 +36,26 @@ from training.networks.vae import Vae
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
 from training.publish.export import export
+from training.publish.protocols import protocol_of, scoring_of
 from training.publish.publication import SCORING_SEED, describe, held_out_images, load_engine, open_stored, publish_run
 from training.publish.stored_start import stored_start
 from training.publish.units import latent_units
 from training.publish.upgrade import upgrade
 from training.report.figures import draw_figures
 from training.report.page import REPORT, Measured, write_report
+from training.report.verdict import judge, measure
 from training.terminal import (
     is_terminal,
     print_chosen,
     print_epoch,
     print_finished_encoder,
+    print_left_out,
     print_measured,
     print_plan,
     print_setback,
     print_skipped,
     print_start,
+    print_verdict,
 )
 
 _EPOCHS_BETWEEN_FIGURES = 10
@@ -134,7 +137,7 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         print_plan(planned)
 
     def on_epoch(figures: EpochFigures, model: Vae) -> None:
-        print_epoch(figures, configuration)
+        print_epoch(figures, configuration, model.image_shape)
         if figures.epoch % _EPOCHS_BETWEEN_FIGURES == 0:
             draw_figures(run, model, splits.validation)
 
@@ -152,9 +155,11 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         draw_figures(run, model, splits.validation)
         metrics = run.read_metrics()
         seconds = sum(line["seconds"] for line in metrics)
-        if finished_encoder := load_model(run).finished_encoder:
-            print_finished_encoder(finished_encoder)
+        loaded = load_model(run)
+        if loaded.finished_encoder:
+            print_finished_encoder(loaded.finished_encoder)
         print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
+        print_verdict(judge(measure(run, loaded.vae, splits)))
 
 
 def _open_start(path: Path) -> Start:
@@ -195,7 +200,7 @@ def _open(data: str, reading: Reading) -> Source | StreamedSource:
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
-    protocol = _protocol(parsed, parsed.seed)
+    protocol = protocol_of(parsed, parsed.seed)
     runtime = Runtime(parsed.device)
     curves: list[dict[str, float]] = []
     if (parsed.model / RUN).is_file():
@@ -231,30 +236,15 @@ def _evaluate(parsed: argparse.Namespace) -> None:
         print(f"report: {parsed.report}")
 
 
-def _protocol(parsed: argparse.Namespace, seed: int) -> Protocol:
-    num_samples = getattr(parsed, "num_samples", DEFAULT_NUM_SAMPLES[parsed.proposal])
-    check_request(parsed.proposal, num_samples)
-    return Protocol(parsed.proposal, num_samples, seed)
-
-
-def _scoring(parsed: argparse.Namespace, protocol: Protocol) -> Protocol:
-    """Of anomaly scores: what was said of them, and for the rest the protocol of the estimates."""
-    proposal = getattr(parsed, "score_proposal", protocol.proposal)
-    own = protocol.num_samples if proposal == protocol.proposal else DEFAULT_NUM_SAMPLES[proposal]
-    num_samples = getattr(parsed, "score_samples", own)
-    check_request(proposal, num_samples)
-    return Protocol(proposal, num_samples, protocol.seed)
-
-
 def _publish(parsed: argparse.Namespace) -> None:
-    protocol = _protocol(parsed, SCORING_SEED)
+    protocol = protocol_of(parsed, SCORING_SEED)
     runtime = Runtime(parsed.device)
     run = open_run(parsed.run)
     configuration = run.description.configuration
     source = _open(getattr(parsed, "data", run.description.source), _reading(configuration, parsed.workers))
     splits = split(source, configuration)
-    for line in guarantees(len(splits.calibration)):
-        print(line)
+    defects, problems = source.defects.read()
+    print_left_out(problems)
     publication = publish_run(
         run,
         splits,
@@ -263,13 +253,26 @@ def _publish(parsed: argparse.Namespace) -> None:
         protocol=protocol,
         encoder_samples=parsed.encoder_samples,
         runtime=runtime,
-        scoring=_scoring(parsed, protocol),
+        scoring=scoring_of(parsed, protocol),
+        defects=defects,
         progress=True,
     )
     print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")
     evaluations = [publication.evaluation, publication.encoder_evaluation]
     done = [evaluation for evaluation in evaluations if evaluation is not None]
-    measured = Measured(parsed.name, source.name, splits.test, done, publication.units, SCORING_SEED)
+    detected = publication.detection.mean() if publication.detection else None
+    figures = measure(run, load_model(run).vae, splits)
+    figures = replace(figures, reliable=publication.evaluation.reliable, detected=detected)
+    measured = Measured(
+        parsed.name,
+        source.name,
+        splits.test,
+        done,
+        publication.units,
+        SCORING_SEED,
+        verdict=judge(figures),
+        detection=publication.detection,
+    )
     print_measured(measured)
     write_report(run.folder / REPORT, publication.model, measured, run.read_metrics())
     print(f"report: {run.folder / REPORT}")

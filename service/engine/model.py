@@ -10,15 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store import (
-    CALIBRATION,
-    DECODER,
-    ENCODER,
-    Description,
-    InvalidArtifactError,
-    Manifest,
-    StoredModel,
-)
+from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
 from service.engine.anomaly.complexity import complexity
 from service.engine.anomaly.detector import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
 from service.engine.anomaly.explanation import NUM_DRAWS, surprise_maps
@@ -225,10 +217,17 @@ class Model:
 
     def statistics(self, pixels: Pixels, *, proposal: str, num_samples: int, seed: int) -> Chunks[Statistics]:
         """What anomaly scores are made of, by one pass: images [B, C, H, W] → one record of arrays [B]."""
+        statistics, _ = yield from self.measure(pixels, proposal=proposal, num_samples=num_samples, seed=seed)
+        return statistics
+
+    def measure(
+        self, pixels: Pixels, *, proposal: str, num_samples: int, seed: int
+    ) -> Chunks[tuple[Statistics, LogLikelihood]]:
+        """`statistics`, and the estimates of log P(x) by the same pass."""
         check_request(proposal, num_samples)
         x = PreparedImages(pixels, self._preparation)
-        statistics, _ = yield from self._infer(x, proposal, Effort(num_samples, seed))
-        return statistics
+        statistics, inference = yield from self._infer(x, proposal, Effort(num_samples, seed))
+        return statistics, inference.record
 
     def anomaly_scores(
         self,

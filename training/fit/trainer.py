@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -197,17 +197,31 @@ def validate(
 
     `sizes` are the model's `footprint`, where it is known already.
     """
+    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
+    for bounds in _bounds(model, images, configuration, processes, sizes):
+        sums += torch.stack(bounds).sum(1)
+    processes.add([sums])
+    elbo, bound = (sums / len(images)).tolist()
+    return elbo, bound
+
+
+@full_float32()
+@torch.no_grad()
+def image_bounds(model: Vae, images: Tensor, configuration: Configuration) -> Tensor:
+    """The importance weighted bound of each image [N, C, H, W], as `validate` has its mean: [N], nats, float64."""
+    return torch.cat([bound for _, bound in _bounds(model, images, configuration, ALONE, None)])
+
+
+def _bounds(
+    model: Vae, images: Tensor, configuration: Configuration, processes: ProcessGroup, sizes: Footprint | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """ELBO and importance weighted bound of the images of one batch after another, [B] each, of this process alone."""
     sizes = sizes or footprint(model)
     generator = torch.Generator(images.device).manual_seed(derive_seed(configuration.seed, _VALIDATION))
-    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
     for index, batch in enumerate(torch.split(images, images_a_batch(_VALIDATION_BATCH, model.image_shape))):
         x = prepare(batch, configuration, model, generator=generator)
         noise = normal((len(batch), VALIDATION_SAMPLES, model.latent_dim), generator)
         if index % processes.size != processes.rank:
             continue  # another process's batch: only the random numbers are drawn
         log_weights = log_weight_in_parts(model, x, noise, sizes).double()  # [B, K]
-        sums[0] += log_weights.mean(1).sum()
-        sums[1] += (torch.logsumexp(log_weights, 1) - math.log(VALIDATION_SAMPLES)).sum()
-    processes.add([sums])
-    elbo, bound = (sums / len(images)).tolist()
-    return elbo, bound
+        yield log_weights.mean(1), torch.logsumexp(log_weights, 1) - math.log(VALIDATION_SAMPLES)
