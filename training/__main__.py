@@ -36,7 +36,7 @@ from training.networks.vae import Vae
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
 from training.publish.export import export
-from training.publish.protocols import protocol_of, scoring_of
+from training.publish.protocols import encoder_samples_of, measured_defects, measured_images, protocol_of, scoring_of
 from training.publish.publication import SCORING_SEED, describe, held_out_images, load_engine, open_stored, publish_run
 from training.publish.stored_start import stored_start
 from training.publish.units import latent_units
@@ -243,6 +243,7 @@ def _publish(parsed: argparse.Namespace) -> None:
     configuration = run.description.configuration
     source = _open(getattr(parsed, "data", run.description.source), _reading(configuration, parsed.workers))
     splits = split(source, configuration)
+    test = measured_images(parsed, splits.test)
     defects, problems = source.defects.read()
     print_left_out(problems)
     publication = publish_run(
@@ -251,10 +252,11 @@ def _publish(parsed: argparse.Namespace) -> None:
         name=parsed.name,
         store=parsed.store,
         protocol=protocol,
-        encoder_samples=parsed.encoder_samples,
+        encoder_samples=encoder_samples_of(parsed, test),
         runtime=runtime,
         scoring=scoring_of(parsed, protocol),
-        defects=defects,
+        test=test,
+        defects=measured_defects(parsed, defects),
         progress=True,
     )
     print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")
@@ -263,16 +265,9 @@ def _publish(parsed: argparse.Namespace) -> None:
     detected = publication.detection.mean() if publication.detection else None
     figures = measure(run, load_model(run).vae, splits)
     figures = replace(figures, reliable=publication.evaluation.reliable, detected=detected)
-    measured = Measured(
-        parsed.name,
-        source.name,
-        splits.test,
-        done,
-        publication.units,
-        SCORING_SEED,
-        verdict=judge(figures),
-        detection=publication.detection,
-    )
+    what = source.name if test is splits.test else f"{source.name}, {len(test)} of its {len(splits.test)} test images"
+    units, detection = publication.units, publication.detection
+    measured = Measured(parsed.name, what, test, done, units, SCORING_SEED, judge(figures), detection)
     print_measured(measured)
     write_report(run.folder / REPORT, publication.model, measured, run.read_metrics())
     print(f"report: {run.folder / REPORT}")

@@ -15,6 +15,8 @@ from training.configuration import Positive
 from training.fit.devices import Compilation, Precision
 from training.fit.options import add_configuration_options
 from training.fit.plan import DEFAULT_MINUTES
+from training.networks.mlp import FULL_RATE_PIXELS
+from training.publish.protocols import DEFAULT_ENCODER_SAMPLES, MOST_IMAGES
 from training.publish.publication import SCORING_SEED
 
 _MOST_WORKERS = 8
@@ -45,8 +47,8 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         "calibration and figures stay as they are."
     )
     _add_upgrade(_add_command(commands, "upgrade", summary))
-    for scoring, encoder_samples in ((evaluate, 0), (publish, 5000)):
-        _add_scoring(scoring, encoder_samples)
+    _add_scoring(evaluate)
+    _add_scoring(publish, by_size=f"{DEFAULT_ENCODER_SAMPLES}; 0 for images of more than {FULL_RATE_PIXELS} numbers")
     return parser
 
 
@@ -119,6 +121,9 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", default=argparse.SUPPRESS, help="the data set of the run (default: the one it was trained on)"
     )
+    help_images = "measure only this many of the test images and of the images of defects, evenly spaced"
+    unset = f"all; {MOST_IMAGES} if they have more than {FULL_RATE_PIXELS} numbers each"
+    add_number(parser, "--images", PositiveInt, help=help_images, unset=unset)
     parser.add_argument(
         "--score-proposal",
         choices=PROPOSALS,
@@ -141,7 +146,8 @@ def _add_upgrade(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
+def _add_scoring(parser: argparse.ArgumentParser, by_size: str = "") -> None:
+    """How images are scored; `by_size` says what the default of `--encoder-samples` is, where it is not 0."""
     defaults = ", ".join(f"{DEFAULT_NUM_SAMPLES[proposal]} by {proposal}" for proposal in PROPOSALS)
     parser.add_argument("--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="how log P(x) is estimated")
     add_number(
@@ -156,7 +162,8 @@ def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
         "--encoder-samples",
         NonNegativeInt,
         help="samples per image of a second estimate, from the encoder as in the literature; 0: none",
-        default=encoder_samples,
+        unset=by_size,
+        default=argparse.SUPPRESS if by_size else 0,
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the graphs run")
     _add_workers(parser)

@@ -13,6 +13,7 @@ from PIL import Image
 from tests.training.photographs import photographs
 from training.configuration import Configuration
 from training.data.splits import DataSplits
+from training.fit.gradients import log_weight_in_parts
 from training.fit.loaded_model import load_model
 from training.fit.run import Run
 from training.fit.trainer import image_bounds, validate
@@ -127,3 +128,24 @@ def test_a_run_is_measured_by_the_bounds_of_its_validation(finished_run: Run, sp
     assert figures.lossless is not None
     assert all(0.1 < value < 0.5 for value in figures.lossless.values())  # binarised digits, not grey ones
     assert comparable_bits_per_dim(vae, validation, replace(configuration, binarisation="none")) is None
+
+
+def test_where_training_has_one_sample_validation_has_four(
+    finished_run: Run, splits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound of one image alone is then the logsumexp of four weights, and the ELBO their mean."""
+    vae, one = load_model(finished_run).vae, replace(finished_run.description.configuration, num_samples=1)
+    seen: list[torch.Tensor] = []
+
+    def remembered(*arguments: Any) -> torch.Tensor:
+        seen.append(log_weight_in_parts(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr("training.fit.trainer.log_weight_in_parts", remembered)
+    elbo, bound = validate(vae, torch.from_numpy(splits.validation[:1]), one)
+    (log_weights,) = seen
+    assert log_weights.shape == (1, 4)
+    assert elbo == pytest.approx(log_weights.double().mean().item(), rel=1e-12)
+    assert bound == pytest.approx(torch.logsumexp(log_weights.double(), 1).item() - math.log(4), rel=1e-12)
+    assert len(image_bounds(vae, torch.from_numpy(splits.validation[:1]), one)) == 1
+    assert seen[1].shape == (1, 16)

@@ -182,6 +182,7 @@ def publish_run(
     encoder_samples: int,
     runtime: Runtime,
     scoring: Protocol | None = None,
+    test: Images | None = None,
     defects: Mapping[str, Pixels] | None = None,
     progress: bool = False,
 ) -> Publication:
@@ -197,6 +198,7 @@ def publish_run(
             leaves it out, and so does a protocol whose proposal is the encoder already.
         runtime: where the exported graphs run.
         scoring: of anomaly scores and the calibration; by default that of the test figures.
+        test: of which the figures are taken; by default all test images of the splits.
         defects: images [N, C, H, W] of defects by kind, prepared as the run's data.
         progress: say on stderr how far it has come.
 
@@ -220,18 +222,19 @@ def publish_run(
     graphs = export(vae)
     difference = check_parity(vae, graphs, _parity_inputs(run, splits), runtime=runtime)
     model = load_engine(description, graphs, runtime=runtime)
+    test = splits.test if test is None else test
     drawn = run.description.configuration.binarisation == "dynamic"  # test images afresh, and other images not
     shared = bool(defects) and scoring == protocol and not drawn
-    evaluation = evaluate(model, splits.test, protocol, statistics=shared, progress=progress)
+    evaluation = evaluate(model, test, protocol, statistics=shared, progress=progress)
     encoder_evaluation = None
     if encoder_samples and protocol.proposal != "encoder":
         encoder_protocol = Protocol("encoder", encoder_samples, protocol.seed)
-        encoder_evaluation = evaluate(model, splits.test, encoder_protocol, progress=progress)
-    units = latent_units(model, splits.test, seed=protocol.seed)
+        encoder_evaluation = evaluate(model, test, encoder_protocol, progress=progress)
+    units = latent_units(model, test, seed=protocol.seed)
     calibration = calibration_arrays(model, splits.calibration, scoring, progress=progress)
     detection = None
     if defects:
-        ordinary = evaluation.statistics or image_statistics(model, splits.test, scoring, "scoring", progress=progress)
+        ordinary = evaluation.statistics or image_statistics(model, test, scoring, "scoring", progress=progress)
         strange = {
             kind: image_statistics(model, images, scoring, f"scoring {kind}", progress=progress)
             for kind, images in defects.items()
