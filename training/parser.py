@@ -20,7 +20,10 @@ from training.publish.protocols import DEFAULT_ENCODER_SAMPLES, MOST_IMAGES
 from training.publish.publication import SCORING_SEED
 
 _MOST_WORKERS = 8
-_DATA = "mnist or fashion-mnist (downloaded once), a folder, or a .parquet, .npy or .npz file"
+_DATA = (
+    "mnist or fashion-mnist (downloaded once), a folder, a zip or tar file of images, a table of their paths (.csv, "
+    ".tsv or .parquet), or a .parquet, .npy or .npz file"
+)
 _SCORING = typing.get_type_hints(CalibrationProtocol, include_extras=True)
 
 

@@ -63,6 +63,23 @@ def list_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
     return Listing(folder, files, walk.skipped)
 
 
+def skipped_kind(name: str) -> str | None:
+    """What kind of file a name (with `/`) is that is not taken; empty if not worth mentioning, None if it is taken.
+
+    >>> skipped_kind("a/0.PNG"), skipped_kind("a/0.gif"), skipped_kind("__MACOSX/._0.png"), skipped_kind("a/Thumbs.db")
+    (None, '.gif file', 'hidden file', '')
+    """
+    *folders, last = name.split("/")
+    suffix = os.path.splitext(last)[1].lower()  # noqa: PTH122
+    if any(_is_hidden(part) for part in (*folders, last)):
+        return "hidden file" if suffix in SUFFIXES else ""
+    if suffix in SUFFIXES:
+        return None
+    if last.lower() in _OF_THE_SYSTEM:
+        return ""
+    return f"{suffix} file" if suffix else "file without a suffix"
+
+
 def without_masks(files: Sequence[str], skipped: dict[str, tuple[int, str]]) -> tuple[str, ...]:
     """The files that are not masks of others; the masks are counted as skipped."""
     masks = mask_files(files)

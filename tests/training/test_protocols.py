@@ -23,6 +23,7 @@ def test_small_images_are_measured_as_the_literature_does() -> None:
 
 def test_large_images_are_measured_by_fewer_of_them() -> None:
     some = measured_images(parsed(), LARGE)
+    assert isinstance(some, np.ndarray)
     assert len(some) == 256
     assert np.array_equal(some[[0, -1]], LARGE[[0, -1]])
     assert measured_images(parsed(), LARGE[:200]) is not LARGE

@@ -1,13 +1,16 @@
 """Find the encoded images of a data set, and which part each belongs to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.images.folder import SUFFIXES, Skipped, add_skipped, describe_skipped, list_files
 from service.images.split_names import Division, class_of, divide
+from training.data.archives import Archive, ArchiveImages, is_archive
 from training.data.image_files import EncodedImages, ImageFiles
 from training.data.parquet import SUFFIX, ParquetImages, find_parquet
+from training.data.tables import SUFFIXES as TABLES
+from training.data.tables import is_table, read_table
 from training.errors import DataError
 
 
@@ -27,18 +30,32 @@ class EncodedSet:
 
 
 def find_encoded(path: Path) -> EncodedSet | None:
-    """The encoded images under a path: a folder of image files or of Parquet, or a Parquet file; None for other data.
+    """The encoded images under a path; None for other data.
+
+    It is a folder of image files or of Parquet, a zip or tar file of images, a Parquet file, or a table of paths.
 
     Raises:
         DataError: there are no images, they cannot be listed, or whether a folder is a part cannot be told.
     """
-    if not path.is_dir() and (path.suffix.lower() != SUFFIX or not path.is_file()):
+    if path.is_dir():
+        parquet, skipped = find_parquet(path)
+        found = _parquet(parquet, skipped) if any(parquet.values()) else _folder(path)
+    elif not path.is_file():
         return None
-    parquet, skipped = find_parquet(path)
-    if any(parquet.values()):
-        found = EncodedSet({part: ParquetImages(files) for part, files in parquet.items()}, skipped)
+    elif is_archive(path):
+        archive = Archive(path)
+        names, skipped = archive.image_names()
+        found = _named(path, names, skipped, lambda files: ArchiveImages(archive, files))
+    elif path.suffix.lower() == SUFFIX and not is_table(path):
+        found = _parquet({"train": [path]}, {})
+    elif path.suffix.lower() in (SUFFIX, *TABLES):
+        table = read_table(path)
+        parts, unlike = (
+            {k: ImageFiles(path.parent, v) for k, v in files.items()} for files in (table.parts, table.unlike)
+        )
+        found = EncodedSet(parts, table.skipped, unlike)
     else:
-        found = _image_files(path)
+        return None
     for part, images in found.parts.items():
         if not len(images):
             beside = f"; there are {describe_skipped(found.skipped)}" if found.skipped else ""
@@ -47,16 +64,27 @@ def find_encoded(path: Path) -> EncodedSet | None:
     return found
 
 
-def _image_files(folder: Path) -> EncodedSet:
+def _parquet(files: Mapping[str, Sequence[Path]], skipped: Skipped) -> EncodedSet:
+    return EncodedSet({part: ParquetImages(found) for part, found in files.items()}, skipped)
+
+
+def _folder(folder: Path) -> EncodedSet:
     try:
         listing = list_files(folder)
     except OSError as error:
         raise DataError(error.filename, f"cannot be read ({error.strerror})") from error
-    division = _divided(folder, listing.files)
+    return _named(folder, listing.files, listing.skipped, lambda files: ImageFiles(folder, files))
+
+
+def _named(
+    path: Path, names: tuple[str, ...], skipped: Skipped, images: Callable[[Sequence[str]], EncodedImages]
+) -> EncodedSet:
+    """Image files by the parts and classes that their names tell."""
+    division = _divided(path, names)
     return EncodedSet(
-        {part: ImageFiles(folder, files) for part, files in division.parts.items()},
-        _all_skipped(listing.skipped, division),
-        {name: ImageFiles(folder, files) for name, files in _by_class(division).items()},
+        {part: images(files) for part, files in division.parts.items()},
+        _all_skipped(skipped, division),
+        {name: images(files) for name, files in _by_class(division).items()},
     )
 
 

@@ -1,4 +1,4 @@
-"""Read data sets: IDX files, folders of PNG, JPEG and WebP files, Parquet, `.npy` and `.npz`."""
+"""Read data sets: IDX files, folders and archives of PNG, JPEG and WebP files, tables, Parquet, `.npy` and `.npz`."""
 
 import hashlib
 import math
@@ -121,6 +121,7 @@ def read_source(path: Path, *, skip_corrupt: bool = False, preparation: Preparat
       which files are taken. Folders such as `train` and `test` beside one another are parts; see split_names.py there.
       If all images are grey there is one channel, otherwise three. As in the service, transparent parts are black and
       images are rotated as EXIF says. If one image has 16 bits a sample, the whole set is float32 in [0, 1].
+    - A zip or tar file of such files, or a `.csv`, `.tsv` or `.parquet` table of their paths (archives.py, tables.py).
     - A `.parquet` file, or a folder of them, with a column of such files' bytes (see parquet.py for column and parts).
     - An `.npy` file, [N, H, W] or [N, C, H, W]: 8-bit, boolean, or floats in [0, 1].
     - An `.npz` file with such arrays called `train` and optionally `validation` and `test`, or with the names of Keras
@@ -150,7 +151,7 @@ def _read_arrays(path: Path, preparation: Preparation) -> Source:
     elif path.suffix in (".npy", ".npz") and path.is_file():
         parts, ignored = _read_numpy(path)
     elif path.exists():
-        raise DataError(path, "not a folder and not an .npy, .npz or .parquet file")
+        raise DataError(path, "not a folder, and not a .zip, .tar, .csv, .parquet, .npy or .npz file")
     else:
         raise DataError(path, "does not exist")
     parts = _with_white(path, _checked(path, parts), AS_THEY_ARE)
