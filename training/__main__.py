@@ -1,16 +1,16 @@
-"""python -m training fit|finish-encoder|evaluate|publish|upgrade."""
+"""python -m training fit|finish-encoder|evaluate|compare|publish|upgrade."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from model_store import ModelNotFoundError, StoreError
-from service.engine.model import Model
+from model_store import Description, ModelNotFoundError, StoreError
 from service.engine.proposal import TooFewSamplesError
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.folder import printable
@@ -35,12 +35,12 @@ from training.fit.trainer import EpochFigures, fit
 from training.networks.vae import Vae
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
-from training.publish.export import export
 from training.publish.protocols import encoder_samples_of, measured_defects, measured_images, protocol_of, scoring_of
-from training.publish.publication import SCORING_SEED, describe, held_out_images, load_engine, open_stored, publish_run
+from training.publish.publication import SCORING_SEED, held_out_images, publish_run
 from training.publish.stored_start import stored_start
 from training.publish.units import latent_units
 from training.publish.upgrade import upgrade
+from training.report.comparison import common_images, compare_lines, open_model
 from training.report.figures import draw_figures
 from training.report.page import REPORT, Measured, write_report
 from training.report.verdict import judge, measure
@@ -201,26 +201,9 @@ def _open(data: str, reading: Reading) -> Source | StreamedSource:
 
 def _evaluate(parsed: argparse.Namespace) -> None:
     protocol = protocol_of(parsed, parsed.seed)
-    runtime = Runtime(parsed.device)
-    curves: list[dict[str, float]] = []
-    if (parsed.model / RUN).is_file():
-        run = open_run(parsed.model)
-        loaded = load_model(run)
-        description = describe(
-            run.description,
-            "run",
-            protocol,
-            sessions=run.read_sessions(),
-            finished_encoder=loaded.finished_encoder,
-        )
-        model = load_engine(description, export(loaded.vae), runtime=runtime)
-        curves = run.read_metrics(loaded.epoch)
-    else:
-        model = Model.open(open_stored(parsed.model), runtime=runtime)
-    reading = Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers, progress=True)
-    if warning := check_resampler(model.description.preparation):
-        print(f"warning: {parsed.model}: {warning}", file=sys.stderr)
-    source = _open(parsed.data, replace(reading, preparation=Preparation.of_model(model.description)))
+    opened = open_model(parsed.model, protocol, Runtime(parsed.device))
+    model = opened.model
+    source = _open_for(parsed.model, opened.description, parsed)
     images, what = held_out_images(source, model.description.provenance)
     if len(images) > (most := getattr(parsed, "images", len(images))):
         images, what = evenly_spaced(images, most), f"{most} of the {len(images)} images of {what}, evenly spaced"
@@ -232,8 +215,29 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     measured = Measured(printable(parsed.model), what, images, evaluations, units, parsed.seed)
     print_measured(measured)
     if hasattr(parsed, "report"):
-        write_report(parsed.report, model, measured, curves)
+        write_report(parsed.report, model, measured, opened.curves)
         print(f"report: {parsed.report}")
+
+
+def _open_for(path: Path, description: Description, parsed: argparse.Namespace) -> Source | StreamedSource:
+    """The data set, prepared as the model wants it."""
+    if warning := check_resampler(description.preparation):
+        print(f"warning: {path}: {warning}", file=sys.stderr)
+    reading = Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers, progress=True)
+    return _open(parsed.data, replace(reading, preparation=Preparation.of_model(description)))
+
+
+def _compare(parsed: argparse.Namespace) -> None:
+    protocol = protocol_of(parsed, parsed.seed)
+    opened = [open_model(path, protocol, Runtime(parsed.device)) for path in (parsed.first, parsed.second)]
+    names = [printable(parsed.first), printable(parsed.second)]
+    descriptions = [each.description for each in opened]
+    sources = [_open_for(Path(name), each, parsed) for name, each in zip(names, descriptions, strict=True)]
+    images, what = common_images(sources, [description.provenance for description in descriptions])
+    some = [measured_images(parsed, each) for each in images]
+    print(f"A {names[0]}, B {names[1]}: {len(some[0])} images, {what}")
+    found = [evaluate(each.model, x, protocol, progress=True) for each, x in zip(opened, some, strict=True)]
+    print("\n".join(compare_lines(names, descriptions, found)))
 
 
 def _publish(parsed: argparse.Namespace) -> None:
@@ -275,19 +279,18 @@ def _publish(parsed: argparse.Namespace) -> None:
 
 
 def _upgrade(parsed: argparse.Namespace) -> None:
-    failed = upgrade(parsed.store, getattr(parsed, "model", None), runtime=Runtime("cpu"), tell=_print_now)
+    failed = upgrade(
+        parsed.store, getattr(parsed, "model", None), runtime=Runtime("cpu"), tell=partial(print, flush=True)
+    )
     if failed:
         raise UpgradeError(f"{failed} of the models could not be upgraded")
-
-
-def _print_now(line: str) -> None:
-    print(line, flush=True)
 
 
 _COMMANDS = {
     "fit": _fit,
     "finish-encoder": _fit,
     "evaluate": _evaluate,
+    "compare": _compare,
     "publish": _publish,
     "upgrade": _upgrade,
 }

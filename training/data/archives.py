@@ -103,6 +103,7 @@ class Archive:
         self.members: dict[str, _Member] = {}
         self.skipped: dict[str, tuple[int, str]] = {}
         self._zip: zipfile.ZipFile | None = None
+        self._temporary: Any = None
         self._is_zip = path.suffix.lower() == ".zip"
         try:
             self._plain, self._temporary = (path, None) if self._is_zip else _decompressed(path)

@@ -134,13 +134,18 @@ def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> 
     """
     if source.test is not None:
         return source.test, source.name
-    if _fingerprint(source.sha256) not in provenance.data_set:
+    if not was_trained_on(provenance, source):
         return source.train, source.name
     try:
         configuration = configuration_of(provenance)
     except ConfigurationError as error:
         raise RunError(f"{source.name}: the model was trained on these images, and on which is not known") from error
     return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
+
+
+def was_trained_on(provenance: Provenance, source: Source | StreamedSource) -> bool:
+    """Whether a model was trained on these very images, prepared as these are."""
+    return _fingerprint(source.sha256) in provenance.data_set
 
 
 def configuration_of(provenance: Provenance) -> Configuration:

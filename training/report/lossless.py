@@ -25,7 +25,9 @@ _LONGEST_STRIP = 4096  # pixels; WebP has no side above 16383
 _COMPRESSED = 6  # a stream of random numbers
 
 
-def lossless_bits_per_dim(levels: NDArray[np.uint8]) -> dict[str, float]:
+def lossless_bits_per_dim(
+    levels: NDArray[np.uint8], formats: Mapping[str, Mapping[str, object]] = FORMATS
+) -> dict[str, float]:
     """Bits a pixel and channel by format, of images [N, C, H, W] whose levels are whole numbers, C being 1 or 3.
 
     Images are joined into strips, one below the other, so that a file's header counts for little. Levels that are 0
@@ -34,13 +36,13 @@ def lossless_bits_per_dim(levels: NDArray[np.uint8]) -> dict[str, float]:
     _, channels, height, width = levels.shape
     some = evenly_spaced(levels, max(1, _NUMBERS_CODED // levels[0].size))
     each = max(1, _LONGEST_STRIP // height)
-    size = dict.fromkeys(FORMATS, 0)
+    size = dict.fromkeys(formats, 0)
     for start in range(0, len(some), each):
         strip = some[start : start + each].transpose(0, 2, 3, 1).reshape(-1, width, channels)
         picture = Image.fromarray(np.ascontiguousarray(strip if channels == 3 else strip[..., 0]))
         if channels == 1 and ((strip == 0) | (strip == 255)).all():
             picture = picture.convert("1", dither=Image.Dither.NONE)
-        for name, options in FORMATS.items():
+        for name, options in formats.items():
             stream = io.BytesIO()
             picture.save(stream, name, **options)
             size[name] += stream.tell()
