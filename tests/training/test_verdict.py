@@ -22,6 +22,7 @@ from training.report.verdict import Figures, judge, measure
 
 GOOD = Figures(
     configuration=Configuration(epochs=100),
+    num_channels=1,
     bits_per_dim=3.0,
     train_bits_per_dim=2.95,
     difference_error=0.02,
@@ -78,6 +79,19 @@ def test_each_problem_is_named_with_its_remedy(changes: dict[str, Any], problem:
     assert any(found.startswith(problem) for found in verdict.problems), verdict.problems
     assert verdict.lines()[0] == f"verdict: not good yet: {'; '.join(verdict.problems)}"
     assert advice in verdict.advice or advice in verdict.summary
+
+
+def test_channels_that_are_modelled_apart_are_told_of_the_mixture() -> None:
+    options: dict[str, Any] = {"likelihood": "discretised_logistic", "binarisation": "none"}
+    figures = replace(GOOD, num_channels=3, bits_per_dim=3.4, train_bits_per_dim=3.4)
+    assert "mixture" in judge(replace(figures, configuration=Configuration(**options))).advice
+    mixture = {**options, "likelihood": "discretised_logistic_mixture"}
+    for other in (
+        replace(figures, configuration=Configuration(**mixture)),
+        replace(figures, configuration=Configuration(**options), num_channels=1),
+    ):
+        assert judge(other).problems
+        assert "mixture" not in judge(other).advice
 
 
 def test_a_difference_within_its_error_is_no_overfitting() -> None:
