@@ -314,4 +314,10 @@ def test_defects_beside_ordinary_images_are_named_and_not_measured(
     report = (tmp_path / "run" / "report.html").read_text()
     first, *others = re.findall("<h2>(.*?)</h2>", report)
     assert first == "Verdict"
-    assert "Defects" in others
+    assert {"Defects", "How images are prepared"} < set(others)
+    examples = read_source(tmp_path / "set", preparation=Preparation((8, 8), "crop")).originals.read(3)
+    assert [example.prepared.shape for example in examples] == [(3, 8, 8)] * 3
+    assert len({example.original.shape for example in examples}) > 1
+    for example in examples:
+        whole = Fitting("crop").levels(example.original[None], (3, 8, 8))
+        assert np.array_equal(whole[0], example.prepared)

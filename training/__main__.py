@@ -270,8 +270,8 @@ def _publish(parsed: argparse.Namespace) -> None:
     figures = measure(run, load_model(run).vae, splits)
     figures = replace(figures, reliable=publication.evaluation.reliable, detected=detected)
     what = source.name if test is splits.test else f"{source.name}, {len(test)} of its {len(splits.test)} test images"
-    units, detection = publication.units, publication.detection
-    measured = Measured(parsed.name, what, test, done, units, SCORING_SEED, judge(figures), detection)
+    units, detection, examples = publication.units, publication.detection, source.originals.read()
+    measured = Measured(parsed.name, what, test, done, units, SCORING_SEED, judge(figures), detection, examples)
     print_measured(measured)
     write_report(run.folder / REPORT, publication.model, measured, run.read_metrics())
     print(f"report: {run.folder / REPORT}")

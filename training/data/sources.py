@@ -21,6 +21,7 @@ from training.data.encoded_sets import find_encoded
 from training.data.idx import read_idx_images
 from training.data.image_files import Pixels
 from training.data.image_sets import TOO_DARK, ImageSet, Reading, brightest_before
+from training.data.originals import NO_ORIGINALS, Originals
 from training.data.preparation import AS_THEY_ARE, Preparation, prepare_arrays
 from training.data.streams import ImageStream
 from training.errors import DataError
@@ -49,6 +50,7 @@ class Source:
         preparation: how the images were prepared, `auto` resolved.
         chosen: what `auto` chose, and why, in sentences.
         defects: test images of classes that training does not have, where it has one class.
+        originals: the training images as their files have them, where they are prepared.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Source:
     preparation: Preparation = AS_THEY_ARE
     chosen: Sequence[str] = ()
     defects: DefectImages = NO_DEFECTS
+    originals: Originals = NO_ORIGINALS
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class StreamedSource:
     preparation: Preparation = AS_THEY_ARE
     chosen: Sequence[str] = ()
     defects: DefectImages = NO_DEFECTS
+    originals: Originals = NO_ORIGINALS
 
 
 def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
@@ -90,13 +94,16 @@ def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
         return _read_arrays(path, reading.preparation)
     ignored = found.skipped
     images = ImageSet(found.parts, reading)
+    is_prepared = images.preparation != AS_THEY_ARE
+    originals = Originals(found.parts["train"], images.pixel_format) if is_prepared else NO_ORIGINALS
     if images.fits:
         read = _checked(path, images.load())
         loaded = _with_white(path, read, images.preparation)
         source = replace(_identified(path, loaded), skipped=images.corrupt, ignored=ignored)
         white = 1 if loaded["train"] is read["train"] else 255
         defects = DefectImages(found.unlike, images.pixel_format, images.chw, white)
-        return replace(source, preparation=images.preparation, chosen=images.chosen, defects=defects)
+        source = replace(source, preparation=images.preparation, chosen=images.chosen)
+        return replace(source, defects=defects, originals=originals)
     streams, sha256 = images.stream()
     return StreamedSource(
         name=printable(path.resolve().name),
@@ -109,6 +116,7 @@ def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
         preparation=images.preparation,
         chosen=images.chosen,
         defects=DefectImages(found.unlike, images.pixel_format, images.chw, streams["train"].white),
+        originals=originals,
     )
 
 

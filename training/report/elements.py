@@ -1,5 +1,6 @@
 """The parts of which a report's page is made, as HTML."""
 
+import base64
 import html
 from collections.abc import Sequence
 
@@ -44,6 +45,9 @@ figcaption {{ font-size: .85rem; margin-top: .4rem; }}
 figure svg {{ display: block; width: 100%; max-width: 44rem; height: auto; }}
 figure svg text {{ font-family: system-ui, sans-serif !important; }}
 .grid {{ display: block; height: auto; image-rendering: pixelated; border: 1px solid var(--line); }}
+.prepared {{ display: flex; gap: .75rem; flex-wrap: wrap; }}
+.prepared span {{ display: flex; flex-direction: column; gap: .5rem; justify-content: space-between; width: 6.5rem; }}
+.prepared img {{ width: 100%; image-rendering: pixelated; }}
 summary {{ cursor: pointer; margin-bottom: .75rem; }}
 </style>
 <h1>{title}</h1>
@@ -71,3 +75,8 @@ def table(head: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
 def figure(content: str, caption: str) -> str:
     """A picture, as HTML, above its caption in words."""
     return f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG file as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

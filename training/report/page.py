@@ -1,7 +1,7 @@
 """What a model is like, on one page: figures with their protocols, and pictures of what it makes of images."""
 
-import base64
 import html
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.engine.chunks import complete
 from service.engine.model import Model
+from training.data.originals import Example
 from training.data.splits import PARTS, Images, evenly_spaced, take
 from training.files import write_atomically
 from training.fit.encoder_phase import default_epochs
@@ -22,13 +24,14 @@ from training.publish.provenance import FINISHED_ENCODER
 from training.publish.publication import TRAINING_IMAGES
 from training.publish.units import ACTIVE_VARIANCE, LatentUnits
 from training.report.charts import curves_chart, histogram_chart, units_chart
-from training.report.elements import PAGE, figure, section, table
+from training.report.elements import PAGE, data_uri, figure, section, table
 from training.report.figures import grid_png
 from training.report.verdict import Verdict
 
 REPORT = "report.html"
 _COLUMNS = 16
 _ROWS = 8
+_THUMBNAIL = 160  # pixels
 _TRAVERSED, _REACH = 10, 3.0  # units, and standard deviations of the prior
 
 
@@ -45,6 +48,7 @@ class Measured:
         seed: of the binarisation, and of the samples that are drawn.
         verdict: on the model, which the page begins with; None where its training is not at hand.
         detection: how well scores tell images of defects apart, where there are some.
+        examples: training images as their files have them and as they are prepared, where they are.
     """
 
     title: str
@@ -55,6 +59,7 @@ class Measured:
     seed: int
     verdict: Verdict | None = None
     detection: Detection | None = None
+    examples: Sequence[Example] = ()
 
 
 def write_report(file: Path, model: Model, measured: Measured, curves: Sequence[Mapping[str, float]] = ()) -> None:
@@ -82,6 +87,8 @@ def write_report(file: Path, model: Model, measured: Measured, curves: Sequence[
         sections.insert(1, section("Training", figure(curves_chart(curves), _training(model))))
     if measured.verdict:
         sections.insert(0, section("Verdict", _verdict(measured.verdict)))
+    if measured.examples:
+        sections.append(section("How images are prepared", _prepared(measured.examples)))
     sections.append(section("How it was made", _provenance(model)))
     shape = f"{image.channels} × {image.height} × {image.width}"
     intro = (
@@ -97,6 +104,23 @@ def _verdict(verdict: Verdict) -> str:
     items = "".join(f"<li>{html.escape(line)}.</li>" for line in verdict.evidence)
     summary, advice = html.escape(verdict.summary), html.escape(verdict.advice)
     return f"<p><b>{summary[0].upper()}{summary[1:]}.</b></p><ul>{items}</ul><p>To try next: {advice}.</p>"
+
+
+def _prepared(examples: Sequence[Example]) -> str:
+    """The originals, made smaller, in one row, and below each what the model sees of it."""
+    pictures = []
+    for example in examples:
+        pixels = example.original
+        original = Image.fromarray(np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels[0])
+        original.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        stream = io.BytesIO()
+        original.save(stream, "PNG")
+        prepared = grid_png([in_unit_interval(example.prepared)[None]])
+        alternatives = {"original": stream.getvalue(), "prepared": prepared}
+        pictures.append("".join(f'<img alt="{alt}" src="{data_uri(png)}">' for alt, png in alternatives.items()))
+    content = "".join(f"<span>{picture}</span>" for picture in pictures)
+    caption = "Evenly spaced training images, above as their files show them, made smaller; below what the model sees."
+    return figure(f"<div class=prepared>{content}</div>", caption)
 
 
 def _detection(detection: Detection) -> str:
@@ -253,8 +277,7 @@ def _left_open(name: str, configuration: Mapping[str, Any]) -> str:
 
 
 def _grid(rows: Sequence[NDArray[np.float32]], caption: str) -> str:
-    encoded = base64.b64encode(grid_png(rows)).decode()
     columns, _, height, width = rows[0].shape
     size = f'width="{columns * width}" height="{len(rows) * height}"'
-    picture = f'<img class=grid style="width: {100 * columns / _COLUMNS:.4g}%" src="data:image/png;base64,{encoded}" '
+    picture = f'<img class=grid style="width: {100 * columns / _COLUMNS:.4g}%" src="{data_uri(grid_png(rows))}" '
     return figure(f'{picture} {size} alt="{html.escape(caption)}">', caption)
