@@ -128,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=[28, 64, 128, 256])
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--colours", nargs="*", default=list(CHANNELS), choices=list(CHANNELS))
     parser.add_argument("--plot", type=Path, help="draw the anomaly score's time to this PNG file")
     parser.add_argument("--write", type=Path, help="write the table to this CSV file")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # size, colour and network: in a process of its own
@@ -138,7 +139,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     print("  ".join(FIELDS))
     for network in given.networks:
-        for colour in CHANNELS:
+        for colour in given.colours:
             for size in given.sizes:
                 command = [sys.executable, __file__, "--one", str(size), colour, network]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
