@@ -67,10 +67,11 @@ format: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-# A run that was begun goes on with its own options. Else a folder may have images of any size, unless SIZE says more.
+# A run that was begun goes on with its own options. Else files may have images of any size, unless SIZE says more.
 begun = $(wildcard runs/$(NAME)/run.json)
-is_folder = $(shell test -d $(call quoted,$(DATA)) && echo yes)
-size = $(if $(filter undefined,$(origin SIZE)),$(if $(begun),,$(if $(is_folder),auto)),$(SIZE))
+has_files = $(shell test -d $(call quoted,$(DATA)) && echo yes || \
+  case $(call quoted,$(DATA)) in (*.zip|*.tar|*.tar.gz|*.tgz|*.tar.xz|*.tar.bz2|*.csv|*.tsv) echo yes;; esac)
+size = $(if $(filter undefined,$(origin SIZE)),$(if $(begun),,$(if $(has_files),auto)),$(SIZE))
 
 train: $(VENV)/ready-$(EXTRA)-all
 	$(PY) -m training fit --data $(call quoted,$(DATA)) --out runs/$(NAME) $(if $(size),--size $(call quoted,$(size)) )$(if $(begun),--resume,$(if $(MINUTES),--minutes $(call quoted,$(MINUTES))))

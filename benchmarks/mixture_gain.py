@@ -5,12 +5,15 @@ python benchmarks/mixture_gain.py --data path/to/cifar
 One network is trained for each likelihood, by the same configuration, seed, images and number of epochs; then test
 images, which no training saw, are scored by PyTorch. Two upper bounds of -log P(x) are reported, in bits a pixel and
 channel: that of the evidence lower bound, and the importance weighted one of `--samples` samples from the encoder.
+Beside them: PNG and WebP lossless of the same images, joined into strips; and JPEG XL, if pillow_jxl is installed.
 """
 
 import argparse
 import math
 import tempfile
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -28,6 +31,7 @@ from training.fit.run import create_run, describe_run
 from training.fit.trainer import EpochFigures, fit
 from training.networks.precision import full_float32
 from training.networks.vae import Vae
+from training.report.lossless import FORMATS, lossless_bits_per_dim
 
 LIKELIHOODS = ("discretised_logistic", "discretised_logistic_mixture")
 BATCH = 10
@@ -75,6 +79,9 @@ def main() -> None:
     torch.set_num_threads(1)
     source = open_source(Path(given.data), Reading())
     first: list[float] = []
+    formats = {**FORMATS, **({"JXL": {"lossless": True, "effort": 9}} if find_spec("pillow_jxl") else {})}
+    if "JXL" in formats:
+        import_module("pillow_jxl")
     for likelihood in given.likelihoods:
         options = {"preset": "resnet", "width": given.width, "depth": 1, "likelihood": likelihood}
         options |= {"objective": "elbo", "num_samples": 1, "batch_size": 32, "epochs": given.epochs}
@@ -94,6 +101,8 @@ def main() -> None:
             gain = first[-1] - first[(len(first) - 1) % 2]
             print(f"  {title}: {first[-1]:.4f} ± {error:.4f} bits/dim, {gain:+.4f} beside the first", flush=True)
         print(f"  trained in {minutes:.1f} minutes", flush=True)
+        for name, bits in lossless_bits_per_dim(images.numpy(), formats).items():
+            print(f"  {name} lossless: {bits:.4f} bits/dim", flush=True)
 
 
 if __name__ == "__main__":

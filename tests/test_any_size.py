@@ -295,4 +295,29 @@ def test_defects_beside_ordinary_images_are_named_and_not_measured(
     said = capsys.readouterr().out
     assert "32 train, 4 validation, 4 calibration, 6 test images of [3, 8, 8]" in said
     assert "test image files of another class than the training images' (test/scratch/" in said
-    assert "image files in no folder of a part (ground_truth/scratch/" in said
+    assert "mask files (ground_truth/scratch/" in said
+    (tmp_path / "set" / "test" / "scratch" / "cut.png").write_bytes(file.read_bytes()[:200])
+    options = ["--name=tiny", f"--store={tmp_path / 'store'}", "--num-samples=4", "--encoder-samples=0", "--device=cpu"]
+    with operators_looked_up_once():
+        assert main(["publish", str(tmp_path / "run"), *options, "--proposal=encoder"]) == 0
+    said, errors = capsys.readouterr()
+    assert "warning: 1 images cannot be read and are left out:\n" in errors
+    assert "/test/scratch/cut.png: cannot be decoded" in errors
+    metrics = {metric.name: metric for metric in open_version(tmp_path / "store", "tiny").manifest.metrics}
+    for method in ("log_likelihood", "input_complexity", "reconstruction"):
+        metric = metrics[f"auroc.scratch.{method}"]
+        assert 0 <= metric.value <= 1
+        assert metric.num_images == sum(1 for _ in (tmp_path / "set" / "test" / "scratch").iterdir()) - 1
+    assert metrics["reliable"].num_images == 6
+    assert re.search(r"\nAUROC +images +.*log_likelihood.*\nscratch +\d+ +\d\.\d{3} ", said)
+    assert "\nverdict: " in said
+    report = (tmp_path / "run" / "report.html").read_text()
+    first, *others = re.findall("<h2>(.*?)</h2>", report)
+    assert first == "Verdict"
+    assert {"Defects", "How images are prepared"} < set(others)
+    examples = read_source(tmp_path / "set", preparation=Preparation((8, 8), "crop")).originals.read(3)
+    assert [example.prepared.shape for example in examples] == [(3, 8, 8)] * 3
+    assert len({example.original.shape for example in examples}) > 1
+    for example in examples:
+        whole = Fitting("crop").levels(example.original[None], (3, 8, 8))
+        assert np.array_equal(whole[0], example.prepared)

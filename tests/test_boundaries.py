@@ -175,7 +175,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "networks": {"configuration", "likelihoods"},
         "fit": {"configuration", "data", "errors", "files", "likelihoods", "networks", "posterior"},
         "publish": {"configuration", "data", "errors", "fit", "likelihoods", "networks"},
-        "report": {"data", "files", "fit", "likelihoods", "networks", "publish"},
+        "report": {"configuration", "data", "errors", "files", "fit", "likelihoods", "networks", "publish"},
     },
 }  # fmt: skip
 

@@ -1,18 +1,17 @@
-"""python -m training fit|finish-encoder|evaluate|publish|upgrade."""
+"""python -m training fit|finish-encoder|evaluate|compare|publish|upgrade."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from model_store import ModelNotFoundError, StoreError
-from service.engine.calibration import guarantees
-from service.engine.model import Model
-from service.engine.proposal import DEFAULT_NUM_SAMPLES, TooFewSamplesError, check_request
+from model_store import Description, ModelNotFoundError, StoreError
+from service.engine.proposal import TooFewSamplesError
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.folder import printable
 from service.images.resampler import ResamplerError, check_resampler
@@ -36,23 +35,27 @@ from training.fit.trainer import EpochFigures, fit
 from training.networks.vae import Vae
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
-from training.publish.export import export
-from training.publish.publication import SCORING_SEED, describe, held_out_images, load_engine, open_stored, publish_run
+from training.publish.protocols import encoder_samples_of, measured_defects, measured_images, protocol_of, scoring_of
+from training.publish.publication import SCORING_SEED, held_out_images, publish_run
 from training.publish.stored_start import stored_start
 from training.publish.units import latent_units
 from training.publish.upgrade import upgrade
+from training.report.comparison import common_images, compare_lines, open_model
 from training.report.figures import draw_figures
 from training.report.page import REPORT, Measured, write_report
+from training.report.verdict import judge, measure
 from training.terminal import (
     is_terminal,
     print_chosen,
     print_epoch,
     print_finished_encoder,
+    print_left_out,
     print_measured,
     print_plan,
     print_setback,
     print_skipped,
     print_start,
+    print_verdict,
 )
 
 _EPOCHS_BETWEEN_FIGURES = 10
@@ -134,7 +137,7 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         print_plan(planned)
 
     def on_epoch(figures: EpochFigures, model: Vae) -> None:
-        print_epoch(figures, configuration)
+        print_epoch(figures, configuration, model.image_shape)
         if figures.epoch % _EPOCHS_BETWEEN_FIGURES == 0:
             draw_figures(run, model, splits.validation)
 
@@ -152,9 +155,11 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         draw_figures(run, model, splits.validation)
         metrics = run.read_metrics()
         seconds = sum(line["seconds"] for line in metrics)
-        if finished_encoder := load_model(run).finished_encoder:
-            print_finished_encoder(finished_encoder)
+        loaded = load_model(run)
+        if loaded.finished_encoder:
+            print_finished_encoder(loaded.finished_encoder)
         print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
+        print_verdict(judge(measure(run, loaded.vae, splits)))
 
 
 def _open_start(path: Path) -> Start:
@@ -195,27 +200,10 @@ def _open(data: str, reading: Reading) -> Source | StreamedSource:
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
-    protocol = _protocol(parsed, parsed.seed)
-    runtime = Runtime(parsed.device)
-    curves: list[dict[str, float]] = []
-    if (parsed.model / RUN).is_file():
-        run = open_run(parsed.model)
-        loaded = load_model(run)
-        description = describe(
-            run.description,
-            "run",
-            protocol,
-            sessions=run.read_sessions(),
-            finished_encoder=loaded.finished_encoder,
-        )
-        model = load_engine(description, export(loaded.vae), runtime=runtime)
-        curves = run.read_metrics(loaded.epoch)
-    else:
-        model = Model.open(open_stored(parsed.model), runtime=runtime)
-    reading = Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers, progress=True)
-    if warning := check_resampler(model.description.preparation):
-        print(f"warning: {parsed.model}: {warning}", file=sys.stderr)
-    source = _open(parsed.data, replace(reading, preparation=Preparation.of_model(model.description)))
+    protocol = protocol_of(parsed, parsed.seed)
+    opened = open_model(parsed.model, protocol, Runtime(parsed.device))
+    model = opened.model
+    source = _open_for(parsed.model, opened.description, parsed)
     images, what = held_out_images(source, model.description.provenance)
     if len(images) > (most := getattr(parsed, "images", len(images))):
         images, what = evenly_spaced(images, most), f"{most} of the {len(images)} images of {what}, evenly spaced"
@@ -227,49 +215,63 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     measured = Measured(printable(parsed.model), what, images, evaluations, units, parsed.seed)
     print_measured(measured)
     if hasattr(parsed, "report"):
-        write_report(parsed.report, model, measured, curves)
+        write_report(parsed.report, model, measured, opened.curves)
         print(f"report: {parsed.report}")
 
 
-def _protocol(parsed: argparse.Namespace, seed: int) -> Protocol:
-    num_samples = getattr(parsed, "num_samples", DEFAULT_NUM_SAMPLES[parsed.proposal])
-    check_request(parsed.proposal, num_samples)
-    return Protocol(parsed.proposal, num_samples, seed)
+def _open_for(path: Path, description: Description, parsed: argparse.Namespace) -> Source | StreamedSource:
+    """The data set, prepared as the model wants it."""
+    if warning := check_resampler(description.preparation):
+        print(f"warning: {path}: {warning}", file=sys.stderr)
+    reading = Reading(skip_corrupt=parsed.skip_corrupt, workers=parsed.workers, progress=True)
+    return _open(parsed.data, replace(reading, preparation=Preparation.of_model(description)))
 
 
-def _scoring(parsed: argparse.Namespace, protocol: Protocol) -> Protocol:
-    """Of anomaly scores: what was said of them, and for the rest the protocol of the estimates."""
-    proposal = getattr(parsed, "score_proposal", protocol.proposal)
-    own = protocol.num_samples if proposal == protocol.proposal else DEFAULT_NUM_SAMPLES[proposal]
-    num_samples = getattr(parsed, "score_samples", own)
-    check_request(proposal, num_samples)
-    return Protocol(proposal, num_samples, protocol.seed)
+def _compare(parsed: argparse.Namespace) -> None:
+    protocol = protocol_of(parsed, parsed.seed)
+    opened = [open_model(path, protocol, Runtime(parsed.device)) for path in (parsed.first, parsed.second)]
+    names = [printable(parsed.first), printable(parsed.second)]
+    descriptions = [each.description for each in opened]
+    sources = [_open_for(Path(name), each, parsed) for name, each in zip(names, descriptions, strict=True)]
+    images, what = common_images(sources, [description.provenance for description in descriptions])
+    some = [measured_images(parsed, each) for each in images]
+    print(f"A {names[0]}, B {names[1]}: {len(some[0])} images, {what}")
+    found = [evaluate(each.model, x, protocol, progress=True) for each, x in zip(opened, some, strict=True)]
+    print("\n".join(compare_lines(names, descriptions, found)))
 
 
 def _publish(parsed: argparse.Namespace) -> None:
-    protocol = _protocol(parsed, SCORING_SEED)
+    protocol = protocol_of(parsed, SCORING_SEED)
     runtime = Runtime(parsed.device)
     run = open_run(parsed.run)
     configuration = run.description.configuration
     source = _open(getattr(parsed, "data", run.description.source), _reading(configuration, parsed.workers))
     splits = split(source, configuration)
-    for line in guarantees(len(splits.calibration)):
-        print(line)
+    test = measured_images(parsed, splits.test)
+    defects, problems = source.defects.read()
+    print_left_out(problems)
     publication = publish_run(
         run,
         splits,
         name=parsed.name,
         store=parsed.store,
         protocol=protocol,
-        encoder_samples=parsed.encoder_samples,
+        encoder_samples=encoder_samples_of(parsed, test),
         runtime=runtime,
-        scoring=_scoring(parsed, protocol),
+        scoring=scoring_of(parsed, protocol),
+        test=test,
+        defects=measured_defects(parsed, defects),
         progress=True,
     )
     print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")
     evaluations = [publication.evaluation, publication.encoder_evaluation]
     done = [evaluation for evaluation in evaluations if evaluation is not None]
-    measured = Measured(parsed.name, source.name, splits.test, done, publication.units, SCORING_SEED)
+    detected = publication.detection.mean() if publication.detection else None
+    figures = measure(run, load_model(run).vae, splits)
+    figures = replace(figures, reliable=publication.evaluation.reliable, detected=detected)
+    what = source.name if test is splits.test else f"{source.name}, {len(test)} of its {len(splits.test)} test images"
+    units, detection, examples = publication.units, publication.detection, source.originals.read()
+    measured = Measured(parsed.name, what, test, done, units, SCORING_SEED, judge(figures), detection, examples)
     print_measured(measured)
     write_report(run.folder / REPORT, publication.model, measured, run.read_metrics())
     print(f"report: {run.folder / REPORT}")
@@ -277,19 +279,18 @@ def _publish(parsed: argparse.Namespace) -> None:
 
 
 def _upgrade(parsed: argparse.Namespace) -> None:
-    failed = upgrade(parsed.store, getattr(parsed, "model", None), runtime=Runtime("cpu"), tell=_print_now)
+    failed = upgrade(
+        parsed.store, getattr(parsed, "model", None), runtime=Runtime("cpu"), tell=partial(print, flush=True)
+    )
     if failed:
         raise UpgradeError(f"{failed} of the models could not be upgraded")
-
-
-def _print_now(line: str) -> None:
-    print(line, flush=True)
 
 
 _COMMANDS = {
     "fit": _fit,
     "finish-encoder": _fit,
     "evaluate": _evaluate,
+    "compare": _compare,
     "publish": _publish,
     "upgrade": _upgrade,
 }

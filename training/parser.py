@@ -15,10 +15,16 @@ from training.configuration import Positive
 from training.fit.devices import Compilation, Precision
 from training.fit.options import add_configuration_options
 from training.fit.plan import DEFAULT_MINUTES
+from training.networks.mlp import FULL_RATE_PIXELS
+from training.publish.protocols import DEFAULT_ENCODER_SAMPLES, MOST_IMAGES
 from training.publish.publication import SCORING_SEED
 
 _MOST_WORKERS = 8
-_DATA = "mnist or fashion-mnist (downloaded once), a folder, or a .parquet, .npy or .npz file"
+_DATA = (
+    "mnist or fashion-mnist (downloaded once), a folder, a zip or tar file of images, a table of their paths (.csv, "
+    ".tsv or .parquet), or a .parquet, .npy or .npz file"
+)
+_BY_SIZE = f"all; {MOST_IMAGES} if they have more than {FULL_RATE_PIXELS} numbers each"
 _SCORING = typing.get_type_hints(CalibrationProtocol, include_extras=True)
 
 
@@ -38,6 +44,11 @@ def build_parser(description: str | None, prog: str = "python -m training") -> a
     )
     evaluate = _add_command(commands, "evaluate", summary)
     _add_evaluate(evaluate)
+    summary = "Score the same images by two models, and say which finds them likelier, and by how much."
+    compare = _add_command(commands, "compare", summary)
+    compare.add_argument("first", metavar="A", type=Path, help="a run's folder, or store/NAME or store/NAME/VERSION")
+    compare.add_argument("second", metavar="B", type=Path, help="another")
+    _add_data_to_score(compare, unset=_BY_SIZE)
     publish = _add_command(commands, "publish", "Export, check, evaluate, calibrate and publish a run.")
     _add_publish(publish)
     summary = (
@@ -45,8 +56,9 @@ def build_parser(description: str | None, prog: str = "python -m training") -> a
         "calibration and figures stay as they are."
     )
     _add_upgrade(_add_command(commands, "upgrade", summary))
-    for scoring, encoder_samples in ((evaluate, 0), (publish, 5000)):
-        _add_scoring(scoring, encoder_samples)
+    _add_scoring(evaluate)
+    _add_proposal(compare)
+    _add_scoring(publish, by_size=f"{DEFAULT_ENCODER_SAMPLES}; 0 for images of more than {FULL_RATE_PIXELS} numbers")
     return parser
 
 
@@ -100,13 +112,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a run's folder, or store/NAME or store/NAME/VERSION")
-    parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=_DATA)
-    parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
-    help_images = "score only this many of the images, evenly spaced, read into memory"
-    add_number(parser, "--images", PositiveInt, help=help_images, unset="all")
+    _add_data_to_score(parser, unset="all")
     parser.add_argument(
         "--report", type=Path, default=argparse.SUPPRESS, help="write an HTML page with pictures to this file"
     )
+
+
+def _add_data_to_score(parser: argparse.ArgumentParser, *, unset: str) -> None:
+    parser.add_argument("--data", required=True, default=argparse.SUPPRESS, help=_DATA)
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
+    help_images = "score only this many of the images, evenly spaced, read into memory"
+    add_number(parser, "--images", PositiveInt, help=help_images, unset=unset)
     add_number(parser, "--seed", _SCORING["seed"], help="seed of the noise and the binarisation", default=SCORING_SEED)
 
 
@@ -119,6 +135,8 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", default=argparse.SUPPRESS, help="the data set of the run (default: the one it was trained on)"
     )
+    help_images = "measure only this many of the test images and of the images of defects, evenly spaced"
+    add_number(parser, "--images", PositiveInt, help=help_images, unset=_BY_SIZE)
     parser.add_argument(
         "--score-proposal",
         choices=PROPOSALS,
@@ -141,7 +159,20 @@ def _add_upgrade(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
+def _add_scoring(parser: argparse.ArgumentParser, by_size: str = "") -> None:
+    """How images are scored; `by_size` says what the default of `--encoder-samples` is, where it is not 0."""
+    _add_proposal(parser)
+    add_number(
+        parser,
+        "--encoder-samples",
+        NonNegativeInt,
+        help="samples per image of a second estimate, from the encoder as in the literature; 0: none",
+        unset=by_size,
+        default=argparse.SUPPRESS if by_size else 0,
+    )
+
+
+def _add_proposal(parser: argparse.ArgumentParser) -> None:
     defaults = ", ".join(f"{DEFAULT_NUM_SAMPLES[proposal]} by {proposal}" for proposal in PROPOSALS)
     parser.add_argument("--proposal", choices=PROPOSALS, default=DEFAULT_PROPOSAL, help="how log P(x) is estimated")
     add_number(
@@ -150,13 +181,6 @@ def _add_scoring(parser: argparse.ArgumentParser, encoder_samples: int) -> None:
         _SCORING["num_samples"],
         help="samples per image, to begin with",
         unset=f"the proposal's own, {defaults}",
-    )
-    add_number(
-        parser,
-        "--encoder-samples",
-        NonNegativeInt,
-        help="samples per image of a second estimate, from the encoder as in the literature; 0: none",
-        default=encoder_samples,
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the graphs run")
     _add_workers(parser)

@@ -1,7 +1,9 @@
 """What the commands say to whoever runs them."""
 
 import itertools
+import math
 import sys
+from collections.abc import Mapping
 
 import torch
 
@@ -16,8 +18,10 @@ from training.fit.loaded_model import FinishedEncoder
 from training.fit.plan import Plan
 from training.fit.run import RunDescription
 from training.fit.trainer import EpochFigures
+from training.likelihoods.base import ImageShape
 from training.publish.evaluation import Evaluation
 from training.report.page import Measured
+from training.report.verdict import Verdict
 
 _NAMED = 20  # images that a warning names
 _FEW = 500
@@ -32,7 +36,12 @@ def print_skipped(source: Source | StreamedSource) -> None:
     """What was not taken for an image, and a warning of images that are left out, naming the first of them."""
     if source.ignored:
         print(f"skipped: {describe_skipped(source.ignored)}", flush=True)
-    if not (skipped := source.skipped):
+    print_left_out(source.skipped)
+
+
+def print_left_out(skipped: Mapping[str, str]) -> None:
+    """A warning of images that cannot be read, by name what is wrong; it names the first of them."""
+    if not skipped:
         return
     print(f"warning: {len(skipped)} images cannot be read and are left out:", file=sys.stderr)
     for name, problem in itertools.islice(skipped.items(), _NAMED):
@@ -83,15 +92,22 @@ def print_plan(plan: Plan | None) -> None:
         print(line, flush=True)
 
 
-def print_epoch(figures: EpochFigures, configuration: Configuration) -> None:
+def print_verdict(verdict: Verdict) -> None:
+    """Whether the model is good for its purpose, why, and what to try next."""
+    for line in verdict.lines():
+        print(line)
+
+
+def print_epoch(figures: EpochFigures, configuration: Configuration, image_shape: ImageShape) -> None:
     """One line an epoch; those that train the encoder alone are counted by themselves, and say what it has gained."""
     epoch, gain = f"epoch {figures.epoch}/{configuration.epochs}", ""
     if figures.encoder_epoch:
         epoch = f"encoder, epoch {figures.encoder_epoch}/{encoder_configuration(configuration).epochs}"
         gain = f" ({figures.encoder_gain:+.2f})"
+    bits = -figures.validation_bound / (math.prod(image_shape) * math.log(2))
     print(
-        f"{epoch}: train {figures.train_bound:.2f}, validation {figures.validation_bound:.2f}, ELBO "
-        f"{figures.validation_elbo:.2f}{gain} nats; {figures.images_per_second:.0f} images/s",
+        f"{epoch}: train {figures.train_bound:.2f}, validation {figures.validation_bound:.2f} ({bits:.3f} bits/dim), "
+        f"ELBO {figures.validation_elbo:.2f}{gain} nats; {figures.images_per_second:.0f} images/s",
         flush=True,
     )
 
@@ -117,6 +133,10 @@ def print_measured(measured: Measured) -> None:
         _print_evaluation(f"{measured.title} on {measured.data}", evaluation)
     active = measured.units.as_metric()
     print(f"  {active.name:<16}{active.value:>10.0f} of {len(measured.units.kl)} {active.unit}")
+    for line in measured.detection.lines() if measured.detection else ():
+        print(line)
+    if measured.verdict:
+        print_verdict(measured.verdict)
 
 
 def _print_evaluation(title: str, evaluation: Evaluation) -> None:

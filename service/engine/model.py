@@ -10,15 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store import (
-    CALIBRATION,
-    DECODER,
-    ENCODER,
-    Description,
-    InvalidArtifactError,
-    Manifest,
-    StoredModel,
-)
+from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
 from service.engine.anomaly.complexity import complexity
 from service.engine.anomaly.detector import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
 from service.engine.anomaly.explanation import NUM_DRAWS, surprise_maps

@@ -6,11 +6,12 @@ skipped.
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from model_store.text import printable as printable_text
+from service.images.mask_names import mask_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 """Suffixes of image files, in lower or upper case. The format is decided by a file's content."""
@@ -52,13 +53,39 @@ def list_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
     Hidden files and folders are skipped (names that begin with a dot, `__MACOSX`, `lost+found`), and so are files with
     other suffixes. Links to files and folders are followed. A file that is reached several times is listed once, by
     its own path if that is below `folder`, otherwise by the first link to it. A link to one of its own parent folders
-    is not followed.
+    is not followed. Masks beside images are skipped, see mask_names.py.
 
     Raises:
         OSError: `folder` or a folder below it cannot be read.
     """
     walk = _Walk(folder, suffixes)
-    return Listing(folder, walk.files(), walk.skipped)
+    files = without_masks(walk.files(), walk.skipped)
+    return Listing(folder, files, walk.skipped)
+
+
+def skipped_kind(name: str) -> str | None:
+    """What kind of file a name (with `/`) is that is not taken; empty if not worth mentioning, None if it is taken.
+
+    >>> skipped_kind("a/0.PNG"), skipped_kind("a/0.gif"), skipped_kind("__MACOSX/._0.png"), skipped_kind("a/Thumbs.db")
+    (None, '.gif file', 'hidden file', '')
+    """
+    *folders, last = name.split("/")
+    suffix = os.path.splitext(last)[1].lower()  # noqa: PTH122
+    if any(_is_hidden(part) for part in (*folders, last)):
+        return "hidden file" if suffix in SUFFIXES else ""
+    if suffix in SUFFIXES:
+        return None
+    if last.lower() in _OF_THE_SYSTEM:
+        return ""
+    return f"{suffix} file" if suffix else "file without a suffix"
+
+
+def without_masks(files: Sequence[str], skipped: dict[str, tuple[int, str]]) -> tuple[str, ...]:
+    """The files that are not masks of others; the masks are counted as skipped."""
+    masks = mask_files(files)
+    for file in masks:
+        add_skipped(skipped, "mask file", file)
+    return tuple(file for file in files if file not in masks)
 
 
 def describe_skipped(skipped: Skipped) -> str:

@@ -110,6 +110,17 @@ def _class_of(file: str, part_of: Callable[[str], str | None]) -> str | None:
     return names[depth + 1] if depth + 1 < len(names) else None
 
 
+def class_of(file: str) -> str | None:
+    """The class of a file of `Division.unlike`: the folder below that of its part.
+
+    >>> class_of("bottle/test/broken/1.png")
+    'broken'
+    """
+    names = file.split("/")[:-1]
+    part_of = exact_part if any(exact_part(name) for name in names) else named_part
+    return _class_of(file, part_of)
+
+
 def _has_counterparts(folders: Iterable[str], part_of: Callable[[str], str | None]) -> bool:
     """Whether a training folder and a validation or test folder are in the same folder, anywhere."""
     beside: dict[tuple[str, ...], set[str]] = {}

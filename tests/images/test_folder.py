@@ -34,6 +34,16 @@ def test_what_is_hidden_is_counted_and_named(tmp_path: Path) -> None:
     assert describe_skipped(listing.skipped) == "4 hidden files (.ipynb_checkpoints/a-checkpoint.png, …)"
 
 
+def test_masks_beside_images_are_no_images(tmp_path: Path) -> None:
+    masks = ("a/0.PNG", "b/1_mask.png", "set/masks/7.png", "ground_truth/cut/9.png")
+    images = ("a/0.jpg", "b/1.webp", "b/_mask.png", "set/images/7.png", "test/cut/9.png", "mask/2.png", "no_mask/2.png")
+    listing = list_files(make(tmp_path, *masks, *images))
+    assert set(listing.files) == set(images)
+    assert listing.skipped == {"mask file": (4, "a/0.PNG")}
+    assert list_files(tmp_path / "ground_truth").files == ("cut/9.png",)  # alone they are images
+    assert list_files(tmp_path / "set" / "masks").files == ("7.png",)
+
+
 def test_a_folder_that_is_hidden_itself_is_read(tmp_path: Path) -> None:
     assert list_files(make(tmp_path / ".data" / "set", "0.png")).files == ("0.png",)
 

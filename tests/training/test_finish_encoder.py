@@ -18,7 +18,7 @@ from training.errors import ParityError, RunError
 from training.fit.loaded_model import load_model
 from training.fit.run import Run, create_run, open_run
 from training.fit.start import fingerprint, start_of
-from training.publish.publication import FINISHED_ENCODER
+from training.publish.provenance import FINISHED_ENCODER
 from training.publish.stored_start import stored_start
 
 FAST = ["--width=16", "--latent-dim=3", "--num-samples=2", "--epochs=2", "--batch-size=40", "--learning-rate=0.01"]

@@ -53,6 +53,7 @@ def test_the_manifest_tells_what_was_done(publication: Publication, store: Path,
         "log_likelihood_encoder": publication.encoder_evaluation.log_likelihood,
         "elbo": publication.evaluation.elbo,
         "bits_per_dim": publication.evaluation.bits_per_dim,
+        "reliable": publication.evaluation.reliable,
         "active_units": publication.units.num_active,
     }
     assert manifest.metrics[0].num_images == 100
@@ -163,7 +164,7 @@ def test_the_encoders_estimate_can_be_left_out(
     )
     assert published.encoder_evaluation is None
     names = [metric.name for metric in published.stored.manifest.metrics]
-    assert names == ["log_likelihood", "elbo", "bits_per_dim", "active_units"]
+    assert names == ["log_likelihood", "elbo", "bits_per_dim", "reliable", "active_units"]
     assert published.stored.manifest.calibration.proposal == proposal
 
 

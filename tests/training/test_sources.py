@@ -377,6 +377,8 @@ def test_what_is_not_there_or_not_known(tmp_path: Path) -> None:
         read_source(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no IDX files, no Parquet rows and no \.png"):
         read_source(tmp_path)
-    (tmp_path / "images.csv").write_text("1,2,3")
-    with pytest.raises(DataError, match=r"images\.csv: not a folder and not an \.npy, \.npz or \.parquet file"):
-        read_source(tmp_path / "images.csv")
+    (tmp_path / "images.xls").write_text("1,2,3")
+    with pytest.raises(
+        DataError, match=r"images\.xls: not a folder, and not a \.zip, \.tar, \.csv, \.parquet, \.npy or"
+    ):
+        read_source(tmp_path / "images.xls")

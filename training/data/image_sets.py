@@ -53,6 +53,8 @@ class ImageSet:
         corrupt: names of images to what is wrong.
         preparation: how images are prepared, `auto` resolved.
         chosen: what `auto` chose, and why, in sentences.
+        pixel_format: to which all images are decoded.
+        chw: the shape of each.
 
     Raises:
         DataError: an image has another size than the first, and no size is asked for.
@@ -70,11 +72,11 @@ class ImageSet:
         self.preparation, self.chosen = reading.preparation, list[str]()
         if self.preparation.size == AUTO:
             self._choose(all_grey=all(header.channels == 1 for header in headers))
-        self._pixel_format = PixelFormat.of(headers, self.preparation)
+        self.pixel_format = PixelFormat.of(headers, self.preparation)
         if self.preparation.size is not None:
-            colour: Colour = "grey" if self._pixel_format.channels == 1 else "rgb"
+            colour: Colour = "grey" if self.pixel_format.channels == 1 else "rgb"
             self.preparation = replace(self.preparation, colour=colour)
-        self._first, self._chw = self._read_first()
+        self._first, self.chw = self._read_first()
         if self.preparation.size is None:
             self._check_sizes()
 
@@ -82,7 +84,7 @@ class ImageSet:
     def fits(self) -> bool:
         """Whether the decoded pixels take at most `max_memory`."""
         num_images = sum(map(len, self._index.values()))
-        num_bytes = num_images * math.prod(self._chw) * self._pixel_format.dtype.itemsize
+        num_bytes = num_images * math.prod(self.chw) * self.pixel_format.dtype.itemsize
         return num_bytes <= self._reading.max_memory * 2**30
 
     def load(self) -> dict[str, Pixels]:
@@ -118,7 +120,7 @@ class ImageSet:
             self._check_corrupt()
             if len(self.corrupt) > num_corrupt:
                 continue
-            if largest == 1 and not self._pixel_format.deep:
+            if largest == 1 and not self.pixel_format.deep:
                 if self.preparation != AS_THEY_ARE:
                     raise DataError(self._first, TOO_DARK)
                 white = 255
@@ -172,23 +174,23 @@ class ImageSet:
         """
         for part, images in self._parts.items():
             pairs = np.sort(self._sizes[part], axis=1)
-            for number in self._index[part][(pairs != sorted(self._chw[1:])).any(axis=1)].tolist():
+            for number in self._index[part][(pairs != sorted(self.chw[1:])).any(axis=1)].tolist():
                 with suppress(CorruptImageError):  # it is counted when all are decoded
-                    shape = decode(images, number, self._pixel_format).shape
-                    check_size(shape, self._chw, images.name(number), self._first)
+                    shape = decode(images, number, self.pixel_format).shape
+                    check_size(shape, self.chw, images.name(number), self._first)
 
     def _load_part(self, part: str, progress: Progress) -> Pixels:
         images, index = self._parts[part], self._index[part]
-        pixels: Pixels = np.empty((len(index), *self._chw), self._pixel_format.dtype)
+        pixels: Pixels = np.empty((len(index), *self.chw), self.pixel_format.dtype)
         good = np.ones(len(index), np.bool_)
         for place, number in enumerate(index.tolist()):
             try:
-                image = decode(images, number, self._pixel_format)
+                image = decode(images, number, self.pixel_format)
             except CorruptImageError as error:
                 self.corrupt[str(error.file)] = error.problem
                 good[place] = False
             else:
-                check_size(image.shape, self._chw, images.name(number), self._first)
+                check_size(image.shape, self.chw, images.name(number), self._first)
                 pixels[place] = image
             progress.advance(1)
         return pixels if good.all() else pixels[good]
@@ -198,7 +200,7 @@ class ImageSet:
         images = self._parts["train"]
         for number in self._index["train"].tolist():
             try:
-                channels, height, width = decode(images, number, self._pixel_format).shape
+                channels, height, width = decode(images, number, self.pixel_format).shape
             except CorruptImageError as error:
                 self.corrupt[str(error.file)] = error.problem
             else:
@@ -211,16 +213,16 @@ class ImageSet:
         index = self._index[part]
         stream = ImageStream(
             encoded=self._parts[part],
-            pixel_format=self._pixel_format,
-            chw=self._chw,
+            pixel_format=self.pixel_format,
+            chw=self.chw,
             index=index,
-            pixel_sum=np.zeros(self._chw),
+            pixel_sum=np.zeros(self.chw),
             black_and_white=True,
             white=white,
             workers=self._reading.workers,
         )
         digest.update(f"{part} {stream.dtype} {stream.shape}\n".encode())
-        pixel_sum, black_and_white, largest = np.zeros(self._chw), True, 0.0
+        pixel_sum, black_and_white, largest = np.zeros(self.chw), True, 0.0
         good = np.ones(len(index), np.bool_)
         start = 0
         for numbers, batch in zip(order := in_batches(index), decode_batches(stream, order), strict=True):
@@ -235,7 +237,7 @@ class ImageSet:
                 digest.update(np.ascontiguousarray(batch.pixels).data)
                 pixel_sum += batch.pixels.sum(axis=0, dtype=np.float64)
                 largest = max(largest, brightest_before(batch.pixels, self.preparation))
-                full = 1 if self._pixel_format.deep else 255
+                full = 1 if self.pixel_format.deep else 255
                 black_and_white &= bool(((batch.pixels == 0) | (batch.pixels == full)).all())
         self._index[part] = index[good]
         return replace(stream, index=index[good], pixel_sum=pixel_sum, black_and_white=black_and_white), largest

@@ -97,18 +97,15 @@ class ParquetImages:
 
 
 def find_parquet(path: Path) -> tuple[dict[str, list[Path]], Skipped]:
-    """Find Parquet files by part, in the order of PARTS, and what was skipped.
+    """Find the Parquet files of a folder by part, in the order of PARTS, and what was skipped.
 
-    If the path is a file, it has only training images. In a folder, the part is named by the file
-    (`train-00000-of-00004.parquet`) or by a folder (`split=train`); the innermost name decides. Without such names all
-    files are for training. Files whose name begins with an underscore, which are Spark's and Arrow's notes about the
-    others, are skipped like hidden files.
+    The part is named by the file (`train-00000-of-00004.parquet`) or by a folder (`split=train`); the innermost name
+    decides. Without such names all files are for training. Files whose name begins with an underscore, which are
+    Spark's and Arrow's notes about the others, are skipped like hidden files.
 
     Raises:
         DataError: the folder cannot be read, or there are parts but none for training.
     """
-    if path.is_file():
-        return {"train": [path]}, {}
     try:
         listing = list_files(path, (SUFFIX,))
     except OSError as error:

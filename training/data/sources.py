@@ -1,4 +1,4 @@
-"""Read data sets: IDX files, folders of PNG, JPEG and WebP files, Parquet, `.npy` and `.npz`."""
+"""Read data sets: IDX files, folders and archives of PNG, JPEG and WebP files, tables, Parquet, `.npy` and `.npz`."""
 
 import hashlib
 import math
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.images.folder import SUFFIXES, Skipped, add_skipped, describe_skipped, list_files, printable
-from service.images.split_names import PARTS, divide, exact_part
+from service.images.folder import Skipped, add_skipped, printable
+from service.images.split_names import PARTS, exact_part
+from training.data.defects import NO_DEFECTS, DefectImages
+from training.data.encoded_sets import find_encoded
 from training.data.idx import read_idx_images
-from training.data.image_files import EncodedImages, ImageFiles, Pixels
+from training.data.image_files import Pixels
 from training.data.image_sets import TOO_DARK, ImageSet, Reading, brightest_before
-from training.data.parquet import SUFFIX, ParquetImages, find_parquet
+from training.data.originals import NO_ORIGINALS, Originals
 from training.data.preparation import AS_THEY_ARE, Preparation, prepare_arrays
 from training.data.streams import ImageStream
 from training.errors import DataError
@@ -47,6 +49,8 @@ class Source:
         ignored: a sentence about files there that were not taken for images.
         preparation: how the images were prepared, `auto` resolved.
         chosen: what `auto` chose, and why, in sentences.
+        defects: test images of classes that training does not have, where it has one class.
+        originals: the training images as their files have them, where they are prepared.
     """
 
     name: str
@@ -58,6 +62,8 @@ class Source:
     ignored: Skipped = field(default_factory=dict)
     preparation: Preparation = AS_THEY_ARE
     chosen: Sequence[str] = ()
+    defects: DefectImages = NO_DEFECTS
+    originals: Originals = NO_ORIGINALS
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class StreamedSource:
     ignored: Skipped = field(default_factory=dict)
     preparation: Preparation = AS_THEY_ARE
     chosen: Sequence[str] = ()
+    defects: DefectImages = NO_DEFECTS
+    originals: Originals = NO_ORIGINALS
 
 
 def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
@@ -82,14 +90,20 @@ def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
     Raises:
         DataError: as `read_source`.
     """  # noqa: D205
-    if (found := _encoded_parts(path)) is None:
+    if (found := None if _has_idx(path) else find_encoded(path)) is None:
         return _read_arrays(path, reading.preparation)
-    parts, ignored = found
-    images = ImageSet(parts, reading)
+    ignored = found.skipped
+    images = ImageSet(found.parts, reading)
+    is_prepared = images.preparation != AS_THEY_ARE
+    originals = Originals(found.parts["train"], images.pixel_format) if is_prepared else NO_ORIGINALS
     if images.fits:
-        loaded = _with_white(path, _checked(path, images.load()), images.preparation)
+        read = _checked(path, images.load())
+        loaded = _with_white(path, read, images.preparation)
         source = replace(_identified(path, loaded), skipped=images.corrupt, ignored=ignored)
-        return replace(source, preparation=images.preparation, chosen=images.chosen)
+        white = 1 if loaded["train"] is read["train"] else 255
+        defects = DefectImages(found.unlike, images.pixel_format, images.chw, white)
+        source = replace(source, preparation=images.preparation, chosen=images.chosen)
+        return replace(source, defects=defects, originals=originals)
     streams, sha256 = images.stream()
     return StreamedSource(
         name=printable(path.resolve().name),
@@ -101,6 +115,8 @@ def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
         ignored=ignored,
         preparation=images.preparation,
         chosen=images.chosen,
+        defects=DefectImages(found.unlike, images.pixel_format, images.chw, streams["train"].white),
+        originals=originals,
     )
 
 
@@ -113,6 +129,7 @@ def read_source(path: Path, *, skip_corrupt: bool = False, preparation: Preparat
       which files are taken. Folders such as `train` and `test` beside one another are parts; see split_names.py there.
       If all images are grey there is one channel, otherwise three. As in the service, transparent parts are black and
       images are rotated as EXIF says. If one image has 16 bits a sample, the whole set is float32 in [0, 1].
+    - A zip or tar file of such files, or a `.csv`, `.tsv` or `.parquet` table of their paths (archives.py, tables.py).
     - A `.parquet` file, or a folder of them, with a column of such files' bytes (see parquet.py for column and parts).
     - An `.npy` file, [N, H, W] or [N, C, H, W]: 8-bit, boolean, or floats in [0, 1].
     - An `.npz` file with such arrays called `train` and optionally `validation` and `test`, or with the names of Keras
@@ -142,56 +159,12 @@ def _read_arrays(path: Path, preparation: Preparation) -> Source:
     elif path.suffix in (".npy", ".npz") and path.is_file():
         parts, ignored = _read_numpy(path)
     elif path.exists():
-        raise DataError(path, "not a folder and not an .npy, .npz or .parquet file")
+        raise DataError(path, "not a folder, and not a .zip, .tar, .csv, .parquet, .npy or .npz file")
     else:
         raise DataError(path, "does not exist")
     parts = _with_white(path, _checked(path, parts), AS_THEY_ARE)
     prepared, preparation, chosen = prepare_arrays(parts, preparation)
     return replace(_identified(path, prepared), ignored=ignored, preparation=preparation, chosen=chosen)
-
-
-def _encoded_parts(path: Path) -> tuple[dict[str, EncodedImages], Skipped] | None:
-    """The parts of a folder of images or Parquet in the order of PARTS, and what was skipped; None for other data."""
-    if path.is_dir():
-        if any(_idx_file(path, prefix) for prefixes in _IDX_PREFIXES.values() for prefix in prefixes):
-            return None
-    elif path.suffix.lower() != SUFFIX or not path.is_file():
-        return None
-    parquet, skipped = find_parquet(path)
-    if any(parquet.values()):
-        parts: dict[str, EncodedImages] = {part: ParquetImages(files) for part, files in parquet.items()}
-    else:
-        files, skipped = _image_files(path)
-        parts = {part: ImageFiles(path, found) for part, found in files.items()}
-    for part, images in parts.items():
-        if not len(images):
-            beside = f"; there are {describe_skipped(skipped)}" if skipped else ""
-            taken = f"no IDX files, no Parquet rows and no {', '.join(SUFFIXES)} files there"
-            raise DataError(path, (taken if part == "train" else f"the {part} part has no rows") + beside)
-    return parts, skipped
-
-
-def _image_files(folder: Path) -> tuple[dict[str, list[str]], Skipped]:
-    """The image files under a folder by part, and what was skipped."""
-    try:
-        listing = list_files(folder)
-    except OSError as error:
-        raise DataError(error.filename, f"cannot be read ({error.strerror})") from error
-    division = divide(listing.files)
-    if name := division.doubtful:
-        other = next(file for file in listing.files if not file.startswith(f"{name}/"))
-        raise DataError(
-            folder,
-            f"has a folder '{name}' beside other images ({other}), and none for "
-            f"{'validation or testing' if name.lower().startswith('train') else 'training'}: if it is a part of the "
-            f"data, give folders for all parts, or pass one of them as --data; if it is not, rename it",
-        )
-    skipped = dict(listing.skipped)
-    for file in division.outside:
-        add_skipped(skipped, "image file in no folder of a part", file)
-    for file in division.unlike:
-        add_skipped(skipped, "test image file of another class than the training images'", file)
-    return division.parts, skipped
 
 
 def _checked(path: Path, parts: Mapping[str, Pixels]) -> dict[str, Pixels]:
@@ -230,6 +203,10 @@ def _identified(path: Path, parts: Mapping[str, Pixels]) -> Source:
         digest.update(np.ascontiguousarray(parts[part]).data)
     name = printable(path.resolve().name)
     return Source(name, digest.hexdigest(), parts["train"], parts.get("validation"), parts.get("test"))
+
+
+def _has_idx(folder: Path) -> bool:
+    return any(_idx_file(folder, prefix) for prefixes in _IDX_PREFIXES.values() for prefix in prefixes)
 
 
 def _idx_file(folder: Path, prefix: str) -> Path | None:

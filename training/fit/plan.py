@@ -95,6 +95,15 @@ class Plan:
         return said
 
 
+def enough_epochs(steps_per_epoch: int) -> int:
+    """Epochs of a run that has all the time it needs.
+
+    >>> [enough_epochs(steps) for steps in (1, 40, 1000)]
+    [1000, 300, 120]
+    """
+    return min(max(math.ceil(STEPS / steps_per_epoch), FEWEST_EPOCHS), MOST_EPOCHS)
+
+
 def plan(given: Mapping[str, Any], splits: DataSplits, minutes: float, pace: Pace) -> Plan:
     """The configuration of the options that were given, and the epochs that end within `minutes`; at least one.
 
@@ -107,7 +116,7 @@ def plan(given: Mapping[str, Any], splits: DataSplits, minutes: float, pace: Pac
         return complete_configuration({**early, "epochs": epochs, **given}, splits.train)
 
     steps_per_epoch = math.ceil(len(splits.train) / with_epochs(1).batch_size)
-    wanted = with_epochs(min(max(math.ceil(STEPS / steps_per_epoch), FEWEST_EPOCHS), MOST_EPOCHS))
+    wanted = with_epochs(enough_epochs(steps_per_epoch))
 
     def seconds(epochs: int) -> float:
         return pace.seconds(replace(wanted, epochs=epochs), steps_per_epoch)

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -24,7 +24,9 @@ from training.fit.versions import OF_TRAINING, library_versions
 from training.networks.precision import full_float32
 from training.networks.vae import Vae
 
-VALIDATION_SAMPLES = 16
+VALIDATION_SAMPLES, FEWER_SAMPLES = 16, 4
+"""An image, in the bounds of validation images; and where training takes one sample, as of large images. With 16 a
+validation would take nearly as long there as the training between two of them."""
 _VALIDATION_BATCH = 250
 _VALIDATION = 2  # a stream of random numbers
 
@@ -38,7 +40,8 @@ class EpochFigures:
         step: optimiser steps so far.
         train_bound: mean over the epoch of the objective's bound, with the weights as they were at each step; without
             KL warm-up and free bits. While the encoder alone is trained, that is the ELBO.
-        validation_bound: importance weighted bound with 16 samples, averaged weights, always the same binarisation.
+        validation_bound: importance weighted bound with 16 samples, or with 4 if training has one sample an image;
+            averaged weights, always the same binarisation.
         validation_elbo: evidence lower bound of the same samples.
         learning_rate: at the last step.
         skipped_steps: whose loss or gradient was not finite, and which therefore changed nothing; they are not in
@@ -193,21 +196,43 @@ def validate(
     processes: ProcessGroup = ALONE,
     sizes: Footprint | None = None,
 ) -> tuple[float, float]:
-    """Mean ELBO and importance weighted bound of `images` [N, C, H, W] under 16 samples, in nats an image.
+    """Mean ELBO and importance weighted bound of `images` [N, C, H, W], in nats an image.
 
+    Each is of 16 samples, or of 4 where training has one.
     `sizes` are the model's `footprint`, where it is known already.
     """
-    sizes = sizes or footprint(model)
-    generator = torch.Generator(images.device).manual_seed(derive_seed(configuration.seed, _VALIDATION))
     sums = torch.zeros(2, dtype=torch.float64, device=images.device)
-    for index, batch in enumerate(torch.split(images, images_a_batch(_VALIDATION_BATCH, model.image_shape))):
-        x = prepare(batch, configuration, model, generator=generator)
-        noise = normal((len(batch), VALIDATION_SAMPLES, model.latent_dim), generator)
-        if index % processes.size != processes.rank:
-            continue  # another process's batch: only the random numbers are drawn
-        log_weights = log_weight_in_parts(model, x, noise, sizes).double()  # [B, K]
-        sums[0] += log_weights.mean(1).sum()
-        sums[1] += (torch.logsumexp(log_weights, 1) - math.log(VALIDATION_SAMPLES)).sum()
+    num_samples = FEWER_SAMPLES if configuration.num_samples == 1 else VALIDATION_SAMPLES
+    for bounds in _bounds(model, images, configuration, num_samples, processes, sizes):
+        sums += torch.stack(bounds).sum(1)
     processes.add([sums])
     elbo, bound = (sums / len(images)).tolist()
     return elbo, bound
+
+
+@full_float32()
+@torch.no_grad()
+def image_bounds(model: Vae, images: Tensor, configuration: Configuration) -> Tensor:
+    """The importance weighted bound of each image [N, C, H, W] by 16 samples: [N], nats, float64."""
+    bounds = _bounds(model, images, configuration, VALIDATION_SAMPLES, ALONE, None)
+    return torch.cat([bound for _, bound in bounds])
+
+
+def _bounds(
+    model: Vae,
+    images: Tensor,
+    configuration: Configuration,
+    num_samples: int,
+    processes: ProcessGroup,
+    sizes: Footprint | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """ELBO and importance weighted bound of the images of one batch after another, [B] each, of this process alone."""
+    sizes = sizes or footprint(model)
+    generator = torch.Generator(images.device).manual_seed(derive_seed(configuration.seed, _VALIDATION))
+    for index, batch in enumerate(torch.split(images, images_a_batch(_VALIDATION_BATCH, model.image_shape))):
+        x = prepare(batch, configuration, model, generator=generator)
+        noise = normal((len(batch), num_samples, model.latent_dim), generator)
+        if index % processes.size != processes.rank:
+            continue  # another process's batch: only the random numbers are drawn
+        log_weights = log_weight_in_parts(model, x, noise, sizes).double()  # [B, K]
+        yield log_weights.mean(1), torch.logsumexp(log_weights, 1) - math.log(num_samples)

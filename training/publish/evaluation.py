@@ -1,19 +1,23 @@
 """How good a model is: log P(x) of images it has never seen, through the serving engine on the exported graphs."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from model_store import Metric
+from service.engine.anomaly.statistics import Statistics
 from service.engine.calibration import calibrate
 from service.engine.chunks import complete
 from service.engine.model import Model
+from service.engine.parts import gathered
 from service.engine.posterior.estimate import REASONS, LogLikelihood
-from service.engine.proposal import IMPORTANCE_PROPOSALS
+from service.engine.proposal import IMPORTANCE_PROPOSALS, Effort
 from service.progress import Progress
 from training.configuration import Binarisation
 from training.data.image_files import Pixels
@@ -53,6 +57,7 @@ class Evaluation:
         num_samples: how many an image, to begin with.
         protocol: how it was measured, in words.
         record: the engine's estimate of each image.
+        statistics: what anomaly scores are made of, of each image; None where they were not asked for.
     """
 
     log_likelihood: float
@@ -69,6 +74,7 @@ class Evaluation:
     num_samples: int
     protocol: str
     record: LogLikelihood = field(compare=False, repr=False)
+    statistics: Statistics | None = field(default=None, compare=False, repr=False)
 
     def as_metrics(self) -> tuple[Metric, ...]:
         """The figures as a manifest holds them."""
@@ -76,6 +82,7 @@ class Evaluation:
             ("log_likelihood", self.log_likelihood, self.std_error, "nats/image"),
             ("elbo", self.elbo, self.elbo_std_error, "nats/image"),
             ("bits_per_dim", self.bits_per_dim, self.bits_per_dim_std_error, "bits/dim"),
+            ("reliable", self.reliable, None, "share of estimates"),
         )
         return tuple(
             Metric(
@@ -90,11 +97,14 @@ class Evaluation:
         )
 
 
-def evaluate(model: Model, images: Images, protocol: Protocol, *, progress: bool = False) -> Evaluation:
+def evaluate(
+    model: Model, images: Images, protocol: Protocol, *, statistics: bool = False, progress: bool = False
+) -> Evaluation:
     """Score a set of images [N, C, H, W], uint8 in 0..255 or float32 in [0, 1], batch by batch.
 
     Where the model wants dynamic binarisation, the images are binarised first, once and afresh from the protocol's
     seed, as the literature does (Burda et al. 2015, arXiv 1509.00519); black and white images stay as they are.
+    With `statistics`, the same pass also gives what anomaly scores are made of.
 
     Raises:
         DataError: the images are not of the model's size.
@@ -102,7 +112,7 @@ def evaluate(model: Model, images: Images, protocol: Protocol, *, progress: bool
     """
     prepared = describe_preparation(model, images, seed=protocol.seed)
     batches = fresh_batches(model, images, seed=protocol.seed, size=_batch_size(images))
-    record = _score(model, images, batches, protocol, progress=progress)
+    parts, record = _score(model, images, batches, protocol, statistics=statistics, progress=progress)
     return Evaluation(
         log_likelihood=float(record.log_likelihood.mean()),
         std_error=_standard_error(record.log_likelihood),
@@ -123,6 +133,7 @@ def evaluate(model: Model, images: Images, protocol: Protocol, *, progress: bool
             "standard error over images"
         ),
         record=record,
+        statistics=Statistics.join(parts) if parts else None,
     )
 
 
@@ -177,20 +188,46 @@ def describe_preparation(model: Model, images: Images, *, seed: int) -> str:
     }[model.description.preparation.binarisation]
 
 
+def image_statistics(
+    model: Model, images: Images, protocol: Protocol, what: str, *, progress: bool = False
+) -> Statistics:
+    """What anomaly scores of images [N, C, H, W] are made of; they are handed over as requests hand them.
+
+    Raises:
+        DataError: the images are not of the model's size.
+    """
+    batches = map(in_unit_interval, image_batches(images, _batch_size(images)))
+    parts, _ = _score(model, images, batches, protocol, statistics=True, progress=progress, what=what)
+    return Statistics.join(parts)
+
+
 def _score(
-    model: Model, images: Images, batches: Iterable[NDArray[np.float32]], protocol: Protocol, *, progress: bool
-) -> LogLikelihood:
+    model: Model,
+    images: Images,
+    batches: Iterable[NDArray[np.float32]],
+    protocol: Protocol,
+    *,
+    statistics: bool,
+    progress: bool,
+    what: str = "scoring",
+) -> tuple[list[Statistics], LogLikelihood]:
+    """The estimates of all batches, and if asked for, the statistics of each."""
     _check_size(model, images)
-    records = []
-    what = f"scoring by {protocol.proposal}, K = {protocol.num_samples}"
-    with _one_blas_thread(), Progress(what, len(images), shown=progress) as bar:
+    measured, records = [], []
+    title = f"{what} by {protocol.proposal}, K = {protocol.num_samples}"
+    effort: dict[str, Any] = dataclasses.asdict(protocol)
+    by = Effort(protocol.num_samples, protocol.seed)
+    with _one_blas_thread(), Progress(title, len(images), shown=progress) as bar:
         for batch in batches:
-            chunks = model.log_likelihood(
-                batch, proposal=protocol.proposal, num_samples=protocol.num_samples, seed=protocol.seed
-            )
-            records.append(complete(chunks, bar.tick))
+            if statistics:
+                found = complete(gathered(model.measure(batch, protocol.proposal, by)), bar.tick)
+                measured.append(found.statistics)
+                record = found.inference.record
+            else:
+                record = complete(model.log_likelihood(batch, **effort), bar.tick)
+            records.append(record)
             bar.advance(len(batch))
-    return LogLikelihood.join(records)
+    return measured, LogLikelihood.join(records)
 
 
 def _one_blas_thread() -> threadpool_limits:

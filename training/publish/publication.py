@@ -1,8 +1,7 @@
 """From a finished run to a version in the store: export, compare, evaluate, calibrate, publish."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +33,22 @@ from training.fit.loaded_model import FinishedEncoder, load_model
 from training.fit.run import Run, RunDescription, Session
 from training.fit.versions import OF_PUBLICATION, library_versions
 from training.likelihoods import build_likelihood, spec_of
-from training.publish.evaluation import Evaluation, Protocol, calibration_arrays, evaluate, image_batches
+from training.publish.detection import Detection, detect
+from training.publish.evaluation import (
+    Evaluation,
+    Protocol,
+    calibration_arrays,
+    evaluate,
+    image_batches,
+    image_statistics,
+)
 from training.publish.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
+from training.publish.provenance import FINISHED_ENCODER, beside_the_configuration, versions_in_training
 from training.publish.units import LatentUnits, latent_units
 
 SCORING_SEED = 0
 TRAINING_IMAGES = "training_images"
 """In the manifest: a sketch of them, by which `service calibrate` tells images that the model was trained on."""
-FINISHED_ENCODER = "finished_encoder"
-"""In the manifest: what training the encoder alone has gained, the fields of `FinishedEncoder`."""
 _PARITY = 4  # a stream of random numbers
 _BESIDE = (
     "num_images",
@@ -65,6 +71,7 @@ class Publication:
         evaluation: figures of the test images.
         encoder_evaluation: the same by the literature's protocol, samples from the encoder; None where left out.
         units: what each latent unit carries, over the test images.
+        detection: how well scores tell images of defects from the test images; None where there are none.
         largest_difference: how far ONNX is from PyTorch.
         model: what was measured.
     """
@@ -73,6 +80,7 @@ class Publication:
     evaluation: Evaluation
     encoder_evaluation: Evaluation | None
     units: LatentUnits
+    detection: Detection | None
     largest_difference: float
     model: Model
 
@@ -109,8 +117,8 @@ def describe(
             data_set=f"{run.data_set} {_fingerprint(run.sha256)}",
             seed=run.configuration.seed,
             configuration=dataclasses.asdict(run.configuration)
-            | _beside_the_configuration(run, sessions, finished_encoder),
-            library_versions=library_versions(OF_PUBLICATION) | _versions_in_training(sessions),
+            | beside_the_configuration(run, sessions, finished_encoder),
+            library_versions=library_versions(OF_PUBLICATION) | versions_in_training(sessions),
         ),
     )
 
@@ -126,13 +134,18 @@ def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> 
     """
     if source.test is not None:
         return source.test, source.name
-    if _fingerprint(source.sha256) not in provenance.data_set:
+    if not was_trained_on(provenance, source):
         return source.train, source.name
     try:
         configuration = configuration_of(provenance)
     except ConfigurationError as error:
         raise RunError(f"{source.name}: the model was trained on these images, and on which is not known") from error
     return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
+
+
+def was_trained_on(provenance: Provenance, source: Source | StreamedSource) -> bool:
+    """Whether a model was trained on these very images, prepared as these are."""
+    return _fingerprint(source.sha256) in provenance.data_set
 
 
 def configuration_of(provenance: Provenance) -> Configuration:
@@ -174,6 +187,8 @@ def publish_run(
     encoder_samples: int,
     runtime: Runtime,
     scoring: Protocol | None = None,
+    test: Images | None = None,
+    defects: Mapping[str, Pixels] | None = None,
     progress: bool = False,
 ) -> Publication:
     """Publish the run's model as the next version of `name`; nothing is written before every check has passed.
@@ -188,6 +203,8 @@ def publish_run(
             leaves it out, and so does a protocol whose proposal is the encoder already.
         runtime: where the exported graphs run.
         scoring: of anomaly scores and the calibration; by default that of the test figures.
+        test: of which the figures are taken; by default all test images of the splits.
+        defects: images [N, C, H, W] of defects by kind, prepared as the run's data.
         progress: say on stderr how far it has come.
 
     Raises:
@@ -210,20 +227,31 @@ def publish_run(
     graphs = export(vae)
     difference = check_parity(vae, graphs, _parity_inputs(run, splits), runtime=runtime)
     model = load_engine(description, graphs, runtime=runtime)
-    evaluation = evaluate(model, splits.test, protocol, progress=progress)
+    test = splits.test if test is None else test
+    drawn = run.description.configuration.binarisation == "dynamic"  # test images afresh, and other images not
+    shared = bool(defects) and scoring == protocol and not drawn
+    evaluation = evaluate(model, test, protocol, statistics=shared, progress=progress)
     encoder_evaluation = None
     if encoder_samples and protocol.proposal != "encoder":
         encoder_protocol = Protocol("encoder", encoder_samples, protocol.seed)
-        encoder_evaluation = evaluate(model, splits.test, encoder_protocol, progress=progress)
-    units = latent_units(model, splits.test, seed=protocol.seed)
+        encoder_evaluation = evaluate(model, test, encoder_protocol, progress=progress)
+    units = latent_units(model, test, seed=protocol.seed)
     calibration = calibration_arrays(model, splits.calibration, scoring, progress=progress)
+    detection = None
+    if defects:
+        ordinary = evaluation.statistics or image_statistics(model, test, scoring, "scoring", progress=progress)
+        strange = {
+            kind: image_statistics(model, images, scoring, f"scoring {kind}", progress=progress)
+            for kind, images in defects.items()
+        }
+        detection = detect(calibration, ordinary, strange)
     with Progress("hashing training images", len(splits.train), shown=progress) as bar:
         means: list[NDArray[np.float64]] = []
         sketch = BottomKSketch.of(_measured(image_batches(splits.train), bar, means))
     known = {TRAINING_IMAGES: sketch.as_json(), BRIGHTNESS: Brightness.of(means).as_json()}
     configuration = description.provenance.configuration | known
     provenance = description.provenance.model_copy(update={"configuration": configuration})
-    metrics = _metrics(evaluation, encoder_evaluation, units)
+    metrics = _metrics(evaluation, encoder_evaluation, units) + (detection.as_metrics() if detection else ())
     stored = publish(
         store,
         description.model_copy(update={"metrics": metrics, "provenance": provenance}),
@@ -232,7 +260,7 @@ def publish_run(
         likelihood=graphs.likelihood,
         calibration=calibration,
     )
-    return Publication(stored, evaluation, encoder_evaluation, units, difference, model)
+    return Publication(stored, evaluation, encoder_evaluation, units, detection, difference, model)
 
 
 def _measured(batches: Iterable[Pixels], progress: Progress, means: list[NDArray[np.float64]]) -> Iterator[Pixels]:
@@ -250,42 +278,6 @@ def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None, unit
         return metrics
     by_encoder = encoder_evaluation.as_metrics()[0].model_copy(update={"name": "log_likelihood_encoder"})
     return (metrics[0], by_encoder, *metrics[1:])
-
-
-def _beside_the_configuration(
-    run: RunDescription, sessions: Sequence[Session], finished_encoder: FinishedEncoder | None
-) -> dict[str, object]:
-    beside: dict[str, object] = {"num_images": dict(run.num_images)}
-    if run.start is not None:
-        beside["start"] = f"weights SHA-256 {run.start}"
-    if finished_encoder is not None:
-        beside[FINISHED_ENCODER] = finished_encoder._asdict()
-    if sessions:
-        beside["precision"] = _one_after_another([session.precision for session in sessions])
-        beside["compiled"] = _one_after_another(["yes" if session.compiled else "no" for session in sessions])
-        beside["trained_on"] = "; ".join(map(_in_words, sessions))
-    return beside
-
-
-def _in_words(session: Session) -> str:
-    """`from epoch 1: cpu (AVX2), 2 threads, 1 process`."""
-    threads = f"{session.num_threads} threads, " if session.device.startswith("cpu") else ""
-    processes = "1 process" if session.num_processes == 1 else f"{session.num_processes} processes"
-    return f"from epoch {session.first_epoch}: {session.device}, {threads}{processes}"
-
-
-def _versions_in_training(sessions: Sequence[Session]) -> dict[str, str]:
-    """Of the libraries that training uses; where a run went on with another version, both."""
-    libraries = {library for session in sessions for library in session.library_versions}
-    return {
-        library: _one_after_another([session.library_versions.get(library, "none") for session in sessions])
-        for library in sorted(libraries)
-    }
-
-
-def _one_after_another(values: Sequence[str]) -> str:
-    """Equal neighbours once: `2.12.1, then 2.13.0`."""
-    return ", then ".join(value for value, _ in itertools.groupby(values))
 
 
 def _fingerprint(sha256: str) -> str:

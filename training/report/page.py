@@ -1,7 +1,7 @@
 """What a model is like, on one page: figures with their protocols, and pictures of what it makes of images."""
 
-import base64
 import html
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +9,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.engine.chunks import complete
 from service.engine.model import Model
+from training.data.originals import Example
 from training.data.splits import PARTS, Images, evenly_spaced, take
 from training.files import write_atomically
 from training.fit.encoder_phase import default_epochs
 from training.likelihoods import LIKELIHOODS
+from training.publish.detection import Detection
 from training.publish.evaluation import Evaluation, fresh_batches, in_unit_interval
-from training.publish.publication import FINISHED_ENCODER, TRAINING_IMAGES
+from training.publish.provenance import FINISHED_ENCODER
+from training.publish.publication import TRAINING_IMAGES
 from training.publish.units import ACTIVE_VARIANCE, LatentUnits
 from training.report.charts import curves_chart, histogram_chart, units_chart
+from training.report.elements import PAGE, data_uri, figure, section, table
 from training.report.figures import grid_png
+from training.report.verdict import Verdict
 
 REPORT = "report.html"
 _COLUMNS = 16
 _ROWS = 8
+_THUMBNAIL = 160  # pixels
 _TRAVERSED, _REACH = 10, 3.0  # units, and standard deviations of the prior
 
 
@@ -39,6 +46,9 @@ class Measured:
         evaluations: the estimates of log P(x), the most trusted first.
         units: of the latent code.
         seed: of the binarisation, and of the samples that are drawn.
+        verdict: on the model, which the page begins with; None where its training is not at hand.
+        detection: how well scores tell images of defects apart, where there are some.
+        examples: training images as their files have them and as they are prepared, where they are.
     """
 
     title: str
@@ -47,6 +57,9 @@ class Measured:
     evaluations: Sequence[Evaluation]
     units: LatentUnits
     seed: int
+    verdict: Verdict | None = None
+    detection: Detection | None = None
+    examples: Sequence[Example] = ()
 
 
 def write_report(file: Path, model: Model, measured: Measured, curves: Sequence[Mapping[str, float]] = ()) -> None:
@@ -61,24 +74,66 @@ def write_report(file: Path, model: Model, measured: Measured, curves: Sequence[
     description = model.description
     image = description.image
     sections = [
-        _section("How likely the images are", _figures(measured)),
-        _section("The latent code", _units(measured.units)),
-        _section("Reconstructions", _reconstructions(model, measured)),
-        _section("Samples", _samples(model, measured.seed)),
-        _section("What single units do", _traversals(model, measured.units)),
-        _section("The most and the least likely images", _extremes(measured)),
+        section("How likely the images are", _figures(measured)),
+        section("The latent code", _units(measured.units)),
+        section("Reconstructions", _reconstructions(model, measured)),
+        section("Samples", _samples(model, measured.seed)),
+        section("What single units do", _traversals(model, measured.units)),
+        section("The most and the least likely images", _extremes(measured)),
     ]
+    if measured.detection:
+        sections.insert(1, section("Defects", _detection(measured.detection)))
     if curves:
-        sections.insert(1, _section("Training", _figure(curves_chart(curves), _training(model))))
-    sections.append(_section("How it was made", _provenance(model)))
+        sections.insert(1, section("Training", figure(curves_chart(curves), _training(model))))
+    if measured.verdict:
+        sections.insert(0, section("Verdict", _verdict(measured.verdict)))
+    if measured.examples:
+        sections.append(section("How images are prepared", _prepared(measured.examples)))
+    sections.append(section("How it was made", _provenance(model)))
     shape = f"{image.channels} × {image.height} × {image.width}"
     intro = (
         f"{measured.evaluations[0].num_images} images of {shape}: {measured.data}. Likelihood "
         f"{description.likelihood.kind.replace('_', ' ')}, {description.latent_dim} latent units, prior N(0, I). "
         "Measured through the serving engine on the exported graphs."
     )
-    page = _PAGE.format(title=html.escape(measured.title), intro=html.escape(intro), sections="\n".join(sections))
+    page = PAGE.format(title=html.escape(measured.title), intro=html.escape(intro), sections="\n".join(sections))
     write_atomically(file, lambda stream: stream.write(page.encode(errors="backslashreplace")))
+
+
+def _verdict(verdict: Verdict) -> str:
+    items = "".join(f"<li>{html.escape(line)}.</li>" for line in verdict.evidence)
+    summary, advice = html.escape(verdict.summary), html.escape(verdict.advice)
+    return f"<p><b>{summary[0].upper()}{summary[1:]}.</b></p><ul>{items}</ul><p>To try next: {advice}.</p>"
+
+
+def _prepared(examples: Sequence[Example]) -> str:
+    """The originals, made smaller, in one row, and below each what the model sees of it."""
+    pictures = []
+    for example in examples:
+        pixels = example.original
+        original = Image.fromarray(np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels[0])
+        original.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        stream = io.BytesIO()
+        original.save(stream, "PNG")
+        prepared = grid_png([in_unit_interval(example.prepared)[None]])
+        alternatives = {"original": stream.getvalue(), "prepared": prepared}
+        pictures.append("".join(f'<img alt="{alt}" src="{data_uri(png)}">' for alt, png in alternatives.items()))
+    content = "".join(f"<span>{picture}</span>" for picture in pictures)
+    caption = "Evenly spaced training images, above as their files show them, made smaller; below what the model sees."
+    return figure(f"<div class=prepared>{content}</div>", caption)
+
+
+def _detection(detection: Detection) -> str:
+    rows = [
+        [html.escape(name), str(count), *(f"{100 * value:.1f} %" for value in detection.auroc[name].values())]
+        for name, count in detection.num_defects.items()
+    ]
+    methods = [method.replace("_", " ") for method in detection.methods]
+    note = (
+        f"<p>AUROC: how often an image of the defect has a higher score than one of the {detection.num_ordinary} "
+        "ordinary test images. 50 % is chance; below, the score is lower for defects.</p>"
+    )
+    return table(["defect", "images", *methods], rows) + note
 
 
 def _training(model: Model) -> str:
@@ -116,7 +171,7 @@ def _figures(measured: Measured) -> str:
     )
     chart = histogram_chart(measured.evaluations[0].record.log_likelihood)
     caption = f"log P(x) of each image, {measured.evaluations[0].proposal} proposal."
-    return _table(head, rows) + note + f"<ul>{protocols}</ul>" + _figure(chart, caption)
+    return table(head, rows) + note + f"<ul>{protocols}</ul>" + figure(chart, caption)
 
 
 def _units(units: LatentUnits) -> str:
@@ -126,7 +181,7 @@ def _units(units: LatentUnits) -> str:
         f"posterior mean is above {ACTIVE_VARIANCE} (Burda et al. 2016). The code carries {units.kl.sum():.2f} nats "
         f"an image, of which the active units {units.kl[active].sum():.2f}.</p>"
     )
-    return text + _figure(units_chart(units.kl, active), "KL[q(z_d|x) ‖ N(0, 1)] of each unit, mean over the images.")
+    return text + figure(units_chart(units.kl, active), "KL[q(z_d|x) ‖ N(0, 1)] of each unit, mean over the images.")
 
 
 def _reconstructions(model: Model, measured: Measured) -> str:
@@ -183,7 +238,7 @@ def _provenance(model: Model) -> str:
         for name in configuration
         if name != TRAINING_IMAGES
     ]
-    return f"<details><summary>Data, configuration and library versions</summary>{_table(None, rows)}</details>"
+    return f"<details><summary>Data, configuration and library versions</summary>{table(None, rows)}</details>"
 
 
 def _number(value: float, digits: int) -> str:
@@ -221,76 +276,8 @@ def _left_open(name: str, configuration: Mapping[str, Any]) -> str:
     return "not set"
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
-
-
-def _table(head: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
-    first = "<tr>" + "".join(f"<th scope=col>{cell}</th>" for cell in head) + "</tr>" if head else ""
-    body = "".join(
-        "<tr><th scope=row>" + row[0] + "</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    return f"<div class=wide><table>{first}{body}</table></div>"
-
-
-def _figure(content: str, caption: str) -> str:
-    return f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
 def _grid(rows: Sequence[NDArray[np.float32]], caption: str) -> str:
-    encoded = base64.b64encode(grid_png(rows)).decode()
     columns, _, height, width = rows[0].shape
     size = f'width="{columns * width}" height="{len(rows) * height}"'
-    picture = f'<img class=grid style="width: {100 * columns / _COLUMNS:.4g}%" src="data:image/png;base64,{encoded}" '
-    return _figure(f'{picture} {size} alt="{html.escape(caption)}">', caption)
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}: a report</title>
-<style>
-:root {{
-  --paper: #fcfcfa; --ink: #1d2126; --faint: #646b73; --line: #dcdcd6;
-  --first: #2563a8; --second: #c2571a; --third: #8a9098;
-}}
-@media (prefers-color-scheme: dark) {{
-  :root {{
-    --paper: #14171a; --ink: #e4e6e8; --faint: #9aa1a9; --line: #30363c;
-    --first: #6ea8e6; --second: #eb955c; --third: #757d86;
-  }}
-}}
-* {{ box-sizing: border-box; }}
-body {{
-  margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, sans-serif;
-}}
-h1 {{ font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; }}
-h2 {{ font-size: 1.2rem; margin: 2.75rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line); }}
-p, ul {{ max-width: 46rem; }}
-ul, figcaption, .intro {{ color: var(--faint); }}
-ul {{ font-size: .85rem; padding-left: 1.1rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }}
-th, td {{
-  padding: .4rem 1.25rem .4rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top;
-}}
-th {{ font-weight: 500; }}
-th[scope=col] {{ color: var(--faint); }}
-td {{ overflow-wrap: anywhere; }}
-td b {{ white-space: nowrap; }}
-figure {{ margin: 1.25rem 0 1.75rem; }}
-figcaption {{ font-size: .85rem; margin-top: .4rem; }}
-figure svg {{ display: block; width: 100%; max-width: 44rem; height: auto; }}
-figure svg text {{ font-family: system-ui, sans-serif !important; }}
-.grid {{ display: block; height: auto; image-rendering: pixelated; border: 1px solid var(--line); }}
-summary {{ cursor: pointer; margin-bottom: .75rem; }}
-</style>
-<h1>{title}</h1>
-<p class=intro>{intro}</p>
-{sections}
-</html>
-"""
+    picture = f'<img class=grid style="width: {100 * columns / _COLUMNS:.4g}%" src="{data_uri(grid_png(rows))}" '
+    return figure(f'{picture} {size} alt="{html.escape(caption)}">', caption)

@@ -128,6 +128,11 @@ class Detector:
         """`combined`, where the calibration has what that needs."""
         return DEFAULT_METHOD if DEFAULT_METHOD in self._scores else "log_likelihood"
 
+    @property
+    def available(self) -> tuple[str, ...]:
+        """The methods that the calibration has what they need for."""
+        return tuple(self._scores)
+
     def summary(self, probabilities: Float64Array) -> CalibrationSummary:
         """The quantiles of the scores of every method that this calibration has what it needs for."""
         quantiles = {
