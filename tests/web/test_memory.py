@@ -145,7 +145,7 @@ def test_of_bodies_that_arrive_the_one_that_stalls_gives_way(monkeypatch: pytest
 
 
 def job(memory: int) -> Job:
-    return Job(None, 1, 1, 1, 0.0, asyncio.Future(), memory)
+    return Job(None, 1, 1, 1, 1.0, 1, 0.0, asyncio.Future(), memory)
 
 
 def nothing(_: Any) -> Generator[None, None, list[None]]:

@@ -48,7 +48,10 @@ class Job:
     rows: int
     """Rows that it asks for."""
     expected: int
-    """Rows that it is expected to run. Used on the event loop, like the next attribute."""
+    """Rows that it is expected to run. Used on the event loop, like `room`."""
+    expected_at_first: int
+    reported: float
+    """The number of rows that the event loop has been told to expect. Used on the inference thread."""
     room: int
     """The part of these that counts against the limit on all rows."""
     deadline: float
@@ -58,22 +61,17 @@ class Job:
     share: Share | None = None
     """The request's memory, lent to the job until it is settled, because the payload is kept that long."""
     queued: float = field(default_factory=time.monotonic)
+    expiry: asyncio.TimerHandle | None = None
+    """Its deadline on the event loop."""
     settled: bool = False
-    """Whether it has its outcome. Used on the inference thread, like the next two attributes."""
+    """Whether it has its outcome. Used on the inference thread, like the next attribute."""
     rows_run: float = 0.0
     """Rows run so far."""
-    reported: float = field(init=False)
-    """The number of rows that the event loop has been told to expect."""
-    expected_at_first: int = field(init=False)
 
     @property
     def rows_left(self) -> float:
         """Rows still to be run. A job that has run more than expected is expected to run as many again."""
         return self.rows_run if self.expected_at_first < self.rows_run else self.expected - self.rows_run
-
-    def __post_init__(self) -> None:
-        """Note that the event loop knows how many rows are expected."""
-        self.reported = self.expected_at_first = self.expected
 
 
 @dataclass(eq=False)

@@ -114,7 +114,8 @@ class Scheduler:
         room = min(expected, max(rows, self._max_rows_each))
         self.check_capacity(room)
         deadline = time.monotonic() + timeout_seconds
-        job = Job(payload, rows, expected, room, deadline, self._loop.create_future(), memory, share)
+        answer = self._loop.create_future()
+        job = Job(payload, rows, expected, expected, expected, room, deadline, answer, memory, share)
         if not self._queue.put(computation, job):
             raise StoppedError("the inference thread has ended")
         if share is not None:
@@ -124,8 +125,7 @@ class Scheduler:
         if not self._waking:  # after the loop has handled everything that has arrived, which can join
             self._waking = True
             self._loop.call_soon(self._wake)
-        expiry = self._loop.call_later(timeout_seconds, _expire, job.answer, timeout_seconds)
-        job.answer.add_done_callback(lambda _: expiry.cancel())
+        job.expiry = self._loop.call_later(timeout_seconds, _expire, job.answer, timeout_seconds)
         return job.answer
 
     def submit_alone(
@@ -288,6 +288,8 @@ class Scheduler:
         """On the event loop: remove jobs from the queue's count, so that answers not yet delivered still count."""
         for job, outcome in outcomes:
             self._jobs.remove(job)
+            if job.expiry is not None:
+                job.expiry.cancel()
             if job.share is not None:
                 job.share.end()
             self._queued_rows -= job.room
