@@ -287,3 +287,31 @@ def test_memory_is_bounded_by_what_is_announced(latent_dim: int, num_images: int
         tracemalloc.stop()
     announced = model.estimates_bytes(num_images, 400)
     assert peak < announced
+
+
+def test_what_the_search_may_have_missed_is_said() -> None:
+    model, x = rugged(), noise(6)
+    ladder_of, strange_ones = model._estimator.ladder, np.array([True, False, True, False, True, False])
+    reached = complete(model._estimator._search.from_encoder(model_input(model, x), complete(model.encode(x))))
+    plain = ask(model, x, "laplace")
+    lost = np.array([False, False, True, True, False, False])
+    far = replace(reached, gain=np.where(lost, 3001.0, 2999.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder_of, "_familiar_gain", 0.5)
+        judged = ladder_of.judge(plain, far, strange_ones)
+        patch.setattr(ladder_of, "_familiar_gain", 11.0)
+        np.testing.assert_array_equal(ladder_of.judge(plain, far, strange_ones).reliable, plain.reliable)
+    np.testing.assert_array_equal(judged.std_error[~strange_ones], plain.std_error[~strange_ones])
+    np.testing.assert_allclose(judged.std_error[strange_ones] ** 2, plain.std_error[strange_ones] ** 2 + 0.15**2)
+    np.testing.assert_array_equal(judged.reliable, plain.reliable & ~lost)
+    np.testing.assert_array_equal(judged.reason, np.where(lost, "mode", plain.reason))
+    assert plain.reliable[lost].any()
+
+
+def test_only_a_very_heavy_tail_makes_a_doubtful_image_contested() -> None:
+    record = replace(
+        ask(rugged(), noise(4), "laplace"),
+        reliable=np.array([True, False, False, False]),
+        pareto_k=np.array([0.9, 0.84, 0.86, np.nan]),
+    )
+    assert rugged()._estimator.ladder.has_heavy_tail(record).tolist() == [False, False, True, True]

@@ -146,7 +146,7 @@ class Estimator:
                 plan = self._around_modes(x[familiar], part, gaussians, reached.take(familiar), effort.seed)
                 sampled = yield from self._sample(plan, len(familiar), effort, persistent=False)
                 answers.append((familiar, (sampled.record, plan.latents(sampled.drawn))))
-                contested = ~sampled.record.reliable & is_doubtful[familiar]
+                contested = is_doubtful[familiar] & self.ladder.has_heavy_tail(sampled.record)
                 strange = np.sort(np.concatenate([strange, familiar[contested]]))
                 again = np.flatnonzero(~sampled.record.reliable & ~contested)
                 if len(again):
@@ -166,7 +166,8 @@ class Estimator:
                 weights = weights[again]
             if len(again):
                 answers.append((strange[again], (yield from anneal(strange[again], modes.take(again), weights))))
-        return _in_order(answers, len(x))
+        record, draws = _in_order(answers, len(x))
+        return self.ladder.judge(record, reached, is_strange | is_doubtful), draws
 
     def _sample(self, plan: _Plan, num_images: int, effort: Effort, *, persistent: bool = True) -> Chunks[_Sampled]:
         """Sample until every image is done; one that is not doubles its samples.
