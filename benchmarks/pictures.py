@@ -124,6 +124,11 @@ def _draw_proposal(axes: Axes, lines: Sequence[Mapping[str, Any]], proposal: str
         axes.plot(default["rows"], default["median_error"], "o", color=colour, markersize=9, fillstyle="none")
 
 
+def _first(truth: Truth, count: int) -> Truth:
+    """The truth of the first images."""
+    return Truth(truth.images[:count], truth.lower[:count], truth.upper[:count], truth.std_error[:count])
+
+
 def measure_sets(model: Model, sets: Mapping[str, Truth]) -> list[dict[str, Any]]:
     """One line an image and proposal, at the default sample counts."""
     table = []
@@ -218,6 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("truth", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--images", type=int, default=16, help="of each set, for the error by rows")
     parser.add_argument(
         "--only", choices=("rows", "sets"), help="one picture: error by rows, or the estimates of all sets"
     )
@@ -230,7 +236,7 @@ def main() -> None:
         write(given.folder / "estimated-against-true.csv", estimates)
         draw_sets(given.folder / "estimated-against-true.png", estimates)
     if given.only != "sets":
-        chosen = {name: sets[name] for name in PANELS}
+        chosen = {name: _first(sets[name], given.images) for name in PANELS}
         errors = measure_rows(model, chosen)
         write(given.folder / "error-by-rows.csv", errors)
         floors = {name: HALF_OF_A_GAUSSIAN * float(np.median(truth.std_error)) for name, truth in chosen.items()}

@@ -167,7 +167,7 @@ class Estimator:
             if len(again):
                 answers.append((strange[again], (yield from anneal(strange[again], modes.take(again), weights))))
         record, draws = _in_order(answers, len(x))
-        return self.ladder.judge(record, reached, is_strange | is_doubtful), draws
+        return self.ladder.judge(record, reached), draws
 
     def _sample(self, plan: _Plan, num_images: int, effort: Effort, *, persistent: bool = True) -> Chunks[_Sampled]:
         """Sample until every image is done; one that is not doubles its samples.

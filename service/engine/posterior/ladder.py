@@ -36,8 +36,8 @@ choosing whose weights were not reliable, none of 58 below had a mode more than 
 _LARGE = 2048
 """Pixels and channels, from which on the posterior is so sharp that few searches end in a few iterations."""
 _UNSEEN = 0.15
-"""Nats of standard error for what the search has missed of an image that is strange or doubtful: beside its best modes
-are smaller ones. Of images for choosing without a better mode, reliable estimates were 0.2 off in the root mean square
+"""Nats of standard error for what the search has missed of an image that is strange: beside its best modes are smaller
+ones. Of images for choosing without a better mode, reliable estimates were 0.2 off in the root mean square
 where their samples said 0.1."""
 _TOO_FAR, _LEAST_FAMILIAR = 300.0, 10.0
 """Times what is familiar (or nats, if that is less): where the search rises further, the modes that it finds are often
@@ -86,13 +86,14 @@ class Ladder:
         """Whether they are to be searched for in all dimensions: [B]."""
         return ~reached.converged | ~(reached.gain <= _FAR * self._familiar_gain)
 
-    def judge(self, record: LogLikelihood, reached: Modes, strange: NDArray[np.bool_]) -> LogLikelihood:
+    def judge(self, record: LogLikelihood, reached: Modes) -> LogLikelihood:
         """The same record [B] with what the search for modes may have missed.
 
-        It counts in the standard error of images that look strange or doubtful, [B]; of those for which the search from
-        the encoder's mean rose too far, nothing is reliable.
+        It counts in the standard error of images that look strange, unless the search from the encoder's mean rose by a
+        few nats only; of those for which it rose too far, nothing is reliable.
         """
-        std_error = np.where(strange, np.hypot(record.std_error, _UNSEEN), record.std_error)
+        uncertain = self.is_strange(reached) & ~(reached.gain <= _LEAST_FAMILIAR)
+        std_error = np.where(uncertain, np.hypot(record.std_error, _UNSEEN), record.std_error)
         lost = reached.gain > _TOO_FAR * max(self._familiar_gain, _LEAST_FAMILIAR)
         reason = np.where(lost, "mode", record.reason)
         return replace(record, std_error=std_error, reliable=record.reliable & ~lost, reason=reason)
