@@ -113,7 +113,7 @@ def _sets(data: Path, font: Path, count: int) -> Iterator[tuple[str, str, Pixels
     with np.load(data / "omniglot" / "omniglot.npz") as archive:
         drawn = archive[archive.files[0]].reshape(-1, 1, 28, 28)
     yield "omniglot", "mnist", (drawn[-count:] > 100).astype(np.float32)
-    yield "letters", "mnist", _letters(font, count)
+    yield "letters", "mnist", letters(font, count)
     yield "thresholded clothes", "mnist", (clothes[:count] > 0.5).astype(np.float32)
     noise = np.random.default_rng(SEED).random((count, 1, 28, 28)) < 0.5
     yield "noise", "mnist", noise.astype(np.float32)
@@ -128,7 +128,7 @@ def _test(source: Path) -> Pixels:
     return test.astype(np.float32) / np.float32(255)
 
 
-def _letters(font: Path, count: int) -> Pixels:
+def letters(font: Path, count: int) -> Pixels:
     """White on black, 22 pixels high, centred."""
     drawn = []
     for letter in np.random.default_rng(SEED).choice(LETTERS, count):

@@ -8,6 +8,7 @@ Writes error-by-rows and estimated-against-true, each .png and .csv.
 import argparse
 import csv
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,69 +17,54 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 from truth import Truth, load
 
 from model_store import BUNDLED, open_version
-from service.engine import graphs
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES
-from service.engine.runtime import Runtime, Session
+from service.engine.runtime import Runtime
 
-COLOURS = {"laplace": "#0072B2", "encoder": "#D55E00", "prior": "#666666"}  # of Okabe and Ito: told apart by all
+COLOURS = {
+    "annealed": "#009E73",
+    "laplace": "#0072B2",
+    "encoder": "#D55E00",
+    "prior": "#666666",
+}  # of Okabe and Ito: told apart by all
 MARKERS = {"simulated": "o", "test digits": "^", "upside down": "v", "thresholded elsewhere": "s", "noise": "D"}
 NUM_SAMPLES = {
+    "annealed": (400, 1000, 3000, 10_000),
     "laplace": (4, 16, 64, 200, 400, 1000, 3000, 10_000, 30_000),
     "encoder": (16, 64, 250, 1000, 5000, 30_000),
     "prior": (16, 64, 250, 1000, 5000, 30_000),
 }
 HALF_OF_A_GAUSSIAN = 0.6745
 """Of its numbers are within this many standard deviations."""
-FEW, MANY, COSTLY = 2, 6, 3000
+FEW, MANY, COSTLY = 1, 4, 3000
 """Seeds from COSTLY samples on, and below."""
+PANELS = {"test digits": "test digits", "thresholded elsewhere": "clothes, thresholded"}
+"""Familiar images and strange ones, with their names in the picture."""
 
 
-class CountingRuntime(Runtime):
-    """Counts the decoder rows of every graph that it opened: images × (samples, or points of a forward difference)."""
-
-    rows = 0
-
-    def open(self, graph: bytes, file: Path) -> Session:
-        """A session that counts."""
-        return _Counted(super().open(graph, file), self)
-
-
-class _Counted(Session):
-    def __init__(self, session: Session, runtime: CountingRuntime) -> None:
-        self._counted = session
-        self._runtime = runtime
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """Every graph around the decoder is told its shape, [images, rows an image, pixels]."""
-        if graphs.SHAPE in inputs:
-            self._runtime.rows += int(inputs[graphs.SHAPE][0] * inputs[graphs.SHAPE][1])
-        return self._counted.run(inputs)
-
-
-def measure_rows(model: Model, runtime: CountingRuntime, digits: Truth) -> list[dict[str, Any]]:
-    """Errors on test digits by proposal and sample count, over images × seeds."""
+def measure_rows(model: Model, sets: Mapping[str, Truth]) -> list[dict[str, Any]]:
+    """Errors by set, proposal and sample count, over images × seeds."""
     table = []
-    for proposal, counts in NUM_SAMPLES.items():
+    for (name, truth), (proposal, counts) in product(sets.items(), NUM_SAMPLES.items()):
         for num_samples in counts:
-            runtime.rows = 0
+            before = model.decoder_rows
             seeds = range(1, 1 + (MANY if num_samples < COSTLY else FEW))
             runs = [
-                complete(model.log_likelihood(digits.images, proposal=proposal, num_samples=num_samples, seed=seed))
+                complete(model.log_likelihood(truth.images, proposal=proposal, num_samples=num_samples, seed=seed))
                 for seed in seeds
             ]
-            error = np.array([run.log_likelihood for run in runs]) - digits.log_likelihood  # [seeds, N]
-            rows = runtime.rows / error.size
+            error = np.array([run.log_likelihood for run in runs]) - truth.log_likelihood  # [seeds, N]
+            rows = (model.decoder_rows - before) / error.size
             if proposal == "prior":
                 rows /= 2  # the other half went into the ELBO, which takes the encoder
             low, median, high = np.quantile(np.abs(error), (0.25, 0.5, 0.75))
             table.append(
                 {
+                    "set": name,
                     "proposal": proposal,
                     "samples": num_samples,
                     "rows": round(rows),
@@ -89,56 +75,58 @@ def measure_rows(model: Model, runtime: CountingRuntime, digits: Truth) -> list[
                     "bias": error.mean(),
                 }
             )
-            print(
-                " ".join(
-                    f"{value:>8.3f}" if isinstance(value, float) else f"{value:>8}" for value in table[-1].values()
-                )
-            )
+            line = (f"{value:>8.3f}" if isinstance(value, float) else f"{value:>8}" for value in table[-1].values())
+            print(" ".join(line), flush=True)
     return table
 
 
-def draw_rows(file: Path, table: Sequence[Mapping[str, Any]], floor: float) -> None:
-    """Median error with its middle half; `floor` is where the truth's own error hides the rest."""
-    figure = Figure(figsize=(6.6, 4.0), layout="constrained")
-    axes = _panel(figure)[0]
-    for proposal, colour in COLOURS.items():
-        lines = [line for line in table if line["proposal"] == proposal]
-        rows = [line["rows"] for line in lines]
-        axes.fill_between(
-            rows,
-            [line["quarter_below"] for line in lines],
-            [line["quarter_above"] for line in lines],
-            color=colour,
-            alpha=0.18,
-            linewidth=0,
-        )
-        axes.plot(rows, [line["median_error"] for line in lines], "o-", color=colour, markersize=4)
+def draw_rows(file: Path, table: Sequence[Mapping[str, Any]], floors: Mapping[str, float]) -> None:
+    """Median error with its middle half, a panel a set; below its floor the truth's own error hides the rest."""
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    for axes, name in zip(_panel(figure, len(floors)), floors, strict=True):
+        here = [line for line in table if line["set"] == name]
+        for proposal, colour in COLOURS.items():
+            _draw_proposal(axes, [line for line in here if line["proposal"] == proposal], proposal, colour)
+        axes.axhline(floors[name], color="black", linewidth=0.8, linestyle=":")
         axes.annotate(
-            proposal,
-            (rows[-1], lines[-1]["median_error"]),
-            xytext=(7, 0),
+            "median error of the truth itself",
+            (0.01, floors[name]),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -10),
             textcoords="offset points",
-            va="center",
-            color=colour,
-            fontweight="bold",
+            fontsize=8,
         )
-        if proposal in ("laplace", "encoder"):
-            default = next(line for line in lines if line["samples"] == DEFAULT_NUM_SAMPLES[proposal])
-            axes.plot(default["rows"], default["median_error"], "o", color=colour, markersize=9, fillstyle="none")
-    axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
-    axes.annotate(
-        "median error of the truth itself",
-        (0.01, floor),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -10),
-        textcoords="offset points",
-        fontsize=8,
-    )
-    axes.set(xscale="log", yscale="log", xlabel="decoder rows an image", ylabel="|estimate − true log P(x)|, nats")
-    axes.set_xlim(right=2.2 * max(line["rows"] for line in table))
-    axes.set_ylim(bottom=0.4 * min(floor, *(line["median_error"] for line in table)))
-    axes.set_title("Error on test digits: median and middle half; ring: the default number of samples", fontsize=9)
+        axes.set(xscale="log", yscale="log", xlabel="decoder rows an image", title=PANELS[name])
+        axes.set_xlim(right=3 * max(line["rows"] for line in here))
+        axes.set_ylim(bottom=0.4 * min(floors[name], *(line["median_error"] for line in here)))
+        axes.title.set_fontsize(10)
+    figure.axes[0].set_ylabel("|estimate − true log P(x)|, nats: median, middle half")
     _save(figure, file)
+
+
+def _draw_proposal(axes: Axes, lines: Sequence[Mapping[str, Any]], proposal: str, colour: str) -> None:
+    """A line, and a ring at the default number of samples."""
+    rows = [line["rows"] for line in lines]
+    below, above = ([line[key] for line in lines] for key in ("quarter_below", "quarter_above"))
+    axes.fill_between(rows, below, above, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(rows, [line["median_error"] for line in lines], "o-", color=colour, markersize=4)
+    axes.annotate(
+        proposal,
+        (rows[-1], lines[-1]["median_error"]),
+        xytext=(7, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour,
+        fontweight="bold",
+    )
+    if proposal != "prior":
+        default = next(line for line in lines if line["samples"] == DEFAULT_NUM_SAMPLES[proposal])
+        axes.plot(default["rows"], default["median_error"], "o", color=colour, markersize=9, fillstyle="none")
+
+
+def _first(truth: Truth, count: int) -> Truth:
+    """The truth of the first images."""
+    return Truth(truth.images[:count], truth.lower[:count], truth.upper[:count], truth.std_error[:count])
 
 
 def measure_sets(model: Model, sets: Mapping[str, Truth]) -> list[dict[str, Any]]:
@@ -235,17 +223,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("truth", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--images", type=int, default=16, help="of each set, for the error by rows")
+    parser.add_argument(
+        "--only", choices=("rows", "sets"), help="one picture: error by rows, or the estimates of all sets"
+    )
     given = parser.parse_args()
-    stored, runtime = open_version(BUNDLED, "mnist"), CountingRuntime("cpu")
+    stored = open_version(BUNDLED, "mnist")
     sets = load(given.truth, stored)
-    model = Model.open(stored, runtime=runtime)
-    estimates = measure_sets(model, sets)
-    write(given.folder / "estimated-against-true.csv", estimates)
-    draw_sets(given.folder / "estimated-against-true.png", estimates)
-    digits = sets["test digits"]
-    errors = measure_rows(model, runtime, digits)
-    write(given.folder / "error-by-rows.csv", errors)
-    draw_rows(given.folder / "error-by-rows.png", errors, HALF_OF_A_GAUSSIAN * float(np.median(digits.std_error)))
+    model = Model.open(stored, runtime=Runtime("cpu"))
+    if given.only != "rows":
+        estimates = measure_sets(model, sets)
+        write(given.folder / "estimated-against-true.csv", estimates)
+        draw_sets(given.folder / "estimated-against-true.png", estimates)
+    if given.only != "sets":
+        chosen = {name: _first(sets[name], given.images) for name in PANELS}
+        errors = measure_rows(model, chosen)
+        write(given.folder / "error-by-rows.csv", errors)
+        floors = {name: HALF_OF_A_GAUSSIAN * float(np.median(truth.std_error)) for name, truth in chosen.items()}
+        draw_rows(given.folder / "error-by-rows.png", errors, floors)
 
 
 if __name__ == "__main__":

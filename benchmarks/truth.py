@@ -3,6 +3,7 @@
 python benchmarks/truth.py truth.npz --inside ../shared/data/mnist --outside ../shared/data/fashion-mnist    # measures
 python benchmarks/truth.py truth.npz                                                     # compares the engine again
 python benchmarks/truth.py clothes.npz --model fashion-mnist …                           # the same of the 8-bit model
+python benchmarks/truth.py ground.npz --ground 4 --inside DIGITS --omniglot FOLDER --font FONT.ttf    # of new ground
 
 Chains from the prior find the posterior; a Gaussian fitted to where they then go starts the chains that count. Those
 bound log P(x) from below; chains back bound it from above. They start from a posterior sample: for images that the
@@ -17,6 +18,8 @@ import copy
 import dataclasses
 import hashlib
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from truth_images import NUM_IMAGES, image_sets
+from truth_images import NUM_IMAGES, ground_sets, image_sets
 
 from model_store import BUNDLED, DECODER, StoredModel, open_version
 from service.engine.chunks import complete
@@ -49,7 +52,8 @@ from training.publish.annealing import (
 )
 
 SEED = 3
-FROM_PRIOR = {"thresholded elsewhere": 1000, "elsewhere": 1000, "noise": 2000}
+FROM_PRIOR = {"noise": 2000, "turned by 90 degrees": 500, "shifted": 500}
+FROM_PRIOR |= dict.fromkeys(("thresholded elsewhere", "elsewhere", "inverted", "omniglot", "letters"), 1000)
 """Temperatures of the first run: the less an image fits the model, the further its posterior is from the prior."""
 FAMILIAR_FROM_PRIOR = 250
 FROM_GAUSSIAN = 400
@@ -58,7 +62,7 @@ NUM_MOVES = 100
 """Within the posterior, to fit a Gaussian to."""
 TOLERANCE = 1e-5
 """Of the decoder's outputs, relative to the largest: how far PyTorch may be from ONNX Runtime."""
-COMPARED = (("laplace", 400), ("laplace", 50_000), ("encoder", 5000))
+COMPARED = (("auto", 400), ("laplace", 400), ("laplace", 50_000), ("encoder", 5000))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,13 +200,16 @@ def _relative_variance(log_weight: Tensor) -> Tensor:
     return weight.var(1) * log_weight.shape[1]
 
 
+Sets = Callable[[Decoder], Iterator[tuple[str, Tensor, Tensor | None]]]
+
+
 @full_float32()
-def measure(stored: StoredModel, inside: Path, outside: Path, file: Path, num_chains: int) -> None:
+def measure(stored: StoredModel, sets_of: Sets, file: Path, num_chains: int) -> None:
     """Anneal set after set; each is saved as soon as it is known."""
     decoder = read_decoder(stored)
     sets: dict[str, Truth] = {}
     print(f"{num_chains} chains each way, {FROM_GAUSSIAN} temperatures")
-    for name, images, z in image_sets(stored, decoder, inside, outside, seed=SEED):
+    for name, images, z in sets_of(decoder):
         started = time.perf_counter()
         shape = (len(images), num_chains, stored.manifest.latent_dim)
         lower, upper, std_error, acceptance = anneal(
@@ -229,7 +236,7 @@ def compare(stored: StoredModel, sets: dict[str, Truth]) -> None:
         )
     threadpool_limits(1, user_api="blas")  # as the service does
     model = Model.open(stored, runtime=Runtime("cpu"))
-    heads = ("RMSE", "med |e|", "bias", "lowest", "highest", "below", "above")
+    heads = ("RMSE", "med |e|", "bias", "lowest", "highest", "below", "above", "reliable", "covered")
     print(f"\n{'':22} {'estimate':>14} " + " ".join(f"{head:>8}" for head in heads))
     for name, truth in sets.items():
         for proposal, num_samples in COMPARED:
@@ -239,11 +246,13 @@ def compare(stored: StoredModel, sets: dict[str, Truth]) -> None:
             margin = 0.5 + 4 * np.hypot(found.std_error, 2 * truth.std_error)
             below = (truth.lower - found.log_likelihood > margin).sum()
             above = (found.log_likelihood - truth.upper > margin).sum()
+            within = np.abs(error) < 1.96 * np.hypot(found.std_error, truth.std_error)
+            covered = f"{within[found.reliable].mean():.2f}" if found.reliable.any() else "–"
             figures = (np.sqrt((error**2).mean()), np.median(np.abs(error)), error.mean(), error.min(), error.max())
             print(
                 f"{name:22} {proposal:>8} {num_samples:5} "
                 + " ".join(f"{figure:8.2f}" for figure in figures)
-                + f" {below:8} {above:8}",
+                + f" {below:8} {above:8} {found.reliable.mean():8.2f} {covered:>8}",
                 flush=True,
             )
 
@@ -252,14 +261,27 @@ def main() -> None:
     """Measure where data is given, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--model", choices=NUM_IMAGES, default="mnist")
+    parser.add_argument("--store", type=Path, default=BUNDLED)
+    parser.add_argument("--model", default="mnist")
     parser.add_argument("--inside", type=Path)
     parser.add_argument("--outside", type=Path)
     parser.add_argument("--chains", type=int, default=16)
+    parser.add_argument("--ground", type=int, default=0, help="images a set of ground that nothing was tuned on")
+    parser.add_argument("--omniglot", type=Path, help="folder of omniglot.npz, for --ground")
+    parser.add_argument("--font", type=Path, help="TrueType file to draw letters with, for --ground")
     given = parser.parse_args()
-    stored = open_version(BUNDLED, given.model)
-    if given.inside and given.outside:
-        measure(stored, given.inside, given.outside, given.file, given.chains)
+    stored = open_version(given.store, given.model)
+    if given.ground:
+        if not (given.inside and given.omniglot and given.font):
+            parser.error("--ground needs --inside, --omniglot and --font")
+        new = {"omniglot": given.omniglot, "font": given.font, "count": given.ground}
+        sets = partial(ground_sets, stored, inside=given.inside, seed=SEED, **new)
+        measure(stored, sets, given.file, given.chains)
+    elif given.inside and given.outside:
+        if given.model not in NUM_IMAGES:
+            parser.error(f"--outside is for {', '.join(NUM_IMAGES)}")
+        sets = partial(image_sets, stored, inside=given.inside, outside=given.outside, seed=SEED)
+        measure(stored, sets, given.file, given.chains)
     compare(stored, load(given.file, stored))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ladder import letters
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,11 +37,8 @@ def image_sets(
         chosen = test[rng.choice(len(test), count, replace=False)]
         return chosen.astype(np.float32) / np.float32(255 if test.dtype == np.uint8 else 1)
 
-    z = torch.randn(num_images[drawn], stored.manifest.latent_dim, generator=generator, dtype=torch.float64)
-    parameters = [each.flatten(1).unsqueeze(1) for each in decoder(z.float())]
-    uniform = torch.rand(len(z), 1, decoder.likelihood.num_uniforms, generator=generator)
-    pixels = decoder.likelihood.sample(uniform, *parameters)
-    yield drawn, pixels.reshape(-1, *stored.manifest.image.chw), z
+    pixels, z = _simulated(stored, decoder, num_images[drawn], generator)
+    yield drawn, pixels, z
     grey = draw(inside, num_images[own])
     familiar = fresh_binarisation(grey, "dynamic", seed=seed) if binary else grey
     images = torch.from_numpy(familiar).float()
@@ -50,3 +48,40 @@ def image_sets(
     yield foreign, torch.from_numpy(strange > 0.5 if binary else strange).float(), None
     for name in noisy:
         yield name, torch.from_numpy(rng.random((num_images[name], *images.shape[1:])) < 0.5).float(), None
+
+
+def ground_sets(
+    stored: StoredModel, decoder: Decoder, inside: Path, omniglot: Path, font: Path, *, count: int, seed: int
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """As `image_sets`, of ground that nothing was tuned on: `count` images a set.
+
+    Simulated ones, drawn with other codes than there; test images from 3000 on, turned by 90 degrees, inverted and
+    shifted by four pixels; Omniglot from 1000 on; and letters of the font. Where the model is binary, so are the
+    images.
+    """
+    binary = decoder.likelihood.levels == 2
+    pixels, z = _simulated(stored, decoder, count, torch.Generator().manual_seed(seed + 1000))
+    yield "simulated", pixels, z
+    test = read_source(inside).test
+    if test is None:
+        raise SystemExit(f"{inside} has no test images")
+    own = test[3000 : 3000 + count].astype(np.float32) / np.float32(255)
+    images = torch.from_numpy(fresh_binarisation(own, "dynamic", seed=seed) if binary else own).float()
+    yield "turned by 90 degrees", images.rot90(1, (2, 3)).contiguous(), None
+    yield "inverted", 1 - images, None
+    shifted = torch.zeros_like(images)
+    shifted[:, :, 4:, 4:] = images[:, :, :-4, :-4]
+    yield "shifted", shifted, None
+    with np.load(omniglot / "omniglot.npz") as archive:
+        drawn = archive[archive.files[0]].reshape(-1, 1, 28, 28)[1000 : 1000 + count]
+    yield "omniglot", torch.from_numpy(drawn > 100 if binary else drawn / np.float32(255)).float(), None
+    yield "letters", torch.from_numpy(letters(font, count)), None
+
+
+def _simulated(stored: StoredModel, decoder: Decoder, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images [N, C, H, W] that the model draws, and the codes [N, D] that made them."""
+    z = torch.randn(count, stored.manifest.latent_dim, generator=generator, dtype=torch.float64)
+    parameters = [each.flatten(1).unsqueeze(1) for each in decoder(z.float())]
+    uniform = torch.rand(len(z), 1, decoder.likelihood.num_uniforms, generator=generator)
+    pixels = decoder.likelihood.sample(uniform, *parameters)
+    return pixels.reshape(-1, *stored.manifest.image.chw), z

@@ -312,9 +312,25 @@ def test_a_temperature_leaves_half_of_the_effective_samples() -> None:
     increment, arrives = next_increment(ratio, most)
     assert arrives.tolist() == [True, False, False, False]
     assert increment[0] == 1
-    weight = np.exp(increment[:, None] * (ratio - ratio.max(axis=1, keepdims=True)))
-    effective = weight.sum(axis=1) ** 2 / (weight**2).sum(axis=1)
+    effective = _effective(np.exp(increment[:, None] * (ratio - ratio.max(axis=1, keepdims=True))))
     np.testing.assert_allclose(effective[1:], 200, rtol=0.02)
+
+
+def test_the_first_temperature_leaves_a_fourth_where_the_way_is_short() -> None:
+    """Half where β = 1 has more than a fourth, or nearly no effective sample."""
+    rng = np.random.default_rng(0)
+    ratio = rng.standard_normal((3, 400)) * np.array([1.0, 1.6, 20])[:, None]
+    weight = np.exp(ratio - ratio.max(axis=1, keepdims=True))
+    assert [100 < at_one < 200 for at_one in _effective(weight)] == [True, False, False]
+    assert [8 < at_one < 100 for at_one in _effective(weight)] == [False, True, False]
+    increment, arrives = next_increment(ratio, np.ones(3), first=True)
+    assert not arrives.any()
+    found = _effective(np.exp(increment[:, None] * (ratio - ratio.max(axis=1, keepdims=True))))
+    np.testing.assert_allclose(found, [200, 100, 200], rtol=0.02)
+
+
+def _effective(weight: AnyArray) -> AnyArray:
+    return np.asarray(weight.sum(axis=1) ** 2 / (weight**2).sum(axis=1))
 
 
 def test_a_temperature_is_never_none_at_all() -> None:

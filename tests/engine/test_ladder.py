@@ -282,3 +282,34 @@ def test_memory_is_bounded_by_what_is_announced(latent_dim: int, num_images: int
         tracemalloc.stop()
     announced = model.estimates_bytes(num_images, 400)
     assert peak < announced
+
+
+def test_what_the_search_may_have_missed_is_said() -> None:
+    model, x = rugged(), noise(6)
+    prepared = model._preparation.prepare(x).reshape(len(x), -1)
+    ladder_of = model._estimator.ladder
+    reached = complete(model._estimator._search.from_encoder(prepared, complete(model.encode(x))))
+    plain = ask(model, x, "laplace")
+    gain = np.array([9.0, 11.0, 3001.0, 2999.0, 9.0, 11.0])
+    far = replace(reached, gain=gain, converged=np.array([True, True, True, True, False, False]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder_of, "_familiar_gain", 0.5)
+        judged = ladder_of.judge(plain, far)
+        patch.setattr(ladder_of, "_familiar_gain", 11.0)
+        familiar = ladder_of.judge(plain, far)
+    counted = gain > 10  # nats: nothing that matters is missed by a search that rose less
+    np.testing.assert_array_equal(judged.std_error[~counted], plain.std_error[~counted])
+    np.testing.assert_allclose(judged.std_error[counted] ** 2, plain.std_error[counted] ** 2 + 0.15**2)
+    np.testing.assert_array_equal(judged.reliable, plain.reliable & (gain < 3000))
+    np.testing.assert_array_equal(judged.reason, np.where(gain > 3000, "mode", plain.reason))
+    np.testing.assert_array_equal(familiar.reliable, plain.reliable)
+    assert (familiar.std_error == plain.std_error).tolist() == [True, True, False, False, True, False]
+
+
+def test_only_a_very_heavy_tail_makes_a_doubtful_image_contested() -> None:
+    record = replace(
+        ask(rugged(), noise(4), "laplace"),
+        reliable=np.array([True, False, False, False]),
+        pareto_k=np.array([0.9, 0.84, 0.86, np.nan]),
+    )
+    assert rugged()._estimator.ladder.has_heavy_tail(record).tolist() == [False, False, True, True]

@@ -2,9 +2,10 @@
 
 Particles go from the reference r(z|x) to p(x, z) through densities ∝ r^{1−β}·p(x, z)^β, β from 0 to 1. Each step takes
 the next β so that the effective sample size of the weights (p/r)^{Δβ} is half of the particles; P(x) is estimated by
-the product of the mean weights (Del Moral, Doucet, Jasra 2006, JRSS B 68:411). Particles are then drawn again by their
-weights and moved within the density of β by preconditioned Crank-Nicolson steps around the particles' mean and
-covariance (crank_nicolson.py). No gradient: one decoder row a move.
+the product of the mean weights (Del Moral, Doucet, Jasra 2006, JRSS B 68:411). Where the way is short, the first step
+goes on to a fourth: particles drawn from the reference are independent, those that were moved are not. Particles are
+then drawn again by their weights and moved within the density of β by preconditioned Crank-Nicolson steps around the
+particles' mean and covariance (crank_nicolson.py). No gradient: one decoder row a move.
 
 It is waste-free (Dau, Chopin 2022, JRSS B 84:114): one particle in ten is drawn, each moves nine times, and all
 ten states of each go on. On images unlike the training set that takes a fourth of the decoder rows of moving every
@@ -33,8 +34,10 @@ from service.engine.posterior.reference import GROUP, LOG_2_PI, Reference, round
 NUM_STATES = 10
 """Of each chain, its start among them."""
 MAX_TEMPERATURES = 40
-_TARGET_ESS = 0.5
-"""Of the particles: what the effective sample size of one step's weights is to be."""
+_TARGET_ESS, _FIRST_TARGET_ESS = 0.5, 0.25
+"""Of the particles: what the effective sample size of one step's weights is to be, and of the first step's."""
+_NEXT_TO_NONE = 0.02
+"""Of the particles: with fewer effective ones at β = 1 the way is long, and its first step short."""
 _TARGET_ACCEPTANCE = 0.3
 _FIRST_STEP = 0.6
 _LEAST_STEP = 0.02
@@ -108,7 +111,7 @@ def anneal(
     """
     state = _State(population)
     for number in range(MAX_TEMPERATURES):
-        images = state.advance(last=number == MAX_TEMPERATURES - 1)
+        images = state.advance(number)
         if not len(images):
             break
         yield from _move(state, images, reference.take(images), values, noise(number))
@@ -135,14 +138,14 @@ class _State:
         self.ancestor = np.tile(np.arange(num_particles), (num_images, 1))
         self.active = np.flatnonzero(possible)
 
-    def advance(self, *, last: bool) -> Indices:
-        """Weigh the particles of images on their way to their next temperature; returns those not yet at β = 1."""
+    def advance(self, number: int) -> Indices:
+        """Weigh particles of images on their way to their temperature of this number; returns those not at β = 1."""
         images = self.active
         log_ratio = self.log_joint[images] - self.log_reference[images]
         beta = self.beta[images]
-        increment, arrives = next_increment(log_ratio, 1 - beta)
+        increment, arrives = next_increment(log_ratio, 1 - beta, first=not number)
         self.finished[images] = arrives
-        if last:
+        if number == MAX_TEMPERATURES - 1:
             increment, arrives = 1 - beta, np.ones(len(images), np.bool_)
         log_weight = increment[:, None] * log_ratio  # [n, K]
         self.log_weight[images] = log_weight
@@ -218,13 +221,19 @@ def _move(
     state.ancestor[images] = np.repeat(state.ancestor[images][every, chosen], NUM_STATES, axis=1)
 
 
-def next_increment(log_ratio: Float64Array, most: Float64Array) -> tuple[Float64Array, NDArray[np.bool_]]:
+def next_increment(
+    log_ratio: Float64Array, most: Float64Array, *, first: bool = False
+) -> tuple[Float64Array, NDArray[np.bool_]]:
     """The largest Δβ ≤ most at which exp(Δβ·log ratio) has half of its effective samples, by bisection.
 
-    log p/r [n, K] and most [n] → Δβ [n], and whether it is all of `most`.
+    log p/r [n, K] and most [n] → Δβ [n], and whether it is all of `most`. The `first` step of an image that has less
+    than a fourth of them at `most`, but not next to none, goes on to a fourth.
     """
-    wanted = _TARGET_ESS * log_ratio.shape[1]
-    arrives = _effective_samples(log_ratio, most) >= wanted
+    count = log_ratio.shape[1]
+    at_most = _effective_samples(log_ratio, most)
+    arrives = at_most >= _TARGET_ESS * count
+    further = first & (at_most < _FIRST_TARGET_ESS * count) & (at_most >= _NEXT_TO_NONE * count)
+    wanted = np.where(further, _FIRST_TARGET_ESS, _TARGET_ESS) * count
     low, high = np.zeros_like(most), most.copy()
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2

@@ -137,11 +137,14 @@ class Estimator:
         is_strange = self.ladder.is_strange(reached) | ~is_usable(posterior) | (is_doubtful & (proposal == "annealed"))
         strange, familiar = np.flatnonzero(is_strange), np.flatnonzero(~is_strange)
 
+        def final(some: Indices, record: LogLikelihood, drawn: Float32Array) -> Part[Inference]:
+            return Part(some, Inference(self.ladder.judge(record, reached.take(some)), drawn))
+
         def anneal(some: Indices, modes: Candidates, weights: Float64Array | None = None) -> Parts[Inference]:
             if len(some):
                 around = reference(modes.gaussians, modes.log_evidence, posterior.take(some))
-                answers = yield from self.ladder.anneal(x[some], around, modes.found, effort, weights)
-                yield Part(some, Inference(*answers))
+                record, drawn = yield from self.ladder.anneal(x[some], around, modes.found, effort, weights)
+                yield final(some, record, drawn)
 
         if len(familiar):
             gaussians = yield from self._search.approximate(x[familiar], reached.take(familiar))
@@ -152,8 +155,8 @@ class Estimator:
                 plan = self._around_modes(x[familiar], part, gaussians, reached.take(familiar), effort.seed)
                 sampled = yield from self._sample(plan, len(familiar), effort, persistent=False)
                 done = sampled.record.reliable
-                yield Part(familiar, Inference(sampled.record, plan.latents(sampled.drawn))).of(done)
-                contested = ~done & is_doubtful[familiar]
+                contested = is_doubtful[familiar] & self.ladder.has_heavy_tail(sampled.record)
+                yield final(familiar, sampled.record, plan.latents(sampled.drawn)).of(done)
                 strange = np.sort(np.concatenate([strange, familiar[contested]]))
                 again = np.flatnonzero(~done & ~contested)
                 weights = sampled.first[again] if effort.num_samples >= NUM_PARTICLES else None
@@ -168,7 +171,7 @@ class Estimator:
             record, drawn, weights = yield from self.ladder.importance(x[strange], around, modes.found, effort)
             wide = effort.max_std_error is not None and record.std_error > effort.max_std_error
             again = np.flatnonzero(~record.reliable | wide)
-            yield Part(strange, Inference(record, drawn)).of(np.delete(np.arange(len(strange)), again))
+            yield final(strange, record, drawn).of(np.delete(np.arange(len(strange)), again))
             yield from anneal(strange[again], modes.take(again), weights[again])
 
     def _sample(self, plan: _Plan, num_images: int, effort: Effort, *, persistent: bool = True) -> Chunks[_Sampled]:
