@@ -97,10 +97,10 @@ def draw_rows(file: Path, table: Sequence[Mapping[str, Any]], floors: Mapping[st
             fontsize=8,
         )
         axes.set(xscale="log", yscale="log", xlabel="decoder rows an image", title=PANELS[name])
-        axes.set_xlim(right=3 * max(line["rows"] for line in here))
+        axes.set_xlim(right=9 * max(line["rows"] for line in here))
         axes.set_ylim(bottom=0.4 * min(floors[name], *(line["median_error"] for line in here)))
         axes.title.set_fontsize(10)
-    figure.axes[0].set_ylabel("|estimate − true log P(x)|, nats: median, middle half")
+    figure.axes[0].set_ylabel("|estimate − true log P(x)|, nats: median, middle half", fontsize=9)
     _save(figure, file)
 
 
@@ -113,7 +113,7 @@ def _draw_proposal(axes: Axes, lines: Sequence[Mapping[str, Any]], proposal: str
     axes.annotate(
         proposal,
         (rows[-1], lines[-1]["median_error"]),
-        xytext=(7, 0),
+        xytext=(7, {"prior": 8, "annealed": -6}.get(proposal, 0)),
         textcoords="offset points",
         va="center",
         color=colour,
@@ -223,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("truth", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=int, default=16, help="of each set, for the error by rows")
+    parser.add_argument("--images", type=int, default=8, help="of each set, for the error by rows")
     parser.add_argument(
         "--only", choices=("rows", "sets"), help="one picture: error by rows, or the estimates of all sets"
     )
