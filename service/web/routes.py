@@ -176,7 +176,7 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
     )
     alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
     num_samples = model.description.calibration.num_samples
-    methods, meter = model.detector.choose(query.method), _meter(model, "anomaly-scores")
+    meter = _meter(model, "anomaly-scores")
     if query.explain and request.media_type in (CSV, NPY):
         raise NotAcceptableError(f"maps of pixels are no columns; with explain=true ask for {JSON} or {NDJSON}")
 
@@ -184,6 +184,7 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
         images = request.images[part]
         answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes)
         maps = (2 * images.nbytes + len(images) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
+        methods = model.detector.choose(query.method)
         judged = Judged(images, methods, alpha or DEFAULT_ALPHA, query.fdr)
 
         def answer(scores: AnomalyScores) -> Response:

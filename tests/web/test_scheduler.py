@@ -3,6 +3,7 @@
 import asyncio
 import math
 import threading
+import time
 import weakref
 from collections.abc import Generator, Sequence
 
@@ -553,6 +554,24 @@ def test_expectations_follow_what_was_run_last_and_do_not_pile_up() -> None:
         expectation.add(number, asked=1, run=1, seconds=1)
     assert len(expectation._sums) <= 256
     assert expectation.rows("a", 1000) == 1000  # forgotten
+
+
+def test_a_job_that_the_thread_drops_before_its_timer_has_run_is_answered_too() -> None:
+    async def scenario() -> None:
+        queue = scheduler()
+        gate, first = await blocked(queue)
+        late = queue.submit_alone(steps("late", 1, []), rows=1, timeout_seconds=0.05)
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # no timer runs meanwhile
+        gate.set()
+        while queue._queue._new or queue._running is not None:  # until the thread has dropped it
+            time.sleep(0.001)
+        with pytest.raises(DeadlineError):
+            await asyncio.wait_for(late, 30)
+        await first
+        queue.stop()
+
+    asyncio.run(scenario())
 
 
 def by_turns(log: list[int], gate: threading.Event, wrong: int | None = None) -> Computation[int, int]:

@@ -9,7 +9,7 @@
 export function snippets(url, subject, withKey) {
   return [
     { name: "curl", text: curl(url, subject, withKey) },
-    { name: "Python (httpx)", text: python(url, subject, withKey) },
+    { name: "Python", text: python(url, subject, withKey) },
     { name: "JavaScript (fetch)", text: javascript(url, subject, withKey) },
   ];
 }
@@ -20,22 +20,26 @@ function curl(url, { type, text, file }, withKey) {
   return `curl ${quoted(url)}${key} \\\n  -H ${quoted(`Content-Type: ${type}`)} \\\n  ${body}`;
 }
 
-function python(url, { type, text, file }, withKey) {
-  const key = withKey ? `"X-API-Key": os.environ["LOGPX_KEY"], ` : "";
-  const lines = [`${withKey ? "import os\n\n" : ""}import httpx`, ""];
-  if (text === null) lines.push("from pathlib import Path", "");
-  const body = text === null ? `content=Path(${JSON.stringify(file)}).read_bytes()` : `content=${pythonText(text)}`;
-  lines.push(
-    "answer = httpx.post(",
-    `    ${JSON.stringify(url)},`,
-    `    headers={${key}"Content-Type": ${JSON.stringify(type)}},`,
-    `    ${body},`,
-    "    timeout=120,",
-    ")",
-    "answer.raise_for_status()",
-    `print(answer.json()["results"])`.replace(`["results"]`, url.includes("/reconstruct") ? "" : `["results"]`),
-  );
-  return lines.join("\n");
+function python(url, { type, text, file, resize }, withKey) {
+  const { origin, pathname, searchParams: query } = new URL(url);
+  const [prefix, route] = pathname.split("/v1/");
+  const version = query.has("version") ? `, version=${query.get("version")}` : "";
+  const key = withKey ? `, key=os.environ["LOGPX_KEY"]` : "";
+  const isArray = !text && type.endsWith("npy");
+  const flags = (query.has("explain") ? ", explain=True" : "") + (resize ? ", resize=True" : "");
+  let images = JSON.stringify(file);
+  if (isArray) images = `np.load(${images})`;
+  if (text) images = `[${JSON.parse(text).images.map((one) => `b64decode("${one}")`)}]`;
+  return [
+    ...(text ? ["from base64 import b64decode"] : []),
+    ...(withKey ? ["import os"] : []),
+    ...(isArray ? ["import numpy as np"] : []),
+    "from logpx import Client",
+    "",
+    `client = Client("${origin}${prefix}", model="${query.get("model")}"${version}${key})`,
+    `images = ${images}`,
+    `print(client.${route.replace("-", "_")}(images${flags}))`,
+  ].join("\n");
 }
 
 function javascript(url, { type, text, file }, withKey) {
@@ -54,9 +58,4 @@ function javascript(url, { type, text, file }, withKey) {
 /** One word of a POSIX shell. */
 function quoted(/** @type {string} */ text) {
   return `'${text.replaceAll("'", "'\\''")}'`;
-}
-
-/** Base64 in JSON has no quote but ", and no backslash. */
-function pythonText(/** @type {string} */ text) {
-  return `'${text}'`;
 }

@@ -288,8 +288,8 @@ class Scheduler:
         """On the event loop: remove jobs from the queue's count, so that answers not yet delivered still count."""
         for job, outcome in outcomes:
             self._jobs.remove(job)
-            if job.expiry is not None:
-                job.expiry.cancel()
+            if job.expiry is not None and (outcome is not None or job.answer.done()):
+                job.expiry.cancel()  # what is dropped at its deadline waits for its timer, which answers
             if job.share is not None:
                 job.share.end()
             self._queued_rows -= job.room
