@@ -130,7 +130,9 @@ def test_python_and_fetch_send_what_the_page_sends(open_page: Open) -> None:
     curl(page)  # opens the requests
     python = page.get_by_role("region", name="Python").inner_text()
     printed: list[Any] = []
-    exec(python, {"print": printed.append})  # noqa: S102 (what the page shows)
+    names: dict[str, Any] = {"print": printed.append}
+    exec(python, names)  # noqa: S102 (what the page shows)
+    names["client"].close()
     assert values(page) == printed[0].log_likelihood.round(2).tolist()
     fetched = page.get_by_role("region", name="JavaScript (fetch)").inner_text()
     answer: Any = page.evaluate(f"async () => {{ {fetched.replace('console.log(', 'return (')} }}")
