@@ -45,6 +45,7 @@ def in_float64() -> Iterator[None]:
             mock.patch("training.fit.loop.prepare", doubled(prepare)),
             mock.patch("training.fit.trainer.prepare", doubled(prepare)),
             mock.patch("training.report.figures.binarise", doubled(binarise)),
+            mock.patch("training.report.verdict.prepare", doubled(prepare)),
         ):
             yield
     finally:

@@ -145,9 +145,13 @@ def test_a_short_job_past_its_deadline_costs_no_worker(runner: asyncio.Runner, p
     async def scenario() -> None:
         await until(lambda: len(pool.pids) == 3)
         before = set(pool.pids)
-        for _ in range(20):
-            with pytest.raises(DeadlineError):
-                await read(pool, PHOTOGRAPH, seconds=0)
+        late = 0
+        async with asyncio.timeout(60):
+            while late < 20:  # where this process is held up, an image may be there as soon as the deadline
+                try:
+                    await read(pool, PHOTOGRAPH, seconds=0)
+                except DeadlineError:
+                    late += 1
         await read(pool, PHOTOGRAPH)
         assert set(pool.pids) == before
 
