@@ -157,7 +157,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             "arrays", "blocks", "chunks", "graphs", "matrices", "parts", "preparation", "proposal", "runtime",
             "verification",
         },
-        "anomaly": {"arrays", "chunks", "posterior", "preparation", "proposal"},
+        "anomaly": {"arrays", "chunks", "parts", "posterior", "preparation", "proposal"},
     },
     "service.web": {
         "operations": {"answer_size", "memory_budget", "problems"},

@@ -4,8 +4,8 @@ Familiar images are finished before strange ones: who waits for a familiar one a
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,27 @@ from service.engine.arrays import Indices
 from service.engine.chunks import Chunks
 
 
-class Results(Protocol):
-    """Results of several images, each field an array with one entry an image."""
+@dataclass(frozen=True)
+class Results:
+    """Results of several images. Each field of a subclass is an array with one entry an image, or is such results."""
 
-    @staticmethod
-    def join(parts: Sequence[Any]) -> Any:
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
         """Those of several, images in order."""
+        return cls(**{field.name: _joined([getattr(part, field.name) for part in parts]) for field in fields(cls)})
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Self:
         """Those of these images, by index or by mask."""
+        return type(self)(**{field.name: _taken(getattr(self, field.name), index) for field in fields(self)})
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    first = values[0]
+    return first.join(values) if isinstance(first, Results) else np.concatenate(values)
+
+
+def _taken(value: Any, index: NDArray[np.intp] | NDArray[np.bool_]) -> Any:
+    return value.take(index) if isinstance(value, Results) else value[index]
 
 
 T = TypeVar("T", bound=Results)

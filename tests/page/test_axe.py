@@ -13,11 +13,11 @@ TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 OPTIONS = {"runOnly": TAGS, "resultTypes": ["violations"]}  # of what passes one element each, which is quicker
 
 
-def check(page: Page, context: str | None = None) -> None:
+def check(page: Page, context: str | None = None, *, least: int) -> None:
     found = Axe().run(page, context=context, options=OPTIONS)
     violations = found.response["violations"]
     assert [(item["id"], [node["target"] for node in item["nodes"]]) for item in violations] == []
-    assert len(found.response["passes"]) > 12
+    assert len(found.response["passes"]) > least
 
 
 def test_axe_finds_nothing_in_any_view(open_page: Open) -> None:
@@ -39,8 +39,8 @@ def test_axe_finds_nothing_in_any_view(open_page: Open) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for scheme in schemes:
             page.emulate_media(color_scheme=scheme)
-            check(page)
+            check(page, least=20)
     page.get_by_label("Model", exact=True).select_option("photos")
     page.get_by_role("button", name="Compare").click()
     page.get_by_role("region", name="Metrics, your image, and what differs").wait_for()
-    check(page, "#model-view")
+    check(page, "#model-view", least=12)  # which has no heading, landmark or language of its own

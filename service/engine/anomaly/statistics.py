@@ -3,14 +3,14 @@
 A statistic is one field of `Statistics`, or, where it follows from others, one line of `derived`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model_store import LATENT
 from service.engine.arrays import Float64Array
+from service.engine.parts import Results
 from service.engine.proposal import DiagonalGaussian
 
 _INFINITE, _NO_NUMBER = 1e12, 4e12
@@ -19,7 +19,7 @@ Values = Mapping[str, Float64Array]
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Results):
     """Of each image: arrays [B], in nats, but for `mean`. Their names are those of the arrays in calibration.npz."""
 
     log_likelihood: Float64Array
@@ -32,15 +32,6 @@ class Statistics:
     """Lossless size of the prepared image, see complexity.py."""
     mean: Float64Array
     """The latent code: the encoder's mean [B, D], no unit. calibration.npz has it in columns, `latent_0` and so on."""
-
-    @staticmethod
-    def join(parts: Sequence["Statistics"]) -> "Statistics":
-        """Those of several, images in order."""
-        return Statistics(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Statistics)})
-
-    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "Statistics":
-        """Those of these images, by index or by mask."""
-        return Statistics(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def measured(self) -> dict[str, Float64Array]:
         """Arrays [B] by name: what calibration.npz keeps."""

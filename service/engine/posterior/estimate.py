@@ -1,12 +1,12 @@
 """Log weights to an estimate of log P(x) that says how far it can be trusted."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.parts import Results
 from service.engine.posterior.pareto import ParetoTail, fit_tail, tail_size
 
 MAX_RELIABLE_STD_ERROR = 0.5
@@ -20,7 +20,7 @@ _MAX_SPREAD = 3.0
 
 
 @dataclass(frozen=True)
-class LogLikelihood:
+class LogLikelihood(Results):
     """Estimates of log P(x) with their diagnostics, one entry an image; all [B], nats unless said otherwise."""
 
     log_likelihood: NDArray[np.float64]
@@ -48,15 +48,6 @@ class LogLikelihood:
     """Whether `std_error` can be believed: see `is_reliable`, and `annealed_estimate`."""
     reason: NDArray[np.str_]
     """Why it is not reliable, one of `REASONS`; empty where it is."""
-
-    @staticmethod
-    def join(parts: Sequence["LogLikelihood"]) -> "LogLikelihood":
-        """One record of several, images in order."""
-        return LogLikelihood(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(parts[0])})
-
-    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "LogLikelihood":
-        """The record of these images, by index or by mask."""
-        return LogLikelihood(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 def estimate(

@@ -1,6 +1,6 @@
 """log P(x) of images, by the proposal asked for: finds modes, draws samples, and stops when the error bar is met."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.blocks import BlockSizes
 from service.engine.chunks import Chunks
-from service.engine.parts import Part, Parts
+from service.engine.parts import Part, Parts, Results
 from service.engine.posterior.candidates import Candidates, alone
 from service.engine.posterior.estimate import LogLikelihood, estimate, evidence_lower_bound
 from service.engine.posterior.gaussians import Gaussians
@@ -54,22 +54,12 @@ class _Sampled:
 
 
 @dataclass(frozen=True)
-class Inference:
+class Inference(Results):
     """Estimates, and draws from the posterior."""
 
     record: LogLikelihood
     latents: Float32Array
     """R draws from p(z|x) for each image, see `resample`: [B, R, D]."""
-
-    @staticmethod
-    def join(parts: Sequence["Inference"]) -> "Inference":
-        """Those of several, images in order."""
-        records, latents = [part.record for part in parts], [part.latents for part in parts]
-        return Inference(LogLikelihood.join(records), np.concatenate(latents))
-
-    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "Inference":
-        """Those of these images, by index or by mask."""
-        return Inference(self.record.take(index), self.latents[index])
 
 
 class Estimator:

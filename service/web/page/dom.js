@@ -72,6 +72,19 @@ export function numbersOf(place, caption, heads, rows) {
   return made;
 }
 
+/** A function that draws in the next frame, once however often it is called. */
+export function nextFrame(/** @type {() => void} */ draw) {
+  let asked = false;
+  return () => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      draw();
+    });
+  };
+}
+
 /**
  * @param {Element} element
  * @param {Object<string, unknown>} attributes

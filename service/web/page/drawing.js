@@ -1,6 +1,6 @@
 /** Drawing on a canvas: by mouse, touch, pen, or keyboard. */
 
-import { html } from "./dom.js";
+import { html, nextFrame } from "./dom.js";
 import { showBytes } from "./pixels.js";
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -10,7 +10,6 @@ export class Drawing {
   #pointer = /** @type {number|null} */ (null);
   #penDown = false;
   #cursor = [0, 0];
-  #framed = false;
 
   /**
    * @param {import("./raster.js").Raster} raster
@@ -41,18 +40,13 @@ export class Drawing {
   }
 
   /** Show the raster, and the keyboard's cursor while it is used, in the next frame. */
-  paint() {
-    if (this.#framed) return;
-    this.#framed = true;
-    requestAnimationFrame(() => {
-      this.#framed = false;
-      showBytes(this.canvas, this.raster.pixels(), this.raster);
-      if (!this.canvas.matches(":focus-visible")) return;
-      const context = this.canvas.getContext("2d");
-      context.fillStyle = this.#penDown ? "#f57d15" : "#4a9eff";
-      context.fillRect(Math.floor(this.#cursor[0]), Math.floor(this.#cursor[1]), 1, 1);
-    });
-  }
+  paint = nextFrame(() => {
+    showBytes(this.canvas, this.raster.pixels(), this.raster);
+    if (!this.canvas.matches(":focus-visible")) return;
+    const context = this.canvas.getContext("2d");
+    context.fillStyle = this.#penDown ? "#f57d15" : "#4a9eff";
+    context.fillRect(Math.floor(this.#cursor[0]), Math.floor(this.#cursor[1]), 1, 1);
+  });
 
   /** @param {PointerEvent} event */
   #place(event) {

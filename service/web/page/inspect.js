@@ -2,7 +2,7 @@
 
 import { Batch } from "./batch.js";
 import { csv, save } from "./csv.js";
-import { html } from "./dom.js";
+import { html, nextFrame } from "./dom.js";
 import { chosen, dropped, filesOf } from "./files.js";
 import { Notice } from "./notice.js";
 import { canvas, levelsOf, showLevels } from "./pixels.js";
@@ -28,7 +28,6 @@ const COLUMNS = [
 
 export class Inspect extends EventTarget {
   #size = 0;
-  #framed = false;
 
   /**
    * Sends "look" with a file in `detail` that is to be seen alone.
@@ -200,14 +199,7 @@ export class Inspect extends EventTarget {
     save(name, csv(this.table.sorted(this.batch.rows), this.threshold.cutoff));
   }
 
-  #changed() {
-    if (this.#framed) return;
-    this.#framed = true;
-    requestAnimationFrame(() => {
-      this.#framed = false;
-      this.#draw();
-    });
-  }
+  #changed = nextFrame(() => this.#draw());
 
   #draw() {
     const { rows, counts, paused } = this.batch;

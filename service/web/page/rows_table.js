@@ -1,6 +1,6 @@
 /** A table of many rows, of which only those in sight exist. */
 
-import { html } from "./dom.js";
+import { html, nextFrame } from "./dom.js";
 
 export const ROW_HEIGHT = 52;
 const SPARE = 6;
@@ -21,7 +21,6 @@ export class RowsTable {
   items = [];
   /** @type {Map<number, {row: HTMLTableRowElement, version: unknown}>} rows in sight, by their item's id */
   #shown = new Map();
-  #framed = false;
 
   /**
    * @param {string} label
@@ -89,14 +88,7 @@ export class RowsTable {
   }
 
   /** Draw the rows in sight in the next frame. */
-  draw() {
-    if (this.#framed) return;
-    this.#framed = true;
-    requestAnimationFrame(() => {
-      this.#framed = false;
-      this.#draw();
-    });
-  }
+  draw = nextFrame(() => this.#draw());
 
   #draw() {
     const fits = Math.ceil(this.element.clientHeight / ROW_HEIGHT) + 2 * SPARE;
