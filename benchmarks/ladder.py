@@ -1,6 +1,9 @@
 """Is `auto` right, reliable and affordable on images that nothing was tuned on? Beside `laplace`, the former default.
 
     PYTHONPATH=. python benchmarks/ladder.py --data ../shared/data --font FONT.ttf [--images 40] [--only letters]
+    PYTHONPATH=. python benchmarks/ladder.py --model STORE/NAME --pixels IMAGES.npy [--images 24]
+
+The second line takes any model, and images of its size that it was not trained on, uint8 [N, H, W] or [N, C, H, W].
 
 Each set is compared with a search of more than ten times the budget: modes from 72 starting points that are not the
 ladder's, followed to their ends, and 2000 particles from up to four of them; twice, with other starting points. That is
@@ -44,20 +47,25 @@ Pixels = NDArray[np.float32]
 def main() -> None:
     """Print a table for each set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of mnist, fashion-mnist and omniglot")
-    parser.add_argument("--font", type=Path, required=True, help="TrueType file to draw letters with")
+    parser.add_argument("--data", type=Path, help="folder of mnist, fashion-mnist and omniglot")
+    parser.add_argument("--font", type=Path, help="TrueType file to draw letters with")
+    parser.add_argument("--model", type=Path, help="STORE/NAME, the latest version, in place of the bundled models")
+    parser.add_argument("--pixels", type=Path, help="with --model: uint8 array, .npy")
     parser.add_argument("--images", type=int, default=40, help="of each set")
     parser.add_argument("--only", default="", help="sets whose name has this in it")
     parsed = parser.parse_args()
     head = f"{'':22}{'reliable':>9}{'RMSE':>7}{'med':>6}{'covered':>9}{'off':>6}{'low':>6}{'rows':>7}{'ms':>7}"
     print(f"{head}   (RMSE, median error, covered, off: of the reliable ones; {parsed.images} images a set)")
-    for name, model_name, pixels in _sets(parsed.data, parsed.font, parsed.images):
+    if parsed.model is None and (parsed.data is None or parsed.font is None):
+        parser.error("--data and --font, or --model and --pixels")
+    sets = _sets(parsed.data, parsed.font, parsed.images) if parsed.model is None else [_own_set(parsed)]
+    for name, stored, pixels in sets:
         if parsed.only not in name:
             continue
-        model = _open(model_name)
-        reference = _thorough(model_name, pixels)
+        model = _open(stored)
+        reference = _thorough(stored, pixels)
         apart = np.abs(reference[0] - reference[1])
-        print(f"{name} ({model_name}); the thorough search by two seeds: {np.median(apart):.2f} nats apart, at most "
+        print(f"{name} ({stored.name}); the thorough search by two seeds: {np.median(apart):.2f} nats apart, at most "
               f"{apart.max():.2f}", flush=True)  # fmt: skip
         truth = log_mean_exp(reference.T)
         for proposal in PROPOSALS:
@@ -80,7 +88,14 @@ def _figures(record: LogLikelihood, truth: NDArray[np.float64]) -> str:
     )
 
 
-def _thorough(name: str, pixels: Pixels) -> NDArray[np.float64]:
+def _own_set(parsed: argparse.Namespace) -> tuple[str, Path, Pixels]:
+    """The images that were given, for the model that was given."""
+    model = _open(parsed.model)
+    pixels = np.load(parsed.pixels)[: parsed.images].reshape(-1, *model.description.image.chw)
+    return parsed.pixels.stem, parsed.model, pixels.astype(np.float32) / np.float32(255)
+
+
+def _thorough(stored: Path, pixels: Pixels) -> NDArray[np.float64]:
     """log P(x) with modes contested from many starting points whatever an image looks like: [2, N].
 
     The two searches begin elsewhere, and neither where the ladder's begin.
@@ -93,32 +108,33 @@ def _thorough(name: str, pixels: Pixels) -> NDArray[np.float64]:
             mock.patch.object(mode_search, "_SEVERAL_TOLERANCE", 0.05),
             mock.patch.multiple(multistart, _ENOUGH=10**6, _ENOUGH_AT_BEST=10**6),
         ):
-            model = _open(name)
+            model = _open(stored)
             model._estimator.ladder._familiar_gain = -1.0
             record = complete(model.log_likelihood(pixels, proposal="annealed", num_samples=2000, seed=seed))
             found.append(record.log_likelihood)
     return np.array(found)
 
 
-def _open(name: str) -> Model:
-    return Model.open(open_version(BUNDLED, name), runtime=Runtime("cpu"), tried=True)
+def _open(stored: Path) -> Model:
+    return Model.open(open_version(stored.parent, stored.name), runtime=Runtime("cpu"), tried=True)
 
 
-def _sets(data: Path, font: Path, count: int) -> Iterator[tuple[str, str, Pixels]]:
+def _sets(data: Path, font: Path, count: int) -> Iterator[tuple[str, Path, Pixels]]:
     """Name, model and images [N, 1, 28, 28]."""
+    mnist, fashion_mnist = BUNDLED / "mnist", BUNDLED / "fashion-mnist"
     digits, clothes = _test(data / "mnist")[5000:], _test(data / "fashion-mnist")[5000:]
     binary = fresh_binarisation(digits[:count], "dynamic", seed=SEED)
-    yield "test digits", "mnist", np.asarray(binary, np.float32)
-    yield "upside down", "mnist", np.ascontiguousarray(binary[:, :, ::-1], np.float32)
+    yield "test digits", mnist, np.asarray(binary, np.float32)
+    yield "upside down", mnist, np.ascontiguousarray(binary[:, :, ::-1], np.float32)
     with np.load(data / "omniglot" / "omniglot.npz") as archive:
         drawn = archive[archive.files[0]].reshape(-1, 1, 28, 28)
-    yield "omniglot", "mnist", (drawn[-count:] > 100).astype(np.float32)
-    yield "letters", "mnist", letters(font, count)
-    yield "thresholded clothes", "mnist", (clothes[:count] > 0.5).astype(np.float32)
+    yield "omniglot", mnist, (drawn[-count:] > 100).astype(np.float32)
+    yield "letters", mnist, letters(font, count)
+    yield "thresholded clothes", mnist, (clothes[:count] > 0.5).astype(np.float32)
     noise = np.random.default_rng(SEED).random((count, 1, 28, 28)) < 0.5
-    yield "noise", "mnist", noise.astype(np.float32)
-    yield "test clothes, 8-bit", "fashion-mnist", np.asarray(clothes[:count], np.float32)
-    yield "test digits, 8-bit", "fashion-mnist", np.asarray(digits[:count], np.float32)
+    yield "noise", mnist, noise.astype(np.float32)
+    yield "test clothes, 8-bit", fashion_mnist, np.asarray(clothes[:count], np.float32)
+    yield "test digits, 8-bit", fashion_mnist, np.asarray(digits[:count], np.float32)
 
 
 def _test(source: Path) -> Pixels:
