@@ -2,8 +2,10 @@
 # docker build --build-arg RUNTIME=gpu .    the service with CUDA
 # docker build --target training .          training, with torch
 # With --build-arg BASE=python@sha256:…, the base is that very image and no later one: see docs/security.md.
+# `make image` says besides which version and revision it is of: VERSION, REVISION and SOURCE, which become labels.
 
 ARG BASE=python:3.11-slim-bookworm
+ARG VERSION=0.1.0
 
 FROM ${BASE} AS build
 ARG RUNTIME=cpu
@@ -54,6 +56,18 @@ RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonex
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 WORKDIR /app
 STOPSIGNAL SIGTERM
+ARG BASE
+ARG VERSION
+ARG REVISION=unknown
+ARG SOURCE=
+LABEL org.opencontainers.image.title=logpx \
+      org.opencontainers.image.description="log P(x), anomaly scores, latent codes and samples of images, over HTTP" \
+      org.opencontainers.image.version=$VERSION \
+      org.opencontainers.image.revision=$REVISION \
+      org.opencontainers.image.source=$SOURCE \
+      org.opencontainers.image.licenses=MIT \
+      org.opencontainers.image.base.name=$BASE \
+      logpx.sbom=/sbom.cdx.json
 
 FROM runtime AS training
 COPY --from=build-training /opt/venv /opt/venv

@@ -30,7 +30,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 # Bytecode is kept: the tests start some hundred processes, each of which would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test types tests coverage format train audit lock again
+.PHONY: help serve test types tests coverage format train audit lock check-deploy image again
 
 help:
 	@echo 'make serve    the service on http://127.0.0.1:8000    (PORT=9000 another port, EXTRA=gpu with CUDA)'
@@ -40,6 +40,8 @@ help:
 	@echo 'make train    a model of MNIST, into the store    (DATA=folder or file, NAME=of the model, SIZE=64x48, MINUTES=60; cut short, it goes on)'
 	@echo 'make audit    looks up what is known against the pinned versions    (ADVISORIES=file or folder of OSV records: offline)'
 	@echo 'make lock     writes requirements/ anew, after a change of pyproject.toml or constraints.txt'
+	@echo 'make check-deploy CRDS=folder   checks deploy/ as docs/kubernetes.md says    (HELM=program)'
+	@echo 'make image    the container image, labelled with version and revision    (EXTRA=gpu with CUDA, SOURCE=address of the repository)'
 	@echo 'The first time, each installs what it needs into $(VENV)    (PYTHON=/path/to/python3 to choose one)'
 
 serve: $(VENV)/ready-$(EXTRA)
@@ -90,8 +92,19 @@ endif
 lock: $(VENV)/lock/ready
 	$(VENV)/lock/bin/python requirements/lock.py
 
+# Neither Helm nor other projects' definitions (CRDS) are in this repository: docs/kubernetes.md says where they come from.
+HELM = helm
+check-deploy: $(VENV)/deploy/ready
+	$(VENV)/deploy/bin/python deploy/check.py --helm $(call quoted,$(HELM)) --crds $(call quoted,$(CRDS))
+
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DOCKER = docker
+image:
+	$(DOCKER) build --build-arg RUNTIME=$(EXTRA) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) \
+	  --build-arg SOURCE=$(call quoted,$(SOURCE)) --tag logpx:$(VERSION)$(if $(filter gpu,$(EXTRA)),-gpu) .
+
 # A tool in an environment of its own: what it needs does not mix with what logpx needs.
-$(VENV)/audit/ready $(VENV)/lock/ready: $(VENV)/%/ready: requirements/%.txt | $(VENV)/ready-$(EXTRA)
+$(VENV)/audit/ready $(VENV)/deploy/ready $(VENV)/lock/ready: $(VENV)/%/ready: requirements/%.txt | $(VENV)/ready-$(EXTRA)
 	$(PY) -m venv $(VENV)/$*
 	$(VENV)/$*/bin/$(locked) --quiet --requirement $<
 	@touch $@

@@ -24,6 +24,7 @@ from model_store.manifest import (
     Provenance,
     Resampler,
 )
+from model_store.pin import pin_notice
 from model_store.publication import pin, publish, unpin
 from model_store.store import (
     BUNDLED,
@@ -72,6 +73,7 @@ __all__ = [
     "max_calibration_images",
     "open_version",
     "pin",
+    "pin_notice",
     "printable",
     "publish",
     "unpin",

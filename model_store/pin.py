@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 from model_store.errors import InvalidArtifactError
@@ -37,3 +38,20 @@ def read_pin(root: Path, name: str) -> int | None:
     if found is None:
         raise InvalidArtifactError(path, "the pin is not the number of a version")
     return int(found[1])
+
+
+def pin_notice(root: Path, name: str, version: int) -> str | None:
+    """A sentence for whoever has just published this version: that it is not its model's default, because of the pin.
+
+    None if it is: there is no pin, or it names this version.
+    """
+    try:
+        pinned = read_pin(root, name)
+    except InvalidArtifactError as error:
+        return f"{name}: no version is the default: {error}; `logpx models unpin {name}` makes the newest one that"
+    if pinned in (None, version):
+        return None
+    return (
+        f"{name}: version {pinned} is pinned and stays the default; `logpx models pin {name} {version}` makes version "
+        f"{version} the default, `logpx models unpin {name}` always the newest (with --store {shlex.quote(str(root))})"
+    )

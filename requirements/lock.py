@@ -23,6 +23,7 @@ TOOLS = {
     "audit": "pip-audit",
     "lock": "uv",
     "sbom": "cyclonedx-bom",
+    "deploy": "kubernetes-validate",
 }
 # Of training: torch, which some machines have as a file of their own, and what it needs to run on CUDA. A build of
 # torch without CUDA, whose local version says +cpu, does without that.

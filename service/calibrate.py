@@ -37,7 +37,7 @@ from service.images.npy import parse_pixels
 from service.images.reader import ImageReader
 from service.images.resampler import ResamplerError, check_resampler
 from service.images.split_names import divide
-from service.printing import print_any_name
+from service.printing import print_any_name, print_published
 from service.progress import Progress
 
 _BATCH_IMAGES = 64
@@ -153,7 +153,7 @@ def _run(parsed: argparse.Namespace) -> None:
         likelihood=likelihood_graph_of(stored),
         calibration=arrays,
     )
-    print(f"published {published.path}")
+    print_published(published)
 
 
 def _described(stored: StoredModel, calibration: CalibrationProtocol) -> Description:

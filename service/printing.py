@@ -8,6 +8,8 @@ import io
 import sys
 from typing import Any, TextIO
 
+from model_store import StoredModel, pin_notice, printable
+
 
 def escaped(text: str, keep: str = "") -> str:
     r"""The text with a backslash and a number in place of each character that is not printable, or kept.
@@ -57,3 +59,11 @@ def print_any_name() -> None:
             stream.reconfigure(errors="backslashreplace")
         if stream is not None and not isinstance(stream, Escaping):
             setattr(sys, name, Escaping(stream))
+
+
+def print_published(stored: StoredModel) -> None:
+    """Say where a version was published and, if another one is pinned, that this one is not the default."""
+    print(f"published {stored.path}")
+    notice = pin_notice(stored.path.parent.parent, stored.manifest.name, stored.manifest.version)
+    if notice is not None:
+        print(printable(notice))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_store import Description, ImageShape, PixelPreparation, list_versions, open_version, publish
+from model_store import Description, ImageShape, PixelPreparation, list_versions, open_version, pin, publish
 from service.__main__ import main
 from service.engine.anomaly.detector import fitting_images
 from service.engine.chunks import complete
@@ -97,6 +97,19 @@ def test_a_folder_of_images_becomes_a_version(
     assert output.endswith(f"published {store / 'toy' / '2'}\n")
     scores = complete(Model.open(after, runtime=Runtime("cpu")).anomaly_scores(np.ones((2, 1, 10, 8), np.float32)))
     assert list(scores.by_method) == ["combined"]
+
+
+def test_a_version_that_a_pin_keeps_from_being_the_default_is_told(
+    store: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pin(store, "toy", 1)
+    assert calibrate(store, folder) == 0
+    published, notice = capsys.readouterr().out.splitlines()[-2:]
+    assert published == f"published {store / 'toy' / '2'}"
+    assert notice.startswith(
+        "toy: version 1 is pinned and stays the default; `logpx models pin toy 2` makes version 2 "
+    )
+    assert open_version(store, "toy").manifest.version == 1
 
 
 @pytest.mark.parametrize("form", ["uint8", "float32", "with channels"])

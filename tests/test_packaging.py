@@ -104,7 +104,9 @@ def _make(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
-@pytest.mark.parametrize("target", ["help", "serve", "test", "coverage", "format", "train", "audit", "lock"])
+@pytest.mark.parametrize(
+    "target", ["help", "serve", "test", "coverage", "format", "train", "audit", "lock", "check-deploy", "image"]
+)
 def test_make_knows_its_targets(target: str, extra: str) -> None:
     assert _make(target, f"EXTRA={extra}")
 

@@ -17,7 +17,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 OF_LOGPX = ("service", "cpu", "gpu", "otel", "training", "torch", "cuda", "dev")
-TOOLS = ("audit", "build", "lock", "sbom")
+TOOLS = ("audit", "build", "deploy", "lock", "sbom")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENTRY = re.compile(
     r"(?P<name>[a-z0-9-]+)==(?P<version>[0-9][0-9.a-z]*)(?: ; (?P<marker>[^\\\n]+))? \\\n"

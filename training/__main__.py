@@ -15,7 +15,7 @@ from service.engine.proposal import TooFewSamplesError
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.folder import printable
 from service.images.resampler import ResamplerError, check_resampler
-from service.printing import print_any_name
+from service.printing import print_any_name, print_published
 from training.configuration import Configuration
 from training.data.download import locate
 from training.data.image_sets import Reading
@@ -275,7 +275,7 @@ def _publish(parsed: argparse.Namespace) -> None:
     print_measured(measured)
     write_report(run.folder / REPORT, publication.model, measured, run.read_metrics())
     print(f"report: {run.folder / REPORT}")
-    print(f"published {publication.stored.path}")
+    print_published(publication.stored)
 
 
 def _upgrade(parsed: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from model_store import (
     pin,
     unpin,
 )
-from model_store.pin import read_pin
+from model_store.pin import pin_notice, read_pin
 from tests.toys import bernoulli_toy
 
 NAME = "toy"
@@ -44,6 +44,23 @@ def test_a_pin_says_which_version_is_opened_where_none_is_named(store: Path) -> 
     assert not unpin(store, NAME)
     assert list_store(store).candidates(NAME) == [1, 2, 3]
     assert list_store(store).candidates("none") == []
+
+
+def test_who_publishes_is_told_that_another_version_is_pinned(store: Path) -> None:
+    assert pin_notice(store, NAME, 3) is None
+    pin(store, NAME, 3)
+    assert pin_notice(store, NAME, 3) is None
+    pin(store, NAME, 1)
+    assert pin_notice(store, NAME, 3) == (
+        "toy: version 1 is pinned and stays the default; `logpx models pin toy 3` makes version 3 the default, "
+        f"`logpx models unpin toy` always the newest (with --store {store})"
+    )
+    (store / NAME / "pin").write_text("two")
+    told = pin_notice(store, NAME, 3)
+    assert told == (
+        f"toy: no version is the default: {store}/toy/pin: the pin is not the number of a version; "
+        "`logpx models unpin toy` makes the newest one that"
+    )
 
 
 def test_what_is_not_there_is_not_pinned(store: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_store import ImageShape, LikelihoodSpec, open_version, publish
+from model_store import ImageShape, LikelihoodSpec, open_version, pin, publish
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
@@ -89,6 +89,20 @@ def test_one_model_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert open_version(tmp_path, "other").manifest.format_version == 2
     assert main(["upgrade", str(tmp_path), "--model", "missing"]) == 2
     assert capsys.readouterr().err == "error: the store has no model 'missing'\n"
+
+
+def test_a_pin_stays_and_is_told_and_the_newest_version_is_upgraded_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_format_1(tmp_path, "bernoulli", *OLD["bernoulli"])
+    pin(tmp_path, "bernoulli", 1)
+    assert main(["upgrade", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "bernoulli: published version 2" in told
+    assert "bernoulli: version 1 is pinned and stays the default; `logpx models pin bernoulli 2` makes" in told
+    assert open_version(tmp_path, "bernoulli").manifest.version == 1
+    assert main(["upgrade", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "bernoulli version 2: of format 2 already\n"
 
 
 def test_what_cannot_be_upgraded_is_said_and_keeps_no_other_from_it(

@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store import FORMAT_VERSION, Description, StoredModel, StoreError, list_store, open_version, publish
+from model_store import (
+    FORMAT_VERSION,
+    Description,
+    StoredModel,
+    StoreError,
+    list_store,
+    open_version,
+    pin_notice,
+    publish,
+)
 from service.engine.arrays import Float64Array
 from service.engine.chunks import complete
 from service.engine.model import Model
@@ -56,7 +65,10 @@ def upgrade(store: Path, name: str | None = None, *, runtime: Runtime, tell: Cal
 
 
 def _upgrade_one(store: Path, name: str, runtime: Runtime, tell: Callable[[str], None]) -> None:
-    stored = open_version(store, name)
+    versions = list_store(store).versions.get(name)
+    stored = open_version(
+        store, name, versions[-1] if versions else None
+    )  # the newest, also where an older one is pinned
     manifest = stored.manifest
     if manifest.format_version == FORMAT_VERSION:
         tell(f"{name} version {manifest.version}: of format {FORMAT_VERSION} already")
@@ -80,6 +92,8 @@ def _upgrade_one(store: Path, name: str, runtime: Runtime, tell: Callable[[str],
         f"{name}: published version {new.manifest.version}, of format {FORMAT_VERSION}; log P(x) of {_NUM_IMAGES} "
         f"drawn images differs by at most {difference:.1g} nats"
     )
+    if notice := pin_notice(store, name, new.manifest.version):
+        tell(notice)
 
 
 def _check_agreement(stored: StoredModel, description: Description, likelihood: bytes, runtime: Runtime) -> float:
