@@ -159,7 +159,7 @@ def test_restarting_one_after_the_other_under_load_loses_nothing(replicas: list[
             return number % len(requests), answer.status_code, answer.content
 
         def ask_until(done: threading.Event, first: int) -> list[tuple[int, int, bytes]]:
-            found = []
+            found: list[tuple[int, int, bytes]] = []
             while not done.is_set():
                 found.append(ask(first + len(found)))
             return found
