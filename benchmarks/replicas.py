@@ -48,6 +48,7 @@ CLOSED = (
     "/v1/admin/../admin/reload",
     "/%76%31/admin/reload",
     "/./v1/admin/reload",
+    "/v2/repository/models/mnist/load",
 )
 SETTLED = 8  # answers of each client between two steps
 Answer = tuple[int, bytes]
