@@ -24,7 +24,7 @@ import yaml
 FOLDER = Path(__file__).parent
 CHART = FOLDER / "helm" / "logpx"
 VERSIONS = 3
-CONTRADICTORY = {
+CONTRADICTORY: Mapping[str, Mapping[str, Any]] = {
     "modelStore.type initContainer downloads": {
         "modelStore": {"type": "initContainer", "initContainer": {"image": "x"}}
     },
@@ -209,13 +209,14 @@ def check(helm: Helm, crds: Path) -> Iterator[str]:
     kinds = sorted({document["kind"] for document in every})
     yield f"kinds: {', '.join(kinds)}"
     own = yaml.safe_load((CHART / "values.yaml").read_text())
-    wrongs = [(path, values, "additional properties") for path, values in misspelt(own)]
-    wrongs += [(told, values, told) for told, values in CONTRADICTORY.items()]
+    wrongs: list[tuple[str, Mapping[str, Any], str]]
+    wrongs = [(path, wrong, "additional properties") for path, wrong in misspelt(own)]
+    wrongs += [(told, wrong, told) for told, wrong in CONTRADICTORY.items()]
     with tempfile.TemporaryDirectory() as folder:
-        wrong = Path(folder) / "values.yaml"
-        for path, values, told in wrongs:
-            wrong.write_text(yaml.safe_dump(values))
-            done, text = helm.run("template", "logpx", str(CHART), "--values", str(wrong))
+        file = Path(folder) / "values.yaml"
+        for path, wrong, told in wrongs:
+            file.write_text(yaml.safe_dump(wrong))
+            done, text = helm.run("template", "logpx", str(CHART), "--values", str(file))
             if done or told not in text:
                 raise CheckError(f"{path}: is not refused" + ("" if done else f" for that: {text.strip()}"))
     yield f"refused: {len(wrongs) - len(CONTRADICTORY)} misspelt keys, {len(CONTRADICTORY)} contradictions"
@@ -230,7 +231,7 @@ def main() -> int:
     try:
         for line in check(Helm(parsed.helm), parsed.crds):
             print(line, flush=True)
-    except (CheckError, OSError) as error:
+    except (CheckError, OSError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -15,11 +15,12 @@ def test_compose_passes_every_setting_as_its_own_environment_has_it(name: str) -
     ours = {variable for variable in environment if variable.startswith("LOGPX_")}
     assert ours == {f"LOGPX_{setting.upper()}" for setting in Settings.model_fields}
     fixed = {variable: value for variable, value in environment.items() if value is not None}
-    assert fixed == (
-        {"LOGPX_EXECUTION_PROVIDER": "cuda", "CUDA_CACHE_PATH": "/tmp/cuda"} if name == "service-gpu" else {}  # noqa: S108 (of the container)
-    )
+    (volume,) = SERVICES[name]["volumes"]
+    within = {"LOGPX_HOST": "0.0.0.0", "LOGPX_PORT": 8000, "LOGPX_MODEL_STORE": volume.split(":")[1]}  # noqa: S104 (of the container)
+    of_gpu = {"LOGPX_EXECUTION_PROVIDER": "cuda", "CUDA_CACHE_PATH": "/tmp/cuda"}  # noqa: S108 (of the container)
+    assert fixed == within | (of_gpu if name == "service-gpu" else {})
     (mapping,) = SERVICES[name]["ports"]
-    assert mapping.endswith("}:${LOGPX_PORT:-8000}")
+    assert mapping.endswith(f"}}:{within['LOGPX_PORT']}")
 
 
 def test_make_image_says_which_version_and_revision_it_is() -> None:
