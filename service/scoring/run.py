@@ -198,9 +198,9 @@ def _print_plan(plan: Plan, before: int) -> None:
     if skipped := describe_skipped(plan.inputs.skipped):
         print(f"skipped: {skipped}")
     print(
-        f"{num_images} images in {plan.num_parts} parts; {manifest.name} version {manifest.version}, "
+        f"{_counted(num_images)} in {_counted(plan.num_parts, 'part')}; {manifest.name} version {manifest.version}, "
         f"log P(x) by {options.proposal}, {options.num_samples} samples, seed {options.seed}"
-        + (f"; {before} images are done already" if before else "")
+        + (f"; {_counted(before)} done already" if before else "")
     )
     if (options.proposal, options.num_samples, options.seed) != (by.proposal, by.num_samples, by.seed):
         print(
@@ -215,17 +215,30 @@ def _print_summary(results: Results, num_images: int) -> None:
     for number in range(results.num_parts):
         scored, strange = results.counts(number)
         counted, anomalies = counted + scored, anomalies + strange
-    print(f"{results.folder}: {counted} of {num_images} images scored, {anomalies} anomalies")
+    print(
+        f"{results.folder}: {counted} of {_counted(num_images)} scored, {_counted(anomalies, 'anomaly', 'anomalies')}"
+    )
     if counted == num_images:
         return
     named = [f"\n  {path}: {error}" for path, error in islice(results.failures(), _NAMED)]
     more = f"\n  and {num_images - counted - len(named)} more" if num_images - counted > len(named) else ""
     if not counted:
         raise ScoringError(f"no image could be scored; the column `error` says why:{''.join(named)}{more}")
+    has = "has" if num_images - counted == 1 else "have"
     print(
-        f"warning: {num_images - counted} images have no results; the column `error` says why:{''.join(named)}{more}",
+        f"warning: {_counted(num_images - counted)} {has} no results; the "
+        f"column `error` says why:{''.join(named)}{more}",
         file=sys.stderr,
     )
+
+
+def _counted(number: int, one: str = "image", many: str = "") -> str:
+    """A number of things.
+
+    >>> _counted(1), _counted(0), _counted(2, "anomaly", "anomalies")
+    ('1 image', '0 images', '2 anomalies')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 class Processes:
