@@ -35,7 +35,7 @@ from service.scoring.run import Crew, Plan, Processes, Shard, Tell, score
 from service.scoring.scorer import COLUMNS, Options, Scorer
 
 ROOT = Path(__file__).parents[1]
-OPTIONS = {"proposal": "laplace", "num_samples": 400}
+OPTIONS: dict[str, Any] = {"proposal": "laplace", "num_samples": 400}
 
 
 class LoggedActor(cluster.Actor):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AllowInfNan, PositiveInt
+from pydantic import AllowInfNan
 
 from model_store import BUNDLED, CalibrationProtocol, Manifest, StoreError, open_version
 from service.arguments import add_number
@@ -17,6 +17,7 @@ from service.models import STORE
 from service.printing import print_any_name
 
 _FDR = Annotated[float, AllowInfNan(False), Gt(0), Lt(1)]
+_SHARD = Annotated[int, Ge(1), Le(2**16)]
 _WORKERS = Annotated[int, Ge(1), Le(1024)]
 _HERE = "a new cluster on this machine"
 
@@ -54,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         unset="p ≤ 0.05",
     )
     parser.add_argument("--resize", action="store_true", help="resample images of another size, as ?resize=true does")
-    add_number(parser, "--shard-size", PositiveInt, help="images of a part", unset="64 to 1024")
+    add_number(parser, "--shard-size", _SHARD, help="images of a part", unset="64 to 1024")
     add_number(parser, "--workers", _WORKERS, help="processes, of one thread each", unset="one for each core")
     parser.add_argument(
         "--ray",

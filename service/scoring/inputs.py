@@ -1,6 +1,6 @@
 """Which images there are to score: files, folders, patterns, lists, Parquet, archives and arrays, in one fixed order.
 
-Only names and numbers of rows are read here. A million paths take some 100 MB.
+Only names and numbers of rows are read here. A million paths take 300 to 500 MB while they are sorted.
 """
 
 import glob
@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.images.archives import Archive, is_archive
+from service.images.archives import SUFFIXES as ARCHIVES
+from service.images.archives import Archive
 from service.images.container_errors import ContainerError
 from service.images.folder import SUFFIXES, Skipped, add_skipped, list_files
 from service.images.parquet import SUFFIX as PARQUET
@@ -161,16 +162,18 @@ def find_inputs(given: Sequence[str], out: Path) -> Inputs:
     for each in given:
         paths.update(_expanded(os.path.expanduser(each)))  # noqa: PTH111 (a Path would drop a leading ./)
     skipped: dict[str, tuple[int, str]] = {}
-    folders = [path for path in sorted(paths, key=_parts) if os.path.isdir(path)]  # noqa: PTH112
     groups: list[Group] = []
+    folders = sorted((path for path in paths if os.path.isdir(path)), key=_by_parts)  # noqa: PTH112
+    paths.difference_update(folders)
     containers = {path for path in paths if _is_container(path)}
-    if files := sorted(paths - containers - {*folders}, key=_parts):
+    paths -= containers
+    if files := sorted(paths, key=_by_parts):
         groups.append(Files("", files))
     for folder in folders:
         files, tables = _listed(folder, out, skipped)
         containers.update(tables)
         groups.append(Files(f"{folder.rstrip('/')}/", files))
-    groups += [_opened(path, skipped) for path in sorted(containers, key=_parts)]
+    groups += [_opened(path, skipped) for path in sorted(containers, key=_by_parts)]
     groups = [group for group in groups if len(group)]
     if groups and not all(isinstance(group, Broken) for group in groups):
         return Inputs(groups, skipped)
@@ -196,12 +199,13 @@ def _expanded(given: str) -> Sequence[str]:
     return [os.path.join(folder, line.rstrip("\r")) for line in lines if line.strip()]  # noqa: PTH118
 
 
-def _parts(path: str) -> list[str]:
-    return path.split("/")
+def _by_parts(path: str) -> str:
+    """A key that sorts paths folder by folder, as their lists of parts would, but smaller."""
+    return path.replace("/", "\0")
 
 
 def _is_container(path: str) -> bool:
-    return path.lower().endswith((PARQUET, ARRAY)) or is_archive(Path(path))
+    return path.lower().endswith((PARQUET, ARRAY, *ARCHIVES))
 
 
 def _listed(folder: str, out: Path, skipped: dict[str, tuple[int, str]]) -> tuple[list[str], list[str]]:

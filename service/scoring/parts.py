@@ -25,7 +25,7 @@ _SCHEMA = pa.schema(
     [
         ("path", pa.string()),
         ("index", pa.int64()),
-        *((name, _TYPES[kind]) for name, kind in COLUMNS.items()),  # type: ignore[index]
+        *((name, _TYPES[kind]) for name, kind in COLUMNS.items()),
         ("error", pa.string()),
     ]
 )

@@ -1,5 +1,6 @@
 """One model with its options: images in, a row of results each out."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,7 +107,8 @@ class Scorer:
     those of `POST /v1/anomaly-scores`, by the protocol that scored the calibration images: p-values hold for no other.
     If that is what `options` ask for, one pass gives both.
 
-    It can be pickled; the model is loaded at the first call after that, and once.
+    It can be pickled; the model is loaded at the first call after that, and once. Several threads of a process may call
+    it: they take turns.
 
     Args:
         model: its name in the store.
@@ -123,6 +125,8 @@ class Scorer:
     >>> found["name"].tolist(), found["reliable"].shape, found["error"].tolist()
     (['a', 'b'], (2,), [None, None])
     """
+
+    _one_at_a_time = threading.Lock()
 
     def __init__(
         self,
@@ -160,6 +164,10 @@ class Scorer:
         Returns:
             The other arrays of the batch, one for each of `COLUMNS`, and `error`, text or None.
         """
+        with self._one_at_a_time:
+            return self._called(batch)
+
+    def _called(self, batch: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         images = [_channels_first(image) for image in batch[self._image]]
         found: dict[str, list[NDArray[Any]]] = {name: [] for name in (*COLUMNS, "error")}
         for start in range(0, len(images), self.batch_images):
@@ -206,8 +214,7 @@ class Scorer:
             chosen = [index for index, content in enumerate(contents) if isinstance(content, kind)]
             read += self._read(contents, chosen, errors)
         columns: dict[str, NDArray[Any]] = {
-            name: np.full(len(contents), _FAILED[kind], kind)
-            for name, kind in COLUMNS.items()  # type: ignore[index]
+            name: np.full(len(contents), _FAILED[kind], kind) for name, kind in COLUMNS.items()
         }
         if read:
             indices = np.array([index for index, _ in read])

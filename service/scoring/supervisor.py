@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, cast
 
 from service.child_process import environment_of_child
-from service.images.decode_request import head, receive_head
+from service.images.decode_request import MAX_HEADER_BYTES, head, receive_head
 from service.scoring.errors import ScoringError
 
 PROGRAM = ("-m", "service.scoring.worker")
@@ -197,6 +197,9 @@ class Supervisor:
 
 
 def _send(process: "subprocess.Popen[bytes]", document: Mapping[str, Any]) -> None:
+    message = head(dict(document))
+    if len(message) > MAX_HEADER_BYTES:
+        raise ScoringError("the paths of a part's images are too long together: say a smaller --shard-size")
     stream = cast(IO[bytes], process.stdin)
-    stream.write(head(dict(document)))
+    stream.write(message)
     stream.flush()

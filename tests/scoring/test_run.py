@@ -70,7 +70,7 @@ def test_the_numbers_are_the_engine_s_to_the_bit(
     """Of eleven images at once, with as many threads as it likes; the shards have three, and one thread."""
     found = table(start(**options)).to_pydict()
     model = Model.open(open_version(store, "toy"), runtime=Runtime("cpu"))
-    images = pixels[:, None] / np.float32(255)
+    images = pixels[:, None].astype(np.float32) / np.float32(255)
     chosen: dict[str, Any] = {"proposal": "encoder", "num_samples": 200, **options}
     record, scores = complete(model.log_likelihood(images, **chosen)), complete(model.anomaly_scores(images))
     (judged,) = scores.by_method.values()
@@ -179,7 +179,8 @@ def test_benjamini_hochberg_decides_over_all_parts_and_may_be_cut_short(
     with pytest.raises(KeyboardInterrupt):
         start(InProcess(3), fdr=0.1)
     assert table(tmp_path / "out")["is_anomaly"].null_count == 9
-    write, written = Results.write, []
+    write = Results.write
+    written: list[int] = []
 
     def two_decisions(results: Results, number: int, content: bytes) -> None:
         if len(written) == 3:  # one part, and two of the decisions
@@ -232,7 +233,7 @@ def test_two_runs_in_one_folder(start: Start, tmp_path: Path) -> None:
 def test_a_full_disk_is_one_sentence_and_what_was_done_is_kept(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced = []
+    synced: list[int] = []
 
     def fsync(descriptor: int) -> None:
         if synced:

@@ -1,10 +1,12 @@
 """`Scorer`, as Ray's map_batches, Spark's predict_batch_udf, Daft and Dask call it."""
 
+import io
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model_store import ImageShape
 from service.engine.runtime import RUNTIME_ERRORS
@@ -31,7 +33,8 @@ def test_files_and_arrays_of_every_layout_give_the_same(scorer: Scorer, folder: 
 
 
 def test_what_is_wrong_is_said_of_each_image_alone(scorer: Scorer, pixels: AnyArray) -> None:
-    images = [pixels[0], b"", np.full((5, 4), 2, np.float32), np.zeros((3, 3), np.uint8), pixels[1], "never read"]
+    Image.new("1", (2**13, 2**13)).save(bomb := io.BytesIO(), "PNG")
+    images = [pixels[0], b"", np.full((5, 4), 2, np.float32), np.zeros((3, 3), np.uint8), pixels[1], bomb.getvalue()]
     found = scorer({"image": images, "key": np.arange(6)})
     assert found["key"].tolist() == [0, 1, 2, 3, 4, 5]
     assert [str(error)[:24] for error in found["error"]] == [
@@ -40,7 +43,7 @@ def test_what_is_wrong_is_said_of_each_image_alone(scorer: Scorer, pixels: AnyAr
         "pixels range from 2 to 2",
         "the image is 3×3 (height",
         "None",
-        "never read",
+        "the images have 67108864",
     ]
     expected = scorer({"image": pixels[:2]})
     for name in COLUMNS:
