@@ -30,8 +30,9 @@ import ray
 
 from model_store import BUNDLED, open_version
 from service.scoring import cluster
+from service.scoring.crew import Crew, Processes, Shard, Tell
 from service.scoring.inputs import find_inputs
-from service.scoring.run import Crew, Plan, Processes, Shard, Tell, score
+from service.scoring.run import Plan, score
 from service.scoring.scorer import COLUMNS, Options, Scorer
 
 ROOT = Path(__file__).parents[1]

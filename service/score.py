@@ -72,9 +72,10 @@ def run(parsed: argparse.Namespace) -> int:
     print_any_name()
     try:
         from service.scoring.cluster import RayActors
+        from service.scoring.crew import Processes
         from service.scoring.errors import ScoringError
         from service.scoring.inputs import find_inputs
-        from service.scoring.run import Plan, Processes, default_shard_size, score
+        from service.scoring.run import Plan, default_shard_size, score
         from service.scoring.scorer import Options
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "pyarrow":

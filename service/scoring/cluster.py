@@ -3,15 +3,18 @@
 The driver alone writes results. Images must be readable by every machine under the same paths; the model is sent.
 """
 
+import os
+import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from service.scoring.crew import Shard, Tell
 from service.scoring.errors import ScoringError
-from service.scoring.run import Shard, Tell
 from service.scoring.supervisor import Part, Supervisor
 
+_CONNECT_SECONDS = 10.0
 _MISSING = "--ray needs ray, which is not installed: pip install 'logpx[service,cpu,score,ray]'"
 
 
@@ -20,14 +23,16 @@ class Actor:
 
     Args:
         start: the first message to the worker process.
-        files: the files of the model's version by name.
+        files: what Ray has stored, alone in a list: the files of the model's version by name.
     """
 
-    def __init__(self, start: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    def __init__(self, start: Mapping[str, Any], files: Sequence[Any]) -> None:
+        import ray
+
         self._store = tempfile.TemporaryDirectory(prefix="logpx-score-")
         folder = Path(self._store.name) / start["model"] / str(start["version"])
         folder.mkdir(parents=True)
-        for name, content in files.items():
+        for name, content in ray.get(files[0]).items():
             (folder / name).write_bytes(content)
         self._supervisor = Supervisor({**start, "store": self._store.name})
 
@@ -52,7 +57,7 @@ class RayActors:
         self._num_workers = num_workers
 
     def run(self, start: Mapping[str, Any], shards: Iterator[Shard], tell: Tell) -> None:
-        """See `run.Crew`.
+        """See `crew.Crew`.
 
         Raises:
             ScoringError: Ray is not installed, the cluster cannot be reached, or a shard cannot be scored.
@@ -63,6 +68,7 @@ class RayActors:
             raise ScoringError(_MISSING) from error
         started_here = not ray.is_initialized()
         if started_here:
+            _check_reachable(self._address or os.environ.get("RAY_ADDRESS", ""))
             try:
                 ray.init(self._address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, ValueError, RuntimeError) as error:
@@ -84,7 +90,7 @@ class RayActors:
         most = self._num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         try:
             for worker, (number, shard) in zip(range(most), shards, strict=False):
-                actors.append(remote.remote(start, files))
+                actors.append(remote.remote(start, [files]))
                 pending[actors[worker].score.remote(shard)] = worker, number
             while pending:
                 (ready, *_), _ = ray.wait([*pending])
@@ -98,3 +104,18 @@ class RayActors:
         finally:
             for actor in actors:
                 ray.kill(actor)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address at which nobody answers: Ray would try for a quarter of an hour.
+
+    Raises:
+        ScoringError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # `auto`, `local` or nothing
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ScoringError(f"the Ray cluster at {address} cannot be reached ({error})") from error

@@ -1,5 +1,6 @@
 """A store with one small model, and images for it in every form."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,13 @@ from tests.toys import AnyArray, bernoulli_toy
 
 SHAPE = ImageShape(channels=1, height=5, width=4)
 COUNT = 11
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of progress, however slow the machine is: tests compare what is printed."""
+    monkeypatch.setattr("service.progress._SECONDS_AT_LEAST", math.inf)
+    monkeypatch.setattr("service.progress._SECONDS_AT_MOST", math.inf)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.scoring.run import Shard, Tell
+from service.scoring.crew import Shard, Tell
 from service.scoring.scorer import Scorer
 from service.scoring.supervisor import Part
 from service.scoring.worker import opened, score_shard

@@ -23,7 +23,7 @@ def test_the_page_s_examples_give_what_is_shown(
         shutil.copy(DOCS / name, tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LOGPX_MODEL_STORE", raising=False)
-    monkeypatch.setattr("service.scoring.run.Processes", lambda num_workers: InProcess())
+    monkeypatch.setattr("service.scoring.crew.Processes", lambda num_workers: InProcess())
     first = re.findall(r"^logpx (score .*)$", text, re.MULTILINE)[0]
     assert command.main(shlex.split(first)) == 0
     told = capsys.readouterr()

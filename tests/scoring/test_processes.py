@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from model_store import open_version
+from service.scoring.crew import Processes
 from service.scoring.errors import ScoringError
 from service.scoring.inputs import find_inputs
-from service.scoring.run import Plan, Processes, score
+from service.scoring.run import Plan, score
 from service.scoring.scorer import Options
 from service.scoring.supervisor import ClosedError, Supervisor
 from tests.scoring.crew import InProcess

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from model_store import open_version
-from service.__main__ import main
 from service.engine.anomaly.conformal import benjamini_hochberg
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from service.folder_lock import lock_folder
+from service.scoring.crew import Crew
 from service.scoring.errors import ScoringError
 from service.scoring.inputs import find_inputs
 from service.scoring.parts import Results
-from service.scoring.run import Crew, Plan, score
+from service.scoring.run import Plan, score
 from service.scoring.scorer import COLUMNS, Options
 from tests.scoring.conftest import COUNT
 from tests.scoring.crew import InProcess
@@ -261,58 +260,3 @@ def test_where_no_image_can_be_scored_it_says_why(start: Start, folder: Path, tm
     assert lines[1].lstrip().startswith(f"{tmp_path}/large.npy[1]: ")
     assert lines[5:] == ["  and 3 more"]
     assert table(start(images=[tmp_path / "large.npy"], out=tmp_path / "resized", resize=True))["error"].null_count == 8
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (["--model=none"], "error: the store has no model 'none'"),
-        (["--version=7"], "error: model 'toy' has no version 7; it has 1, 2"),
-        (["--proposal=laplace", "--num-samples=3"], "error: num_samples is 3; the proposal laplace takes at least 4"),
-        (["--images=nowhere"], "error: nowhere: does not exist"),
-        (["--store=nowhere"], "error: nowhere: the model store is not a folder"),
-        (["--out=/dev/null"], "error: /dev/null: cannot be written (File exists)"),
-        (["--ray"], "error: --ray needs ray, which is not installed: pip install 'logpx[service,cpu,score,ray]'"),
-    ],
-)
-def test_what_cannot_be_done_is_one_sentence(
-    store: Path,
-    folder: Path,
-    tmp_path: Path,
-    options: list[str],
-    problem: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    given = ["score", f"--images={folder}", "--model=toy", f"--store={store}", f"--out={tmp_path / 'out'}", *options]
-    assert main(given) == 2
-    assert capsys.readouterr().err == f"{problem}\n"
-
-
-def test_the_command_scores_and_says_what_it_did(
-    store: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "00.png").write_bytes(b"")
-    crews: list[InProcess] = []
-
-    def processes(num_workers: int | None) -> InProcess:
-        assert num_workers == 2
-        crews.append(InProcess(0 if not crews else None))
-        return crews[-1]
-
-    monkeypatch.setattr("service.scoring.run.Processes", processes)
-    monkeypatch.setenv("LOGPX_MODEL_STORE", str(store))
-    given = ["score", "--images", str(folder), "--model=toy", f"--out={tmp_path / 'out'}", "--workers=2", "--fdr=0.1"]
-    given += ["--proposal=encoder", "--num-samples=200"]
-    assert main(given) == 130
-    assert capsys.readouterr().err.startswith("\ninterrupted; the parts that are done are kept")
-    assert main(given) == 0
-    told = capsys.readouterr()
-    assert told.out == (
-        "11 images in 1 part; toy version 2, log P(x) by encoder, 200 samples, seed 0\n"
-        f"{tmp_path / 'out'}: 10 of 11 images scored, 8 anomalies\n"
-    )
-    assert told.err.startswith("warning: 1 image has no results; the column `error` says why:\n  ")
-    assert main(given) == 0
-    assert "; 11 images done already\n" in capsys.readouterr().out
