@@ -10,7 +10,7 @@ Ray is in no environment of this repository, so this is a script and not a test.
 3. so they do where the worker process of an actor is killed mid-shard;
 4. `Scorer` gives the same numbers through `ray.data.Dataset.map_batches`.
 
-For 2 and 3 it counts how many shards were scored more than once: one, each time.
+For 2 it checks that one shard was begun again, that of the actor which was killed, and no other.
 """
 
 import argparse

@@ -6,7 +6,7 @@ The driver alone writes results. Images must be readable by every machine under 
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,14 @@ class Actor:
 
     Args:
         start: the first message to the worker process.
-        files: what Ray has stored, alone in a list: the files of the model's version by name.
+        files: the files of the model's version by name.
     """
 
-    def __init__(self, start: Mapping[str, Any], files: Sequence[Any]) -> None:
-        import ray
-
+    def __init__(self, start: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         self._store = tempfile.TemporaryDirectory(prefix="logpx-score-")
         folder = Path(self._store.name) / start["model"] / str(start["version"])
         folder.mkdir(parents=True)
-        for name, content in ray.get(files[0]).items():
+        for name, content in files.items():
             (folder / name).write_bytes(content)
         self._supervisor = Supervisor({**start, "store": self._store.name})
 
@@ -83,6 +81,7 @@ class RayActors:
 
     def _run(self, ray: Any, start: Mapping[str, Any], shards: Iterator[Shard], tell: Tell) -> None:
         folder = Path(start["store"]) / start["model"] / str(start["version"])
+        # Kept here until the end: with it Ray makes an actor anew.
         files = ray.put({file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()})
         remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Actor)
         actors: list[Any] = []
@@ -90,7 +89,7 @@ class RayActors:
         most = self._num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         try:
             for worker, (number, shard) in zip(range(most), shards, strict=False):
-                actors.append(remote.remote(start, [files]))
+                actors.append(remote.remote(start, files))
                 pending[actors[worker].score.remote(shard)] = worker, number
             while pending:
                 (ready, *_), _ = ray.wait([*pending])
