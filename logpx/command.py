@@ -27,6 +27,7 @@ class Command:
 
 COMMANDS = {
     "serve": Command("service.__main__", _SERVICE, "serve the model store over HTTP"),
+    "score": Command("service.__main__", "service,cpu,score", "score any number of images into Parquet files"),
     "models": Command(
         "service.__main__", _SERVICE, "list a store's models; pin one of a model's versions, or unpin it"
     ),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-EXTRAS = ("cpu", "gpu", "otel", "training", "dev")
+EXTRAS = ("cpu", "gpu", "otel", "score", "ray", "training", "dev")
 TOOLS = {
     "build": "setuptools",  # builds logpx itself
     "audit": "pip-audit",

@@ -4,13 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from service import calibrate, models
+from service import calibrate, models, score
 from service.arguments import Parser
 from service.serve import serve
 
 _SERVE = "Serve the model store over HTTP until SIGTERM; settings come from the environment (docs/operations.md)."
 _CALIBRATE = "Calibrate a model's anomaly scores on images of your own; publishes a new version of it."
 _MODELS = "List a store's models and versions, or change which version of a model is the default."
+_SCORE = "log P(x) and anomaly scores of any number of images, as Parquet files; killed, it goes on."
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m service") -> int:
@@ -19,7 +20,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m service"
     parser.set_defaults(command=lambda _: serve())
     commands = parser.add_subparsers(metavar="COMMAND")
     commands.add_parser("serve", help=_SERVE, description=_SERVE)
-    for name, module, summary in (("calibrate", calibrate, _CALIBRATE), ("models", models, _MODELS)):
+    for name, module, summary in (
+        ("calibrate", calibrate, _CALIBRATE),
+        ("models", models, _MODELS),
+        ("score", score, _SCORE),
+    ):
         command = commands.add_parser(
             name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )

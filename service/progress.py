@@ -31,6 +31,8 @@ class Progress:
         what: is done, a word or two.
         total: how many there are.
         unit: of what.
+        before: how many of them were done before this began, and so in no time.
+        rate: whether to say how many are done in a second.
         shown: whether to write at all.
         stream: to write to, in place of standard error.
         clock: seconds from any beginning.
@@ -42,6 +44,8 @@ class Progress:
         total: int,
         *,
         unit: str = "images",
+        before: int = 0,
+        rate: bool = False,
         shown: bool = True,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -49,7 +53,8 @@ class Progress:
         self._what, self._total, self._unit, self._shown, self._clock = what, total, unit, shown, clock
         self._stream = stream or unescaped(sys.stderr)
         self._is_terminal = self._stream.isatty()
-        self._done = self._written_done = 0
+        self._before, self._rate = before, rate
+        self._done = self._written_done = before
         self._started = self._written_at = clock()
         self._written = False
 
@@ -79,14 +84,25 @@ class Progress:
         if due:
             self._written, self._written_at, self._written_done = True, now, self._done
             elapsed = now - self._started
-            left = f"{duration(elapsed * (self._total / self._done - 1))} left" if self._done else ""
+            done = self._done - self._before
+            left = f"{duration(elapsed * (self._total - self._done) / done)} left" if done > 0 else ""
             share = f"({self._done / max(self._total, 1):.0%}), ".replace("%", " %")
-            self._write(share + (left or f"{duration(elapsed)} so far"), "" if self._is_terminal else "\n")
+            speed = f"{_rounded(done / elapsed)} {self._unit} a second, " if self._rate and done > 0 and elapsed else ""
+            self._write(share + speed + (left or f"{duration(elapsed)} so far"), "" if self._is_terminal else "\n")
 
     def _write(self, when: str, end: str) -> None:
         begin = "\r\x1b[K" if self._is_terminal else ""
         self._stream.write(f"{begin}{self._what}: {self._done} of {self._total} {self._unit} {when}{end}")
         self._stream.flush()
+
+
+def _rounded(number: float) -> str:
+    """Two digits, or all that stand before the point.
+
+    >>> _rounded(0.0523), _rounded(1234.5)
+    ('0.052', '1234')
+    """
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -60,3 +60,20 @@ def test_a_terminal_has_one_line_that_is_written_again() -> None:
         "decoding: 3 of 4 images (75 %), 1 s left",
         "decoding: 3 of 4 images in 3 s\n",
     ]
+
+
+def test_what_was_done_before_took_no_time() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress("scoring", 4000, before=2000, rate=True, stream=stream, clock=clock) as progress:
+        clock.now = 10
+        progress.advance(500)
+        clock.now = 40
+        progress.advance(-500)
+        clock.now = 80
+        progress.advance(2)
+    assert stream.getvalue().splitlines() == [
+        "scoring: 2500 of 4000 images (62 %), 50 images a second, 30 s left",
+        "scoring: 2000 of 4000 images (50 %), 40 s so far",
+        "scoring: 2002 of 4000 images (50 %), 0.025 images a second, 22 h 12 min left",
+        "scoring: 2002 of 4000 images in 1 min 20 s",
+    ]

@@ -16,7 +16,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
-OF_LOGPX = ("service", "cpu", "gpu", "otel", "training", "torch", "cuda", "dev")
+OF_LOGPX = ("service", "cpu", "gpu", "otel", "score", "ray", "training", "torch", "cuda", "dev")
 TOOLS = ("audit", "build", "deploy", "lock", "sbom")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENTRY = re.compile(

@@ -12,7 +12,11 @@ TrainingError
 └── UpgradeError         models of a store could not be upgraded; each was named, with the reason
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from service.images.container_errors import ContainerError, EntryError
 
 
 class TrainingError(Exception):
@@ -62,3 +66,14 @@ class ParityError(TrainingError):
 
 class UpgradeError(TrainingError):
     """Models of a store could not be upgraded; each was named before, with the reason."""
+
+
+@contextmanager
+def as_data_errors() -> Iterator[None]:
+    """What readers of archives and Parquet raise in here is a DataError, or of one image a CorruptImageError."""
+    try:
+        yield
+    except EntryError as error:
+        raise CorruptImageError(error.file, error.problem) from error
+    except ContainerError as error:
+        raise DataError(error.file, error.problem) from error

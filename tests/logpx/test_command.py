@@ -61,7 +61,7 @@ def test_the_help_names_every_command_and_exit_code_on_one_screen(said: Said) ->
     assert said() == ("", shown)
 
 
-@pytest.mark.parametrize("name", ["serve", "models", "calibrate", "evaluate", "publish"])
+@pytest.mark.parametrize("name", ["serve", "score", "models", "calibrate", "evaluate", "publish"])
 def test_the_help_of_a_command_fits_a_screen_and_says_how_it_was_called(name: str, said: Said) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main([name, "--help"])
