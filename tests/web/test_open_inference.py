@@ -19,7 +19,7 @@ from tests.toys import AnyArray, bernoulli_toy
 from tests.web.conftest import Serve, put
 from tests.web.forms import image_file, npy, read_npy
 from tests.web.open_inference import document_of, in_bytes, in_json, outputs_of
-from tests.web.test_batching import batches, hold_up, together
+from tests.web.test_batching import backend_of, batches, hold_up, together
 
 __all__ = ["batches"]  # a fixture
 ENCODE, SCORE, ANOMALY = (f"/v2/models/digits.{name}/infer" for name in ("encode", "log-likelihood", "anomaly-scores"))
@@ -315,6 +315,34 @@ def test_deadlines_and_a_full_queue_are_as_on_v1(serve: Serve, digits: Any) -> N
     by_header["headers"]["X-Request-Timeout-Ms"] = "soon"
     assert client.post(ENCODE, **by_header).status_code == 422
     gate.set()
+
+
+def test_the_work_of_a_client_that_has_gone_is_dropped(client: TestClient, digits: Any) -> None:
+    gate = hold_up(client)
+    asked = in_bytes("images", digits[:1, None])
+    headers = [(name.lower().encode(), value.encode()) for name, value in asked["headers"].items()]
+    received = iter([{"type": "http.request", "body": asked["content"]}, {"type": "http.disconnect"}])
+    queued: list[int] = []
+
+    async def receive() -> Any:
+        message = next(received)
+        queued.append(backend_of(client)._scheduler.queued_jobs)
+        return message
+
+    async def send(_: Any) -> None:
+        """Nobody reads it."""
+
+    async def ask() -> None:
+        scope = {"type": "http", "method": "POST", "path": ENCODE, "query_string": b"", "headers": headers}
+        await client.app({**scope, "client": None, "root_path": ""}, receive, send)
+
+    assert client.portal is not None
+    with structlog.testing.capture_logs() as lines:
+        client.portal.call(ask)
+    assert [(line["status"], line["problem"]) for line in lines if line["event"] == "request"] == [(499, "client-gone")]
+    assert queued == [1, 2]
+    gate.set()
+    assert client.post(ENCODE, **asked).status_code == 200
 
 
 def test_what_was_asked_is_logged_and_counted_by_its_route(serve: Serve, digits: Any) -> None:
