@@ -30,6 +30,7 @@ from service.web.page_assets import page_routes
 from service.web.page_files import PageFiles
 from service.web.serving.backend import Backend
 from service.web.v2 import routes as open_inference
+from service.web.v2.inference import LENGTH_HEADER
 
 _log = structlog.get_logger()
 
@@ -131,8 +132,16 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                LENGTH_HEADER,
+                "X-API-Key",
+                "X-Request-ID",
+                "X-Request-Timeout-Ms",
+            ],
             expose_headers=[
+                LENGTH_HEADER,
                 "Retry-After",
                 "Server-Timing",
                 "X-Model",

@@ -21,16 +21,25 @@ JSON_EXPANSION = 31
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+def check_json_length(length: int, limits: Settings, shorter: str = "npy") -> None:
+    """Refuse so many bytes of JSON if there may not be as many.
+
+    `shorter`: what the client could send instead.
+
+    Raises:
+        LimitError: there are more than `max_json_bytes`.
+    """
+    if length > (most := limits.max_json_bytes):
+        raise LimitError(f"the JSON body has {length} bytes; at most {most} are accepted: send {shorter}")
+
+
 def check_json_size(body: bytes, limits: Settings, shorter: str = "npy") -> None:
     """Refuse a JSON body that would take long to parse, because nothing else runs meanwhile.
-
-    `shorter`: what its client could send instead.
 
     Raises:
         LimitError: it is larger than `max_json_bytes`, or has too many lists.
     """
-    if len(body) > (most := limits.max_json_bytes):
-        raise LimitError(f"the JSON body has {len(body)} bytes; at most {most} are accepted: send {shorter}")
+    check_json_length(len(body), limits, shorter)
     if (lists := body.count(b"[") + body.count(b"{")) > MAX_JSON_LISTS:
         raise LimitError(f"the JSON body has {lists} lists; at most {MAX_JSON_LISTS} are accepted: send {shorter}")
 

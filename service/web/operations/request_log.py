@@ -35,7 +35,10 @@ class RequestLog:
         self._refusals = metrics.refusals
         self._log = structlog.get_logger().bind()  # made once, after the log has been configured
         self._paths = {path for path in paths if "{" not in path}
-        self._templates = {path: compile_path(path)[0] for path in paths if "{" in path}
+        templates = sorted(
+            (path for path in paths if "{" in path), key=len, reverse=True
+        )  # {name}.encode before {name}
+        self._templates = {path: compile_path(path)[0] for path in templates}
         self._root_path = root_path
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:

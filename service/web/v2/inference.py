@@ -48,23 +48,19 @@ class Inference(NamedTuple):
     timeout_seconds: float | None
 
 
-def split_body(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
-    """The JSON, and the bytes after it.
-
-    Args:
-        body: the body.
-        length: the header that says how many of its bytes are JSON; without it, all are.
+def json_length(body: bytes, length: str | None) -> int:
+    """How many bytes of a body are JSON, by its header; without that, all are.
 
     Raises:
         InvalidBodyError: the header is not a whole number, or is more than there are.
     """
     if length is None:
-        return body, memoryview(b"")
+        return len(body)
     if not (length.isascii() and length.isdecimal()):
         raise InvalidBodyError(f"{LENGTH_HEADER} is {length[:40]!r}, not a whole number of bytes")
     if (size := int(length[:20])) > len(body):
         raise InvalidBodyError(f"{LENGTH_HEADER} says {size} bytes, but the body has {len(body)}")
-    return body[:size], memoryview(body)[size:]
+    return size
 
 
 def parse_inference(

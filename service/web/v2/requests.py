@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from fastapi.concurrency import run_in_threadpool
 
-from service.web.bodies import JSON_EXPANSION, check_json_size, checked_latents
+from service.web.bodies import JSON_EXPANSION, check_json_length, check_json_size, checked_latents
 from service.web.memory_budget import FREE_BYTES, MEMORY, Share
 from service.web.parameters import TIMEOUT_HEADER
 from service.web.problems import InvalidBodyError
@@ -13,7 +13,7 @@ from service.web.requests import ComputedRequest, Images, ImagesRequest, Latents
 from service.web.routes import new_seed
 from service.web.schemas import ImagesQuery, ModelQuery, SamplesQuery
 from service.web.v2.compression import unpack
-from service.web.v2.inference import LENGTH_HEADER, Inference, parse_inference, split_body
+from service.web.v2.inference import LENGTH_HEADER, Inference, json_length, parse_inference
 from service.web.v2.tensors import BYTES, Tensor
 
 _LENGTH_HEADER = LENGTH_HEADER.lower().encode()
@@ -50,16 +50,15 @@ class InferRequest(ComputedRequest):
 
     def read_headers(self) -> Headers:
         """The headers of this protocol, and the deadline. No other header changes how a request is read."""
-        found: dict[bytes, str] = {}
+        length, coding, timeout = None, None, None
         for name, value in self.scope["headers"]:
-            found[name] = value.decode("latin-1").strip()
-        timeout = found.get(TIMEOUT_HEADER)
-        coding = found.get(b"content-encoding", "identity").lower()
-        return Headers(
-            found.get(_LENGTH_HEADER),
-            None if coding == "identity" else coding,
-            None if timeout is None else timeout.encode("latin-1"),
-        )
+            if name == _LENGTH_HEADER:
+                length = value.decode("latin-1").strip()
+            elif name == b"content-encoding":
+                coding = value.decode("latin-1").strip().lower()
+            elif name == TIMEOUT_HEADER:
+                timeout = value
+        return Headers(length, None if coding == "identity" else coding, timeout)
 
     async def read_inference(self, headers: Headers, offered: tuple[str, ...]) -> Inference:
         """Read and parse the body.
@@ -72,7 +71,9 @@ class InferRequest(ComputedRequest):
         if headers.coding is not None:
             packed, most = len(body), self.settings.max_body_bytes
             body = await run_in_threadpool(unpack, body, headers.coding, most, lambda size: share.hold(packed + size))
-        document, binary = split_body(body, headers.json_length)
+        length = json_length(body, headers.json_length)
+        check_json_length(length, self.settings, "binary tensors")
+        document, binary = body[:length], memoryview(body)[length:]
         check_json_size(document, self.settings, "binary tensors")
         self._kept = len(document) * JSON_EXPANSION + len(binary) * _BINARY_EXPANSION
         if self._kept > FREE_BYTES or share.held:
