@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.web.v2.inference import LENGTH_HEADER, MAX_ID_CHARACTERS
+from service.web.v2.inference import LENGTH_HEADER, MAX_ID_CHARACTERS, PLACED
 from service.web.v2.operations import Operation
 from service.web.v2.responses import OCTETS
 
@@ -35,8 +35,7 @@ def describe_inference(operation: Operation) -> dict[str, Any]:
             "parameters": {"type": "object", "properties": {"binary_data": {"type": "boolean"}}},
         },
     }
-    left_out = {"model", "version", "n", "as", "explain"}
-    options = sorted({field.alias or name for name, field in operation.query.model_fields.items()} - left_out)
+    options = sorted({field.alias or name for name, field in operation.query.model_fields.items()} - PLACED.keys())
     schema = {
         "type": "object",
         "required": ["inputs"],

@@ -19,7 +19,7 @@ _IGNORED = frozenset(
 """Parameters that clients send of their own accord, and that mean nothing for these models."""
 _IGNORED_PREFIX = "triton_"
 _TIMEOUT = "timeout"
-_PLACED = {
+PLACED = {
     "model": "is in the path: /v2/models/MODEL.OPERATION/infer",
     "version": "is in the path: /v2/models/MODEL.OPERATION/versions/VERSION/infer",
     "n": "is an input",
@@ -150,8 +150,8 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, str]:
     for name, value in parameters.items():
         if name in _IGNORED or name == _TIMEOUT or name.startswith(_IGNORED_PREFIX):
             continue
-        if name in _PLACED:
-            wrong[name] = _PLACED[name]
+        if name in PLACED:
+            wrong[name] = PLACED[name]
         elif isinstance(value, str):
             options[name] = value
         elif isinstance(value, bool | int | float):
