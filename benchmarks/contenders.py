@@ -72,12 +72,13 @@ def v2_json_means(body: bytes) -> Means:
     return np.array(output["data"], np.float32).reshape(output["shape"])
 
 
-def v2_binary(datatype: str, payload: Callable[[Digits], bytes]) -> tuple[Callable[[Digits], bytes], int]:
-    """A request of the V2 protocol's binary extension, and how long its JSON is: always the same."""
+def v2_binary(
+    datatype: str, payload: Callable[[Digits], bytes], name: str, shape: Sequence[int]
+) -> tuple[Callable[[Digits], bytes], Headers]:
+    """A request of the V2 protocol's binary extension, and its headers: its JSON is always as long."""
 
     def header(size: int) -> bytes:
-        shape = [1, 1] if datatype == "BYTES" else [1, 1, 28, 28]
-        image = {"name": "image", "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": size}}
+        image = {"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": size}}
         document = {"inputs": [image], "parameters": {"binary_data_output": True}}
         return json.dumps(document).encode().ljust(200)  # JSON may end in spaces
 
@@ -85,7 +86,8 @@ def v2_binary(datatype: str, payload: Callable[[Digits], bytes]) -> tuple[Callab
         data = payload(digits)
         return header(len(data)) + data
 
-    return body, len(header(0))
+    length = str(len(header(0)))
+    return body, {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": length}
 
 
 def v2_binary_means(body: bytes) -> Means:
@@ -119,16 +121,20 @@ def bytes_element(digits: Digits) -> bytes:
     return len(content).to_bytes(4, "little") + content
 
 
-def contenders(python: Mapping[str, str | None]) -> list[Contender]:
-    """Ours, the floor, and the peers that have a Python."""
+def contenders(python: Mapping[str, str | None], *, v2: bool = False) -> list[Contender]:
+    """Ours, the floor, and the peers that have a Python; with `v2` ours is the Open Inference Protocol."""
     image, json_type = {"Content-Type": "image/png"}, {"Content-Type": "application/json"}
 
     def command(script: str, interpreter: str) -> list[str]:
         return [interpreter, str(PEERS / f"{script}.py"), "{port}", str(GRAPH)]
 
     floor = command("fastapi_server", sys.executable)
+    body, binary = v2_binary("BYTES", bytes_element, "images", [1])
+    ours = Contender("logpx, PNG", OURS, "/v1/encode", png, json_means, image)
+    if v2:
+        ours = Contender("logpx /v2, PNG", OURS, "/v2/models/mnist.encode/infer", body, v2_binary_means, binary)
     found = [
-        Contender("logpx, PNG", OURS, "/v1/encode", png, json_means, image),
+        ours,
         Contender("bare FastAPI route", floor, "/v1/encode", png, None, image, bar=0.5),
     ]
     if interpreter := python["litserve"]:
@@ -147,8 +153,7 @@ def contenders(python: Mapping[str, str | None]) -> list[Contender]:
             ("Triton through pytriton, PNG", "pytriton_server", "encode_png", "BYTES", bytes_element),
         ]
         for name, script, model, datatype, payload in kinds:
-            body, json_size = v2_binary(datatype, payload)
-            binary = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(json_size)}
+            body, binary = v2_binary(datatype, payload, "image", [1, 1] if datatype == "BYTES" else [1, 1, 28, 28])
             start, path = command(script, interpreter), f"/v2/models/{model}/infer"
             found.append(Contender(name, start, path, body, v2_binary_means, binary, bar=1.8))
     return found

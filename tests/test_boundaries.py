@@ -161,13 +161,17 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "anomaly": {"arrays", "chunks", "parts", "posterior", "preparation", "proposal"},
     },
     "service.web": {
-        "operations": {"answer_size", "memory_budget", "problems"},
-        "connections": {"memory_budget", "operations", "outcome", "problems"},
+        "operations": {"answer_size", "memory_budget", "problem_format", "problems"},
+        "connections": {"memory_budget", "operations", "outcome", "problem_format", "problems"},
         "decoding": {"memory_budget", "operations", "outcome", "rate"},
         "models": {"operations", "outcome", "problems", "schemas"},
         "serving": {
             "connections", "decoding", "memory_budget", "models", "operations", "outcome", "problems", "rate",
             "serialisation",
+        },
+        "v2": {
+            "bodies", "connections", "endpoint", "media_types", "memory_budget", "models", "parameters", "problems",
+            "requests", "responses", "routes", "schemas", "serving",
         },
     },
     "training": {
@@ -179,6 +183,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "report": {"configuration", "data", "errors", "files", "fit", "likelihoods", "networks", "publish"},
     },
 }  # fmt: skip
+
+
+ON_TOP = {"v2"}
+"""Rooms that are put together from the others, as app.py is: no other room may use one."""
 
 
 @cache
@@ -244,7 +252,9 @@ def test_no_room_uses_what_is_put_together_from_rooms() -> None:
     graph = rooms()
     for package, inside in ROOMS.items():
         named = {f"{package}.{room}" for room in inside}
-        waiting = [f"{package}.{name}" for uses in inside.values() for name in uses if name not in inside]
+        assert not ON_TOP & {name for uses in inside.values() for name in uses}
+        below_top = [uses for room, uses in inside.items() if room not in ON_TOP]
+        waiting = [f"{package}.{name}" for uses in below_top for name in uses if name not in inside]
         below = set(waiting)
         while waiting:
             further = {name for name in graph[waiting.pop()] if within(name, {package})} - below

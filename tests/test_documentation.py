@@ -22,6 +22,7 @@ from service.web.problems import PROBLEM_TYPES, ProblemType
 
 ROOT = Path(__file__).parents[1]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+OPEN_INFERENCE = (ROOT / "docs" / "open-inference-protocol.md").read_text()
 README = (ROOT / "README.md").read_text()
 SECURITY = (ROOT / "docs" / "security.md").read_text()
 
@@ -126,12 +127,17 @@ def test_every_problem_type_is_documented(slug: str) -> None:
     assert f"`{slug}`" in OPERATIONS
 
 
-def test_every_route_is_in_the_readme_and_every_metric_in_the_operations_page() -> None:
+def test_every_route_is_in_the_readme_or_in_the_page_of_its_protocol_and_every_metric_in_the_operations_page() -> None:
     with TestClient(create_app(Settings())) as client:
         paths = client.get("/openapi.json").json()["paths"]
         metrics = re.findall(r"^# TYPE (logpx_\w+)", client.get("/metrics").text, re.MULTILINE)
     for path in paths:
-        assert path.replace("{name}", "mnist") in README
+        if not path.startswith("/v2"):
+            assert path.replace("{name}", "mnist") in README
+            continue
+        whole = re.sub(r"^/v2/models/\{name\}(?=/|$)", "/v2/models/mnist.encode", path)
+        told = whole.replace("{name}", "mnist").replace("{version}", "5")
+        assert re.search(f"`(GET|POST) {re.escape(told)}`", OPEN_INFERENCE), path
     for metric in metrics:
         assert f"`{metric}`" in OPERATIONS or metric.endswith("_created")
     for told in re.findall(r"`(logpx_\w+)`", OPERATIONS):

@@ -1,4 +1,6 @@
-"""The README's commands, docs/client.md and docs/client.ipynb, run against a fresh service: each gives what is shown.
+"""Commands of the README and of the page of `/v2`, docs/client.md and docs/client.ipynb, run against a fresh service.
+
+Each gives what is shown.
 
 An ellipsis stands for anything, and a number for one within a thousandth of it: processors round differently.
 """
@@ -30,8 +32,9 @@ NUMBER = re.compile(r"(-?\d+\.\d+(?:e-?\d+)?)")
 
 
 def examples() -> list[tuple[str, str]]:
-    """Each curl command of the README with what is shown below it."""
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """Each curl command of the README and of the page of `/v2`, with what is shown below it."""
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/open-inference-protocol.md"))
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
     lines = "".join(blocks).split("$ ")[1:]
     return [(command.strip(), "".join(answer).strip()) for command, *answer in (x.split("\n", 1) for x in lines)]
 
@@ -65,7 +68,8 @@ def run(client: TestClient, command: str) -> Any:
         body = (ROOT / given.data_binary.removeprefix("@")).read_bytes()
         return client.post(given.url, content=body, headers=headers)
     if given.json:
-        body = (ROOT / given.json.removeprefix("@")).read_bytes()
+        file = given.json.removeprefix("@")
+        body = (ROOT / file).read_bytes() if given.json.startswith("@") else given.json.encode()
         return client.post(given.url, content=body, headers={**headers, "content-type": "application/json"})
     return client.get(given.url, headers=headers)
 
@@ -100,7 +104,7 @@ def test_a_wrong_answer_would_not_pass() -> None:
     assert matches('{"a":1.500,"b":…}', '{"a":1.5004,"b":[1,2]}')
     assert not matches('{"a":1.500,"b":…}', '{"a":1.51,"b":[1,2]}')
     assert not matches('{"a":1.500}', '{"a":1.5,"b":1}')
-    assert len(examples()) >= 9
+    assert len(examples()) >= 13
 
 
 @pytest.fixture

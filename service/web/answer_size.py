@@ -75,11 +75,18 @@ def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwi
 
 
 def check_images(
-    count: int, shape: ImageShape, latent_dim: int, media: str, form: Form, max_pixels: int, max_answer_bytes: int
+    count: int,
+    shape: ImageShape,
+    latent_dim: int,
+    media: str,
+    form: Form,
+    max_pixels: int,
+    max_answer_bytes: int,
+    otherwise: str,
 ) -> int:
     """Refuse to make more pixels, or to send more bytes, than the settings allow. Latents count, too.
 
-    Returns the most bytes of memory that images and answer can take.
+    `otherwise`: see `check_answer`. Returns the most bytes of memory that images and answer can take.
 
     Raises:
         LimitError: there are too many images.
@@ -89,7 +96,7 @@ def check_images(
         problem = f"{count} images have {pixels} pixels; at most {max_pixels} are given in an answer"
         raise LimitError(f"{problem}: ask for at most {fewer} images at once" if fewer else problem)
     size = partial(images_bytes, shape=shape, media=media, form=form, latent_dim=latent_dim)
-    answer_bytes = check_answer(size, count, max_answer_bytes, f"a shorter form, such as {NPY}, image/png or as=png")
+    answer_bytes = check_answer(size, count, max_answer_bytes, otherwise)
     made = count * (shape.size + 3 * latent_dim) * 4
     return made + (0 if media == NPY else 2 * answer_bytes)  # npy is sent from the memory of the images
 

@@ -29,6 +29,8 @@ from service.web.operations.settings import Settings
 from service.web.page_assets import page_routes
 from service.web.page_files import PageFiles
 from service.web.serving.backend import Backend
+from service.web.v2 import routes as open_inference
+from service.web.v2.inference import LENGTH_HEADER
 
 _log = structlog.get_logger()
 
@@ -111,6 +113,9 @@ def create_app(
     app.router.routes[:0] = [openapi_route(app)]  # before FastAPI's own
     app.include_router(routes.router, dependencies=closed)
     app.include_router(routes.admin_router, dependencies=[Depends(require_admin)])
+    app.include_router(open_inference.router, dependencies=closed)
+    app.include_router(open_inference.admin_router, dependencies=[Depends(require_admin)])
+    app.include_router(open_inference.health_router)
     app.include_router(routes.probes_router)
     app.include_router(routes.metrics_router, dependencies=closed)
     pages = page_routes() if settings.page == "on" else []
@@ -118,7 +123,8 @@ def create_app(
     problems.install(app)
     openapi = app.openapi
     app.openapi = lambda: describe_problems(openapi())  # type: ignore[method-assign]  # as FastAPI advises
-    computed = [route for route in routes.router.routes if isinstance(route, ComputedRoute)]
+    both = *routes.router.routes, *open_inference.router.routes
+    computed = [route for route in both if isinstance(route, ComputedRoute)]
     app.add_middleware(Dispatch, routes=computed, root_path=settings.root_path)
     app.add_middleware(Limits, settings=settings, budget=budget)
     if settings.cors_origins:
@@ -126,8 +132,16 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                LENGTH_HEADER,
+                "X-API-Key",
+                "X-Request-ID",
+                "X-Request-Timeout-Ms",
+            ],
             expose_headers=[
+                LENGTH_HEADER,
                 "Retry-After",
                 "Server-Timing",
                 "X-Model",
@@ -137,7 +151,8 @@ def create_app(
                 "X-Warning",
             ],
         )
-    routers = (routes.probes_router, routes.metrics_router, routes.router, routes.admin_router)
+    routers = [routes.probes_router, routes.metrics_router, routes.router, routes.admin_router, open_inference.router]
+    routers += [open_inference.admin_router, open_inference.health_router]
     listed = [route for router in routers for route in router.routes]
     paths = {str(getattr(route, "path", "")) for route in [*listed, *pages]}
     app.state.request_log = RequestLog(metrics, paths, settings.root_path)

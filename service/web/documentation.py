@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.routing import Route
 
 from service.web.media_types import CSV, IMAGE_TYPES, JSON, MULTIPART, NDJSON, NPY
-from service.web.problems import PROBLEM_JSON
+from service.web.problem_format import PROBLEM_JSON, is_open_inference
 
 _FILE = {"type": "string", "format": "binary"}
 _NUMBERS = {"type": "array", "items": {}}
@@ -34,8 +34,8 @@ def openapi_route(app: FastAPI) -> Route:
 
 def describe_problems(document: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI document with the real content type of errors."""
-    for operations in document["paths"].values():
-        for operation in operations.values():
+    for path, operations in document["paths"].items():
+        for operation in [] if is_open_inference(path) else operations.values():
             for status, answer in operation["responses"].items():
                 if status[0] in "45" and JSON in answer["content"]:
                     answer["content"][PROBLEM_JSON] = answer["content"].pop(JSON)

@@ -28,6 +28,7 @@ from service.web.parameters import TIMEOUT_PARAMETER, read_parameters
 from service.web.problems import answer_of
 from service.web.requests import ComputedRequest, ImagesRequest
 from service.web.schemas import ModelQuery
+from service.web.serving.backend import Backend
 from service.web.serving.batch_queue import Computation
 from service.web.streaming import StreamedResponse
 
@@ -50,6 +51,7 @@ class Work(Generic[R]):
         answer: makes the answer from the result; called in another thread if the answer is large.
         compute_bytes: most memory that computing takes besides `held_bytes`.
         images: how many images these rows are for; by default one each.
+        count: counts the result in the metrics; called before `answer`, in the same thread.
         later: the same for the next images, if the answer is sent in parts.
     """
 
@@ -61,6 +63,7 @@ class Work(Generic[R]):
     answer: Callable[[R], Response]
     compute_bytes: int = 0
     images: int = 0
+    count: Callable[[R], None] | None = None
     later: "Iterator[Work[R]] | None" = None
 
 
@@ -89,9 +92,18 @@ class ComputedRoute(APIRoute):
     media_types: Sequence[str] = ()
     """Media types that the answer can have; the first is the default."""
 
+    request: type[ComputedRequest]
+    query: type[ModelQuery]
+    work: Endpoint
+
     def __init__(self, path: str, endpoint: Endpoint, **named: Any) -> None:
-        self.request, self.query = _parameters(endpoint)
+        self.declare(endpoint)
         super().__init__(path, endpoint, **named)
+
+    def declare(self, endpoint: Endpoint) -> None:
+        """Take from the endpoint which request and query it has."""
+        self.request, self.query = _parameters(endpoint)
+        self.work = endpoint
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler that FastAPI calls."""
@@ -111,10 +123,9 @@ class ComputedRoute(APIRoute):
         auth, backend = state.auth, state.backend
         if auth.closed:
             await check_key(request)
-        query, request.media_type, timeout = read_parameters(request, self.query, self.media_types, backend.settings)
-        await request.read(backend, query, timeout)
+        query, timeout = await self.read(request, backend)
 
-        work: Work[Any] = self.endpoint(request, query)
+        work = self.work(request, query)
         share: Share = scope[MEMORY]
         if work.held_bytes > FREE_BYTES or share.held:
             share.hold(work.held_bytes)
@@ -139,6 +150,15 @@ class ComputedRoute(APIRoute):
             return response
         later = (_answered(request, group, deadline) for group in work.later)
         return StreamedResponse(request, response, later, work.images)
+
+    async def read(self, request: ComputedRequest, backend: Backend) -> tuple[ModelQuery, float]:
+        """Read a request: its parameters, then its model and its body. Returns its query and its deadline in seconds.
+
+        Raises: as `respond`.
+        """
+        query, request.media_type, timeout = read_parameters(request, self.query, self.media_types, backend.settings)
+        await request.read(backend, query, timeout)
+        return query, timeout
 
 
 def computed(
@@ -187,13 +207,15 @@ class Dispatch:
 
     def __init__(self, app: ASGIApp, routes: Sequence[ComputedRoute], root_path: str = "") -> None:
         self._app = app
+        self._root_path = root_path
+        self._templates = [route for route in routes if "{" in route.path]
         self._routes: dict[tuple[Any, Any], ComputedRoute] = {
             (method, root_path + route.path): route for route in routes for method in route.methods or ()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; lifespan events are passed on."""
-        route = self._routes.get((scope.get("method"), scope.get("path")))
+        route = self._routes.get((scope.get("method"), scope.get("path"))) or self._templated(scope)
         if route is None or "fastapi.telemetry" in scope:
             await self._app(scope, receive, send)
             return
@@ -205,6 +227,17 @@ class Dispatch:
             # Its frames hold the future that it came with: a cycle, in which all that the request held would stay.
             error.__traceback__ = None
         await response(scope, receive, send)
+
+    def _templated(self, scope: Scope) -> ComputedRoute | None:
+        """The route whose path has parameters that this path gives."""
+        method = scope.get("method")
+        for route in self._templates:
+            if method in (route.methods or ()):
+                match = route.path_regex.match(scope["path"].removeprefix(self._root_path))
+                if match is not None:
+                    scope["path_params"] = match.groupdict()
+                    return route
+        return None
 
 
 async def _computed(request: ComputedRequest, work: Work[Any], seconds: float) -> tuple[Response, Done[Any]]:
@@ -226,9 +259,18 @@ async def _computed(request: ComputedRequest, work: Work[Any], seconds: float) -
     observed["compute_seconds"] = round(observed.get("compute_seconds", 0) + done.compute_seconds, 6)
     backend.count_done(request.model, work.rows, done)
 
-    answer = partial(work.answer, done.result)
+    answer = partial(work.answer if work.count is None else _counted(work), done.result)
     left = max(0.0, seconds - done.queue_seconds - done.compute_seconds)
     return await backend.writer.write(request, answer, numbers=work.numbers, seconds=left), done
+
+
+def _counted(work: Work[R]) -> Callable[[R], Response]:
+    def answer(result: R) -> Response:
+        if work.count is not None:
+            work.count(result)
+        return work.answer(result)
+
+    return answer
 
 
 async def _answered(request: ComputedRequest, work: Work[Any], deadline: float) -> Response:

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.web.operations.request_log import RequestLog, request_id_of
-from service.web.problems import INTERNAL, MAX_DETAIL, PROBLEM_JSON, foreign_problem, problem
+from service.web.problem_format import own_path, problem_form
+from service.web.problems import INTERNAL, MAX_DETAIL, foreign_problem, problem
 
 _REFUSED = int(HTTPStatus.BAD_REQUEST)  # a constant, because looking it up is a call
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
@@ -65,7 +66,8 @@ class Observe:
                 document = foreign_problem(scope, status, text.decode(errors="replace"))
                 if self._traced:
                     _annotate_span(scope, request_id)
-                await send({**foreign, "headers": [*_without_body(foreign["headers"]), *_head_of(document)]})
+                head = _head_of(document, problem_form(own_path(scope), "")[0])
+                await send({**foreign, "headers": [*_without_body(foreign["headers"]), *head]})
                 message = {**message, "body": b"" if scope["method"] == "HEAD" else document}
             await send(message)
 
@@ -123,8 +125,8 @@ def _without_body(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[byte
     return ((name, value) for name, value in headers if name.lower() not in (b"content-type", b"content-length"))
 
 
-def _head_of(document: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    return (b"content-type", PROBLEM_JSON.encode()), (b"content-length", b"%d" % len(document))
+def _head_of(document: bytes, media_type: str) -> tuple[tuple[bytes, bytes], ...]:
+    return (b"content-type", media_type.encode()), (b"content-length", b"%d" % len(document))
 
 
 def _annotate_span(scope: Scope, request_id: str) -> None:

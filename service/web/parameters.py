@@ -5,7 +5,7 @@ FastAPI is not used for this: it needs more time for a query model than an encod
 
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar, cast
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -18,7 +18,7 @@ MAX_MEDIA_RANGES = 100
 """Of a request's `Accept`; those behind them do not count. All there is room for would take longer than ten encodes."""
 _MAX_RANGE_PARAMETERS = 16  # of one of them, itself included
 TIMEOUT = "X-Request-Timeout-Ms"
-_TIMEOUT = TIMEOUT.lower().encode()
+TIMEOUT_HEADER = TIMEOUT.lower().encode()
 TIMEOUT_PARAMETER = {
     "name": TIMEOUT,
     "in": "header",
@@ -31,22 +31,13 @@ TIMEOUT_PARAMETER = {
 Q = TypeVar("Q", bound=BaseModel)
 
 
-class Parameters(NamedTuple, Generic[Q]):
-    """The parameters of a request.
-
-    Attributes:
-        query: the query string, parsed.
-        media_type: the media type it prefers, among those that the answer can have.
-        timeout_seconds: deadline of the request, at most the setting's.
-    """
-
-    query: Q
-    media_type: str
-    timeout_seconds: float
-
-
-def read_parameters(request: Request, query: type[Q], media_types: Sequence[str], settings: Settings) -> Parameters[Q]:
+def read_parameters(
+    request: Request, query: type[Q], media_types: Sequence[str], settings: Settings
+) -> tuple[Q, str, float]:
     """Read the parameters of a request.
+
+    Returns its query, parsed; the media type it prefers, among those that the answer can have; and its deadline in
+    seconds, at most the setting's. (A tuple without names: making one with names would be one more call.)
 
     Raises:
         RequestValidationError: a parameter is unknown or has an invalid value; or the header `X-Request-Timeout-Ms` is
@@ -57,34 +48,42 @@ def read_parameters(request: Request, query: type[Q], media_types: Sequence[str]
     for name, value in request.scope["headers"]:
         if name == b"accept":
             accept += b"," + value
-        elif name == _TIMEOUT and timeout is None:
+        elif name == TIMEOUT_HEADER and timeout is None:
             timeout = value
-    asked = _read_query(request, query) if request.scope["query_string"] else _defaults(query)
+    asked = validated(dict(request.query_params), query) if request.scope["query_string"] else _defaults(query)
     media_type = _preferred(accept[1:], tuple(media_types))
-    seconds = settings.timeout_seconds if timeout is None else _read_seconds(timeout, settings)
-    return Parameters(asked, media_type, seconds)
+    seconds = settings.timeout_seconds if timeout is None else read_seconds(timeout, settings)
+    return asked, media_type, seconds
 
 
-def _read_query(request: Request, model: type[Q]) -> Q:
-    given = dict(request.query_params)
+def validated(given: Mapping[str, str], model: type[Q]) -> Q:
+    """The parameters of a request by their names, parsed.
+
+    Raises:
+        RequestValidationError: a parameter is unknown or has an invalid value.
+    """
+    if not given:
+        return cast(Q, _defaults(model))
     refused: Mapping[str, str] = getattr(model, "refused", {})
     if found := [name for name in refused if name in given]:
-        raise _refusal({name: refused[name] for name in found})
+        raise refusal({name: refused[name] for name in found})
     try:
         query = model.model_validate(given)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
     for names, problem in getattr(model, "exclusive", {}).items():
         if all(getattr(query, name) is not None for name in names):
-            raise _refusal(dict.fromkeys(names, problem))
+            raise refusal(dict.fromkeys(names, problem))
     return query
 
 
-def _refusal(problems: Mapping[str, str]) -> RequestValidationError:
+def refusal(problems: Mapping[str, str]) -> RequestValidationError:
+    """The error that tells what is wrong with each of these parameters."""
     return RequestValidationError([{"loc": ("query", name), "msg": problem} for name, problem in problems.items()])
 
 
-def _read_seconds(timeout: bytes, settings: Settings) -> float:
+def read_seconds(timeout: bytes, settings: Settings) -> float:
+    """The seconds that the header `X-Request-Timeout-Ms` allows; raises what `read_parameters` raises of it."""
     given = timeout.decode("latin-1")
     milliseconds = int(given[:20]) if given.isascii() and given.isdecimal() else 0
     if milliseconds == 0:

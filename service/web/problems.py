@@ -35,8 +35,8 @@ from service.engine.proposal import TooFewSamplesError, UnknownProposalError
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError
 from service.web.outcome import DeadlineError, QueueFullError, StoppedError
+from service.web.problem_format import own_path, problem_form, shortened
 
-PROBLEM_JSON = "application/problem+json"
 MAX_DETAIL = 1000
 """Most characters of a problem's detail, because it can quote the request, which can be long."""
 _MAX_ERRORS = 10
@@ -187,7 +187,7 @@ PROBLEM_TYPES: Mapping[type[Exception], ProblemType] = {
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the table, and Starlette's errors, with `application/problem+json`."""
+    """Answer every error of the table, and Starlette's errors, with a problem document."""
     for error_type in (*PROBLEM_TYPES, HTTPException, ClientDisconnect):
         app.add_exception_handler(error_type, answer_of)
 
@@ -212,9 +212,11 @@ def problem(request: Request, problem_type: ProblemType, detail: str, **members:
     """The answer with one problem document. `members` that are None are left out; a long detail is shortened."""
     headers = members.pop("headers", None)
     detail = shortened(detail, MAX_DETAIL)
+    media_type, more = problem_form(own_path(request.scope), detail)
+    members |= more
     document = problem_document(problem_type, detail, request.scope.get("state", {}).get("request_id"), **members)
     request.scope["problem"] = {"problem": problem_type.slug, "detail": detail}
-    return Response(document, int(problem_type.status), headers, PROBLEM_JSON)
+    return Response(document, int(problem_type.status), headers, media_type)
 
 
 def problem_document(problem_type: ProblemType, detail: str, request_id: str | None, **members: Any) -> bytes:
@@ -229,15 +231,6 @@ def problem_document(problem_type: ProblemType, detail: str, request_id: str | N
             **{key: value for key, value in members.items() if value is not None},
         }
     )
-
-
-def shortened(text: str, most: int) -> str:
-    """Shorten a text to at most this many characters, with an ellipsis at its end.
-
-    >>> shortened("unknown", 7), shortened("unknown", 4)
-    ('unknown', 'unk…')
-    """
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def foreign_problem(scope: Scope, status: int, text: str) -> bytes:

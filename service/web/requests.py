@@ -4,12 +4,11 @@ Nothing is unpickled.
 """
 
 import io
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-import orjson
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
@@ -22,10 +21,10 @@ from service.images.brightness import BRIGHTNESS, Brightness
 from service.images.cost import is_brief
 from service.images.decode_request import DecodeRequest
 from service.images.fitting import FITTINGS
-from service.images.npy import parse_npy, parse_pixels
-from service.images.numbers import NotNumbersError, array_of
-from service.images.reader import ImageReader, unpacked
+from service.images.npy import parse_pixels
+from service.images.reader import ImageReader
 from service.web import schemas
+from service.web.bodies import JSON_EXPANSION, check_json_size, json_images, parse_latents
 from service.web.decoding.interface import Prepared
 from service.web.disconnection import answer_unless_gone
 from service.web.documentation import describe_images_body, describe_latents_body
@@ -33,17 +32,17 @@ from service.web.media_types import IMAGE_TYPES, JSON, MULTIPART, NPY, PIXEL_TYP
 from service.web.memory_budget import FREE_BYTES, MEMORY, Share, hold
 from service.web.multipart import read_files
 from service.web.operations.settings import Settings
-from service.web.problems import InvalidBodyError, InvalidLatentError, LimitError, UnsupportedMediaTypeError
+from service.web.problems import UnsupportedMediaTypeError
 from service.web.serving.backend import Backend
 
-MAX_JSON_LISTS = 2**16  # each row of pixels is a list, and so is each latent
-_EXPANSIONS = {JSON: 31, MULTIPART: 2}
-"""Memory of a body and its parsed form, in multiples of the body: `[],` is 3 bytes in JSON and 88 as a list."""
+Images: TypeAlias = AnyArray | list[bytes] | Callable[[], Sequence[bytes | AnyArray]]
+"""An array of images; or image files; or what gives files and arrays, and takes long."""
+_EXPANSIONS = {JSON: JSON_EXPANSION, MULTIPART: 2}
+"""Memory of a body and its parsed form, in multiples of the body."""
 _LATENTS_EXPANSION = 4  # a copy in float32, and the array of which values are finite
 _OTHER_NAMES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 _SHORT_BYTES = 2**18  # finding the cost of such a file takes less time than starting in another thread
 _BRIEF_SIZE = 2**16  # numbers of an image, which is resampled to so many in about a millisecond
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class ComputedRequest(Request):
@@ -59,6 +58,9 @@ class ComputedRequest(Request):
 
     described_body: ClassVar[Mapping[str, Any]] = {}
     """For OpenAPI."""
+    shorter_answer: ClassVar[str] = NPY
+    shorter_images: ClassVar[str] = f"a shorter form, such as {NPY}, image/png or as=png"
+    """What a client can ask for to get the same in fewer bytes than as JSON: numbers, and images."""
     media_type: str
     backend: Backend
     settings: Settings
@@ -68,7 +70,11 @@ class ComputedRequest(Request):
     decode_seconds = 0.0
 
     async def read(self, backend: Backend, query: schemas.ModelQuery, timeout_seconds: float) -> None:
-        """Admit the request and find its model; subclasses also read the body.
+        """Admit the request and find its model; subclasses also read the body. Raises what `admit` does."""
+        await self.admit(backend, query.model, query.version, timeout_seconds)
+
+    async def admit(self, backend: Backend, name: str | None, version: int | None, timeout_seconds: float) -> None:
+        """Admit the request and find its model.
 
         Raises:
             NotReadyError, QueueFullError, and what `Registry.model` raises.
@@ -76,7 +82,7 @@ class ComputedRequest(Request):
         self.backend, self.settings = backend, backend.settings
         backend.require_ready()
         backend.check_capacity()
-        self.model, seconds = await backend.registry.model(query.model, query.version, timeout_seconds=timeout_seconds)
+        self.model, seconds = await backend.registry.model(name, version, timeout_seconds=timeout_seconds)
         manifest: Any = self.model.description  # a manifest, because the model came from the store
         self.named = {"model": manifest.name, "version": manifest.version}
         observed = self.scope["observed"]
@@ -117,61 +123,81 @@ class ImagesRequest(ComputedRequest):
         return None if usual is None else usual.warning(self.images)
 
     async def read(self, backend: Backend, query: schemas.ModelQuery, timeout_seconds: float) -> None:
-        """Read the images: quick ones here, files and images to be resampled in another thread or process.
+        """Find the model and read the images.
 
         Raises:
-            UnsupportedMediaTypeError, InvalidBodyError, InvalidImageError, LimitError, PixelLimitError,
-            MemoryFullError, DeadlineError, QueueFullError, StoppedError, ClientDisconnect.
+            UnsupportedMediaTypeError, and what `read_images` raises.
         """
-        await super().read(backend, query, timeout_seconds)
-        resize = isinstance(query, schemas.ImagesQuery) and query.resize
-        found, limits = self.content_type(), self.settings
+        await self.admit(backend, query.model, query.version, timeout_seconds)
+        found = self.content_type()
         if found not in PIXEL_TYPES:
             raise UnsupportedMediaTypeError(found, PIXEL_TYPES)
+        body = await read_body(self)
+        if found == JSON:
+            check_json_size(body, self.settings)
+        kept = len(body) * _EXPANSIONS.get(found, 1)
+        if kept > FREE_BYTES:
+            hold(self, kept)
+        images: Images
+        if found == NPY:
+            images = parse_pixels(body)
+        elif found in IMAGE_TYPES:
+            images = [body]
+        elif found == JSON:
+            images = partial(json_images, body)
+        else:
+            images = partial(read_files, body, self.headers["content-type"], self.max_images)
+        resize = isinstance(query, schemas.ImagesQuery) and query.resize
+        await self.read_images(images, resize=resize, kept=kept, timeout_seconds=timeout_seconds)
+
+    @property
+    def max_images(self) -> int:
+        """The most images for which `max_pixels` has room."""
         shape = self.model.description.image
+        return max(1, self.settings.max_pixels // (shape.height * shape.width))
+
+    async def read_images(self, images: Images, *, resize: bool, kept: int, timeout_seconds: float) -> None:
+        """Read the images: quick ones here, files and images to be resampled in another thread or process.
+
+        Args:
+            images: all of the request.
+            resize: see `ImageReader`.
+            kept: bytes that the request holds besides the pixels.
+            timeout_seconds: from the start of the request, including the time to load the model.
+
+        Raises:
+            InvalidBodyError, InvalidImageError, LimitError, PixelLimitError, MemoryFullError, DeadlineError,
+            QueueFullError, StoppedError, ClientDisconnect.
+        """
+        limits, shape = self.settings, self.model.description.image
         preparation = self.model.description.preparation
         fitting = FITTINGS[preparation.fit, preparation.invert]
         reader = ImageReader(shape, resize=resize, max_pixels=limits.max_pixels, fitting=fitting)
-        body = await _body(self)
-        if found == JSON:
-            _check_json_size(body, limits)
-        kept = len(body) * _EXPANSIONS.get(found, 1)
         share: Share = self.scope[MEMORY]
-        if kept > FREE_BYTES:
-            share.hold(kept)
+        one = images[0] if isinstance(images, list) and len(images) == 1 else None
         # Switching to another thread would take longer, unless much is made of a small file.
-        if found in IMAGE_TYPES and is_brief(body) and (not reader.takes_any_size or shape.size <= _BRIEF_SIZE):
-            self.images = reader.read_items([body])
+        if one is not None and is_brief(one) and (not reader.takes_any_size or shape.size <= _BRIEF_SIZE):
+            self.images = reader.read_items([one])
             return
-        if found == NPY:
-            array = parse_pixels(body)
-            if reader.is_brief(array):
-                self.images = reader.read_array(array)
+        if isinstance(images, np.ndarray):
+            if reader.is_brief(images):
+                self.images = reader.read_array(images)
                 return
-            share.hold(kept + _pixel_bytes(len(array), shape, limits))
-            if not (reader.takes_any_size and reader.is_dear(array)):
-                self.images = await run_in_threadpool(reader.read_array, array)
+            share.hold(kept + _pixel_bytes(len(images), shape, limits))
+            if not (reader.takes_any_size and reader.is_dear(images)):
+                self.images = await run_in_threadpool(reader.read_array, images)
                 return
 
         def prepare() -> Prepared | NDArray[np.float32]:
             """A job for the decoders; or the pixels, if reading them is quick or needs only copying."""
-            images: Sequence[bytes | AnyArray] | AnyArray
-            if found == NPY:
-                images = array
-            elif found == MULTIPART:
-                max_images = max(1, limits.max_pixels // (shape.height * shape.width))
-                images = read_files(body, self.headers["content-type"], max_images)
-            elif found == JSON:
-                images = [unpacked(item, index) for index, item in enumerate(_json_list(body, "images"))]
-            else:
-                images = [body]
-            share.hold(kept + _pixel_bytes(len(images), shape, limits))
-            reading = DecodeRequest(shape, resize, limits.max_pixels, images, fitting)
-            if reading.is_brief or not reader.is_dear(images):
+            found = images() if callable(images) else images
+            share.hold(kept + _pixel_bytes(len(found), shape, limits))
+            reading = DecodeRequest(shape, resize, limits.max_pixels, found, fitting)
+            if reading.is_brief or not reader.is_dear(found):
                 return reading.read()
             return self.backend.decoding.prepare(reading)
 
-        short = found in IMAGE_TYPES and len(body) <= _SHORT_BYTES
+        short = one is not None and len(one) <= _SHORT_BYTES
         prepared = prepare() if short else await run_in_threadpool(prepare)
         if not isinstance(prepared, Prepared):
             self.images = prepared
@@ -198,24 +224,18 @@ class LatentsRequest(ComputedRequest):
         Raises:
             UnsupportedMediaTypeError, InvalidBodyError, InvalidLatentError, LimitError, MemoryFullError.
         """
-        await super().read(backend, query, timeout_seconds)
+        await self.admit(backend, query.model, query.version, timeout_seconds)
         found = self.content_type()
         if found not in (JSON, NPY):
             raise UnsupportedMediaTypeError(found, (JSON, NPY))
-        body = await _body(self)
+        body = await read_body(self)
         if found == JSON:
-            _check_json_size(body, self.settings)
-        hold(self, len(body) * (_EXPANSIONS[JSON] if found == JSON else _LATENTS_EXPANSION))
-        self.latents = await run_in_threadpool(_parse_latents, body, found, self.model.description.latent_dim)
+            check_json_size(body, self.settings)
+        hold(self, len(body) * (JSON_EXPANSION if found == JSON else _LATENTS_EXPANSION))
+        self.latents = await run_in_threadpool(parse_latents, body, found, self.model.description.latent_dim)
 
 
-@lru_cache(maxsize=64)
-def _registered(content_type: bytes) -> str:
-    found = content_type.decode("latin-1").partition(";")[0].strip().lower()
-    return _OTHER_NAMES.get(found, found)
-
-
-async def _body(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes:
     """The whole body. A small one comes in one piece and is returned as it is, unlike by Starlette's slower `body`.
 
     A large body is collected in one buffer, because joining pieces would need its memory twice.
@@ -238,53 +258,12 @@ async def _body(request: Request) -> bytes:
     raise ClientDisconnect
 
 
+@lru_cache(maxsize=64)
+def _registered(content_type: bytes) -> str:
+    found = content_type.decode("latin-1").partition(";")[0].strip().lower()
+    return _OTHER_NAMES.get(found, found)
+
+
 def _pixel_bytes(count: int, shape: ImageShape, limits: Settings) -> int:
     """Bytes of this many images in float32, but at most for the limit on pixels, beyond which they are refused."""
     return min(count * shape.height * shape.width, limits.max_pixels) * shape.channels * 4
-
-
-def _json_list(body: bytes, key: str) -> list[Any]:
-    """Parse a JSON object with this single key, and return the list under it.
-
-    Raises:
-        InvalidBodyError: not JSON, or not such an object.
-    """
-    try:
-        document = orjson.loads(body.removeprefix(_BYTE_ORDER_MARK))  # RFC 8259 allows parsers to ignore it
-    except orjson.JSONDecodeError as error:
-        raise InvalidBodyError(f"the body is not JSON: {error}") from None
-    if not isinstance(document, dict) or set(document) != {key} or not isinstance(document[key], list):
-        raise InvalidBodyError(f'the body must be a JSON object {{"{key}": […]}} and nothing else')
-    items: list[Any] = document[key]
-    return items
-
-
-def _check_json_size(body: bytes, limits: Settings) -> None:
-    """Refuse a JSON body that would take long to parse, because nothing else runs meanwhile.
-
-    Raises:
-        LimitError: it is larger than `max_json_bytes`, or has too many lists.
-    """
-    if len(body) > limits.max_json_bytes:
-        raise LimitError(f"the JSON body has {len(body)} bytes; at most {limits.max_json_bytes} are accepted: send npy")
-    if (lists := body.count(b"[") + body.count(b"{")) > MAX_JSON_LISTS:
-        raise LimitError(f"the JSON body has {lists} lists; at most {MAX_JSON_LISTS} are accepted: send npy")
-
-
-def _parse_latents(body: bytes, form: str, latent_dim: int) -> NDArray[np.float32]:
-    if form == NPY:
-        latents = parse_npy(body, (np.dtype("<f4"), np.dtype("<f8")))
-    else:
-        try:
-            latents = array_of(_json_list(body, "latents"), max_dimensions=2)
-        except NotNumbersError as error:
-            raise InvalidBodyError(f"the latents are not numbers [[D], …]: {error}") from None
-    if latents.ndim != 2 or latents.shape[1] != latent_dim:
-        shape = list(latents.shape)
-        raise InvalidBodyError(f"the latents have shape {shape}; this model takes [N, {latent_dim}], N at least 1")
-    with np.errstate(over="ignore"):
-        latents = latents.astype(np.float32)
-    finite = np.isfinite(latents).all(axis=1)
-    if not finite.all():
-        raise InvalidLatentError("the latent is not made of finite float32 numbers", int(np.argmin(finite)))
-    return latents

@@ -24,7 +24,7 @@ from service.web.serialisation import check_wanted
 IMAGE_FORMS = (JSON, PNG, NPY)
 _GRID_LINE, _GRID_LEVEL = 1, 128
 _PIECE_NUMBERS = 2**15  # takes about a millisecond, in which no other thread runs
-_PIECE_BYTES = 2**20
+PIECE_BYTES = 2**20
 
 
 class PiecewiseResponse(Response):
@@ -54,18 +54,22 @@ def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = 
         return Response(_dumps(document), headers=headers, media_type=JSON)
     pieces: list[bytes] = []
     for key, value in document.items():
-        pieces += (b"," if pieces else b"{", _dumps(key), b":", *_json_pieces(value))
+        pieces += (b"," if pieces else b"{", _dumps(key), b":", *json_pieces(value))
     return PiecewiseResponse([*pieces, b"}"], headers, JSON)
 
 
 def npy_reply(array: NDArray[Any], headers: Mapping[str, str] | None = None) -> Response:
     """A response with one npy file, format version 1.0."""
-    head = _npy_header(array.dtype, array.shape)
+    pieces: list[bytes | memoryview] = [_npy_header(array.dtype, array.shape), *byte_pieces(array)]
+    if len(pieces) <= 2:
+        return Response(b"".join(pieces), headers=headers, media_type=NPY)
+    return PiecewiseResponse(pieces, headers, NPY)
+
+
+def byte_pieces(array: NDArray[Any]) -> list[memoryview]:
+    """The bytes of an array, in pieces of a size that is sent at once."""
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data  # of records, too, which `cast` does not take
-    if len(data) <= _PIECE_BYTES:
-        return Response(b"".join((head, data)), headers=headers, media_type=NPY)
-    pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
-    return PiecewiseResponse([head, *pieces], headers, NPY)
+    return [data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
 
 
 def pairs_reply(
@@ -207,8 +211,8 @@ def _weight(value: Any) -> int:
     return len(value) * (len(first) if isinstance(first, str | list) else 1)
 
 
-def _json_pieces(value: Any) -> Iterator[bytes]:
-    """JSON in pieces of about `_PIECE_NUMBERS` numbers; between two pieces the event loop can run."""
+def json_pieces(value: Any) -> Iterator[bytes]:
+    """JSON of an array or a list in pieces of about `_PIECE_NUMBERS` numbers; between two the event loop can run."""
     weight = _weight(value)
     check_wanted()
     if weight <= _PIECE_NUMBERS or (isinstance(value, list | Written) and len(value) == 1):
@@ -221,7 +225,7 @@ def _json_pieces(value: Any) -> Iterator[bytes]:
         if start:
             yield b","
         if step == 1 and isinstance(value, np.ndarray):
-            yield from _json_pieces(value[start])
+            yield from json_pieces(value[start])
         else:
             yield _dumps(value[start : start + step])[1:-1]
     yield b"]"

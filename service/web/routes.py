@@ -50,7 +50,7 @@ def encode(request: ImagesRequest, _: Annotated[schemas.ImagesQuery, Query()]) -
     """The latent code of each image: q(z|x) = N(mean, diag exp(log_var)). As npy: float32 [B, 2, D]."""
     model, images, media = request.model, request.images, request.media_type
     size = partial(answer_size.latents_bytes, latent_dim=model.description.latent_dim, media=media)
-    answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes, NPY)
+    answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes, request.shorter_answer)
 
     def answer(latents: DiagonalGaussian) -> Response:
         if media == NPY:
@@ -109,7 +109,7 @@ def reconstruct(request: ImagesRequest, query: Annotated[schemas.ReconstructQuer
 def samples(request: ComputedRequest, query: Annotated[schemas.SamplesQuery, Query()]) -> Work[Any]:
     """Images drawn from the prior: z ~ N(0, temperature²·I), then E[x|z]. The header `X-Seed` tells the seed."""
     held_bytes = _check_output(request, query.n, query)
-    seed = secrets.randbelow(schemas.MAX_SEED + 1) if query.seed is None else query.seed
+    seed = new_seed() if query.seed is None else query.seed
 
     def answer(drawn: Any) -> Response:
         document = {**request.named, "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
@@ -145,7 +145,6 @@ def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoo
         effort = Effort(num_samples, query.seed, query.max_std_error, limit)
 
         def answer(estimate: Any) -> Response:
-            request.backend.count_estimates(model, estimate.reason)
             document = {**request.named, "proposal": query.proposal, "seed": query.seed}
             return rows_reply(request.media_type, document, estimate_rows(estimate), estimate_columns(estimate))
 
@@ -158,6 +157,7 @@ def log_likelihood(request: ImagesRequest, query: Annotated[schemas.LogLikelihoo
             answer=answer,
             compute_bytes=model.estimates_bytes(len(images), num_samples, limit),
             images=len(images),
+            count=lambda estimate: request.backend.count_estimates(model, estimate.reason),
         )
 
     return in_groups(request, work)
@@ -174,7 +174,6 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
         form=query.as_,
         explain=query.explain,
     )
-    alpha = (query.alpha or DEFAULT_ALPHA) if query.fdr is None else None
     num_samples = model.description.calibration.num_samples
     meter = _meter(model, "anomaly-scores")
     if query.explain and request.media_type in (CSV, NPY):
@@ -185,15 +184,13 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
         answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes)
         maps = (2 * images.nbytes + len(images) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
         methods = model.detector.choose(query.method)
-        judged = Judged(images, methods, alpha or DEFAULT_ALPHA, query.fdr)
+        judged = Judged(images, methods, query.decided_alpha or DEFAULT_ALPHA, query.fdr)
 
         def answer(scores: AnomalyScores) -> Response:
-            for method, judgement in scores.by_method.items():
-                request.backend.count_p_values(model, method, judgement.p_value)
             document = {
                 **request.named,
                 "method": next(iter(scores.by_method)),
-                "alpha": alpha,
+                "alpha": query.decided_alpha,
                 "fdr": query.fdr,
                 "calibration_size": scores.calibration_size,
             }
@@ -208,6 +205,7 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
             answer=answer,
             compute_bytes=model.estimates_bytes(len(images), num_samples),
             images=len(images),
+            count=partial(request.backend.count_judgements, model),
         )
 
     return in_groups(request, work) if query.fdr is None else work(slice(None))  # which decides over all images
@@ -272,6 +270,11 @@ async def metrics(request: Request) -> Response:
     return Response(await request.app.state.metrics_text.get(), media_type=CONTENT_TYPE_LATEST)
 
 
+def new_seed() -> int:
+    """The seed of samples for a request that names none."""
+    return secrets.randbelow(schemas.MAX_SEED + 1)
+
+
 def _check_output(request: ComputedRequest, count: int, query: schemas.ImagesOutQuery) -> int:
     """Refuse too many images; returns the most bytes that images and answer can take."""
     described, limits = request.model.description, request.settings
@@ -283,6 +286,7 @@ def _check_output(request: ComputedRequest, count: int, query: schemas.ImagesOut
         query.as_,
         limits.max_pixels,
         limits.max_answer_bytes,
+        request.shorter_images,
     )
 
 

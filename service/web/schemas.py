@@ -64,7 +64,8 @@ class LogLikelihoodQuery(ImagesQuery):
     )
 
 
-def _split_methods(text: str) -> tuple[str, ...]:
+def split_methods(text: str) -> tuple[str, ...]:
+    """The methods that a text names; raises UnknownMethodError."""
     methods = tuple(text.split(","))
     check_methods(methods)
     return methods
@@ -77,7 +78,7 @@ _METHODS_DESCRIBED = (
 )
 Methods = Annotated[
     tuple[str, ...],
-    PlainValidator(_split_methods),
+    PlainValidator(split_methods),
     WithJsonSchema(
         {"type": "string", "pattern": f"^{_ANY_METHOD}(,{_ANY_METHOD})*$", "description": _METHODS_DESCRIBED}
     ),
@@ -112,6 +113,11 @@ class AnomalyQuery(ImagesQuery):
         alias="as",
         description="the map: base64 PNG, the most surprising pixel white, or numbers [C][H][W], nats",
     )
+
+    @property
+    def decided_alpha(self) -> float | None:
+        """What decides, unless `fdr` does."""
+        return (self.alpha or DEFAULT_ALPHA) if self.fdr is None else None
 
 
 class ImagesOutQuery(ModelQuery):

@@ -11,11 +11,12 @@ import pytest
 
 from tests.hostile.attacks.attack import Attack
 from tests.hostile.attacks.heads import head_attacks
+from tests.hostile.attacks.open_inference import open_inference_attacks
 from tests.hostile.attacks.pixels import pixel_attacks
 from tests.hostile.attacks.queries import query_attacks
 from tests.hostile.harness import ChildService, watched
 
-ATTACKS = [*query_attacks(), *head_attacks(), *pixel_attacks()]
+ATTACKS = [*query_attacks(), *head_attacks(), *pixel_attacks(), *open_inference_attacks()]
 KEY = "admin-admin-admin-admin"
 MOST_MEMORY = 200 * 2**20
 """Beside what it has at rest; none of these asks for much."""

@@ -31,9 +31,13 @@ class Answer:
     @property
     def problem(self) -> str:
         """The last part of a problem document's type, like `invalid-body`; empty without one, as for HEAD."""
-        if self.headers.get("content-type") != "application/problem+json" or not self.body:
+        media_type = self.headers.get("content-type")
+        if media_type not in ("application/problem+json", "application/json") or not self.body:
             return ""
-        return str(self.json()["type"]).rpartition(":")[2]
+        problem = self.json()
+        if media_type == "application/json" and problem.get("error") != problem["detail"]:  # of `/v2`
+            return ""
+        return str(problem["type"]).rpartition(":")[2]
 
 
 def answers(received: bytes, *, methods: Sequence[str] = ()) -> list[Answer]:

@@ -167,6 +167,15 @@ def test_under_another_spelling_a_path_is_the_same(full: str) -> None:
             assert read(connection)[0].startswith(b"HTTP/1.1 429 ")
 
 
+def test_inferences_are_counted_too_and_refused_in_the_form_of_their_protocol(full: str) -> None:
+    for path in ("/v2/models/digits.encode/infer", "/logpx/v2/models/digits.encode/infer"):
+        refused = plain_http.post(f"{full}{path}", content=BODY)
+        assert (refused.status_code, refused.headers["content-type"]) == (429, "application/json")
+        assert refused.json()["error"] == refused.json()["detail"]
+    assert plain_http.get(f"{full}/v2/health/ready").json() == {"ready": True}
+    assert plain_http.post(f"{full}/v2/repository/index", content=b"").status_code == 200
+
+
 def test_an_answer_to_head_has_no_body_and_a_preflight_comes_in(full: str) -> None:
     with connect(full) as connection:
         connection.sendall(b"HEAD /v1/models HTTP/1.1\r\nHost: here\r\n\r\n")

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from model_store import ImageShape
-from service.web import multipart, requests
+from service.web import bodies, multipart, requests
 from service.web.answer_size import Form, anomalies_bytes, images_bytes, latents_bytes, log_likelihoods_bytes
 from tests.web.conftest import COLOUR_SHAPE, DIGIT_SHAPE, Serve
 from tests.web.forms import image_file, json_body, npy
@@ -71,7 +71,7 @@ def test_a_byte_order_mark_before_json_is_ignored(client: TestClient) -> None:
 
 def test_json_of_very_many_lists_is_refused_before_it_is_parsed(client: TestClient) -> None:
     """700 000 empty lists in 2 MB took seconds, in which nobody else was answered."""
-    most = requests.MAX_JSON_LISTS - 2
+    most = bodies.MAX_JSON_LISTS - 2
     for key, path, few in (("images", ENCODE, "images"), ("latents", DECODE, "latents")):
         body = b'{"%s": [%s]}' % (key.encode(), b",".join([b"[]"] * (most + 1)))
         check(client.post(path, content=body, headers=AS_JSON), 413, "limit-exceeded", "65537 lists")

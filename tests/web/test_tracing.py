@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import structlog
 from fastapi.testclient import TestClient
@@ -22,6 +23,7 @@ from service.serve import export_traces
 from service.web.app import create_app
 from service.web.operations.settings import Settings
 from tests.web import plain_http
+from tests.web.open_inference import in_json
 from tests.web.test_observability import BODY
 from tests.web.test_process import Start, address, start  # noqa: F401 (a fixture)
 
@@ -44,6 +46,7 @@ def test_a_traced_request_is_answered_as_any_other(store: Path) -> None:
     """By FastAPI's router, where others come to their route more directly."""
     key = "a-key-of-the-traced-service"
     settings = Settings(model_store=store, model="digits", api_keys=key)
+    inference = in_json("images", np.zeros((1, 1, 28, 28), np.uint8))
     image, keyed = BODY, {"headers": {**BODY["headers"], "x-api-key": key}}
     requests: list[tuple[str, str, dict[str, Any]]] = [
         ("POST", "/v1/encode", {**image, **keyed}),
@@ -56,6 +59,10 @@ def test_a_traced_request_is_answered_as_any_other(store: Path) -> None:
         ("GET", "/v1/samples?n=2&seed=1", keyed),
         ("GET", "/v1/encode", keyed),
         ("PUT", "/v1/samples", keyed),
+        ("POST", "/v2/models/digits.encode/infer", {"content": inference["content"], "headers": keyed["headers"]}),
+        ("POST", "/v2/models/digits.encode/versions/1/infer", {**inference, **keyed}),
+        ("POST", "/v2/models/digits.encode/infer", inference),
+        ("POST", "/v2/models/digits/infer", keyed),
     ]
     answers = []
     for provider in (None, TracerProvider()):
@@ -67,7 +74,7 @@ def test_a_traced_request_is_answered_as_any_other(store: Path) -> None:
         heads = [{**answer.headers, "x-request-id": "", "server-timing": ""} for answer in found]
         answers.append(([answer.status_code for answer in found], told, heads))
     assert answers[0] == answers[1]
-    assert answers[0][0] == [200, 401, 404, 422, 406, 422, 200, 200, 405, 405]
+    assert answers[0][0] == [200, 401, 404, 422, 406, 422, 200, 200, 405, 405, 200, 200, 401, 404]
 
 
 def test_a_request_is_one_span_that_tells_what_it_took(store: Path) -> None:

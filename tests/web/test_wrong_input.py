@@ -280,7 +280,7 @@ def test_an_unknown_model_or_version_is_404(client: TestClient, query: str) -> N
 
 
 def test_an_unknown_path_is_404_and_a_wrong_method_405(client: TestClient) -> None:
-    check(client.get("/v2/encode"), 404, "not-found", "/v2/encode")
+    check(client.get("/v3/encode"), 404, "not-found", "/v3/encode")
     check(client.get("/v1/models/nobody"), 404, "unknown-model", "nobody")
     check(client.get(ENCODE), 405, "method-not-allowed", "/docs")
 

@@ -32,6 +32,7 @@ _RETRY = f"Retry-After: {_RETRY_SECONDS}\r\n"
 MAX_PIPELINED = 8
 """Most requests of a connection that wait behind the one being answered; later ones are not parsed yet."""
 _CHUNK_BYTES = 16  # of a chunk besides its data: its size and two line ends
+_WORK, _NO_WORK = ("/v1/", "/v2/"), ("/v1/admin/", "/v2/health/", "/v2/repository/")
 
 
 class HttpConnection(AnsweringProtocol):
@@ -295,4 +296,4 @@ class HttpConnection(AnsweringProtocol):
 
 def _is_work(path: str) -> bool:
     """Whether this path is computed; probes and admin requests are always admitted."""
-    return path.startswith("/v1/") and not path.startswith("/v1/admin/")
+    return path.startswith(_WORK) and not path.startswith(_NO_WORK)

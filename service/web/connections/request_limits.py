@@ -15,6 +15,7 @@ from service.web.connections.framing import MAX_HEADERS
 from service.web.connections.incoming_bodies import IncomingBodies, IncomingBody
 from service.web.memory_budget import FREE_BYTES, MEMORY, SENT_AT_ONCE, Budget, Share
 from service.web.operations.settings import Settings
+from service.web.problem_format import is_open_inference, own_path
 from service.web.problems import (
     HEADER_TOO_LARGE,
     INVALID_PARAMETER,
@@ -28,6 +29,8 @@ from service.web.problems import (
 )
 
 MAX_PARAMETERS = 100
+CODINGS = ("gzip", "deflate")
+"""Content codings of bodies that are unpacked, on `/v2` alone; see v2/compression.py."""
 _MAX_LISTED = 10
 
 
@@ -146,10 +149,8 @@ class Limits:
             limits = f"{MAX_HEADERS} headers, {self._settings.max_header_bytes} bytes with path and query"
             detail = f"at most {limits} are accepted; found {count}, {size} bytes"
             return problem(Request(scope), HEADER_TOO_LARGE, detail)
-        if coding and coding.strip().lower() != b"identity":
-            detail = f"content coding {coding[:100].decode('latin-1')!r} is not accepted; send the body as it is"
-            problem_type = PROBLEM_TYPES[UnsupportedMediaTypeError]
-            return problem(Request(scope), problem_type, detail, headers={"Accept-Encoding": "identity"})
+        if coding and (refusal := _coding_refusal(scope, coding.strip().lower().decode("latin-1"))) is not None:
+            return refusal
         try:
             length = int(declared[:20]) if declared.isdigit() else 0
             if length > self._settings.max_body_bytes:
@@ -173,6 +174,16 @@ class Limits:
     def _refuse_length(self, length: int) -> NoReturn:
         most = self._settings.max_body_bytes
         raise LimitError(f"the body has {length} bytes or more; at most {most} are accepted")
+
+
+def _coding_refusal(scope: Scope, coding: str) -> Response | None:
+    accepted = ("identity", *(CODINGS if is_open_inference(own_path(scope)) else ()))
+    if coding in accepted:
+        return None
+    named = f", or as {' or '.join(accepted[1:])}" if accepted[1:] else ""
+    detail = f"content coding {coding[:100]!r} is not accepted; send the body as it is{named}"
+    headers = {"Accept-Encoding": ", ".join(accepted)}
+    return problem(Request(scope), PROBLEM_TYPES[UnsupportedMediaTypeError], detail, headers=headers)
 
 
 def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:

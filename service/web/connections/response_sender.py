@@ -25,7 +25,8 @@ from service.web.connections.transport import (
     close_lingeringly,
 )
 from service.web.operations.request_log import RequestLog, request_id_of
-from service.web.problems import PROBLEM_JSON, ProblemType, problem_document
+from service.web.problem_format import problem_form
+from service.web.problems import ProblemType, problem_document
 
 _PROBE_SECONDS = 0.1
 _MAX_PROBE_SECONDS = 10.0
@@ -216,9 +217,10 @@ class AnsweringProtocol(StrictProtocol):
         if self.url:
             method, target = self.parser.get_method().decode(), self.url.partition(b"?")[0]
             path = target[:_MAX_LOGGED_PATH].decode("latin-1")
-        body = problem_document(problem_type, detail, request_id)
+        media_type, more = problem_form(self._request_log.own_path(path), detail)
+        body = problem_document(problem_type, detail, request_id, **more)
         status = problem_type.status
-        head = f"HTTP/1.1 {int(status)} {status.phrase}\r\nContent-Type: {PROBLEM_JSON}\r\n{headers}"
+        head = f"HTTP/1.1 {int(status)} {status.phrase}\r\nContent-Type: {media_type}\r\n{headers}"
         head += f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: {request_id}\r\n"
         head += "" if keep_alive else "Connection: close\r\n"
         date = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)

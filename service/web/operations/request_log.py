@@ -6,12 +6,14 @@ from collections.abc import Collection, Iterable
 from functools import cache
 
 import structlog
+from starlette.routing import compile_path
 from starlette.types import Scope
 
 from service.web.operations.metrics import Metrics
-from service.web.problems import ProblemType, shortened
+from service.web.problem_format import shortened
+from service.web.problems import ProblemType
 
-QUIET_PATHS = ("/livez", "/readyz", "/metrics")
+QUIET_PATHS = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 """For machines that watch the service: logged only where everything is."""
 _MAX_PATH = 200
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -32,7 +34,11 @@ class RequestLog:
         self._request_seconds = cache(metrics.request_seconds.series)
         self._refusals = metrics.refusals
         self._log = structlog.get_logger().bind()  # made once, after the log has been configured
-        self._paths = paths
+        self._paths = {path for path in paths if "{" not in path}
+        templates = sorted(
+            (path for path in paths if "{" in path), key=len, reverse=True
+        )  # {name}.encode before {name}
+        self._templates = {path: compile_path(path)[0] for path in templates}
         self._root_path = root_path
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
@@ -83,10 +89,16 @@ class RequestLog:
             request_id=request_id,
         )
 
+    def own_path(self, path: str) -> str:
+        """A path without the prefix of a proxy."""
+        return path.removeprefix(self._root_path)
+
     def _route(self, path: str) -> str:
         """The label of a path; all unknown paths have the same, so that scanners cannot add labels."""
-        path = path.removeprefix(self._root_path)
-        return path if path in self._paths else "unknown"
+        path = self.own_path(path)
+        if path in self._paths:
+            return path
+        return next((template for template, regex in self._templates.items() if regex.match(path)), "unknown")
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -27,7 +27,7 @@ from service.web.answer_size import log_likelihoods_bytes
 from service.web.operations.environment import PREFIX, Environment, is_of_keys, read_environment
 
 MIN_KEY_LENGTH = 16
-OWN_PATHS = ("docs", "livez", "metrics", "openapi.json", "page", "readyz", "static-offline-docs", "v1")
+OWN_PATHS = ("docs", "livez", "metrics", "openapi.json", "page", "readyz", "static-offline-docs", "v1", "v2")
 
 
 class Settings(BaseSettings):

@@ -10,6 +10,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from service.engine.anomaly.detector import AnomalyScores
 from service.engine.blocks import CPU_BLOCKS
 from service.engine.model import Model
 from service.engine.runtime import DeviceLostError
@@ -150,11 +151,12 @@ class Backend:
             labels = model.manifest.name, model.manifest.version, str(not why).lower(), str(why)
             self.metrics.estimates.labels(*labels).inc(int(count))
 
-    def count_p_values(self, model: Model, method: str, p_values: NDArray[np.float64]) -> None:
-        """Add p-values to their histogram, which shows a drift of the images."""
-        histogram = self.metrics.p_values.labels(model.manifest.name, model.manifest.version, method)
-        for p_value in p_values.tolist():
-            histogram.observe(p_value)
+    def count_judgements(self, model: Model, scores: AnomalyScores) -> None:
+        """Add p-values to the histogram of each method, which shows a drift of the images."""
+        for method, judgement in scores.by_method.items():
+            histogram = self.metrics.p_values.labels(model.manifest.name, model.manifest.version, method)
+            for p_value in judgement.p_value.tolist():
+                histogram.observe(p_value)
 
     def reason_against_serving(self) -> str | None:
         """Why `/readyz` answers 503, or None."""

@@ -13,6 +13,7 @@ from tests.hostile import wire
 from tests.hostile.attacks.attack import AS_JSON, DECODE, ENCODE, IMAGE, MODELS, NPY, SAMPLES, Attack, asks, whole
 from tests.hostile.attacks.crowds import BUSY, close, crowds, each, held, sockets
 from tests.hostile.attacks.heads import head_attacks
+from tests.hostile.attacks.open_inference import open_inference_attacks
 from tests.hostile.attacks.pixels import pixel_attacks
 from tests.hostile.attacks.queries import query_attacks
 from tests.hostile.harness import ChildService
@@ -107,4 +108,4 @@ def together(data: bytes, count: int) -> Callable[[ChildService], list[Answer]]:
 
 def catalogue() -> list[Attack]:
     """Every attack there is, those that take longest last."""
-    return [*query_attacks(), *head_attacks(), *pixel_attacks(), *crowds(), *reported()]
+    return [*query_attacks(), *head_attacks(), *pixel_attacks(), *open_inference_attacks(), *crowds(), *reported()]
