@@ -9,6 +9,7 @@ from training.likelihoods.base import ImageShape, Likelihood
 from training.likelihoods.bernoulli import Bernoulli
 from training.likelihoods.discretised_logistic import DiscretisedLogistic
 from training.likelihoods.discretised_logistic_mixture import DiscretisedLogisticMixture
+from training.likelihoods.discretised_logistic_neighbours import DiscretisedLogisticNeighbours
 from training.likelihoods.gaussian import Gaussian, GaussianWithScale
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Bernoulli",
     "DiscretisedLogistic",
     "DiscretisedLogisticMixture",
+    "DiscretisedLogisticNeighbours",
     "Gaussian",
     "GaussianWithScale",
     "Likelihood",
@@ -30,6 +32,7 @@ _CLASSES: tuple[type[Likelihood], ...] = (
     Bernoulli,
     DiscretisedLogistic,
     DiscretisedLogisticMixture,
+    DiscretisedLogisticNeighbours,
     Gaussian,
 )
 LIKELIHOODS: Mapping[str, type[Likelihood]] = {kind.name: kind for kind in _CLASSES}
