@@ -133,6 +133,7 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     check_begun(run)
     if processes.leads:
         print_skipped(source)
+        run.write_skipped(source.skipped)
         print_start(splits, description, device, begun_on=run.description.device)
         print_plan(planned)
 

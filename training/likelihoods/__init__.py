@@ -16,6 +16,7 @@ __all__ = [
     "BLACK_AND_WHITE",
     "GREY",
     "LIKELIHOODS",
+    "PHOTOGRAPHS",
     "Bernoulli",
     "DiscretisedLogistic",
     "DiscretisedLogisticMixture",
@@ -39,6 +40,8 @@ LIKELIHOODS: Mapping[str, type[Likelihood]] = {kind.name: kind for kind in _CLAS
 """By the name that configurations and manifests use."""
 BLACK_AND_WHITE, GREY = Bernoulli.name, DiscretisedLogistic.name
 """What images get by default: those that are nearly black and white, or not 8-bit, and 8-bit ones that are grey."""
+PHOTOGRAPHS = DiscretisedLogisticNeighbours.name
+"""And those of the latter that are large."""
 
 
 def build_likelihood(name: str, image_shape: ImageShape, **options: Any) -> Likelihood:

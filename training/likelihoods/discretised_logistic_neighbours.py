@@ -36,8 +36,8 @@ class DiscretisedLogisticNeighbours(Likelihood):
 
         r ← r - a_k · moved_k(r),    with one coefficient a_k in (-1, 1) for each channel,
 
-    and what is left at the end is e. As every step subtracts only what comes earlier in raster order (channel by channel
-    at each place), x_i - e_i depends on z and on earlier pixels alone. With it as the location, and s_i the scale,
+    and what is left at the end is e. As every step subtracts only what comes earlier in raster order (at each place
+    channel by channel), x_i - e_i depends on z and on earlier pixels alone. With it as the location, and s_i the scale,
 
         P(x|z) = Π_i P(x_i | loc = x_i - e_i, s_i),
 
@@ -126,13 +126,15 @@ class DiscretisedLogisticNeighbours(Likelihood):
         return to_levels(drawn, self.levels - 1)
 
     def curvature(self, x: Tensor, parameters: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Exact. With f the logarithm as a function of centre c = x - e and log_scale g, and ∂ the directions' changes:
+        """Exact, for each direction, along which a number's change is written ∂.
+
+        With f = log P as a function of c = x - e and g = log_scale, and sums over pixels:
 
             slope = Σ f_c ∂c + f_g ∂g
             information = -Σ f_cc ∂c ∂cᵀ + f_cg (∂c ∂gᵀ + ∂g ∂cᵀ) + f_gg ∂g ∂gᵀ + f_c ∂²c
 
-        ∂c follows the steps forward. The last term is of products of a coefficient's change and the image's; f_c follows
-        the steps backward to each of them.
+        ∂c follows the steps forward. ∂²c is of products of a coefficient's change and the image's, to each of which f_c
+        follows the steps backward.
         """
         loc, log_scale, *coefficients = parameters
         channels, places = self.image_shape[0], self.image_shape[1] * self.image_shape[2]
