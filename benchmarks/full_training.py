@@ -1,6 +1,6 @@
 """From a folder of photographs to a served model, as `make train` does it: how long it takes, and how much memory.
 
-    python benchmarks/full_training.py FOLDER [--minutes 12] [--count 20] [--work DIR] [--no-limits]
+    PYTHONPATH=. python benchmarks/full_training.py FOLDER [--minutes 12] [--count 20] [--work DIR] [--no-limits]
 
 `fit --size auto` and `publish` run with their defaults, each as a process of its own, whose largest memory is the
 kernel's figure. Then the service starts with the published model, and images of the folder that were not trained on
@@ -23,8 +23,8 @@ from pathlib import Path
 import httpx2
 import numpy as np
 from PIL import Image
+from running_service import compute_milliseconds, start
 
-from benchmarks.running_service import compute_milliseconds, start
 from training.data.image_sets import Reading
 from training.data.preparation import Preparation
 from training.data.sources import open_source

@@ -20,9 +20,17 @@ from training.likelihoods.reductions import join, split, sum_pixels
 
 Shift = tuple[int, int, int]
 """Channels, rows and columns by which an image is moved: to later channels, down, and to the right."""
-NEIGHBOURS: Mapping[Shift, float] = {(0, 0, 1): 0.7, (0, 1, 0): 0.8, (0, 1, -1): 0.1, (0, 0, 2): 0.0, (0, 2, 0): 0.0}
-"""Left, above, above to the right, two to the left and two above; with the coefficient of each before training."""
-OTHER_CHANNEL = 0.8
+NEIGHBOURS: Mapping[Shift, tuple[float, float]] = {
+    (0, 0, 1): (0.7, 0.9),
+    (0, 1, 0): (0.8, 0.9),
+    (0, 1, -1): (0.1, 0.2),
+    (0, 0, 2): (-0.1, 0.0),
+    (0, 2, 0): (-0.1, 0.0),
+}
+"""Left, above, above to the right, two to the left and two above; with the coefficients before training, of the first
+channel and of others. They are nearly what small photographs have; the difference of two channels is smooth.
+"""
+OTHER_CHANNEL = 0.9
 """The coefficient of the channel before, before training."""
 UNPREDICTED = 0.3
 """Of a pixel's spread over the training images, what such neighbours leave of it before training."""
@@ -66,10 +74,13 @@ class DiscretisedLogisticNeighbours(Likelihood):
         self.levels: int = levels
         self._of_pixels = DiscretisedLogistic(image_shape, levels)
         channels, height, width = image_shape
-        first = {(channel, 0, 0): OTHER_CHANNEL if channel == 1 else 0.0 for channel in range(1, channels)}
-        self._initial = {
-            (c, y, x): share for (c, y, x), share in (first | dict(NEIGHBOURS)).items() if y < height and abs(x) < width
+        others = {(c, 0, 0): [OTHER_CHANNEL if c == 1 else 0.0] * channels for c in range(1, channels)}
+        neighbours = {
+            (c, y, x): [first, *[other] * (channels - 1)]
+            for (c, y, x), (first, other) in NEIGHBOURS.items()
+            if y < height and abs(x) < width
         }
+        self._initial: Mapping[Shift, Sequence[float]] = others | neighbours
         self.shifts: Sequence[Shift] = tuple(self._initial)
 
     @property
@@ -89,7 +100,7 @@ class DiscretisedLogisticNeighbours(Likelihood):
         """What becomes coefficients, [steps · C]."""
         if not self.shifts:
             return None
-        return torch.atanh(torch.tensor([*self._initial.values()])).repeat_interleave(self.image_shape[0])
+        return torch.atanh(torch.tensor([*self._initial.values()])).flatten()
 
     def parameters(self, raw: Tensor) -> tuple[Tensor, ...]:
         """Location; logarithm of the scale, bounded."""
