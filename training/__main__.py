@@ -259,7 +259,7 @@ def _publish(parsed: argparse.Namespace) -> None:
         protocol=protocol,
         encoder_samples=encoder_samples_of(parsed, test),
         runtime=runtime,
-        scoring=scoring_of(parsed, protocol),
+        scoring=scoring_of(parsed, protocol, splits.test),
         test=test,
         defects=measured_defects(parsed, defects),
         progress=True,
