@@ -55,7 +55,7 @@ def test_scores_of_large_images_take_few_samples_unless_said(
 ) -> None:
     estimates = Protocol("auto", 400, 3)
     for images, (proposal, num_samples) in ((SMALL, small), (LARGE, large)):
-        assert scoring_of(parsed(*options), estimates, images) == Protocol(proposal, num_samples, 3)  # type: ignore[arg-type]
+        assert scoring_of(parsed(*options), estimates, images) == Protocol(proposal, num_samples, 3)
 
 
 def test_kinds_of_defects_share_the_number_and_none_is_left_with_few() -> None:

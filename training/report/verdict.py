@@ -170,12 +170,12 @@ def _problems(figures: Figures) -> Iterable[tuple[str, str]]:
         )
     if figures.detected and (auroc := next(iter(figures.detected.values()))) < _DETECTED:
         best = max(figures.detected, key=figures.detected.__getitem__)
-        more = "more detail, by a larger --size"
+        other = "more detail, by a larger --size"
         if configuration.likelihood == PHOTOGRAPHS:
-            more = f"--likelihood {GREY}, which knows such images less well and often finds more of their defects"
+            other = f"--likelihood {GREY}, which knows such images less well and often finds more of their defects"
         yield (
             f"its anomaly scores miss defects (AUROC {auroc:.2f})",
-            f"?method={best}, whose AUROC is {figures.detected[best]:.2f}; or {more}",
+            f"?method={best}, whose AUROC is {figures.detected[best]:.2f}; or {other}",
         )
     compared = compared_with(figures.num_calibration)
     if 1 / (compared + 1) > DEFAULT_ALPHA:
