@@ -91,7 +91,7 @@ def main() -> None:
         fitted, fit_memory = command("fit", "--data", str(given.folder), "--out", str(run), "--size", "auto", *planned)
         published, publish_memory = command("publish", str(run), "--name", NAME, "--store", str(store))
         files = test_images(run, given.count)
-        process, url = start(LOGPX_MODEL_STORE=str(store), LOGPX_LOG_LEVEL="error")
+        process, url = start(LOGPX_MODEL_STORE=str(store))
         try:
             scores, scored = ask(url, "anomaly-scores", files)
             likelihoods, estimated = ask(url, "log-likelihood", files)
