@@ -161,7 +161,7 @@ def test_the_preset_that_was_chosen_is_on_record(tmp_path: Path, capsys: pytest.
     data, out = tmp_path / "photographs.npy", tmp_path / "run"
     sizes = ["--width=2", "--depth=1", "--epochs=2", "--device=cpu"]
     assert main(["fit", f"--data={data}", f"--out={out}", *sizes]) == 0
-    assert "; resnet, discretised_logistic, " in capsys.readouterr().out
+    assert "; resnet, discretised_logistic_neighbours, " in capsys.readouterr().out
     assert json.loads((out / "run.json").read_text())["configuration"]["preset"] == "resnet"
     assert main(["fit", f"--data={data}", f"--out={out}", *sizes, "--preset=auto", "--resume"]) == 0
     assert open_run(out).read_metrics(9)[-1]["setbacks"] == 0
