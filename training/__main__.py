@@ -154,12 +154,11 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     )
     if processes.leads:
         draw_figures(run, model, splits.validation)
-        metrics = run.read_metrics()
-        seconds = sum(line["seconds"] for line in metrics)
-        loaded = load_model(run)
+        metrics, loaded = run.read_metrics(), load_model(run)
         if loaded.finished_encoder:
             print_finished_encoder(loaded.finished_encoder)
-        print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
+        minutes = sum(line["seconds"] for line in metrics) / 60
+        print(f"{parsed.out}: trained {len(metrics)} epochs in {minutes:.1f} minutes")
         print_verdict(judge(measure(run, loaded.vae, splits)))
 
 
@@ -265,8 +264,7 @@ def _publish(parsed: argparse.Namespace) -> None:
         progress=True,
     )
     print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")
-    evaluations = [publication.evaluation, publication.encoder_evaluation]
-    done = [evaluation for evaluation in evaluations if evaluation is not None]
+    done = [found for found in (publication.evaluation, publication.encoder_evaluation) if found is not None]
     detected = publication.detection.mean() if publication.detection else None
     figures = measure(run, load_model(run).vae, splits)
     figures = replace(figures, reliable=publication.evaluation.reliable, detected=detected)
