@@ -63,6 +63,8 @@ def test_a_colour_folder_from_training_to_answers(
     assert "2 images cannot be read and are left out:" in errors
     assert "broken.png: " in errors
     assert "empty.webp: " in errors
+    listed = (run / "skipped.txt").read_text().splitlines()
+    assert {line.split(": ")[0].rpartition("/")[2] for line in listed} == {"broken.png", "empty.webp"}
 
     scoring = ["--num-samples=8", "--device=cpu", "--workers=0"]
     with operators_looked_up_once():

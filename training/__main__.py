@@ -133,6 +133,7 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     check_begun(run)
     if processes.leads:
         print_skipped(source)
+        run.write_skipped(source.skipped)
         print_start(splits, description, device, begun_on=run.description.device)
         print_plan(planned)
 
@@ -153,12 +154,11 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     )
     if processes.leads:
         draw_figures(run, model, splits.validation)
-        metrics = run.read_metrics()
-        seconds = sum(line["seconds"] for line in metrics)
-        loaded = load_model(run)
+        metrics, loaded = run.read_metrics(), load_model(run)
         if loaded.finished_encoder:
             print_finished_encoder(loaded.finished_encoder)
-        print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
+        minutes = sum(line["seconds"] for line in metrics) / 60
+        print(f"{parsed.out}: trained {len(metrics)} epochs in {minutes:.1f} minutes")
         print_verdict(judge(measure(run, loaded.vae, splits)))
 
 
@@ -258,14 +258,13 @@ def _publish(parsed: argparse.Namespace) -> None:
         protocol=protocol,
         encoder_samples=encoder_samples_of(parsed, test),
         runtime=runtime,
-        scoring=scoring_of(parsed, protocol),
+        scoring=scoring_of(parsed, protocol, splits.test),
         test=test,
         defects=measured_defects(parsed, defects),
         progress=True,
     )
     print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")
-    evaluations = [publication.evaluation, publication.encoder_evaluation]
-    done = [evaluation for evaluation in evaluations if evaluation is not None]
+    done = [found for found in (publication.evaluation, publication.encoder_evaluation) if found is not None]
     detected = publication.detection.mean() if publication.detection else None
     figures = measure(run, load_model(run).vae, splits)
     figures = replace(figures, reliable=publication.evaluation.reliable, detected=detected)

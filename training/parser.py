@@ -141,14 +141,15 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         "--score-proposal",
         choices=PROPOSALS,
         default=argparse.SUPPRESS,
-        help="proposal of anomaly scores and their calibration (default: that of the estimates)",
+        help="proposal of anomaly scores and their calibration (default: that of the estimates; encoder for images "
+        "of more than 784 numbers)",
     )
     add_number(
         parser,
         "--score-samples",
         _SCORING["num_samples"],
         help="samples per image for anomaly scores",
-        unset="the proposal's own, or the estimates'",
+        unset="the proposal's own, or the estimates'; 128 for images of more than 784 numbers",
     )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from service.engine.calibration import guarantees
 from service.images.folder import describe_skipped
+from service.progress import duration
 from training.configuration import Configuration
 from training.data.sources import Source, StreamedSource
 from training.data.splits import DataSplits
@@ -17,6 +18,7 @@ from training.fit.encoder_phase import encoder_configuration
 from training.fit.loaded_model import FinishedEncoder
 from training.fit.plan import Plan
 from training.fit.run import RunDescription
+from training.fit.schedule import num_samples
 from training.fit.trainer import EpochFigures
 from training.likelihoods.base import ImageShape
 from training.publish.evaluation import Evaluation
@@ -99,7 +101,7 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 def print_epoch(figures: EpochFigures, configuration: Configuration, image_shape: ImageShape) -> None:
-    """One line an epoch; those that train the encoder alone are counted by themselves, and say what it has gained."""
+    """One line an epoch, with the time left; of the encoder alone they are counted by themselves, and say its gain."""
     epoch, gain = f"epoch {figures.epoch}/{configuration.epochs}", ""
     if figures.encoder_epoch:
         epoch = f"encoder, epoch {figures.encoder_epoch}/{encoder_configuration(configuration).epochs}"
@@ -107,9 +109,26 @@ def print_epoch(figures: EpochFigures, configuration: Configuration, image_shape
     bits = -figures.validation_bound / (math.prod(image_shape) * math.log(2))
     print(
         f"{epoch}: train {figures.train_bound:.2f}, validation {figures.validation_bound:.2f} ({bits:.3f} bits/dim), "
-        f"ELBO {figures.validation_elbo:.2f}{gain} nats; {figures.images_per_second:.0f} images/s",
+        f"ELBO {figures.validation_elbo:.2f}{gain} nats; {figures.images_per_second:.0f} images/s, at most "
+        f"{duration(seconds_left(figures, configuration))} left",
         flush=True,
     )
+
+
+def seconds_left(figures: EpochFigures, configuration: Configuration) -> float:
+    """Of a run after this epoch, if others take as long for as many samples; a run may end early.
+
+    >>> run = Configuration(epochs=10, num_samples=2, finish_epochs=5)
+    >>> epoch = EpochFigures(4, 40, -1.0, -1.0, -1.0, 0.1, 0, 0, 99.0, seconds=3.0)
+    >>> seconds_left(epoch, run)
+    33.0
+    """
+    of_encoder = encoder_configuration(configuration)
+    later = [of_encoder.num_samples] * (of_encoder.epochs if configuration.finish_encoder else 0)
+    if figures.encoder_epoch:
+        return figures.seconds * (len(later) - figures.encoder_epoch)
+    samples = [num_samples(epoch, configuration) for epoch in range(figures.epoch, configuration.epochs + 1)]
+    return figures.seconds * sum(samples[1:] + later) / samples[0]
 
 
 def print_finished_encoder(finished: FinishedEncoder) -> None:

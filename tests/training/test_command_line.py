@@ -54,7 +54,7 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
         "reconstructions.png",
         "samples.png",
     }
-    assert re.search(r"\nencoder, epoch 2/2: train -.* nats; \d+ images/s\nencoder: ", output)
+    assert re.search(r"\nencoder, epoch 2/2: train -.* nats; \d+ images/s, at most 0 s left\nencoder: ", output)
     assert [json.loads(line)["epoch"] for line in (run / METRICS).read_text().splitlines()] == [1, 2, 3, 4]
 
     scoring = ["--num-samples=20", "--encoder-samples=10", "--device=cpu"]

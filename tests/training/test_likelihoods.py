@@ -13,12 +13,14 @@ from scipy.special import expit, logsumexp
 from torch import Tensor
 
 from model_store import LikelihoodSpec
+from tests.likelihoods import DiscretisedLogistic as DiscretisedLogisticReference
 from tests.likelihoods import reference_of, run_likelihood
 from tests.rounding import density_error, gamma, sampling_error
 from tests.training.conftest import ExportOnce
 from training.configuration import Configuration
 from training.errors import ConfigurationError, LikelihoodError
 from training.likelihoods import LIKELIHOODS, Likelihood, build_likelihood, likelihood_of, spec_of
+from training.likelihoods.discretised_logistic_neighbours import DiscretisedLogisticNeighbours
 from training.likelihoods.location_scale import LOG_SCALE_CEILING
 
 COLOUR, GREY, ONE = (3, 3, 5), (1, 7, 5), (1, 1, 1)
@@ -29,6 +31,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "discretised_logistic": ("discretised_logistic", {}),
     "of 5 levels": ("discretised_logistic", {"levels": 5}),
     "mixture": ("discretised_logistic_mixture", {"num_components": 3}),
+    "neighbours": ("discretised_logistic_neighbours", {}),
 }
 DIRECTIONS = 4
 
@@ -53,6 +56,13 @@ def example(likelihood: Likelihood, *, images: int = 3, rows: int = 2, seed: int
         offset, spread = {"loc": (0.5, 0.6), "log_scale": (-3.0, 1.2), "logits": (0.0, 3.0)}.get(name, (0.0, 0.4))
         found.append(offset + spread * drawn)
     return x, found
+
+
+def parameters_of(likelihood: Likelihood, raw: Tensor) -> tuple[Tensor, ...]:
+    """All of the decoder's outputs, those of the whole image as they are before training."""
+    bias = likelihood.initial_image_bias()
+    of_image = () if bias is None else likelihood.image_parameters(bias.expand(len(raw), -1))
+    return likelihood.parameters(raw) + of_image
 
 
 def double(tensors: list[Tensor]) -> list[Tensor]:
@@ -87,6 +97,20 @@ def mixture_reference(likelihood: Likelihood, x: Tensor, parameters: list[Tensor
     return np.asarray(logsumexp(joint, axis=2).sum(-1))
 
 
+def whitened(likelihood: Likelihood, x: Tensor, parameters: list[Tensor]) -> NDArray[np.float64]:
+    """What the steps leave of x - loc, [B, K, C, H, W], number by number."""
+    assert isinstance(likelihood, DiscretisedLogisticNeighbours)
+    rest = (x.double() - parameters[0].double()).numpy().reshape(*parameters[0].shape[:2], *likelihood.image_shape)
+    for step, (channel, row, column) in enumerate(likelihood.shifts):
+        before = rest.copy()
+        shares = parameters[2].double().numpy()[:, :, step * len(rest[0, 0]) :]  # of each channel
+        for c, y, w in np.ndindex(*likelihood.image_shape):
+            place = c - channel, y - row, w - column
+            if min(place) >= 0 and w - column < likelihood.image_shape[2]:
+                rest[:, :, c, y, w] -= shares[:, :, c] * before[(slice(None), slice(None), *place)]
+    return np.asarray(rest)
+
+
 @pytest.mark.parametrize("shape", [COLOUR, GREY, ONE], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_density_is_the_closed_form(kind: str, shape: tuple[int, int, int]) -> None:
@@ -95,6 +119,10 @@ def test_the_density_is_the_closed_form(kind: str, shape: tuple[int, int, int]) 
     if kind == "mixture":
         parameters[2] = parameters[2].clamp(min=-2.5)  # for a reference that subtracts
         expected = mixture_reference(likelihood, x, parameters)
+    elif kind == "neighbours":
+        left = whitened(likelihood, x, parameters).reshape(3, 2, -1)
+        of_pixels = {"loc": x.double().numpy() - left, "log_scale": parameters[1].double().numpy()}
+        expected = DiscretisedLogisticReference().pixel_log_prob(x.double().numpy(), of_pixels).sum(-1)
     else:
         shaped = {
             name: parameter.double().numpy().reshape(3, 2, *shape)
@@ -108,7 +136,7 @@ def test_the_density_is_the_closed_form(kind: str, shape: tuple[int, int, int]) 
     assert_allclose(pixels.sum(-1).numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["discretised_logistic", "of 5 levels", "mixture"])
+@pytest.mark.parametrize("kind", ["discretised_logistic", "of 5 levels", "mixture", "neighbours"])
 def test_the_probabilities_of_all_levels_sum_to_one(kind: str) -> None:
     likelihood = make(kind, ONE)
     assert likelihood.levels is not None
@@ -134,6 +162,44 @@ def test_each_channel_is_a_distribution_given_the_earlier_ones() -> None:
     rows = [parameter.double()[:1].expand(256 * 16, -1, -1) for parameter in parameters]
     joint = likelihood.log_prob(blue, *rows)
     assert_allclose(joint[:, 0], likelihood.pixel_log_prob(blue, *rows)[:, 0].sum(-1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (3, 1, 3)], ids=str)
+def test_the_probabilities_of_all_images_sum_to_one(shape: tuple[int, int, int]) -> None:
+    """Also under coefficients that are next to 1, and where neighbours lie beyond the levels."""
+    likelihood = DiscretisedLogisticNeighbours(shape, levels=2)
+    assert len(likelihood.shifts) == (5 if shape[0] == 1 else 4)
+    _, parameters = example(likelihood, images=1, rows=1)
+    parameters[1], parameters[2] = parameters[1] + 2, torch.tanh(4 * parameters[2])
+    images = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * likelihood.num_pixels).unsqueeze(1)
+    total = likelihood.log_prob(images.double(), *double(parameters)).exp().sum()
+    assert abs(total.item() - 1) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [COLOUR, GREY], ids=str)
+def test_a_draw_of_neighbours_is_noise_of_which_the_steps_are_undone(shape: tuple[int, int, int]) -> None:
+    likelihood = DiscretisedLogisticNeighbours(shape, levels=2**40)  # as if there were none
+    _, parameters = example(likelihood)
+    parameters[0], parameters[1] = 0.5 + 0.01 * parameters[0], parameters[1] - 5  # inside of [0, 1]
+    wide = double(parameters)
+    uniform = torch.rand(3, 2, likelihood.num_uniforms, generator=torch.Generator().manual_seed(1)).double()
+    x = likelihood.sample(uniform, *wide)
+    assert 0 < x.min() < x.max() < 1
+    noise = torch.exp(wide[1]) * torch.logit(uniform)
+    found = whitened(likelihood, x, wide).reshape(noise.shape)
+    assert_allclose(found, noise.numpy(), rtol=0, atol=1e-9)
+    assert np.abs((x - wide[0]).numpy() - noise.numpy()).max() > 1e-3  # which neighbours did not change
+
+
+def test_pixels_depend_on_what_comes_before_them_alone() -> None:
+    likelihood = make("neighbours", GREY)
+    x, parameters = example(likelihood, images=1, rows=1)
+    changed = x.clone()
+    changed[0, 0, 17] = 1 - x[0, 0, 17]  # row 3, column 2
+    one, two = (likelihood.pixel_log_prob(values.double(), *double(parameters))[0, 0] for values in (x, changed))
+    differs = (one - two).abs() > 1e-9
+    assert not differs[:17].any()
+    assert differs[[17, 18, 21, 22]].all()  # itself, to the right, below to the left, below
 
 
 def test_channels_depend_on_one_another() -> None:
@@ -221,7 +287,7 @@ def test_no_raw_output_breaks_a_density_or_its_gradient(kind: str, size: float) 
     for sign in (1, -1):  # of scales, so that they are as large and as small as can be
         raw = bias + size * torch.randn(5, *bias.shape, generator=torch.Generator().manual_seed(5))
         raw = (sign * raw.abs() if sign < 0 else raw).requires_grad_()
-        parameters = likelihood.parameters(raw)
+        parameters = parameters_of(likelihood, raw)
         assert [one.shape[1:] for one in parameters] == list(likelihood.outputs.values())
         flat = [parameter.flatten(1).unsqueeze(1) for parameter in parameters]
         value = likelihood.log_prob(x, *flat)
@@ -233,7 +299,7 @@ def test_no_raw_output_breaks_a_density_or_its_gradient(kind: str, size: float) 
             assert likelihood.entropy(*double(flat)).isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "discretised_logistic", "mixture"])
+@pytest.mark.parametrize("kind", ["gaussian", "discretised_logistic", "mixture", "neighbours"])
 def test_the_scale_has_a_floor_and_a_ceiling(kind: str) -> None:
     likelihood = make(kind, ONE)
     bias = likelihood.initial_bias(torch.full(ONE, 0.5), torch.full(ONE, 0.3)).unsqueeze(0)
@@ -248,7 +314,7 @@ def test_the_scale_has_a_floor_and_a_ceiling(kind: str) -> None:
 def test_an_untrained_decoder_gives_the_average_image(kind: str) -> None:
     likelihood = make(kind, COLOUR)
     pixel_mean = 0.2 + 0.6 * torch.rand(COLOUR, generator=torch.Generator().manual_seed(0))
-    parameters = likelihood.parameters(likelihood.initial_bias(pixel_mean, torch.full(COLOUR, 0.2)).unsqueeze(0))
+    parameters = parameters_of(likelihood, likelihood.initial_bias(pixel_mean, torch.full(COLOUR, 0.2)).unsqueeze(0))
     flat = [parameter.flatten(1).unsqueeze(1) for parameter in parameters]
     near = 0.15 if kind == "mixture" else gamma(100)  # components lie apart, and are cut at 0 and 1
     assert (likelihood.mean(*flat).flatten() - pixel_mean.flatten()).abs().max() < near
@@ -272,7 +338,7 @@ def test_an_untrained_decoder_is_as_wide_as_the_pixels(kind: str, spread: float)
 
 @pytest.fixture(
     scope="module",
-    params=[("bernoulli", GREY), ("gaussian", COLOUR), ("mixture", COLOUR)],
+    params=[("bernoulli", GREY), ("gaussian", COLOUR), ("mixture", COLOUR), ("neighbours", COLOUR)],
     ids=str,
 )
 def exported(request: pytest.FixtureRequest, exported_once: ExportOnce) -> tuple[Likelihood, bytes]:

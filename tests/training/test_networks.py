@@ -46,6 +46,22 @@ def test_an_untrained_decoder_knows_the_mean_pixel(preset: str, pixels: dict[str
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_numbers_of_the_whole_image_are_a_layer_of_their_own(preset: str) -> None:
+    vae = build(preset, likelihood="discretised_logistic_neighbours", binarisation="none")
+    loc, log_scale, coefficients = vae.decoder(torch.randn(6, 7, generator=torch.Generator().manual_seed(1)))
+    assert loc.shape == log_scale.shape == (6, *MEAN.shape)
+    assert coefficients.shape == (6, *vae.likelihood.outputs["coefficients"])
+    assert (coefficients == coefficients[:1]).all()  # before training, of any z
+    assert {name: scale for name, scale in vae.rate_scales().items() if "encoder" not in name} == {
+        "decoder.of_image.weight": 10.0,
+        "decoder.of_image.bias": 10.0,
+    }
+    vae.conditional_log_likelihood(torch.rand(1, *MEAN.shape), torch.ones(1, 2, 7)).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in vae.decoder.parameters())
+    assert "decoder.of_image.bias" not in build(preset).rate_scales()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_pixels_that_never_change_have_finite_densities(preset: str) -> None:
     x = torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])
     for pixels in PIXELS:

@@ -45,7 +45,12 @@ def loop_of(images: NDArray[np.uint8], **options: Any) -> tuple[Loop, TrainingSt
 def test_an_mlp_of_the_default_width_and_rate_stays_sane_at_128_pixels() -> None:
     """Two steps an epoch, so no warm-up: the first validation bound was once −3·10⁸ nats, and the next not a number."""
     loop, state = loop_of(
-        photographs(8, 128, 128, seed=1), preset="mlp", batch_size=4, num_samples=2, warm_up_epochs=1.0
+        photographs(8, 128, 128, seed=1),
+        preset="mlp",
+        likelihood="discretised_logistic",
+        batch_size=4,
+        num_samples=2,
+        warm_up_epochs=1.0,
     )
     assert (loop.configuration.width, loop.configuration.learning_rate) == (512, 2e-3)
     for epoch in range(1, 4):
@@ -147,7 +152,7 @@ def test_an_mlp_that_no_machine_holds_is_refused(tmp_path: Path, capsys: pytest.
     np.save(tmp_path / "large.npy", np.arange(10 * 3 * 512 * 512, dtype=np.uint8).reshape(10, 3, 512, 512))
     command = ["fit", f"--data={tmp_path / 'large.npy'}", f"--out={tmp_path / 'run'}", "--preset=mlp", "--device=cpu"]
     assert main(command) == 2
-    assert "an mlp of width 512 for images of [3, 512, 512] has 1208 million weights" in capsys.readouterr().err
+    assert "an mlp of width 256 for images of [3, 512, 512] has 604 million weights" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -156,7 +161,7 @@ def test_the_preset_that_was_chosen_is_on_record(tmp_path: Path, capsys: pytest.
     data, out = tmp_path / "photographs.npy", tmp_path / "run"
     sizes = ["--width=2", "--depth=1", "--epochs=2", "--device=cpu"]
     assert main(["fit", f"--data={data}", f"--out={out}", *sizes]) == 0
-    assert "; resnet, discretised_logistic, " in capsys.readouterr().out
+    assert "; resnet, discretised_logistic_neighbours, " in capsys.readouterr().out
     assert json.loads((out / "run.json").read_text())["configuration"]["preset"] == "resnet"
     assert main(["fit", f"--data={data}", f"--out={out}", *sizes, "--preset=auto", "--resume"]) == 0
     assert open_run(out).read_metrics(9)[-1]["setbacks"] == 0

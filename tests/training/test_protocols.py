@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from training.parser import build_parser
-from training.publish.protocols import encoder_samples_of, measured_defects, measured_images
+from training.publish.evaluation import Protocol
+from training.publish.protocols import encoder_samples_of, measured_defects, measured_images, scoring_of
 
 SMALL = np.arange(28 * 28 * 300, dtype=np.float32).reshape(300, 1, 28, 28)
 LARGE = np.arange(28 * 29 * 300, dtype=np.float32).reshape(300, 1, 28, 29)
@@ -37,6 +38,24 @@ def test_what_is_said_counts(images: "np.typing.NDArray[np.float32]") -> None:
     assert len(measured_images(parsed("--images=7000"), images)) == 300
     assert encoder_samples_of(parsed("--encoder-samples=12"), images) == 12
     assert encoder_samples_of(parsed("--encoder-samples=0"), images) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "small", "large"),
+    [
+        ((), ("auto", 400), ("encoder", 128)),
+        (("--score-samples=9",), ("auto", 9), ("encoder", 9)),
+        (("--score-proposal=auto",), ("auto", 400), ("auto", 400)),
+        (("--score-proposal=encoder",), ("encoder", 5000), ("encoder", 5000)),
+        (("--score-proposal=laplace", "--score-samples=50"), ("laplace", 50), ("laplace", 50)),
+    ],
+)
+def test_scores_of_large_images_take_few_samples_unless_said(
+    options: tuple[str, ...], small: tuple[str, int], large: tuple[str, int]
+) -> None:
+    estimates = Protocol("auto", 400, 3)
+    for images, (proposal, num_samples) in ((SMALL, small), (LARGE, large)):
+        assert scoring_of(parsed(*options), estimates, images) == Protocol(proposal, num_samples, 3)
 
 
 def test_kinds_of_defects_share_the_number_and_none_is_left_with_few() -> None:

@@ -34,6 +34,26 @@ def test_the_pixels_decide_where_the_user_does_not(
     assert (configuration.likelihood, configuration.binarisation) == (likelihood, binarisation)
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "likelihood", "width", "latent_dim"),
+    [
+        ((1, 28, 28), {}, "discretised_logistic", 512, 50),
+        ((1, 28, 29), {}, "discretised_logistic_neighbours", 256, 32),
+        ((3, 32, 32), {}, "discretised_logistic_neighbours", 256, 32),
+        ((3, 48, 64), {}, "discretised_logistic_neighbours", 16, 32),
+        ((1, 64, 64), {"width": 99}, "discretised_logistic_neighbours", 99, 32),
+        ((1, 64, 64), {"likelihood": "discretised_logistic"}, "discretised_logistic", 512, 50),
+        ((1, 64, 64), {"binarisation": "threshold"}, "bernoulli", 512, 50),
+        ((1, 28, 28), {"likelihood": "discretised_logistic_neighbours"}, "discretised_logistic_neighbours", 512, 50),
+    ],
+)
+def test_pixels_of_photographs_are_predicted_from_their_neighbours(
+    shape: tuple[int, int, int], options: dict[str, Any], likelihood: str, width: int, latent_dim: int
+) -> None:
+    found = complete_configuration(options, np.broadcast_to(np.uint8(99), (30, *shape)))
+    assert (found.likelihood, found.width, found.latent_dim) == (likelihood, width, latent_dim)
+
+
 def test_a_preset_has_its_recipe_and_the_user_the_last_word() -> None:
     many = np.repeat(BINARY, 500, axis=0)
     assert complete_configuration({}, many) == complete_configuration({"preset": "mlp"}, many) == Configuration()

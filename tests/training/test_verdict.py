@@ -81,17 +81,26 @@ def test_each_problem_is_named_with_its_remedy(changes: dict[str, Any], problem:
     assert advice in verdict.advice or advice in verdict.summary
 
 
-def test_channels_that_are_modelled_apart_are_told_of_the_mixture() -> None:
-    options: dict[str, Any] = {"likelihood": "discretised_logistic", "binarisation": "none"}
-    figures = replace(GOOD, num_channels=3, bits_per_dim=3.4, train_bits_per_dim=3.4)
-    assert "mixture" in judge(replace(figures, configuration=Configuration(**options))).advice
-    mixture = {**options, "likelihood": "discretised_logistic_mixture"}
-    for other in (
-        replace(figures, configuration=Configuration(**mixture)),
-        replace(figures, configuration=Configuration(**options), num_channels=1),
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_pixels_that_are_modelled_apart_are_told_of_neighbours(num_channels: int) -> None:
+    options: dict[str, Any] = {"binarisation": "none"}
+    figures = replace(GOOD, num_channels=num_channels, bits_per_dim=3.4, train_bits_per_dim=3.4)
+    for likelihood, told in (
+        ("discretised_logistic", True),
+        ("discretised_logistic_mixture", False),
+        ("discretised_logistic_neighbours", False),
     ):
-        assert judge(other).problems
-        assert "mixture" not in judge(other).advice
+        verdict = judge(replace(figures, configuration=Configuration(**options, likelihood=likelihood)))
+        assert verdict.problems
+        assert ("--likelihood discretised_logistic_neighbours" in verdict.advice) == told
+
+
+def test_of_missed_defects_the_likelihood_of_neighbours_tells_the_other() -> None:
+    options: dict[str, Any] = {"binarisation": "none"}
+    for likelihood, told in (("discretised_logistic", False), ("discretised_logistic_neighbours", True)):
+        configuration = Configuration(**options, likelihood=likelihood)
+        figures = replace(GOOD, configuration=configuration, detected={"combined": 0.6, "kl": 0.7})
+        assert ("--likelihood discretised_logistic," in judge(figures).advice) == told
 
 
 def test_a_difference_within_its_error_is_no_overfitting() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from training.configuration import LARGEST_OF_AN_MLP, Configuration
 from training.data.splits import Images, evenly_spaced
-from training.likelihoods import BLACK_AND_WHITE, GREY, LIKELIHOODS
+from training.likelihoods import BLACK_AND_WHITE, GREY, LIKELIHOODS, PHOTOGRAPHS
 from training.networks.mlp import FULL_RATE_PIXELS
 from training.networks.resnet import patch_size
 
@@ -26,6 +26,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """By preset, where it differs from `Configuration`'s own defaults; large: of images of more than 784 pixels times
 channels; in patches: of images beyond 40 pixels."""
+_SMALL_MLP: dict[str, Any] = {"width": 256, "latent_dim": 32}
+"""Of the likelihood that predicts pixels from their neighbours: it has learned what is fine, so a network of half the
+width gives as good a density, and serves in half the time."""
 
 WARM_UP_STEPS = 100
 _MOST_WARM_UP = 0.1  # of all epochs
@@ -52,8 +55,9 @@ def complete_configuration(given: Mapping[str, Any], train: Images) -> Configura
     an epoch 100 steps: 32 to 128 for the one, 8 to 32 for the other.
 
     Without a likelihood, 8-bit images get a discretised logistic if more than a fifth of their pixels are grey (above
-    10 % and below 90 %); images that are nearly black and white, and those that are not 8-bit, are Bernoulli, and so
-    are all that are to be binarised. A likelihood other than Bernoulli takes pixels as they are.
+    10 % and below 90 %), and of more than 784 numbers one that predicts pixels from their neighbours; images that are
+    nearly black and white, and those that are not 8-bit, are Bernoulli, and so are all that are to be binarised. A
+    likelihood other than Bernoulli takes pixels as they are.
 
     Raises:
         ConfigurationError: the options cannot work together.
@@ -75,7 +79,10 @@ def complete_configuration(given: Mapping[str, Any], train: Images) -> Configura
     if "likelihood" not in chosen:
         of_one = {name for likelihood in LIKELIHOODS.values() for name in likelihood.configured}
         plain = chosen.get("binarisation", "none") == "none" and of_one.isdisjoint(chosen)
-        chosen["likelihood"] = GREY if plain and _is_grey(train) else BLACK_AND_WHITE
+        grey = PHOTOGRAPHS if math.prod(image_shape) > FULL_RATE_PIXELS else GREY
+        chosen["likelihood"] = grey if plain and _is_grey(train) else BLACK_AND_WHITE
+    if chosen["likelihood"] == PHOTOGRAPHS and recipe == "large mlp":
+        chosen = _SMALL_MLP | chosen
     if not LIKELIHOODS[chosen["likelihood"]].is_binary:
         chosen.setdefault("binarisation", "none")
     configuration = Configuration(**chosen)

@@ -28,6 +28,7 @@ from training.fit.lock import LOCK
 
 RUN_FORMAT_VERSION = 2
 RUN, CHECKPOINT, METRICS, SESSIONS = "run.json", "checkpoint.pt", "metrics.jsonl", "sessions.jsonl"
+SKIPPED = "skipped.txt"
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,14 @@ class Run:
         if state.get("format_version") != RUN_FORMAT_VERSION:
             raise RunError(f"{file}: format version {state.get('format_version')!r}, not {RUN_FORMAT_VERSION}")
         return state
+
+    def write_skipped(self, problems: Mapping[str, str]) -> None:
+        """List the images that cannot be read, by name with what is wrong; no file where there are none."""
+        text = "".join(f"{name}: {problem}\n" for name, problem in problems.items())
+        if text:
+            write_atomically(
+                self.folder / SKIPPED, lambda stream: stream.write(text.encode("utf-8", "backslashreplace"))
+            )
 
     def append_metrics(self, figures: Mapping[str, float]) -> None:
         """Add one epoch's line; on disk when this returns."""

@@ -9,15 +9,18 @@ from training.likelihoods.base import ImageShape, Likelihood
 from training.likelihoods.bernoulli import Bernoulli
 from training.likelihoods.discretised_logistic import DiscretisedLogistic
 from training.likelihoods.discretised_logistic_mixture import DiscretisedLogisticMixture
+from training.likelihoods.discretised_logistic_neighbours import DiscretisedLogisticNeighbours
 from training.likelihoods.gaussian import Gaussian, GaussianWithScale
 
 __all__ = [
     "BLACK_AND_WHITE",
     "GREY",
     "LIKELIHOODS",
+    "PHOTOGRAPHS",
     "Bernoulli",
     "DiscretisedLogistic",
     "DiscretisedLogisticMixture",
+    "DiscretisedLogisticNeighbours",
     "Gaussian",
     "GaussianWithScale",
     "Likelihood",
@@ -30,12 +33,15 @@ _CLASSES: tuple[type[Likelihood], ...] = (
     Bernoulli,
     DiscretisedLogistic,
     DiscretisedLogisticMixture,
+    DiscretisedLogisticNeighbours,
     Gaussian,
 )
 LIKELIHOODS: Mapping[str, type[Likelihood]] = {kind.name: kind for kind in _CLASSES}
 """By the name that configurations and manifests use."""
 BLACK_AND_WHITE, GREY = Bernoulli.name, DiscretisedLogistic.name
 """What images get by default: those that are nearly black and white, or not 8-bit, and 8-bit ones that are grey."""
+PHOTOGRAPHS = DiscretisedLogisticNeighbours.name
+"""And those of the latter that are large."""
 
 
 def build_likelihood(name: str, image_shape: ImageShape, **options: Any) -> Likelihood:

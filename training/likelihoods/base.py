@@ -101,7 +101,21 @@ class Likelihood(ABC):
 
     @abstractmethod
     def parameters(self, raw: Tensor) -> tuple[Tensor, ...]:
-        """A network's raw outputs, [N, *shape of initial_bias], as the decoder's outputs [N, *shape], in order."""
+        """A network's raw outputs, [N, *shape of initial_bias], as the decoder's outputs [N, *shape], in order.
+
+        Those of `image_parameters` follow them.
+        """
+
+    def initial_image_bias(self) -> Tensor | None:
+        """What raw outputs that belong to the image, and to no pixel, are before training: [S]; None: there are none.
+
+        The decoder makes them of z by one linear layer.
+        """
+        return None
+
+    def image_parameters(self, raw: Tensor) -> tuple[Tensor, ...]:
+        """Such raw outputs, [N, S], as the last of the decoder's outputs, [N, *shape] each."""
+        return ()
 
     @abstractmethod
     def pixel_log_prob(self, x: Tensor, *parameters: Tensor) -> Tensor:

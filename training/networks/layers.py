@@ -1,7 +1,7 @@
 """Single layers with freshly drawn weights, from a generator and not from global state."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -9,6 +9,15 @@ def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
+    return layer  # type: ignore[no-any-return]
+
+
+def constant(inputs: int, outputs: Tensor) -> nn.Linear:
+    """A layer that gives these outputs, [outputs], of every input, until it is trained."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, len(outputs))  # type: ignore[no-untyped-call]
+    nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        layer.bias.copy_(outputs)
     return layer  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from training.configuration import Configuration, Preset
 from training.likelihoods import Likelihood, build_likelihood
 from training.likelihoods.base import ImageShape
-from training.networks.layers import linear
+from training.networks.layers import constant, linear
 from training.networks.mlp import MlpDecoder, MlpEncoder
 from training.networks.precision import at_least_float32
 from training.networks.resnet import ResnetDecoder, ResnetEncoder
@@ -20,6 +20,9 @@ them no density that training or serving forms leaves float32."""
 
 UNKNOWN_SPREAD = 0.4
 """Of pixels in [0, 1], whose standard deviation is at most a half."""
+
+OF_IMAGE_RATE = 10.0
+"""Of the few weights that all pixels of an image share: at the others' rate they would not arrive in a short run."""
 
 # For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, *shape].
 _BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -46,16 +49,25 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """p(x|z): z [N, D] to the likelihood's parameters in their order, each [N, *its shape]."""
+    """p(x|z): z [N, D] to the likelihood's parameters in their order, each [N, *its shape].
 
-    def __init__(self, body: nn.Module, likelihood: Likelihood) -> None:
+    Those that belong to the whole image come of z by a layer of their own, and are the same for all z before training.
+    """
+
+    def __init__(self, body: nn.Module, likelihood: Likelihood, latent_dim: int) -> None:
         super().__init__()
         self.body = body
         self.likelihood = likelihood
+        bias = likelihood.initial_image_bias()
+        self.of_image = None if bias is None else constant(latent_dim, bias)
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
         """The parameters, each [N, *its shape], float32 under autocast, too."""
-        return self.likelihood.parameters(at_least_float32(self.body(z)))
+        parameters = self.likelihood.parameters(at_least_float32(self.body(z)))
+        if self.of_image is None:
+            return parameters
+        with torch.autocast(z.device.type, enabled=False):
+            return parameters + self.likelihood.image_parameters(self.of_image(at_least_float32(z)))
 
 
 class Vae(nn.Module):
@@ -89,7 +101,9 @@ class Vae(nn.Module):
     def rate_scales(self) -> dict[str, float]:
         """By a weight's name, what the learning rate is multiplied by, where not by 1; see `MlpEncoder.rate_scales`."""
         body: Any = self.encoder.body
-        return {f"encoder.body.{name}": scale for name, scale in body.rate_scales().items()}
+        scales = {f"encoder.body.{name}": scale for name, scale in body.rate_scales().items()}
+        of_image = [name for name, _ in self.named_parameters() if name.startswith("decoder.of_image.")]
+        return scales | dict.fromkeys(of_image, OF_IMAGE_RATE)
 
     def expected_image(self, z: Tensor) -> Tensor:
         """E[x|z], [N, C, H, W], of latent codes z [N, D]."""
@@ -126,5 +140,5 @@ def build_vae(configuration: Configuration, pixel_mean: Tensor, pixel_spread: Te
         image_shape,
         configuration.latent_dim,
         Encoder(features, features.num_features, configuration.latent_dim, generator=generator),
-        Decoder(decoder_body(bias, configuration.latent_dim, **sizes), likelihood),
+        Decoder(decoder_body(bias, configuration.latent_dim, **sizes), likelihood, configuration.latent_dim),
     )

@@ -17,6 +17,7 @@ from training.fit.loop import prepare
 from training.fit.plan import enough_epochs
 from training.fit.run import Run
 from training.fit.trainer import image_bounds
+from training.likelihoods import GREY, PHOTOGRAPHS
 from training.networks.vae import Vae
 from training.publish.units import ACTIVE_VARIANCE
 from training.report.lossless import comparable_bits_per_dim
@@ -27,10 +28,7 @@ _OVERFITTING = 0.05
 """More bits for validation images than for training images, as a share; and by more than two standard errors."""
 _DETECTED = 0.8
 """AUROC of the combined score, mean over the kinds of defects."""
-_CHANNELS_TOGETHER = (
-    "--likelihood discretised_logistic_mixture, which knows that a pixel's channels depend on one another; it costs "
-    "more time and memory"
-)
+_NEIGHBOURS = f"--likelihood {PHOTOGRAPHS}, which predicts pixels from their neighbours as these formats do"
 _RELIABLE = 0.9
 """Share of estimates of log P(x)."""
 _CALIBRATION_THAT_FIRES = 30
@@ -165,17 +163,19 @@ def _problems(figures: Figures) -> Iterable[tuple[str, str]]:
     formats = figures.lossless or {}
     better, name = min(((bits, name) for name, bits in formats.items()), default=(math.inf, ""))
     if better <= figures.bits_per_dim:
-        is_apart = figures.num_channels > 1 and configuration.likelihood == "discretised_logistic"
         yield (
             f"lossless {name} needs fewer bits ({better:.2f} against {figures.bits_per_dim:.2f}), so log P(x) says "
             "less of these images than it could",
-            _CHANNELS_TOGETHER if is_apart else _improvement(figures),
+            _NEIGHBOURS if configuration.likelihood == GREY else _improvement(figures),
         )
     if figures.detected and (auroc := next(iter(figures.detected.values()))) < _DETECTED:
         best = max(figures.detected, key=figures.detected.__getitem__)
+        other = "more detail, by a larger --size"
+        if configuration.likelihood == PHOTOGRAPHS:
+            other = f"--likelihood {GREY}, which knows such images less well and often finds more of their defects"
         yield (
             f"its anomaly scores miss defects (AUROC {auroc:.2f})",
-            f"?method={best}, whose AUROC is {figures.detected[best]:.2f}; or more detail, by a larger --size",
+            f"?method={best}, whose AUROC is {figures.detected[best]:.2f}; or {other}",
         )
     compared = compared_with(figures.num_calibration)
     if 1 / (compared + 1) > DEFAULT_ALPHA:
