@@ -1,4 +1,4 @@
-"""The steps of docs/your-images.md, "How your photo becomes pixels", written out again, against service and training."""
+"""The steps of "How your photo becomes pixels" in docs/your-images.md, written again, against service and training."""
 
 import io
 from pathlib import Path
@@ -88,7 +88,7 @@ def _documented(levels: AnyArray, fit: Fit, colour: str, invert: bool) -> NDArra
     eight = np.rint(levels / 257).astype(np.uint8) if levels.dtype == np.uint16 else levels
     eight = 255 - eight if invert else eight
     if colour == "grey" and eight.shape[2] == 3:
-        eight = (((19595, 38470, 7471) * eight.astype(np.int64)).sum(axis=2, keepdims=True) + 32768) >> 16
+        eight = (eight.astype(np.int64) @ np.array([[19595], [38470], [7471]]) + 32768) >> 16
     bands = [_fitted(band.astype(np.uint8), fit) for band in np.moveaxis(eight, 2, 0)]
     return np.stack(bands * (CHANNELS[colour] // len(bands)))
 
@@ -107,9 +107,9 @@ def _fitted(band: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
     steps = ["along rows", "along columns"]
     for step in reversed(steps) if inner[1] > columns and inner[0] < rows else steps:
         if step == "along rows":
-            size, part = (inner[1], image.height), (box[0], 0, box[2], image.height)
+            size, part = (inner[1], image.height), (box[0], 0.0, box[2], float(image.height))
         else:
-            size, part = (image.width, inner[0]), (0, box[1], image.width, box[3])
+            size, part = (image.width, inner[0]), (0.0, box[1], float(image.width), box[3])
         image = image.resize(size, Image.Resampling.BILINEAR, part)
     whole = np.zeros(SIZE, np.uint8)
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
