@@ -112,7 +112,12 @@ def plot(rows: list[dict[str, object]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.8), dpi=110)
     for colour, style in (("grey", "-"), ("rgb", "--")):
         for index, network in enumerate(NETWORKS):
-            points = [row for row in rows if (row["colour"], row["network"]) == (colour, network)]
+            points = sorted(
+                (row for row in rows if (row["colour"], row["network"]) == (colour, network)),
+                key=lambda row: int(str(row["size"])),
+            )
+            if not points:
+                continue
             numbers = [int(str(row["size"])) ** 2 * CHANNELS[colour] for row in points]
             times = [float(str(row["score_ms"])) for row in points]
             label = f"{network}, {'colour' if colour == 'rgb' else colour}"

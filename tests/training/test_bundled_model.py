@@ -98,9 +98,14 @@ def test_fashion_mnist_is_an_eight_bit_model_whose_scores_are_cheap() -> None:
 def test_fruits_is_a_colour_model_for_pictures_of_any_size() -> None:
     manifest = open_version(BUNDLED, "fruits").manifest
     assert manifest.image.chw == (3, 32, 32)
-    assert (manifest.preparation.size, manifest.preparation.fit, manifest.preparation.colour) == ((32, 32), "crop", "rgb")
+    assert (manifest.preparation.size, manifest.preparation.fit, manifest.preparation.colour) == (
+        (32, 32),
+        "crop",
+        "rgb",
+    )
     assert manifest.provenance.configuration["brightness"]["lowest"] > 0.2  # the fruit are on white
     assert (manifest.calibration.proposal, manifest.calibration.num_samples) == ("encoder", 128)
+    assert manifest.calibration.num_images == 1995  # every sixth of the test images
     metrics = {metric.name: metric.value for metric in manifest.metrics}
     assert 3 < metrics["bits_per_dim"] < 4.4
     assert metrics["active_units"] > 16
