@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,12 @@ def plot(rows: list[dict[str, object]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.8), dpi=110)
     for colour, style in (("grey", "-"), ("rgb", "--")):
         for index, network in enumerate(NETWORKS):
-            points = [row for row in rows if (row["colour"], row["network"]) == (colour, network)]
+            points = sorted(
+                (row for row in rows if (row["colour"], row["network"]) == (colour, network)),
+                key=lambda row: int(str(row["size"])),
+            )
+            if not points:
+                continue
             numbers = [int(str(row["size"])) ** 2 * CHANNELS[colour] for row in points]
             times = [float(str(row["score_ms"])) for row in points]
             label = f"{network}, {'colour' if colour == 'rgb' else colour}"
@@ -130,33 +136,48 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--colours", nargs="*", default=list(CHANNELS), choices=list(CHANNELS))
     parser.add_argument("--plot", type=Path, help="draw the anomaly score's time to this PNG file")
-    parser.add_argument("--write", type=Path, help="write the table to this CSV file")
+    parser.add_argument(
+        "--write", type=Path, help="write the table to this CSV file; what is in it is not measured again"
+    )
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # size, colour and network: in a process of its own
     given = parser.parse_args()
     if given.one:
         print(json.dumps(measure(int(given.one[0]), given.one[1], given.one[2])))
         return
-    rows: list[dict[str, object]] = []
+    rows = _read(given.write)
     print("  ".join(FIELDS))
-    for network in given.networks:
-        for colour in given.colours:
-            for size in given.sizes:
-                command = [sys.executable, __file__, "--one", str(size), colour, network]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    last = (done.stderr.splitlines() or ["no message"])[-1]
-                    print(f"{size}  {colour}  {network}: {last}", flush=True)
-                    continue
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
-                shown = (rows[-1][field] for field in FIELDS)
-                print("  ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in shown), flush=True)
-    if given.write:
-        with given.write.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+    for network, colour, size in product(given.networks, given.colours, given.sizes):
+        if any((row["size"], row["colour"], row["network"]) == (str(size), colour, network) for row in rows):
+            continue
+        command = [sys.executable, __file__, "--one", str(size), colour, network]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.splitlines() or ["no message"])[-1]
+            print(f"{size}  {colour}  {network}: {last}", flush=True)
+            continue
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        shown = (rows[-1][field] for field in FIELDS)
+        print("  ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in shown), flush=True)
+        _write(rows, given.write)
     if given.plot:
         plot(rows, given.plot)
+
+
+def _read(file: Path | None) -> list[dict[str, object]]:
+    """What was measured before."""
+    if file is None or not file.exists():
+        return []
+    with file.open(newline="") as stream:
+        return [dict(row) for row in csv.DictReader(stream)]
+
+
+def _write(rows: list[dict[str, object]], file: Path | None) -> None:
+    if file is None:
+        return
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

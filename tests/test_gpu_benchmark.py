@@ -44,14 +44,14 @@ def test_a_failure_is_recorded_and_the_next_check_goes_on(tmp_path: Path) -> Non
 
 
 def test_a_case_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
-    """Of three models the one has no files."""
+    """Of four models the one has no files."""
     (tmp_path / "models" / "broken").mkdir(parents=True)
     status, lines = run(tmp_path, "placement", "--device", "cpu")
     assert status == 1
     failures = {line["case"]: line["failures"] for line in lines if line["table"] == "case"}
-    assert failures == {"broken": 1, "fashion-mnist": 0, "mnist": 0}
+    assert failures == {"broken": 1, "fashion-mnist": 0, "fruits": 0, "mnist": 0}
     opened = [line for line in lines if line["table"] == "graphs"]
-    assert {line["model"] for line in opened} == {"fashion-mnist", "mnist"}
+    assert {line["model"] for line in opened} == {"fashion-mnist", "fruits", "mnist"}
     assert all(line["by_the_table"] for line in opened)
 
 

@@ -58,7 +58,7 @@ def groups(options: Options) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in names(options):
         found.setdefault(", ".join(name.split(", ")[:2]), []).append(name)
-    return dict(list(found.items())[:3]) if options.quick else found
+    return dict(list(found.items())[:4]) if options.quick else found
 
 
 def load(name: str, options: Options) -> Graphs:

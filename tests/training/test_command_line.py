@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -17,7 +18,9 @@ from training.configuration import Configuration
 from training.data.sources import read_source
 from training.data.splits import DataSplits, split
 from training.fit.run import METRICS, RUN, Run, open_run
+from training.fit.trainer import EpochFigures
 
+TRAINING = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 FAST = ["--width=16", "--latent-dim=3", "--num-samples=2", "--epochs=2", "--batch-size=40", "--device=cpu"]
 
 
@@ -55,7 +58,10 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
         "samples.png",
     }
     assert re.search(r"\nencoder, epoch 2/2: train -.* nats; \d+ images/s, at most 0 s left\nencoder: ", output)
-    assert [json.loads(line)["epoch"] for line in (run / METRICS).read_text().splitlines()] == [1, 2, 3, 4]
+    table = pandas.read_json(run / METRICS, lines=True)  # as docs/training.md says
+    assert list(table["epoch"]) == [1, 2, 3, 4]
+    assert set(table.columns) == {field.name for field in fields(EpochFigures)}
+    assert all(f"`{name}`" in TRAINING for name in table.columns)
 
     scoring = ["--num-samples=20", "--encoder-samples=10", "--device=cpu"]
     assert main(["publish", str(run), "--name=tiny", f"--store={store}", *scoring]) == 0

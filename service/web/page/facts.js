@@ -2,6 +2,8 @@
 
 import { short } from "./words.js";
 
+const MOST_CHARACTERS = 100;
+
 /** What asks for a version: its number only where it is not the one that is served to everybody. */
 export function queryOf(/** @type {any} */ { manifest, default_version: usual }) {
   const { name: model, version } = manifest;
@@ -35,9 +37,11 @@ function figure(/** @type {number} */ value) {
   return (Number.isInteger(value) ? String(value) : value.toFixed(Math.abs(value) < 10 ? 4 : 2)).replace("-", "−");
 }
 
-/** In one line. */
+/** In one line; of a long text, such as hashes of all training images, the beginning. */
 function listed(/** @type {Object<string, unknown>|null|undefined} */ values) {
   const shown = Object.entries(values ?? {}).filter(([, value]) => value !== null);
-  const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+  const brief = (_, value) =>
+    typeof value === "string" && value.length > MOST_CHARACTERS ? `${value.slice(0, MOST_CHARACTERS)}…` : value;
+  const text = (value) => (typeof value === "object" ? JSON.stringify(value, brief) : brief("", String(value)));
   return shown.map(([name, value]) => `${name.replaceAll("_", " ")}: ${text(value)}`).join("; ") || "unknown";
 }
