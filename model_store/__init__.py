@@ -7,6 +7,7 @@ from model_store.manifest import (
     CHANNELS,
     DECODER,
     ENCODER,
+    FEATURES,
     FORMAT_VERSION,
     GRAPHS,
     HASHED_FILES,
@@ -16,6 +17,7 @@ from model_store.manifest import (
     MAX_LATENT_DIM,
     CalibrationProtocol,
     Description,
+    FeatureMaps,
     ImageShape,
     LikelihoodSpec,
     Manifest,
@@ -23,6 +25,7 @@ from model_store.manifest import (
     PixelPreparation,
     Provenance,
     Resampler,
+    Space,
 )
 from model_store.publication import pin, publish, unpin
 from model_store.store import (
@@ -44,6 +47,7 @@ __all__ = [
     "CHANNELS",
     "DECODER",
     "ENCODER",
+    "FEATURES",
     "FITTING",
     "FORMAT_VERSION",
     "GRAPHS",
@@ -55,6 +59,7 @@ __all__ = [
     "MAX_LATENT_DIM",
     "CalibrationProtocol",
     "Description",
+    "FeatureMaps",
     "ImageShape",
     "InvalidArtifactError",
     "LikelihoodSpec",
@@ -65,6 +70,7 @@ __all__ = [
     "PixelPreparation",
     "Provenance",
     "Resampler",
+    "Space",
     "StoreError",
     "StoredModel",
     "list_store",

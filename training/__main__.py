@@ -23,14 +23,16 @@ from training.data.preparation import Preparation
 from training.data.sources import Source, StreamedSource, open_source
 from training.data.splits import evenly_spaced, split
 from training.errors import RunError, TrainingError, UpgradeError
+from training.features.maps import cached_splits
 from training.fit.devices import choose_acceleration, choose_device
 from training.fit.distributed import ProcessGroup, join_process_group
+from training.fit.first_stage import complete_options, open_graph, to_features
 from training.fit.loaded_model import load_model
 from training.fit.lock import lock_folder
 from training.fit.plan import plan_on_machine
 from training.fit.recipes import complete_configuration
 from training.fit.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
-from training.fit.start import Start, begin, check_begun, check_start, fingerprint, inherited_options, start_of
+from training.fit.start import Start, begin, check_begun, check_start, fingerprint, start_of
 from training.fit.trainer import EpochFigures, fit
 from training.networks.vae import Vae
 from training.parser import build_parser
@@ -87,10 +89,9 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     start = _open_start(parsed.start_from) if hasattr(parsed, "start_from") else None
     encoder_alone = parsed.command == "finish-encoder"
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
-    if before:
-        given = asdict(before.configuration) | given
-    elif start:
-        given = inherited_options(start, encoder_alone=encoder_alone) | given
+    runtime = Runtime("auto" if device.type == "cuda" else "cpu")
+    graph = open_graph(getattr(parsed, "features", None), before, runtime)
+    given = complete_options(given, parsed.out, before, start, graph, encoder_alone=encoder_alone)
     reading = Reading(
         given.get("max_memory", Configuration.max_memory),
         given.get("skip_corrupt", Configuration.skip_corrupt),
@@ -103,7 +104,17 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         print_chosen(source)
     given |= source.preparation.as_options()
     configuration = complete_configuration(given, source.train)
-    splits = split(source, configuration)
+    splits, features = to_features(
+        parsed.out,
+        split(source, configuration),
+        configuration,
+        graph,
+        before,
+        processes=processes,
+        runtime=runtime,
+        progress=processes.leads,
+    )
+    configuration = complete_configuration(given, splits.train) if features else configuration
     acceleration = choose_acceleration(
         device,
         parsed.precision,
@@ -123,6 +134,7 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         start=fingerprint(start.weights) if start else before.start if before else None,
         acceleration=acceleration,
         device=device.type,
+        features=features,
     )
     if start:
         check_start(start, description, encoder_alone=encoder_alone)
@@ -267,7 +279,9 @@ def _publish(parsed: argparse.Namespace) -> None:
     evaluations = [publication.evaluation, publication.encoder_evaluation]
     done = [evaluation for evaluation in evaluations if evaluation is not None]
     detected = publication.detection.mean() if publication.detection else None
-    figures = measure(run, load_model(run).vae, splits)
+    figures = measure(
+        run, load_model(run).vae, splits if run.description.features is None else cached_splits(run.folder, splits)
+    )
     figures = replace(figures, reliable=publication.evaluation.reliable, detected=detected)
     what = source.name if test is splits.test else f"{source.name}, {len(test)} of its {len(splits.test)} test images"
     units, detection, examples = publication.units, publication.detection, source.originals.read()

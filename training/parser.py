@@ -71,6 +71,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         help="folder of another run, or store/NAME or store/NAME/VERSION, whose weights to begin with; its networks "
         "and split are the defaults",
     )
+    parser.add_argument(
+        "--features",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="model the features that this ONNX graph makes of the images, instead of pixels: docs/your-images.md",
+    )
     add_number(
         parser,
         "--minutes",
