@@ -1,4 +1,4 @@
-"""python -m training fit|finish-encoder|evaluate|compare|publish|upgrade."""
+"""python -m training fit|finish-encoder|evaluate|compare|publish|upgrade|features."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from model_store import Description, ModelNotFoundError, StoreError
+from model_store import CHANNELS, Description, ModelNotFoundError, StoreError
 from service.engine.proposal import TooFewSamplesError
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.folder import printable
@@ -22,8 +22,9 @@ from training.data.image_sets import Reading
 from training.data.preparation import Preparation
 from training.data.sources import Source, StreamedSource, open_source
 from training.data.splits import evenly_spaced, split
-from training.errors import RunError, TrainingError, UpgradeError
+from training.errors import ConfigurationError, RunError, TrainingError, UpgradeError
 from training.features.maps import cached_splits
+from training.files import write_atomically
 from training.fit.devices import choose_acceleration, choose_device
 from training.fit.distributed import ProcessGroup, join_process_group
 from training.fit.first_stage import complete_options, open_graph, to_features
@@ -37,6 +38,8 @@ from training.fit.trainer import EpochFigures, fit
 from training.networks.vae import Vae
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
+from training.publish.feature_export import export_features
+from training.publish.pretrained import open_network
 from training.publish.protocols import encoder_samples_of, measured_defects, measured_images, protocol_of, scoring_of
 from training.publish.publication import SCORING_SEED, held_out_images, publish_run
 from training.publish.stored_start import stored_start
@@ -300,6 +303,22 @@ def _upgrade(parsed: argparse.Namespace) -> None:
         raise UpgradeError(f"{failed} of the models could not be upgraded")
 
 
+def _features(parsed: argparse.Namespace) -> None:
+    pretrained = open_network(parsed.source, getattr(parsed, "weights", None))
+    if "auto" in (parsed.size, parsed.grid):
+        raise ConfigurationError("size and grid are numbers here, such as 128 and 8x8")
+    graph = export_features(
+        pretrained,
+        parsed.layers,
+        image=(CHANNELS[parsed.colour], *parsed.size),
+        grid=parsed.grid,
+        file=parsed.out,
+        runtime=Runtime("cpu"),
+    )
+    write_atomically(parsed.out, lambda stream: stream.write(graph.content))
+    print(f"{parsed.out}: images {list(graph.image)} to maps {list(graph.maps)}, {len(graph.content) / 2**20:.1f} MiB")
+
+
 _COMMANDS = {
     "fit": _fit,
     "finish-encoder": _fit,
@@ -307,6 +326,7 @@ _COMMANDS = {
     "compare": _compare,
     "publish": _publish,
     "upgrade": _upgrade,
+    "features": _features,
 }
 
 
