@@ -40,7 +40,7 @@ export class Try extends EventTarget {
     this.latest = new Latest(
       [
         (input, signal) => this.#quickly(input, signal),
-        (_, signal) => this.#reconstruct(signal),
+        ...(manifest.features ? [] : [(_, signal) => this.#reconstruct(signal)]),
         (_, signal) => this.#judge(signal),
         (_, signal) => this.#estimate(this.subject, signal, "auto", {}),
       ],
@@ -59,7 +59,7 @@ export class Try extends EventTarget {
     this.samples = html("div", { class: "samples" });
     this.element = this.#layout();
     document.addEventListener("paste", (event) => this.#paste(event), { signal: this.abort.signal });
-    this.drawSamples();
+    if (!manifest.features) this.drawSamples();
   }
 
   /** Stop all requests and listen no more. */
@@ -104,9 +104,7 @@ export class Try extends EventTarget {
       this.drawing ? null : html("p", {}, "This model's images have other than 1 or 3 channels: choose an npy file."),
       buttons,
       this.hint,
-      html("h4", {}, "Start from a sample of the model"),
-      this.samples,
-      html("button", { type: "button", onclick: () => this.drawSamples() }, "Other samples"),
+      ...this.#start(),
     );
     const element = html(
       "section",
@@ -122,6 +120,13 @@ export class Try extends EventTarget {
       this.requests.element,
     );
     return element;
+  }
+
+  #start() {
+    if (this.manifest.features)
+      return [html("p", {}, "This model is of features of images: it scores images, and makes none.")];
+    const another = html("button", { type: "button", onclick: () => this.drawSamples() }, "Other samples");
+    return [html("h4", {}, "Start from a sample of the model"), this.samples, another];
   }
 
   #sample(image, index) {
