@@ -3,6 +3,8 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +20,12 @@ from model_store import (
 )
 from service.engine.acceptance import accept
 from service.engine.anomaly.detector import UnknownMethodError
-from service.engine.anomaly.local import at_image_size
+from service.engine.anomaly.local import at_image_size, least_likely
 from service.engine.anomaly.scores import FEATURE_METHODS
 from service.engine.chunks import complete
-from service.engine.features import FeatureStage
+from service.engine.features import FeatureStage, PlainMaps
 from service.engine.model import Model
+from service.engine.preparation import PreparedImages
 from service.engine.runtime import Runtime
 from tests import reference
 from tests.features import DENSITY, IMAGE, MAPS, PLAIN_MAPS, WEIGHT, feature_toy, features_graph, features_of, ordinary
@@ -113,8 +116,22 @@ def test_a_small_defect_is_found_where_it_is() -> None:
     assert np.mean([row >= 8 and column >= 4 for row, column in highest]) >= 0.9
 
 
+def test_on_larger_maps_the_mean_of_a_sixteenth_counts() -> None:
+    """Of 8×5 positions the two least likely; a number that is none makes the score none."""
+    rng = np.random.default_rng(8)
+    log_prob = rng.normal(size=(3, 2 * 40))
+    log_prob[2, 7] = np.nan
+    sampler: Any = SimpleNamespace(chunk_rows=2, pixel_log_prob=lambda x, z: log_prob[z[:, 0].astype(int)])
+    maps = PreparedImages(np.zeros((3, 2, 8, 5), np.float32), PlainMaps())
+    found = complete(least_likely(maps, np.arange(3, dtype=np.float32)[:, None], sampler))
+    by_position = np.sort(-log_prob.reshape(3, 2, 40).sum(1), axis=1)
+    np.testing.assert_allclose(found[:2], by_position[:2, -2:].mean(1))
+    assert np.isnan(found[2])
+
+
 def test_methods_of_the_other_space_are_refused() -> None:
     assert model().detector.available == tuple(FEATURE_METHODS)
+    assert model().detector.choose([]) == ("local",)
     with pytest.raises(UnknownMethodError, match="input_complexity is for models of pixels, which this is not"):
         model().detector.choose(["input_complexity"])
     pixels_alone = reference.load(DENSITY.toy(PLAIN_MAPS))

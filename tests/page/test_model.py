@@ -87,7 +87,7 @@ def test_a_model_of_features_scores_images_and_says_that_it_makes_none(open_page
     page.get_by_text("it scores images, and makes none").wait_for()
     page.set_input_files("#file", SEVEN_PNG)
     settled(page)
-    page.get_by_text("Score by combined:").wait_for()
+    page.get_by_text("Score by local:").wait_for()
     surprise = page.get_by_role("img", name="Map of surprising pixels")
     assert (surprise.get_attribute("width"), surprise.get_attribute("height")) == ("8", "12")
     assert page.get_by_text("Reconstruction", exact=True).count() == 0

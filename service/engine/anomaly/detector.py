@@ -135,8 +135,9 @@ class Detector:
 
     @property
     def default_method(self) -> str:
-        """`combined`, where the calibration has what that needs."""
-        return DEFAULT_METHOD if DEFAULT_METHOD in self._scores else "log_likelihood"
+        """Of features `local`; of pixels `combined`, where the calibration has what that needs."""
+        wanted = "local" if self._of_features else DEFAULT_METHOD
+        return wanted if wanted in self._scores else "log_likelihood"
 
     @property
     def available(self) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class Statistics(Results):
     complexity: Float64Array | None = None
     """Lossless size of the prepared image, see complexity.py; None of models of features."""
     local: Float64Array | None = None
-    """The least likely position of the feature maps, see local.py; None of models of pixels."""
+    """How unlikely the least likely positions of the feature maps are, see local.py; None of models of pixels."""
 
     def measured(self) -> dict[str, Float64Array]:
         """Arrays [B] by name: what calibration.npz keeps."""
