@@ -33,7 +33,8 @@ class Tiny(nn.Module):
         self.head = nn.Linear(6, 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.stages(x).mean((2, 3)))
+        found: torch.Tensor = self.head(self.stages(x).mean((2, 3)))
+        return found
 
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -128,7 +129,7 @@ def test_what_cannot_be_cut_is_refused_in_a_sentence(
 def test_weights_of_a_file_take_the_place_of_the_packages_own(tmp_path: Path) -> None:
     other = Tiny()
     with torch.no_grad():
-        other.stages[2].weight.fill_(0.5)
+        other.get_parameter("stages.2.weight").fill_(0.5)
     torch.save(other.state_dict(), tmp_path / "weights.pt")
     found = open_network("timm:tiny", tmp_path / "weights.pt")
     assert (found.mean, found.std) == (MEAN, STD)

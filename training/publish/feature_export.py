@@ -36,8 +36,7 @@ class CutNetwork(nn.Module):
     def __init__(self, pretrained: Pretrained, layers: Sequence[str], grid: tuple[int, int]) -> None:
         super().__init__()
         self.network = pretrained.network
-        self.register_buffer("mean", torch.tensor(pretrained.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(pretrained.std).view(1, -1, 1, 1))
+        self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1) for values in (pretrained.mean, pretrained.std))
         self._layers = tuple(layers)
         self._grid = grid
         known = dict(self.network.named_modules())
@@ -48,14 +47,17 @@ class CutNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         found: dict[str, Tensor] = {}
-        modules = dict(self.network.named_modules())
+        modules: dict[str, nn.Module] = dict(self.network.named_modules())
 
         def keep(name: str) -> RemovableHandle:
-            return modules[name].register_forward_hook(lambda _module, _inputs, output: found.update({name: output}))
+            def store(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+                found[name] = output
+
+            return modules[name].register_forward_hook(store)
 
         hooks = [keep(name) for name in self._layers]
         try:
-            self.network((x.repeat(1, 3 // x.shape[1], 1, 1) - self.mean) / self.std)
+            self.network((x.repeat(1, 3 // x.shape[1], 1, 1) - self._mean) / self._std)
         finally:
             for hook in hooks:
                 hook.remove()
