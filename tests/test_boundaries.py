@@ -175,7 +175,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "networks": {"configuration", "likelihoods"},
         "features": {"data", "errors", "files"},
         "fit": {"configuration", "data", "errors", "features", "files", "likelihoods", "networks", "posterior"},
-        "publish": {"configuration", "data", "errors", "features", "fit", "likelihoods", "networks"},
+        "publish": {"configuration", "data", "errors", "features", "files", "fit", "likelihoods", "networks"},
         "report": {"configuration", "data", "errors", "files", "fit", "likelihoods", "networks", "publish"},
     },
 }  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from model_store import CHANNELS, Description, ModelNotFoundError, StoreError
+from model_store import Description, StoreError
 from service.engine.proposal import TooFewSamplesError
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.folder import printable
@@ -22,9 +22,8 @@ from training.data.image_sets import Reading
 from training.data.preparation import Preparation
 from training.data.sources import Source, StreamedSource, open_source
 from training.data.splits import evenly_spaced, split
-from training.errors import ConfigurationError, RunError, TrainingError, UpgradeError
+from training.errors import TrainingError, UpgradeError
 from training.features.maps import cached_splits
-from training.files import write_atomically
 from training.fit.devices import choose_acceleration, choose_device
 from training.fit.distributed import ProcessGroup, join_process_group
 from training.fit.first_stage import complete_options, open_graph, to_features
@@ -32,17 +31,16 @@ from training.fit.loaded_model import load_model
 from training.fit.lock import lock_folder
 from training.fit.plan import plan_on_machine
 from training.fit.recipes import complete_configuration
-from training.fit.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
-from training.fit.start import Start, begin, check_begun, check_start, fingerprint, start_of
+from training.fit.run import Run, RunDescription, create_run, describe_run, open_run, resume_run
+from training.fit.start import begin, check_begun, check_start, fingerprint
 from training.fit.trainer import EpochFigures, fit
 from training.networks.vae import Vae
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
-from training.publish.feature_export import export_features
-from training.publish.pretrained import open_network
+from training.publish.feature_export import write_features
 from training.publish.protocols import encoder_samples_of, measured_defects, measured_images, protocol_of, scoring_of
 from training.publish.publication import SCORING_SEED, held_out_images, publish_run
-from training.publish.stored_start import stored_start
+from training.publish.stored_start import open_start
 from training.publish.units import latent_units
 from training.publish.upgrade import upgrade
 from training.report.comparison import common_images, compare_lines, open_model
@@ -89,7 +87,7 @@ def _fit(parsed: argparse.Namespace) -> None:
 
 def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: ProcessGroup, locks: ExitStack) -> None:
     before = open_run(parsed.out).description if parsed.resume else None
-    start = _open_start(parsed.start_from) if hasattr(parsed, "start_from") else None
+    start = open_start(parsed.start_from, Runtime("cpu")) if hasattr(parsed, "start_from") else None
     encoder_alone = parsed.command == "finish-encoder"
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
     runtime = Runtime("auto" if device.type == "cuda" else "cpu")
@@ -107,15 +105,9 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         print_chosen(source)
     given |= source.preparation.as_options()
     configuration = complete_configuration(given, source.train)
+    of_images = split(source, configuration)
     splits, features = to_features(
-        parsed.out,
-        split(source, configuration),
-        configuration,
-        graph,
-        before,
-        processes=processes,
-        runtime=runtime,
-        progress=processes.leads,
+        parsed.out, of_images, configuration, graph, before, processes=processes, runtime=runtime
     )
     configuration = complete_configuration(given, splits.train) if features else configuration
     acceleration = choose_acceleration(
@@ -175,16 +167,6 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
             print_finished_encoder(loaded.finished_encoder)
         print(f"{parsed.out}: trained {len(metrics)} epochs in {seconds / 60:.1f} minutes")
         print_verdict(judge(measure(run, loaded.vae, splits)))
-
-
-def _open_start(path: Path) -> Start:
-    """A run's folder, or a version in a store."""
-    if (path / RUN).is_file():
-        return start_of(open_run(path))
-    try:
-        return stored_start(path, runtime=Runtime("cpu"))
-    except ModelNotFoundError as error:
-        raise RunError(f"{path}: no training run there, and no published version ({error})") from error
 
 
 def _open_in_group(
@@ -304,19 +286,8 @@ def _upgrade(parsed: argparse.Namespace) -> None:
 
 
 def _features(parsed: argparse.Namespace) -> None:
-    pretrained = open_network(parsed.source, getattr(parsed, "weights", None))
-    if "auto" in (parsed.size, parsed.grid):
-        raise ConfigurationError("size and grid are numbers here, such as 128 and 8x8")
-    graph = export_features(
-        pretrained,
-        parsed.layers,
-        image=(CHANNELS[parsed.colour], *parsed.size),
-        grid=parsed.grid,
-        file=parsed.out,
-        runtime=Runtime("cpu"),
-    )
-    write_atomically(parsed.out, lambda stream: stream.write(graph.content))
-    print(f"{parsed.out}: images {list(graph.image)} to maps {list(graph.maps)}, {len(graph.content) / 2**20:.1f} MiB")
+    options = {name: value for name, value in vars(parsed).items() if name != "command"}
+    print(write_features(**options, runtime=Runtime("cpu")))
 
 
 _COMMANDS = {

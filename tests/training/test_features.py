@@ -1,5 +1,6 @@
 """A run of features, from `fit --features` to the store: maps, whitening, resuming, publishing."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from training.features.graph import feature_graph
 from training.features.maps import FOLDER, GRAPH, KEY, cached_splits, feature_splits, run_graph
 from training.features.whitening import Whitening
 from training.fit.run import open_run
+from training.publish.publication import configuration_of
 
 OPTIONS = ["--width", "16", "--depth", "1", "--latent-dim", "2", "--epochs", "60", "--batch-size", "20",
            "--num-validation", "20", "--num-calibration", "60", "--num-test", "20"]  # fmt: skip
@@ -62,6 +64,9 @@ def test_the_published_model_tells_defects_and_its_p_values_hold(published: Mode
     assert manifest.features is not None
     assert (manifest.features.chw, manifest.image.chw) == (MAPS.chw, IMAGE.chw)
     assert manifest.preparation.fit == "crop"
+    graph = hashlib.sha256(features_graph()).hexdigest()
+    assert graph in manifest.provenance.configuration["features"]
+    assert configuration_of(manifest.provenance).likelihood == "gaussian"
     pixels = ordinary(120, seed=22)
     pixels[:20, 0, 4:8, 0:4] = np.random.default_rng(2).random((20, 4, 4)) > 0.5
     scores = complete(published.anomaly_scores(pixels, methods=["local", "log_likelihood"], alpha=0.1))
@@ -108,6 +113,7 @@ def test_a_finished_run_resumes_from_its_own_maps_and_reports(
         (["--likelihood", "bernoulli"], "features are real numbers: likelihood gaussian"),
         (["--flip"], "flip varies images anew at each use"),
         (["--start-from", "RUN"], "features and start-from do not go together"),
+        (["--start-from", "STORE"], "its features are whitened over other images than a run's"),
         (["--size", "16x8"], "the features are of images [1, 12, 8], these are [1, 16, 8]"),
         (["--max-memory", "0.00001"], "raise that, or make features of fewer channels or positions"),
         (["--features", "nowhere.onnx"], "No such file"),
@@ -115,9 +121,18 @@ def test_a_finished_run_resumes_from_its_own_maps_and_reports(
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], problem: str
+    folder: Path,
+    published: Model,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    problem: str,
 ) -> None:
-    places = {"RUN": str(folder / "run"), "IMAGES": str(folder / "images.npy")}
+    places = {
+        "STORE": str(folder / "store" / published.manifest.name),
+        "RUN": str(folder / "run"),
+        "IMAGES": str(folder / "images.npy"),
+    }
     arguments = ["fit", "--data", places["IMAGES"], "--out", str(tmp_path / "new"), "--workers", "0", *OPTIONS]
     arguments += ["--features", str(folder / "graph.onnx"), *(places.get(word, word) for word in more)]
     assert main(arguments) == 2

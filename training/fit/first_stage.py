@@ -102,7 +102,6 @@ def to_features(
     *,
     processes: ProcessGroup,
     runtime: Runtime,
-    progress: bool,
 ) -> tuple[DataSplits, RunFeatures | None]:
     """The splits with maps in place of images to train on, and what they are; of a run of pixels as they are.
 
@@ -115,7 +114,7 @@ def to_features(
         record = before.features if before else None
         return (splits, None) if record is None else (cached_splits(out, splits), record)
 
-    def computed(progress: bool) -> tuple[DataSplits, RunFeatures]:
+    def computed(*, progress: bool) -> tuple[DataSplits, RunFeatures]:
         found = feature_splits(
             out,
             splits,
@@ -128,8 +127,8 @@ def to_features(
         return found.splits, found.record
 
     if processes.leads:
-        mine = computed(progress)
+        mine = computed(progress=True)
         processes.wait()
         return mine
     processes.wait()
-    return computed(False)
+    return computed(progress=False)

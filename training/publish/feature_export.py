@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from model_store import CHANNELS
 from service.engine.features import FEATURES, X
 from service.engine.runtime import Runtime
 from training.errors import ConfigurationError, ParityError
 from training.features.graph import FeatureGraph, feature_graph
+from training.files import write_atomically
 from training.networks.precision import full_float32
 from training.publish.export import PARITY_TOLERANCE, export_graph
-from training.publish.pretrained import Pretrained
+from training.publish.pretrained import Pretrained, open_network
 
 _SHOWN = 20
 _PARITY_IMAGES = 3
@@ -119,3 +121,27 @@ def export_features(
     if not difference <= PARITY_TOLERANCE * float(expected.abs().max()):
         raise ParityError(f"{file}: the graph differs from PyTorch by {difference:.3g}")
     return graph
+
+
+def write_features(
+    *,
+    source: str,
+    out: Path,
+    layers: Sequence[str],
+    size: tuple[int, int] | str,
+    grid: tuple[int, int] | str,
+    colour: str,
+    runtime: Runtime,
+    weights: Path | None = None,
+) -> str:
+    """The command `features`: write the graph to a file; what was written, in a line.
+
+    Raises:
+        ConfigurationError, InvalidArtifactError, ParityError: see `open_network` and `export_features`.
+    """
+    if isinstance(size, str) or isinstance(grid, str):
+        raise ConfigurationError("size and grid are numbers here, such as 128 and 8x8")
+    image = (CHANNELS[colour], *size)
+    graph = export_features(open_network(source, weights), layers, image=image, grid=grid, file=out, runtime=runtime)
+    write_atomically(out, lambda stream: stream.write(graph.content))
+    return f"{out}: images {list(graph.image)} to maps {list(graph.maps)}, {len(graph.content) / 2**20:.1f} MiB"

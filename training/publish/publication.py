@@ -52,16 +52,9 @@ SCORING_SEED = 0
 TRAINING_IMAGES = "training_images"
 """In the manifest: a sketch of them, by which `service calibrate` tells images that the model was trained on."""
 _PARITY = 4  # a stream of random numbers
-_BESIDE = (
-    "num_images",
-    "start",
-    "precision",
-    "compiled",
-    "trained_on",
-    FINISHED_ENCODER,
-    TRAINING_IMAGES,
-    BRIGHTNESS,
-)  # in the manifest among the configuration's fields, without being one
+_OF_TRAINING = "num_images", "start", "features", "precision", "compiled", "trained_on", FINISHED_ENCODER
+_BESIDE = (*_OF_TRAINING, TRAINING_IMAGES, BRIGHTNESS)
+"""In the manifest among the configuration's fields, without being one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,15 +163,8 @@ def load_engine(
     features: FeatureGraph | None = None,
 ) -> Model:
     """The serving engine's model of graphs that are not in a store (yet); `chunk_rows` as `Model` has it."""
-    return Model(
-        description,
-        graphs.encoder,
-        graphs.decoder,
-        graphs.likelihood,
-        runtime=runtime,
-        chunk_rows=chunk_rows,
-        features=features.content if features else None,
-    )
+    first = features.content if features else None
+    return Model(description, **vars(graphs), features=first, runtime=runtime, chunk_rows=chunk_rows)
 
 
 def open_stored(path: Path) -> StoredModel:
@@ -271,9 +257,7 @@ def publish_run(
     stored = publish(
         store,
         description.model_copy(update={"metrics": metrics, "provenance": provenance}),
-        encoder=graphs.encoder,
-        decoder=graphs.decoder,
-        likelihood=graphs.likelihood,
+        **vars(graphs),
         calibration=calibration,
         features=features.content if features else None,
     )
