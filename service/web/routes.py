@@ -18,7 +18,7 @@ from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DiagonalGaussian, Effort, check_request
 from service.engine.reconstruction import Reconstructions
 from service.web import answer_size, descriptions, schemas
-from service.web.answer_size import check_answer, check_images
+from service.web.answer_size import check_answer, check_images, maps_bytes
 from service.web.endpoint import Work, computed, in_groups
 from service.web.media_types import CSV, JSON, NDJSON, NPY
 from service.web.problems import LimitError, NotAcceptableError
@@ -65,6 +65,7 @@ def encode(request: ImagesRequest, _: Annotated[schemas.ImagesQuery, Query()]) -
         held_bytes=images.nbytes + 2 * answer_bytes,
         numbers=2 * len(images) * model.description.latent_dim,
         answer=answer,
+        compute_bytes=maps_bytes(model.description, len(images)),
     )
 
 
@@ -105,6 +106,7 @@ def reconstruct(request: ImagesRequest, query: Annotated[schemas.ReconstructQuer
         held_bytes=images.nbytes + _check_output(request, 2 * len(images), form),
         numbers=2 * len(images) * request.model.description.x_shape.size,
         answer=answer,
+        compute_bytes=maps_bytes(request.model.description, len(images)),
     )
 
 
@@ -187,7 +189,8 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
     def work(part: slice) -> Work[AnomalyScores]:
         images = request.images[part]
         answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes)
-        maps = (2 * images.nbytes + len(images) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
+        drawn = len(images) * NUM_DRAWS * model.description.latent_dim * 4
+        maps = 2 * images.nbytes + 2 * maps_bytes(model.description, len(images)) + drawn if query.explain else 0
         methods = model.detector.choose(query.method)
         judged = Judged(images, methods, alpha or DEFAULT_ALPHA, query.fdr)
 

@@ -11,8 +11,9 @@ from model_store import open_version
 from service.__main__ import main
 from service.engine.chunks import complete
 from service.engine.model import Model
+from service.web.answer_size import maps_bytes
 from tests import reference
-from tests.features import IMAGE, MAPS, feature_toy, ordinary
+from tests.features import DENSITY, IMAGE, MAPS, PLAIN_MAPS, feature_toy, ordinary
 from tests.web.conftest import Serve, put
 
 PIXELS = ordinary(4, seed=11)
@@ -108,3 +109,12 @@ def test_calibrate_makes_another_version_with_the_same_features(
     old, new = (open_version(tmp_path, "maps", version) for version in (1, 2))
     assert (new.features, new.manifest.features) == (old.features, old.manifest.features)
     assert len(new.calibration["local"]) == 30
+
+
+def test_the_memory_of_maps_is_counted(model: Model) -> None:
+    """4 bytes a number, for the maps that an image becomes; a model of pixels has none."""
+    assert maps_bytes(model.description, 7) == 7 * 4 * MAPS.size
+    without = model.description.model_copy(update={"features": None})
+    assert maps_bytes(without, 7) == 0
+    pixels = reference.load(DENSITY.toy(PLAIN_MAPS))  # as large, without the first stage
+    assert model.estimates_bytes(7, 400) - pixels.estimates_bytes(7, 400) == 7 * 4 * MAPS.size
