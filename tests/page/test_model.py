@@ -83,8 +83,8 @@ def test_a_model_of_features_scores_images_and_says_that_it_makes_none(open_page
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.get_by_label("Model", exact=True).select_option("maps")
-    page.get_by_text("12×8, grey, gaussian of features").wait_for()
-    page.get_by_text("it scores images, and makes none").wait_for()
+    page.get_by_text("12×8, grey, gaussian").wait_for()
+    page.get_by_text("it makes no images").wait_for()
     page.set_input_files("#file", SEVEN_PNG)
     settled(page)
     page.get_by_text("Score by local:").wait_for()

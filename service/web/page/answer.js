@@ -8,7 +8,7 @@ const MOST_CARDS = 4;
 const MOST_PIXELS = 5;
 
 export class Answer {
-  /** @param {any} manifest the model's */
+  /** @param {any} manifest */
   constructor(manifest) {
     const { height, width } = manifest.image;
     this.cards = html("div", { class: "cards" });

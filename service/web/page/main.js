@@ -86,8 +86,7 @@ class Page {
     const { manifest } = summary;
     const { channels, height, width } = manifest.image;
     const colour = channels === 1 ? "grey" : channels === 3 ? "colour" : `${channels} channels`;
-    const of = manifest.features ? `${manifest.likelihood.kind} of features` : manifest.likelihood.kind;
-    at("model-facts").textContent = `${height}×${width}, ${colour}, ${of}`;
+    at("model-facts").textContent = `${height}×${width}, ${colour}, ${manifest.likelihood.kind}`;
     this.status.textContent = "";
     const tried = new Try(this.api, manifest, this.limits, queryOf(summary));
     const ladder = new Ladder(this.api, tried.query, this.limits);

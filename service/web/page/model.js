@@ -21,7 +21,6 @@ export class Model {
     this.manifest = summary.manifest;
     this.notice = new Notice();
     this.query = queryOf(summary);
-    /** @type {Latents|null} a model of features decodes no images */
     this.latents = this.manifest.features ? null : new Latents(api, this.manifest, this.query);
     this.comparison = new Comparison(api, summary);
     this.calibration = new Calibration();
