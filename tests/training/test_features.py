@@ -23,7 +23,7 @@ from training.features.whitening import Whitening
 from training.fit.run import open_run
 from training.publish.publication import configuration_of
 
-OPTIONS = ["--width", "16", "--depth", "1", "--latent-dim", "2", "--epochs", "60", "--batch-size", "20",
+OPTIONS = ["--width", "16", "--depth", "1", "--latent-dim", "2", "--epochs", "40", "--batch-size", "20",
            "--num-validation", "20", "--num-calibration", "60", "--num-test", "20"]  # fmt: skip
 
 
@@ -56,6 +56,9 @@ def test_maps_are_whitened_over_the_training_images_and_the_graph_makes_them(fol
     np.testing.assert_allclose(np.square(maps).mean(axis=(0, 2, 3)), 1, atol=0.15)
     assert open_run(run).description.pixel_shape == IMAGE.chw
     assert open_run(run).description.image_shape == MAPS.chw
+    chosen = open_run(run).description.configuration
+    assert (chosen.preset, chosen.likelihood, chosen.max_gradient_norm) == ("mlp", "gaussian", 500)
+    assert (chosen.size, chosen.colour, chosen.fit) == ((IMAGE.height, IMAGE.width), "grey", "crop")
 
 
 def test_the_published_model_tells_defects_and_its_p_values_hold(published: Model) -> None:

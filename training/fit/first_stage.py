@@ -18,6 +18,8 @@ from training.likelihoods import LIKELIHOODS
 
 _COLOURS: Mapping[int, Colour] = {1: "grey", 3: "rgb"}
 _LIKELIHOOD, _PRESET = "gaussian", "mlp"
+_MAX_GRADIENT_NORM = 500.0
+"""Without it a bound once fell to ten times its negative in an epoch: scales learned of few images become narrow."""
 
 
 def open_graph(file: Path | None, before: RunDescription | None, runtime: Runtime) -> FeatureGraph | None:
@@ -82,6 +84,7 @@ def feature_options(given: Mapping[str, Any], graph: FeatureGraph) -> dict[str, 
     if given.get("preset", "auto") == "auto":
         chosen["preset"] = _PRESET
     chosen.setdefault("likelihood", _LIKELIHOOD)
+    chosen.setdefault("max_gradient_norm", _MAX_GRADIENT_NORM)
     likelihood = LIKELIHOODS[chosen["likelihood"]]
     if likelihood.is_binary or likelihood.build(graph.maps).levels is not None:
         raise ConfigurationError(
