@@ -34,6 +34,7 @@ COMMANDS = {
     "calibrate": Command("service.__main__", _SERVICE, "calibrate a model's anomaly scores on images of your own"),
     "fit": Command("training.__main__", _TRAINING, "train a model on images"),
     "evaluate": Command("training.__main__", _TRAINING, "measure a model on held-out images"),
+    "features": Command("training.__main__", _TRAINING, "make a feature graph for fit --features, from a network"),
     "publish": Command("training.__main__", _TRAINING, "publish a trained model into a store"),
 }
 _HELP = """usage: logpx COMMAND [options]

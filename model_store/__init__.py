@@ -7,6 +7,7 @@ from model_store.manifest import (
     CHANNELS,
     DECODER,
     ENCODER,
+    FEATURES,
     FORMAT_VERSION,
     GRAPHS,
     HASHED_FILES,
@@ -16,6 +17,7 @@ from model_store.manifest import (
     MAX_LATENT_DIM,
     CalibrationProtocol,
     Description,
+    FeatureMaps,
     ImageShape,
     LikelihoodSpec,
     Manifest,
@@ -23,6 +25,7 @@ from model_store.manifest import (
     PixelPreparation,
     Provenance,
     Resampler,
+    Space,
 )
 from model_store.pin import pin_notice
 from model_store.publication import pin, publish, unpin
@@ -45,6 +48,7 @@ __all__ = [
     "CHANNELS",
     "DECODER",
     "ENCODER",
+    "FEATURES",
     "FITTING",
     "FORMAT_VERSION",
     "GRAPHS",
@@ -56,6 +60,7 @@ __all__ = [
     "MAX_LATENT_DIM",
     "CalibrationProtocol",
     "Description",
+    "FeatureMaps",
     "ImageShape",
     "InvalidArtifactError",
     "LikelihoodSpec",
@@ -66,6 +71,7 @@ __all__ = [
     "PixelPreparation",
     "Provenance",
     "Resampler",
+    "Space",
     "StoreError",
     "StoredModel",
     "list_store",

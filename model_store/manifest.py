@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, 
 FORMAT_VERSION = 2
 
 MANIFEST, ENCODER, DECODER, CALIBRATION = "manifest.json", "encoder.onnx", "decoder.onnx", "calibration.npz"
-LIKELIHOOD = "likelihood.onnx"
-HASHED_FILES = (ENCODER, DECODER, LIKELIHOOD, CALIBRATION)
-GRAPHS = (ENCODER, DECODER, LIKELIHOOD)
+LIKELIHOOD, FEATURES = "likelihood.onnx", "features.onnx"
+HASHED_FILES = (ENCODER, DECODER, LIKELIHOOD, FEATURES, CALIBRATION)
+GRAPHS = (ENCODER, DECODER, LIKELIHOOD, FEATURES)
 
 MAX_VERSION = 999_999_999
 MAX_IMAGE_SIZE = 2**24
@@ -21,6 +21,8 @@ MAX_NUM_SAMPLES = 2**20
 MAX_SEED = 2**64 - 1
 CHANNELS = {"grey": 1, "rgb": 3}
 """Of an image, by its `colour`."""
+Space = Literal["pixels", "features"]
+"""What log P(x) is a density of."""
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 KIND_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
@@ -65,6 +67,16 @@ class ImageShape(_Record):
     def size(self) -> int:
         """C·H·W, the number of dimensions that `bits_per_dim` divides by."""
         return self.channels * self.height * self.width
+
+
+class FeatureMaps(ImageShape):
+    """F, h and w of the maps that features.onnx makes of an image, which are then what the model is a density of.
+
+    `log_scale_sum` is Σ log s over the F·h·w numbers, where the graph's last step divides each by its s: the density of
+    the maps before that step is log P(maps) − log_scale_sum. 0 where the graph does not say.
+    """
+
+    log_scale_sum: FiniteFloat = 0.0
 
 
 class Resampler(_Record):
@@ -170,6 +182,7 @@ class Description(_Record):
     name: ModelName
     image: ImageShape
     preparation: PixelPreparation
+    features: FeatureMaps | None = None
     latent_dim: Annotated[int, Field(ge=1, le=MAX_LATENT_DIM)]
     likelihood: LikelihoodSpec
     calibration: CalibrationProtocol
@@ -183,6 +196,23 @@ class Description(_Record):
             raise ValueError(f"preparation.size is not the image's height and width, {image.height} and {image.width}")
         if preparation.colour is not None and CHANNELS[preparation.colour] != image.channels:
             raise ValueError(f"preparation.colour is {preparation.colour}, but image.channels {image.channels}")
+        return self
+
+    @property
+    def space(self) -> Space:
+        """What log P(x) is a density of: the image's pixels, or the maps that features.onnx makes of them."""
+        return "pixels" if self.features is None else "features"
+
+    @property
+    def x_shape(self) -> ImageShape:
+        """The shape of x, which encoder, decoder and likelihood work on: the image's, or that of the feature maps."""
+        return self.features or self.image
+
+    @model_validator(mode="after")
+    def _features_are_of_plain_pixels(self) -> Self:
+        plain = self.preparation.binarisation == "none" and self.preparation.scale == 1
+        if self.features is not None and (self.likelihood.levels is not None or not plain):
+            raise ValueError("features are real numbers, of pixels in [0, 1]: no levels, no binarisation, and scale 1")
         return self
 
     @model_validator(mode="after")
@@ -203,7 +233,9 @@ class Manifest(Description):
     @field_validator("sha256")
     @classmethod
     def _of_the_other_files(cls, hashes: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        known = files_of(info.data.get("format_version", FORMAT_VERSION))
+        known = files_of(
+            info.data.get("format_version", FORMAT_VERSION), features=info.data.get("features") is not None
+        )
         if unknown := sorted(hashes.keys() - set(known)):
             raise ValueError(f"a version has no such file: {', '.join(unknown[:3])}")
         return hashes
@@ -211,9 +243,10 @@ class Manifest(Description):
     @property
     def files(self) -> tuple[str, ...]:
         """The version's files beside the manifest."""
-        return files_of(self.format_version)
+        return files_of(self.format_version, features=self.features is not None)
 
 
-def files_of(format_version: int) -> tuple[str, ...]:
-    """The files beside the manifest; format version 1 has no likelihood.onnx."""
-    return tuple(file for file in HASHED_FILES if file != LIKELIHOOD or format_version > 1)
+def files_of(format_version: int, *, features: bool) -> tuple[str, ...]:
+    """The files beside the manifest; format version 1 has no likelihood.onnx, and most models no features.onnx."""
+    absent = {LIKELIHOOD: format_version == 1, FEATURES: not features}
+    return tuple(file for file in HASHED_FILES if not absent.get(file))

@@ -45,7 +45,7 @@ def parse_manifest(file: Path, content: bytes) -> Manifest:
             within = ("likelihood",)
             fields["likelihood"] = likelihood_of(fields["likelihood"])
             within = ()
-        return Manifest.model_validate(fields)
+        manifest = Manifest.model_validate(fields)
     except ValidationError as error:
         shown = [
             f"{'.'.join(map(str, within + item['loc']))}: {item['msg']}"
@@ -55,6 +55,9 @@ def parse_manifest(file: Path, content: bytes) -> Manifest:
         ]
         more = error.error_count() - len(shown)
         raise InvalidArtifactError(file, "; ".join([*shown, *([f"and {more} more"] if more > 0 else [])])) from error
+    if version == 1 and manifest.features is not None:
+        raise InvalidArtifactError(file, "features: format version 1 has none")
+    return manifest
 
 
 def _refuse_constant(name: str) -> NoReturn:

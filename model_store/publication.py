@@ -23,7 +23,17 @@ from numpy.typing import NDArray
 
 from model_store.calibration import check_calibration
 from model_store.errors import InvalidArtifactError, ModelNotFoundError, StoreError
-from model_store.manifest import CALIBRATION, DECODER, ENCODER, GRAPHS, LIKELIHOOD, MANIFEST, Description, Manifest
+from model_store.manifest import (
+    CALIBRATION,
+    DECODER,
+    ENCODER,
+    FEATURES,
+    GRAPHS,
+    LIKELIHOOD,
+    MANIFEST,
+    Description,
+    Manifest,
+)
 from model_store.manifest_file import parse_manifest
 from model_store.pin import PIN
 from model_store.store import MAX_GRAPH_BYTES, StoredModel, list_store, open_version, version_stamp, versions_of
@@ -41,6 +51,7 @@ def publish(
     decoder: bytes,
     likelihood: bytes,
     calibration: Mapping[str, NDArray[np.float64]],
+    features: bytes | None = None,
 ) -> StoredModel:
     """Add the next version of a model: written to a temporary folder, synced to disk, then renamed into place.
 
@@ -49,7 +60,8 @@ def publish(
 
     Raises:
         InvalidArtifactError: what no reader would take: calibration arrays that are not what the description says, a
-            graph or a description that is too large or holds what a manifest may not hold.
+            graph or a description that is too large or holds what a manifest may not hold, `features` that the
+            description does not know of, or the other way round.
         StoreError: the store cannot be written, as on a full disk; it is then as it was.
     """
     scores = {key: np.asarray(value) for key, value in calibration.items()}
@@ -57,7 +69,11 @@ def publish(
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **scores)
     contents = {ENCODER: encoder, DECODER: decoder, LIKELIHOOD: likelihood, CALIBRATION: packed.getvalue()}
-    for file in GRAPHS:
+    if (features is None) != (description.features is None):
+        raise InvalidArtifactError(FEATURES, "the graph and the manifest's field `features` belong together")
+    if features is not None:
+        contents[FEATURES] = features
+    for file in (file for file in GRAPHS if file in contents):
         if len(contents[file]) > MAX_GRAPH_BYTES:
             raise InvalidArtifactError(file, f"has {len(contents[file])} bytes; at most {MAX_GRAPH_BYTES} are read")
     parse_manifest(Path(MANIFEST), _text_of(_manifest_of(description, 1, contents)))
@@ -123,7 +139,8 @@ def _manifest_of(description: Description, version: int, contents: Mapping[str, 
 
 def _text_of(manifest: Manifest) -> bytes:
     try:
-        return f"{manifest.model_dump_json(indent=2)}\n".encode()
+        absent = {"features"} if manifest.features is None else None  # which readers of before do not know
+        return f"{manifest.model_dump_json(indent=2, exclude=absent)}\n".encode()
     except (ValueError, RecursionError) as error:  # pydantic's own error of serialisation is a ValueError
         raise InvalidArtifactError(MANIFEST, f"cannot be written ({error})") from error
 

@@ -18,6 +18,7 @@ from model_store.manifest import (
     CALIBRATION,
     DECODER,
     ENCODER,
+    FEATURES,
     GRAPHS,
     HASHED_FILES,
     LIKELIHOOD,
@@ -56,6 +57,8 @@ class StoredModel:
     likelihood: bytes | None
     """None of format version 1, whose likelihood the manifest names."""
     calibration: Mapping[str, NDArray[np.float64]]
+    features: bytes | None = None
+    """None of models of pixels."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ def open_version(
         calibration=parse_calibration(
             path / CALIBRATION, files[CALIBRATION], manifest.calibration.num_images, manifest.latent_dim
         ),
+        features=files.get(FEATURES),
     )
 
 

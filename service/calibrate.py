@@ -152,6 +152,7 @@ def _run(parsed: argparse.Namespace) -> None:
         decoder=stored.decoder,
         likelihood=likelihood_graph_of(stored),
         calibration=arrays,
+        features=stored.features,
     )
     print_published(published)
 

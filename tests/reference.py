@@ -25,6 +25,7 @@ def load(toy: Toy, *, chunk_rows: int = 512) -> Model:
         toy.decoder,
         toy.likelihood,
         runtime=Runtime("cpu"),
+        features=toy.features,
         calibration=toy.calibration,
         chunk_rows=chunk_rows,
     )

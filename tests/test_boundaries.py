@@ -178,8 +178,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "data": {"configuration", "errors"},
         "likelihoods": {"errors"},
         "networks": {"configuration", "likelihoods"},
-        "fit": {"configuration", "data", "errors", "files", "likelihoods", "networks", "posterior"},
-        "publish": {"configuration", "data", "errors", "fit", "likelihoods", "networks"},
+        "features": {"data", "errors", "files"},
+        "fit": {"configuration", "data", "errors", "features", "files", "likelihoods", "networks", "posterior"},
+        "publish": {"configuration", "data", "errors", "features", "files", "fit", "likelihoods", "networks"},
         "report": {"configuration", "data", "errors", "files", "fit", "likelihoods", "networks", "publish"},
     },
 }  # fmt: skip

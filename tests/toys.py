@@ -32,11 +32,12 @@ class Toy:
     encoder: bytes
     decoder: bytes
     calibration: dict[str, NDArray[np.float64]]
+    features: bytes | None = None
 
     @property
     def likelihood(self) -> bytes:
         """likelihood.onnx."""
-        return graph_of(self.description.likelihood, self.description.image.size)
+        return graph_of(self.description.likelihood, self.description.x_shape.size)
 
     def publish(self, root: Path) -> StoredModel:
         """As the next version in a store."""
@@ -47,6 +48,7 @@ class Toy:
             decoder=self.decoder,
             likelihood=self.likelihood,
             calibration=self.calibration,
+            features=self.features,
         )
 
 

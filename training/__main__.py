@@ -1,4 +1,4 @@
-"""python -m training fit|finish-encoder|evaluate|compare|publish|upgrade."""
+"""python -m training fit|finish-encoder|evaluate|compare|publish|upgrade|features."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from model_store import Description, ModelNotFoundError, StoreError
+from model_store import Description, StoreError
 from service.engine.proposal import TooFewSamplesError
 from service.engine.runtime import DEVICE_ERRORS, Runtime
 from service.images.folder import printable
@@ -22,22 +22,25 @@ from training.data.image_sets import Reading
 from training.data.preparation import Preparation
 from training.data.sources import Source, StreamedSource, open_source
 from training.data.splits import evenly_spaced, split
-from training.errors import RunError, TrainingError, UpgradeError
+from training.errors import TrainingError, UpgradeError
+from training.features.maps import cached_splits
 from training.fit.devices import choose_acceleration, choose_device
 from training.fit.distributed import ProcessGroup, join_process_group
+from training.fit.first_stage import complete_options, open_graph, to_features
 from training.fit.loaded_model import load_model
 from training.fit.lock import lock_folder
 from training.fit.plan import plan_on_machine
 from training.fit.recipes import complete_configuration
-from training.fit.run import RUN, Run, RunDescription, create_run, describe_run, open_run, resume_run
-from training.fit.start import Start, begin, check_begun, check_start, fingerprint, inherited_options, start_of
+from training.fit.run import Run, RunDescription, create_run, describe_run, open_run, resume_run
+from training.fit.start import begin, check_begun, check_start, fingerprint
 from training.fit.trainer import EpochFigures, fit
 from training.networks.vae import Vae
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
+from training.publish.feature_export import write_features
 from training.publish.protocols import encoder_samples_of, measured_defects, measured_images, protocol_of, scoring_of
 from training.publish.publication import SCORING_SEED, held_out_images, publish_run
-from training.publish.stored_start import stored_start
+from training.publish.stored_start import open_start
 from training.publish.units import latent_units
 from training.publish.upgrade import upgrade
 from training.report.comparison import common_images, compare_lines, open_model
@@ -84,13 +87,12 @@ def _fit(parsed: argparse.Namespace) -> None:
 
 def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: ProcessGroup, locks: ExitStack) -> None:
     before = open_run(parsed.out).description if parsed.resume else None
-    start = _open_start(parsed.start_from) if hasattr(parsed, "start_from") else None
+    start = open_start(parsed.start_from, Runtime("cpu")) if hasattr(parsed, "start_from") else None
     encoder_alone = parsed.command == "finish-encoder"
     given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
-    if before:
-        given = asdict(before.configuration) | given
-    elif start:
-        given = inherited_options(start, encoder_alone=encoder_alone) | given
+    runtime = Runtime("auto" if device.type == "cuda" else "cpu")
+    graph = open_graph(getattr(parsed, "features", None), before, runtime)
+    given = complete_options(given, parsed.out, before, start, graph, encoder_alone=encoder_alone)
     reading = Reading(
         given.get("max_memory", Configuration.max_memory),
         given.get("skip_corrupt", Configuration.skip_corrupt),
@@ -103,7 +105,11 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         print_chosen(source)
     given |= source.preparation.as_options()
     configuration = complete_configuration(given, source.train)
-    splits = split(source, configuration)
+    of_images = split(source, configuration)
+    splits, features = to_features(
+        parsed.out, of_images, configuration, graph, before, processes=processes, runtime=runtime
+    )
+    configuration = complete_configuration(given, splits.train) if features else configuration
     acceleration = choose_acceleration(
         device,
         parsed.precision,
@@ -123,6 +129,7 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         start=fingerprint(start.weights) if start else before.start if before else None,
         acceleration=acceleration,
         device=device.type,
+        features=features,
     )
     if start:
         check_start(start, description, encoder_alone=encoder_alone)
@@ -160,16 +167,6 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
         minutes = sum(line["seconds"] for line in metrics) / 60
         print(f"{parsed.out}: trained {len(metrics)} epochs in {minutes:.1f} minutes")
         print_verdict(judge(measure(run, loaded.vae, splits)))
-
-
-def _open_start(path: Path) -> Start:
-    """A run's folder, or a version in a store."""
-    if (path / RUN).is_file():
-        return start_of(open_run(path))
-    try:
-        return stored_start(path, runtime=Runtime("cpu"))
-    except ModelNotFoundError as error:
-        raise RunError(f"{path}: no training run there, and no published version ({error})") from error
 
 
 def _open_in_group(
@@ -266,7 +263,9 @@ def _publish(parsed: argparse.Namespace) -> None:
     print(f"ONNX and PyTorch differ by at most {publication.largest_difference:.2g}")
     done = [found for found in (publication.evaluation, publication.encoder_evaluation) if found is not None]
     detected = publication.detection.mean() if publication.detection else None
-    figures = measure(run, load_model(run).vae, splits)
+    figures = measure(
+        run, load_model(run).vae, splits if run.description.features is None else cached_splits(run.folder, splits)
+    )
     figures = replace(figures, reliable=publication.evaluation.reliable, detected=detected)
     what = source.name if test is splits.test else f"{source.name}, {len(test)} of its {len(splits.test)} test images"
     units, detection, examples = publication.units, publication.detection, source.originals.read()
@@ -285,6 +284,11 @@ def _upgrade(parsed: argparse.Namespace) -> None:
         raise UpgradeError(f"{failed} of the models could not be upgraded")
 
 
+def _features(parsed: argparse.Namespace) -> None:
+    options = {name: value for name, value in vars(parsed).items() if name != "command"}
+    print(write_features(**options, runtime=Runtime("cpu")))
+
+
 _COMMANDS = {
     "fit": _fit,
     "finish-encoder": _fit,
@@ -292,6 +296,7 @@ _COMMANDS = {
     "compare": _compare,
     "publish": _publish,
     "upgrade": _upgrade,
+    "features": _features,
 }
 
 

@@ -13,9 +13,10 @@ from service.arguments import Parser, add_number
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_PROPOSAL, PROPOSALS
 from training.configuration import Positive
 from training.fit.devices import Compilation, Precision
-from training.fit.options import add_configuration_options
+from training.fit.options import add_configuration_options, size_of
 from training.fit.plan import DEFAULT_MINUTES
 from training.networks.mlp import FULL_RATE_PIXELS
+from training.publish.pretrained import SOURCES
 from training.publish.protocols import DEFAULT_ENCODER_SAMPLES, MOST_IMAGES
 from training.publish.publication import SCORING_SEED
 
@@ -56,6 +57,8 @@ def build_parser(description: str | None, prog: str = "python -m training") -> a
         "calibration and figures stay as they are."
     )
     _add_upgrade(_add_command(commands, "upgrade", summary))
+    summary = "Make the graph of --features from a network that was trained on photographs."
+    _add_features(_add_command(commands, "features", summary))
     _add_scoring(evaluate)
     _add_proposal(compare)
     _add_scoring(publish, by_size=f"{DEFAULT_ENCODER_SAMPLES}; 0 for images of more than {FULL_RATE_PIXELS} numbers")
@@ -70,6 +73,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="folder of another run, or store/NAME or store/NAME/VERSION, whose weights to begin with; its networks "
         "and split are the defaults",
+    )
+    parser.add_argument(
+        "--features",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="model the features that this ONNX graph makes of the images, instead of pixels: docs/your-images.md",
     )
     add_number(
         parser,
@@ -158,6 +167,18 @@ def _add_upgrade(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=_model_name, default=argparse.SUPPRESS, help="upgrade only this model (default: all)"
     )
+
+
+def _add_features(parser: argparse.ArgumentParser) -> None:
+    none = argparse.SUPPRESS
+    parser.add_argument("--from", dest="source", required=True, default=none, help=f"the network: {SOURCES}")
+    parser.add_argument("--out", type=Path, required=True, default=none, help="the graph's file, features.onnx")
+    parser.add_argument("--weights", type=Path, default=none, help="file of its weights (default: its package's own)")
+    help_layers = "names of its modules, separated by commas, at which it is cut (default: of efficientnet-lite0 two)"
+    parser.add_argument("--layers", type=lambda text: text.split(","), default=[], help=help_layers)
+    parser.add_argument("--size", type=size_of, default=(128, 128), help="height and width of the images")
+    parser.add_argument("--grid", type=size_of, default=(8, 8), help="height and width of the maps")
+    parser.add_argument("--colour", choices=("grey", "rgb"), default="rgb", help="of the images")
 
 
 def _add_scoring(parser: argparse.ArgumentParser, by_size: str = "") -> None:

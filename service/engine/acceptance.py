@@ -28,12 +28,14 @@ from service.engine.anomaly.statistics import restored
 from service.engine.arrays import Float32Array, Float64Array
 from service.engine.builder import PREFIX
 from service.engine.chunks import complete
+from service.engine.features import preparation_of_x
 from service.engine.format1 import likelihood_graph_of
 from service.engine.graph_check import check_rows, check_shape
 from service.engine.graphs import DecoderGraphs
 from service.engine.model import DEFAULT_MAX_STEPS, Model, Pixels
-from service.engine.preparation import Preparation
-from service.engine.proposal import DEFAULT_SEED, IMPORTANCE_PROPOSALS, MIN_NUM_SAMPLES, standard_normal
+from service.engine.parts import gathered
+from service.engine.preparation import Preparation, PreparedImages
+from service.engine.proposal import DEFAULT_SEED, IMPORTANCE_PROPOSALS, MIN_NUM_SAMPLES, Effort, standard_normal
 from service.engine.runtime import Runtime, Session, blaming
 from service.engine.verification import read_graphs
 
@@ -96,7 +98,7 @@ def _check_graphs(stored: StoredModel, runtime: Runtime, chunk_rows: int | None)
     description, folder = stored.manifest, stored.path
     likelihood = likelihood_graph_of(stored)
     written = read_graphs(description, stored.encoder, stored.decoder, likelihood, folder)
-    preparation = Preparation(description.preparation, description.image, description.likelihood.levels)
+    preparation = preparation_of_x(description)
     num_rows = chunk_rows or runtime.blocks.chunk_rows(written.numbers_a_row)
     latents = standard_normal(max(2, num_rows), description.latent_dim, seed=DEFAULT_SEED)
     latents[0] = 0
@@ -139,7 +141,7 @@ class _Density:
 
     def mean(self, latents: Float32Array) -> Float32Array:
         """E[x|z]: [N, D] → [N, C, H, W]."""
-        images: Float32Array = self._ask(self._mean, graphs.IMAGES, self._description.image.chw, {"z": latents})
+        images: Float32Array = self._ask(self._mean, graphs.IMAGES, self._description.x_shape.chw, {"z": latents})
         return images
 
     def check(self, latents: Float32Array) -> None:
@@ -148,7 +150,7 @@ class _Density:
         Raises:
             InvalidArtifactError.
         """
-        count, size = len(latents), self._description.image.size
+        count, size = len(latents), self._description.x_shape.size
         x = self.draw(latents, seed=DEFAULT_SEED)
         with np.errstate(all="ignore"):
             by_pixel = self._by_pixel(latents, x)
@@ -166,7 +168,7 @@ class _Density:
     def draw(self, latents: Float32Array, *, seed: int) -> Float32Array:
         """x ~ p(x|z): [N, D] → [N, 1, P]."""
         uniform = np.random.default_rng(seed).random((len(latents), 1, self._num_uniforms), np.float32)
-        shape = (1, self._description.image.size)
+        shape = (1, self._description.x_shape.size)
         x: Float32Array = self._ask(self._sample, graphs.IMAGES, shape, {"z": latents, graphs.UNIFORM: uniform})
         return x
 
@@ -182,7 +184,7 @@ class _Density:
 
     def _by_pixel(self, latents: Float32Array, x: Float32Array) -> Float64Array:
         """log p(x_i|z): x [N, 1, P] → [N, P], nats."""
-        shape = (1, self._description.image.size)
+        shape = (1, self._description.x_shape.size)
         inputs = {"z": latents, graphs.X: x}
         found: Float64Array = self._ask(self._pixel_log_prob, graphs.PIXEL_LOG_PROB, shape, inputs)
         return found[:, 0]
@@ -257,7 +259,9 @@ def _check_scores(model: Model, pixels: Pixels, file: Path) -> None:
     proposal = protocol.proposal if protocol.proposal in IMPORTANCE_PROPOSALS else "laplace"
     num_samples = max(min(protocol.num_samples, _SCORED_SAMPLES), MIN_NUM_SAMPLES.get(proposal, 1))
     with np.errstate(all="ignore"):
-        statistics = complete(model.statistics(pixels, proposal=proposal, num_samples=num_samples, seed=protocol.seed))
+        x = PreparedImages(pixels, preparation_of_x(model.description))
+        measured = gathered(model.measure_x(x, proposal, Effort(num_samples, protocol.seed)))
+        statistics = complete(measured).statistics
     bad = int((~np.isfinite(statistics.log_likelihood)).sum())
     if bad > len(pixels) / 2:
         raise InvalidArtifactError(

@@ -47,8 +47,8 @@ class DecoderGraphs:
         self._decoder = plain(decoder)
         self._opset = opset
         self._likelihood = likelihood
-        self._num_pixels = description.image.size
-        self._chw = description.image.chw
+        self._num_pixels = description.x_shape.size
+        self._chw = description.x_shape.chw
         self._latent_dim = description.latent_dim
 
     @property

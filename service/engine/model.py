@@ -11,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store import CALIBRATION, DECODER, ENCODER, Description, InvalidArtifactError, Manifest, StoredModel
-from service.engine.anomaly.complexity import complexity
 from service.engine.anomaly.detector import DEFAULT_ALPHA, AnomalyScores, Detector, UncalibratedModelError
 from service.engine.anomaly.explanation import NUM_DRAWS, surprise_maps
+from service.engine.anomaly.local import statistic_of_space
 from service.engine.anomaly.measurement import Measurement
 from service.engine.anomaly.statistics import Statistics, divergence
 from service.engine.blocks import BYTES_A_PIXEL
 from service.engine.chunks import Chunks, complete
+from service.engine.features import FirstStage
 from service.engine.format1 import likelihood_graph_of
 from service.engine.parts import Part, Parts, gathered
 from service.engine.posterior.estimate import LogLikelihood
 from service.engine.posterior.estimator import Estimator, Inference
 from service.engine.posterior.sampling import Sampler, Samples
-from service.engine.preparation import Preparation, PreparedImages
+from service.engine.preparation import PreparedImages
 from service.engine.proposal import (
     DEFAULT_NUM_SAMPLES,
     DEFAULT_PROPOSAL,
@@ -37,7 +38,7 @@ from service.engine.proposal import (
 )
 from service.engine.reconstruction import Reconstructions
 from service.engine.runtime import CPU, Runtime, blaming
-from service.engine.verification import read_graphs, try_out, verify_decoder, verify_encoder
+from service.engine.verification import read_graphs, try_out
 
 DEFAULT_MAX_STEPS = 100
 _DRAWN_NUMBERS = 2**20
@@ -53,7 +54,8 @@ class Model:
 
     Args:
         description: the manifest, or what will become one.
-        encoder, decoder, likelihood: the graphs' bytes, as the store's format wants them.
+        encoder, decoder, likelihood, features: the graphs' bytes, as the store's format wants them; the last one of a
+            model of features alone.
         runtime: where they run.
         calibration: scores of held-out training images; without them there are no anomaly scores.
         folder: where the files came from, for error messages.
@@ -78,6 +80,7 @@ class Model:
         likelihood: bytes,
         *,
         runtime: Runtime,
+        features: bytes | None = None,
         calibration: Mapping[str, NDArray[np.float64]] | None = None,
         folder: Path = Path(),
         chunk_rows: int | None = None,
@@ -87,33 +90,29 @@ class Model:
         self.description = description
         self.provider = runtime.provider
         self._detector = None if calibration is None else Detector(calibration)
-        self._preparation = Preparation(description.preparation, description.image, description.likelihood.levels)
+        chw, trusted = description.x_shape.chw, tried and runtime.provider == CPU
+        self._first = FirstStage(description, features, runtime=runtime, folder=folder, trusted=trusted)
         written = read_graphs(description, encoder, decoder, likelihood, folder)
-        self.graph_bytes = len(encoder) + len(decoder) + len(likelihood)
+        self.graph_bytes = sum(map(len, (encoder, decoder, likelihood, features or b"")))
         self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(written.numbers_a_row)
         self._encoder = runtime.open(encoder, folder / ENCODER)
-        chw, trusted = description.image.chw, tried and runtime.provider == CPU
         if not trusted:
-            decoder_alone = runtime.open(decoder, folder / DECODER)
-            try_out(self._encoder, decoder_alone, self._preparation, description, written.outputs, folder)
-            with blaming(folder):
-                noise = np.random.default_rng(DEFAULT_SEED).random((2, *chw), np.float32)
-                verify_encoder(runtime, encoder, self._encoder, self._preparation.prepare(noise), folder / ENCODER)
-                verify_decoder(runtime, decoder, decoder_alone, description.latent_dim, folder / DECODER)
+            try_out(runtime, encoder, self._encoder, decoder, self._first.of_x, description, written.outputs, folder)
         with blaming(folder / DECODER):
             self._sampler = Sampler(
                 written, description, runtime=runtime, file=folder / DECODER, chunk_rows=self._chunk_rows
             )
             self._estimator = Estimator(
-                self._sampler, num_pixels=description.image.size, max_steps=max_steps, blocks=runtime.blocks
+                self._sampler, num_pixels=description.x_shape.size, max_steps=max_steps, blocks=runtime.blocks
             )
             of_graphs = 6 * self._chunk_rows * BYTES_A_PIXEL * written.numbers_a_row
-            self.run_bytes = of_graphs + self._estimator.num_bytes
+            self.run_bytes = of_graphs + self._estimator.num_bytes + self._first.run_bytes
             drawn = self._sampler.drawn[: max(_LEAST_DRAWN, _DRAWN_NUMBERS // written.numbers_a_row)]
             encoded = complete(self._encode(drawn.reshape(-1, *chw)))
             complete(self._estimator.ladder.learn_familiar(drawn, encoded))
             for proposal in () if trusted else IMPORTANCE_PROPOSALS:  # the others run the same graphs
-                complete(self.log_likelihood(np.zeros((2, *chw), np.float32), proposal=proposal, num_samples=4))
+                black = np.zeros((2, *description.image.chw), np.float32)
+                complete(self.log_likelihood(black, proposal=proposal, num_samples=4))
         if calibration is not None and description.calibration.proposal not in PROPOSALS:
             problem = f"made with the proposal {description.calibration.proposal!r}; known here: {', '.join(PROPOSALS)}"
             raise InvalidArtifactError(folder / CALIBRATION, problem)
@@ -135,6 +134,7 @@ class Model:
             stored.decoder,
             likelihood_graph_of(stored),
             runtime=runtime,
+            features=stored.features,
             calibration=stored.calibration,
             folder=stored.path,
             chunk_rows=chunk_rows,
@@ -163,24 +163,27 @@ class Model:
 
     def estimates_bytes(self, num_images: int, num_samples: int, limit: int | None = None) -> int:
         """Bytes of memory that `log_likelihood` may take beside images and results; `anomaly_scores` takes no more."""
-        return self._estimator.memory(num_images, num_samples, self.description.latent_dim, limit=limit or num_samples)
+        estimating = self._estimator.memory(
+            num_images, num_samples, self.description.latent_dim, limit=limit or num_samples
+        )
+        return estimating + self._first.maps_bytes(num_images)
 
     def encode(self, pixels: Pixels) -> Chunks[DiagonalGaussian]:
         """q(z|x): images [B, C, H, W] → mean and log_var [B, D]."""
-        return self._encode(PreparedImages(pixels, self._preparation))
+        return (yield from self._encode((yield from self._first.observe(pixels))))
 
     def decode(self, latents: NDArray[np.float32]) -> Chunks[Pixels]:
-        """E[x|z] as pixels in [0, 1]: latents [N, D] → [N, C, H, W]."""
-        images = np.empty((len(latents), *self.description.image.chw), np.float32)
+        """E[x|z] as pixels in [0, 1]: latents [N, D] → [N, C, H, W]; of a model of features, maps [N, F, h, w]."""
+        images = np.empty((len(latents), *self.description.x_shape.chw), np.float32)
         for start in range(0, len(latents), self._chunk_rows):
             rows = slice(start, start + self._chunk_rows)
-            images[rows] = self._preparation.restore(self._sampler.decode(latents[rows]))
+            images[rows] = self._first.of_x.restore(self._sampler.decode(latents[rows]))
             yield
         return images
 
     def reconstruct(self, pixels: Pixels) -> Chunks[Reconstructions]:
         """What the model keeps of each image: images [B, C, H, W] → E[x|z] at the encoder's mean."""
-        x = PreparedImages(pixels, self._preparation)
+        x = yield from self._first.observe(pixels)
         code = yield from self._encode(x)
         return Reconstructions(np.stack([*x.restored()]), (yield from self.decode(code.mean)))
 
@@ -216,7 +219,7 @@ class Model:
     def infer(self, pixels: Pixels, proposal: str, effort: Effort) -> Parts[Inference]:
         """`log_likelihood`, and draws from each posterior, in parts: familiar images come before strange ones."""
         check_request(proposal, effort.num_samples)
-        x = PreparedImages(pixels, self._preparation)
+        x = yield from self._first.observe(pixels)
         posterior = yield from self._encode(x)
         yield from self._estimator.infer(x, posterior, proposal=proposal, effort=effort)
 
@@ -227,16 +230,20 @@ class Model:
     def measure(self, pixels: Pixels, proposal: str, effort: Effort) -> Parts[Measurement]:
         """What anomaly scores are made of, and draws from each posterior, in parts: see `infer`."""
         check_request(proposal, effort.num_samples)
-        x = PreparedImages(pixels, self._preparation)
+        yield from self.measure_x((yield from self._first.observe(pixels)), proposal, effort)
+
+    def measure_x(self, x: PreparedImages, proposal: str, effort: Effort) -> Parts[Measurement]:
+        """`measure` of what the encoder takes: prepared images, or feature maps [B, F, h, w]."""
         posterior = yield from self._encode(x)
-        sizes = yield from complexity(x.restored())
+        of_space = yield from statistic_of_space(x, posterior.mean, self._sampler, self.description.space)
         kl, mean = divergence(posterior), posterior.mean.astype(np.float64)
         for part in self._estimator.infer(x, posterior, proposal=proposal, effort=effort):
             if part is None:
                 yield None
                 continue
             images, record = part.images, part.results.record
-            statistics = Statistics(record.log_likelihood, record.elbo, kl[images], sizes[images], mean[images])
+            chosen = {name: values[images] for name, values in of_space.items()}
+            statistics = Statistics(record.log_likelihood, record.elbo, kl[images], mean[images], **chosen)
             yield Part(images, Measurement(statistics, part.results))
 
     def anomaly_scores(
@@ -258,18 +265,18 @@ class Model:
             methods: see anomaly/scores.py; by default `combined`, where the calibration has what that needs.
             alpha: an image is an anomaly when its p-value is at most this.
             fdr: decide by Benjamini-Hochberg's procedure at this rate instead, over all images of the call.
-            explain: with a map of each image's surprising pixels.
+            explain: with a map of each image's surprising pixels; of a model of features, of surprising positions.
 
         Raises:
             UnknownMethodError, UncalibratedModelError: see anomaly/detector.py.
         """
-        chosen, x = self.detector.choose(methods), PreparedImages(pixels, self._preparation)
-        measurement = yield from gathered(self.measure(pixels, *self.protocol(explain=explain)))
+        chosen, x = self.detector.choose(methods), (yield from self._first.observe(pixels))
+        measurement = yield from gathered(self.measure_x(x, *self.protocol(explain=explain)))
         scores = yield from self.detector.scores(measurement, chosen, alpha=alpha, fdr=fdr)
         if not explain:
             return scores
         maps = yield from surprise_maps(x, measurement.inference.latents, self._sampler)
-        return replace(scores, explanation=maps)
+        return replace(scores, explanation=self._first.map_of(maps))
 
     def protocol(self, *, explain: bool = False) -> tuple[str, Effort]:
         """The proposal and the effort by which calibration images were scored, and so all others are."""

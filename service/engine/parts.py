@@ -16,7 +16,7 @@ from service.engine.chunks import Chunks
 
 @dataclass(frozen=True)
 class Results:
-    """Results of several images. Each field of a subclass is an array with one entry an image, or is such results."""
+    """Results of several images. Each field of a subclass has one entry an image: an array, such results, or None."""
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
@@ -30,10 +30,14 @@ class Results:
 
 def _joined(values: Sequence[Any]) -> Any:
     first = values[0]
+    if first is None:
+        return None
     return first.join(values) if isinstance(first, Results) else np.concatenate(values)
 
 
 def _taken(value: Any, index: NDArray[np.intp] | NDArray[np.bool_]) -> Any:
+    if value is None:
+        return None
     return value.take(index) if isinstance(value, Results) else value[index]
 
 

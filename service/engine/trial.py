@@ -27,6 +27,7 @@ from typing import Any, TextIO
 from model_store import (
     DECODER,
     ENCODER,
+    FEATURES,
     HASHED_FILES,
     LIKELIHOOD,
     MANIFEST,
@@ -89,6 +90,8 @@ def try_out(request: Request, send: Send) -> dict[str, Any]:
         refusal = InvalidArtifactError(runtime.file, f"{type(error).__name__}: {error}")
     else:
         graphs = {ENCODER: stored.encoder, DECODER: stored.decoder, LIKELIHOOD: stored.likelihood or b""}
+        if stored.features is not None:
+            graphs[FEATURES] = stored.features
         graph_bytes = {file: len(content) for file, content in graphs.items()}
         return {"passed": stored.digest, "graph_bytes": graph_bytes}
     return {"refused": refusal.problem, "file": refusal.file.name}

@@ -29,16 +29,18 @@ def read_graphs(
     Raises:
         InvalidArtifactError: one of them is not what the store's format says; the message names the file.
     """
-    chw, latent = description.image.chw, (description.latent_dim,)
+    chw, latent = description.x_shape.chw, (description.latent_dim,)
     read_graph(encoder, folder / ENCODER, inputs={"x": chw}, outputs={"mean": latent, "log_var": latent})
-    density = LikelihoodGraph(likelihood, folder / LIKELIHOOD, num_pixels=description.image.size)
+    density = LikelihoodGraph(likelihood, folder / LIKELIHOOD, num_pixels=description.x_shape.size)
     checked = read_graph(decoder, folder / DECODER, inputs={"z": latent}, outputs=density.outputs)
     return DecoderGraphs(checked, density, description)
 
 
 def try_out(
-    encoder: Session,
-    decoder: Session,
+    runtime: Runtime,
+    encoder: bytes,
+    encoder_session: Session,
+    decoder: bytes,
     preparation: Preparation,
     description: Description,
     outputs: Mapping[str, int],
@@ -46,20 +48,27 @@ def try_out(
 ) -> None:
     """Run both graphs once on two images: a shape that only shows at run time is refused here, and not later.
 
+    On a GPU, also compare them with the CPU.
+
     Raises:
         InvalidArtifactError: a graph does not run, or one of its outputs (the decoder's have these names, and so many
-            numbers a row) is of another shape than was said.
+            numbers a row) is of another shape than was said; or a GPU computes other numbers.
     """
-    pixels = np.zeros((2, *description.image.chw), np.float32)
+    decoder_session = runtime.open(decoder, folder / DECODER)
+    pixels = np.zeros((2, *description.x_shape.chw), np.float32)
     latent_shape = (2, description.latent_dim)
     with blaming(folder / ENCODER):
-        found = encoder.run({"x": preparation.prepare(pixels)})
+        found = encoder_session.run({"x": preparation.prepare(pixels)})
     for name in ("mean", "log_var"):
         check_shape(folder / ENCODER, name, found[name].shape, latent_shape)
     with blaming(folder / DECODER):
-        found = decoder.run({"z": np.zeros(latent_shape, np.float32)})
+        found = decoder_session.run({"z": np.zeros(latent_shape, np.float32)})
     for name, size in outputs.items():
         check_rows(folder / DECODER, name, found[name].shape, len(pixels), size)
+    with blaming(folder):
+        noise = np.random.default_rng(DEFAULT_SEED).random(pixels.shape, np.float32)
+        verify_encoder(runtime, encoder, encoder_session, preparation.prepare(noise), folder / ENCODER)
+        verify_decoder(runtime, decoder, decoder_session, description.latent_dim, folder / DECODER)
 
 
 def verify_encoder(runtime: Runtime, graph: bytes, session: Session, x: NDArray[np.float32], file: Path) -> None:

@@ -31,6 +31,7 @@ from starlette.types import Scope
 
 from model_store import InvalidArtifactError, ModelNotFoundError, StoreError
 from service.engine.anomaly.detector import UncalibratedModelError, UnknownMethodError
+from service.engine.features import NoImagesError
 from service.engine.proposal import TooFewSamplesError, UnknownProposalError
 from service.engine.runtime import DeviceLostError, OutOfDeviceMemoryError
 from service.images.errors import InvalidArrayError, InvalidImageError, PixelLimitError
@@ -164,6 +165,7 @@ PROBLEM_TYPES: Mapping[type[Exception], ProblemType] = {
     UnsupportedMediaTypeError: ProblemType(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "The content type is not accepted"
     ),
+    NoImagesError: ProblemType(HTTPStatus.CONFLICT, "no-images", "The model makes no images"),
     NotAcceptableError: ProblemType(HTTPStatus.NOT_ACCEPTABLE, "not-acceptable", "No form in Accept can be given"),
     ModelNotFoundError: ProblemType(HTTPStatus.NOT_FOUND, "unknown-model", "No such model or version"),
     InvalidArtifactError: BROKEN_MODEL,

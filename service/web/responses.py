@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import orjson
@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.types import Receive, Scope, Send
 
+from model_store import Description
 from service.engine.anomaly.detector import AnomalyScores
+from service.engine.features import NoImagesError
 from service.engine.posterior.estimate import LogLikelihood
+from service.web.answer_size import Form
 from service.web.media_types import JSON, NPY, PNG
 from service.web.problems import NotAcceptableError
+from service.web.schemas import ImagesOutQuery
 from service.web.serialisation import check_wanted
 
 IMAGE_FORMS = (JSON, PNG, NPY)
@@ -77,7 +81,7 @@ def pairs_reply(
     pairs: Mapping[str, NDArray[np.float32]],
     *,
     media: str,
-    form: Literal["png", "array"],
+    form: Form,
 ) -> Response:
     """Two images [C, H, W] of each of B, by name, as JSON added to `document`.
 
@@ -91,12 +95,26 @@ def pairs_reply(
     return Response(_png_of_levels(_grid(stacked.reshape(-1, *stacked.shape[2:]), len(pairs))), media_type=PNG)
 
 
+def image_form(description: Description, media: str, query: ImagesOutQuery) -> Form:
+    """How images are written in JSON: as asked for. Maps of a model of features are numbers, whatever the default is.
+
+    Raises:
+        NoImagesError: a PNG is asked for, and the model is of features.
+    """
+    if description.features is None:
+        return query.as_
+    if media == PNG or ("as_" in query.model_fields_set and query.as_ == "png"):
+        shape = list(description.features.chw)
+        raise NoImagesError(f"this model is of features: it makes maps {shape}, and no image; ask for npy or ?as=array")
+    return "array"
+
+
 def images_reply(
     document: Mapping[str, Any],
     images: NDArray[np.float32],
     *,
     media: str,
-    form: Literal["png", "array"],
+    form: Form,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Images [N, C, H, W] as JSON added to `document`, as one PNG (a grid if there are several), or as npy."""
@@ -107,7 +125,7 @@ def images_reply(
     return json_reply({**document, "images": _listed(images, form)}, headers)
 
 
-def _listed(images: NDArray[np.float32], form: Literal["png", "array"]) -> "NDArray[np.float32] | Written":
+def _listed(images: NDArray[np.float32], form: Form) -> "NDArray[np.float32] | Written":
     """Images [N, C, H, W] for JSON: nested numbers, or base64 PNGs."""
     return images if form == "array" else Written(len(images), lambda part: [_png_text(one) for one in images[part]])
 
@@ -156,7 +174,7 @@ def estimate_rows(estimate: LogLikelihood) -> Written:
     return Written(len(rows), lambda part: [{**row, "reason": row["reason"] or None} for row in rows[part]])
 
 
-def anomaly_rows(scores: AnomalyScores, form: Literal["png", "array"]) -> Written:
+def anomaly_rows(scores: AnomalyScores, form: Form) -> Written:
     """One object per image: the first method's score, each method's if there are several, and the map if any."""
     by_method = {method: rows_of(judgement) for method, judgement in scores.by_method.items()}
     estimates = rows_of(scores)
@@ -176,7 +194,7 @@ def anomaly_rows(scores: AnomalyScores, form: Literal["png", "array"]) -> Writte
     return Written(len(estimates), make)
 
 
-def _shown(surprise: NDArray[np.float64], form: Literal["png", "array"]) -> Any:
+def _shown(surprise: NDArray[np.float64], form: Form) -> Any:
     """A map [C, H, W] as numbers, or as a grey PNG: black is 0 nats, white is the map's largest sum over channels."""
     if not np.isfinite(surprise).all():
         return None

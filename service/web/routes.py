@@ -18,7 +18,7 @@ from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DiagonalGaussian, Effort, check_request
 from service.engine.reconstruction import Reconstructions
 from service.web import answer_size, descriptions, schemas
-from service.web.answer_size import check_answer, check_images
+from service.web.answer_size import check_answer, check_images, maps_bytes
 from service.web.endpoint import Work, computed, in_groups
 from service.web.media_types import CSV, JSON, NDJSON, NPY
 from service.web.problems import LimitError, NotAcceptableError
@@ -28,6 +28,7 @@ from service.web.responses import (
     IMAGE_FORMS,
     anomaly_rows,
     estimate_rows,
+    image_form,
     images_reply,
     json_reply,
     npy_reply,
@@ -64,23 +65,25 @@ def encode(request: ImagesRequest, _: Annotated[schemas.ImagesQuery, Query()]) -
         held_bytes=images.nbytes + 2 * answer_bytes,
         numbers=2 * len(images) * model.description.latent_dim,
         answer=answer,
+        compute_bytes=maps_bytes(model.description, len(images)),
     )
 
 
 @computed(router, "POST", "/decode", answer=schemas.Images, media_types=IMAGE_FORMS)
 def decode(request: LatentsRequest, query: Annotated[schemas.ImagesOutQuery, Query()]) -> Work[NDArray[np.float32]]:
-    """What the model imagines at each latent: E[x|z], as pixels."""
+    """What the model imagines at each latent: E[x|z], as pixels; of a model of features, as maps."""
     model, latents = request.model, request.latents
+    form = image_form(model.description, request.media_type, query)
 
     def answer(images: NDArray[np.float32]) -> Response:
-        return images_reply(request.named, images, media=request.media_type, form=query.as_)
+        return images_reply(request.named, images, media=request.media_type, form=form)
 
     return Work(
         decoding(model, request.count_batch),
         latents,
         rows=len(latents),
-        held_bytes=latents.nbytes + _check_output(request, len(latents), query),
-        numbers=len(latents) * model.description.image.size,
+        held_bytes=latents.nbytes + _check_output(request, len(latents), form),
+        numbers=len(latents) * model.description.x_shape.size,
         answer=answer,
     )
 
@@ -89,39 +92,42 @@ def decode(request: LatentsRequest, query: Annotated[schemas.ImagesOutQuery, Que
 def reconstruct(request: ImagesRequest, query: Annotated[schemas.ReconstructQuery, Query()]) -> Work[Reconstructions]:
     """Each image as the model sees it, and E[x|z] at the encoder's mean. As npy: float32 [B, 2, C, H, W]."""
     images = request.images
+    form = image_form(request.model.description, request.media_type, query)
 
     def answer(found: Reconstructions) -> Response:
         pairs = {"prepared": found.prepared, "reconstructions": found.reconstructed}
-        return pairs_reply(request.named, pairs, media=request.media_type, form=query.as_)
+        return pairs_reply(request.named, pairs, media=request.media_type, form=form)
 
     return Work(
         reconstructing(request.model),
         images,
         rows=2 * len(images),
         images=len(images),
-        held_bytes=images.nbytes + _check_output(request, 2 * len(images), query),
-        numbers=2 * images.size,
+        held_bytes=images.nbytes + _check_output(request, 2 * len(images), form),
+        numbers=2 * len(images) * request.model.description.x_shape.size,
         answer=answer,
+        compute_bytes=maps_bytes(request.model.description, len(images)),
     )
 
 
 @computed(router, "GET", "/samples", answer=schemas.Samples, media_types=IMAGE_FORMS)
 def samples(request: ComputedRequest, query: Annotated[schemas.SamplesQuery, Query()]) -> Work[Any]:
     """Images drawn from the prior: z ~ N(0, temperature²·I), then E[x|z]. The header `X-Seed` tells the seed."""
-    held_bytes = _check_output(request, query.n, query)
+    form = image_form(request.model.description, request.media_type, query)
+    held_bytes = _check_output(request, query.n, form)
     seed = new_seed() if query.seed is None else query.seed
 
     def answer(drawn: Any) -> Response:
         document = {**request.named, "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
         headers = {"X-Seed": str(seed)}
-        return images_reply(document, drawn.images, media=request.media_type, form=query.as_, headers=headers)
+        return images_reply(document, drawn.images, media=request.media_type, form=form, headers=headers)
 
     return Work(
         alone(request.model.sample(query.n, seed=seed, temperature=query.temperature)),
         None,
         rows=query.n,
         held_bytes=held_bytes,
-        numbers=query.n * request.model.description.image.size,
+        numbers=query.n * request.model.description.x_shape.size,
         answer=answer,
     )
 
@@ -182,7 +188,8 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
     def work(part: slice) -> Work[AnomalyScores]:
         images = request.images[part]
         answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes)
-        maps = (2 * images.nbytes + len(images) * NUM_DRAWS * model.description.latent_dim * 4) if query.explain else 0
+        drawn = len(images) * NUM_DRAWS * model.description.latent_dim * 4
+        maps = 2 * images.nbytes + 2 * maps_bytes(model.description, len(images)) + drawn if query.explain else 0
         methods = model.detector.choose(query.method)
         judged = Judged(images, methods, query.decided_alpha or DEFAULT_ALPHA, query.fdr)
 
@@ -275,15 +282,15 @@ def new_seed() -> int:
     return secrets.randbelow(schemas.MAX_SEED + 1)
 
 
-def _check_output(request: ComputedRequest, count: int, query: schemas.ImagesOutQuery) -> int:
+def _check_output(request: ComputedRequest, count: int, form: answer_size.Form) -> int:
     """Refuse too many images; returns the most bytes that images and answer can take."""
     described, limits = request.model.description, request.settings
     return check_images(
         count,
-        described.image,
+        described.x_shape,
         described.latent_dim,
         request.media_type,
-        query.as_,
+        form,
         limits.max_pixels,
         limits.max_answer_bytes,
         request.shorter_images,

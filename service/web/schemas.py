@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveFloat, WithJsonSchema
 
-from model_store import Manifest
+from model_store import Manifest, Space
 from service.engine.anomaly.detector import DEFAULT_ALPHA, check_methods
-from service.engine.anomaly.scores import METHODS
+from service.engine.anomaly.scores import ALL_METHODS
 from service.engine.proposal import DEFAULT_PROPOSAL, DEFAULT_SEED, Proposal
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -71,9 +71,9 @@ def split_methods(text: str) -> tuple[str, ...]:
     return methods
 
 
-_ANY_METHOD = f"({'|'.join(METHODS)})"
+_ANY_METHOD = f"({'|'.join(ALL_METHODS)})"
 _METHODS_DESCRIBED = (
-    f"which score, or several, separated by commas: {', '.join(METHODS)} (docs/anomaly-scores.md); "
+    f"which score, or several, separated by commas: {', '.join(ALL_METHODS)} (docs/anomaly-scores.md); "
     "default: combined, or log_likelihood where the model's calibration is older than the others"
 )
 Methods = Annotated[
@@ -124,7 +124,9 @@ class ImagesOutQuery(ModelQuery):
     """Parameters of every route that answers with images."""
 
     as_: Literal["png", "array"] = Field(
-        "png", alias="as", description="images in JSON: base64 PNGs, or nested numbers [B][C][H][W]"
+        "png",
+        alias="as",
+        description="images in JSON: base64 PNGs, or nested numbers [B][C][H][W]; of a model of features always these",
     )
 
 
@@ -255,6 +257,9 @@ class ModelSummary(BaseModel):
     versions: list[int] = Field(description="in the store now; those not in memory are loaded when first requested")
     loaded_versions: list[int] = Field(description="in memory now, verified and warm")
     refused: list[RefusedVersion]
+    space: Space | None = Field(
+        description="what log P(x) and the codes are of: pixels, or features computed of them; null: not known"
+    )
     manifest: Manifest | None = Field(description="of the requested version, by default of the default version")
     execution_provider: str | None = Field(description="what really runs this version")
 

@@ -87,7 +87,7 @@ def test_an_encoder_that_leads_nowhere_does_not_matter() -> None:
 
 def is_strange(model: Model, pixels: AnyArray) -> AnyArray:
     posterior = complete(model.encode(pixels))
-    x = model._preparation.prepare(pixels).reshape(len(pixels), -1)
+    x = model._first.of_x.prepare(pixels).reshape(len(pixels), -1)
     return model._estimator.ladder.is_strange(complete(model._estimator._search.from_encoder(x, posterior)))
 
 
@@ -286,7 +286,7 @@ def test_memory_is_bounded_by_what_is_announced(latent_dim: int, num_images: int
 
 def test_what_the_search_may_have_missed_is_said() -> None:
     model, x = rugged(), noise(6)
-    prepared = model._preparation.prepare(x).reshape(len(x), -1)
+    prepared = model._first.of_x.prepare(x).reshape(len(x), -1)
     ladder_of = model._estimator.ladder
     reached = complete(model._estimator._search.from_encoder(prepared, complete(model.encode(x))))
     plain = ask(model, x, "laplace")

@@ -25,7 +25,7 @@ from tests.toys import AnyArray, Toy, bernoulli_toy
 def modes_of(model: Model, pixels: AnyArray) -> Modes:
     """The search from the encoder's mean, through the model's own graphs."""
     posterior = complete(model.encode(pixels))
-    x = model._preparation.prepare(pixels).reshape(len(pixels), -1)
+    x = model._first.of_x.prepare(pixels).reshape(len(pixels), -1)
     return complete(model._estimator._search.fit(x, posterior))[0]
 
 

@@ -149,7 +149,7 @@ def test_encoding_does_not_depend_on_the_batch_either(toy: str) -> None:
     assert batch.mean.shape == batch.log_var.shape == (20, TOYS[toy].description.latent_dim)
     for index in (0, 6, 7, 19):
         alone = complete(model.encode(x[index : index + 1]))
-        error = network_error(TOYS[toy].encoder, x=model._preparation.prepare(x[index : index + 1]))
+        error = network_error(TOYS[toy].encoder, x=model._first.of_x.prepare(x[index : index + 1]))
         assert (np.abs(alone.mean - batch.mean[index]) <= 2 * error["mean"]).all()
         assert (np.abs(alone.log_var - batch.log_var[index]) <= 2 * error["log_var"]).all()
 

@@ -10,7 +10,9 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from model_store import BUNDLED, ImageShape
+from tests import reference
 from tests.browser import ARGUMENTS, find_browser, is_left_out
+from tests.features import feature_toy, ordinary
 from tests.toys import bernoulli_toy
 from tests.web.test_process import address, processes
 
@@ -23,11 +25,12 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="package")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service with `mnist`, and with `photos`: colour, and larger than 64 pixels."""
+    """A service with `mnist`, with `photos`: colour, and larger than 64 pixels, and with `maps`, of features."""
     store = tmp_path_factory.mktemp("store")
     shutil.copytree(BUNDLED / "mnist", store / "mnist")
     for seed in (1, 2):
         bernoulli_toy(ImageShape(channels=3, height=72, width=66), name="photos", seed=seed).publish(store)
+    reference.calibrated(feature_toy(), ordinary(60, seed=10)).publish(store)
     started = processes(store)
     yield address(next(started)(model="mnist", decoders=1, num_threads=1), tries=10_000)
     next(started, None)

@@ -74,3 +74,27 @@ def test_from_one_code_to_another_in_a_straight_line(open_page: Open) -> None:
         np.testing.assert_allclose(found, (1 - share) * codes[0] + share * codes[1], atol=1e-12)
     page.wait_for_timeout(50)
     assert page.locator(".decoder canvas").evaluate("canvas => canvas.toDataURL()") == pictures[0]
+
+
+def test_a_model_of_features_scores_images_and_says_that_it_makes_none(open_page: Open) -> None:
+    """No sample, reconstruction or slider is asked for, so nothing is refused; the map is of the image's size."""
+    page = open_page()
+    page.locator(".thumbnail").first.wait_for()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.get_by_label("Model", exact=True).select_option("maps")
+    page.get_by_text("12×8, grey, gaussian").wait_for()
+    page.get_by_text("it makes no images").wait_for()
+    page.set_input_files("#file", SEVEN_PNG)
+    settled(page)
+    page.get_by_text("Score by local:").wait_for()
+    surprise = page.get_by_role("img", name="Map of surprising pixels")
+    assert (surprise.get_attribute("width"), surprise.get_attribute("height")) == ("8", "12")
+    assert page.get_by_text("Reconstruction", exact=True).count() == 0
+    page.get_by_role("link", name="Model").click()
+    page.get_by_role("heading", name="About the model").wait_for()
+    assert page.get_by_text("What does it imagine?").count() == 0
+    images = ("/v1/samples", "/v1/reconstruct", "/v1/decode")
+    of_model = [url for url in asked if "model=maps" in url]
+    assert of_model
+    assert not [url for url in of_model if any(path in url for path in images)]

@@ -33,7 +33,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.progress._SECONDS_AT_MOST", math.inf)
 
 
-_export_graph = export._export_graph
+_export_graph = export.export_graph
 _export_likelihood = export_likelihood
 ExportOnce = Callable[[Likelihood], bytes]
 
@@ -65,7 +65,7 @@ def each_network_is_exported_once(exports: Exports, exported_once: ExportOnce) -
         return exports.get(name, lambda: _export_graph(module, example, *names, **options))
 
     with operators_looked_up_once(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_export_graph", remembered)
+        patch.setattr(export, "export_graph", remembered)
         patch.setattr(export, "export_likelihood", exported_once)
         yield
 
@@ -77,7 +77,7 @@ def _name(kind: str, content: "bytes | memoryview") -> str:
 @pytest.fixture
 def exported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a test of the exporter itself."""
-    monkeypatch.setattr(export, "_export_graph", _export_graph)
+    monkeypatch.setattr(export, "export_graph", _export_graph)
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,7 @@ def test_a_good_model_is_called_good_and_told_what_might_still_help() -> None:
         ({"bits_per_dim": 3.31}, "lossless WebP needs fewer bits (3.30 against 3.31)", "it overfits"),
         ({"bits_per_dim": 3.35, "train_bits_per_dim": 3.3}, "lossless WebP needs fewer bits", "more images"),
         ({"train_bits_per_dim": 2.7}, "it overfits: images that it was not trained on take 0.30 bits", "--flip"),
+        ({"train_bits_per_dim": 2.7, "of_features": True}, "it overfits: images that it was not", "network (--width "),
         (
             {"num_active": 0},
             "the latent code carries nothing: none of 50 units",

@@ -66,7 +66,7 @@ def together(client: TestClient, requests: list[Callable[[], Any]]) -> list[Any]
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The route and the rows of each computation on the inference thread."""
     seen: list[tuple[str, int]] = []
-    for name in ("encode", "decode", "reconstruct", "infer", "measure"):
+    for name in ("encode", "decode", "reconstruct", "infer", "measure_x"):
         compute = getattr(Model, name)
 
         def logged(self: Model, rows: Any, *others: Any, name: str = name, compute: Any = compute) -> Any:
@@ -159,7 +159,7 @@ def test_scores_of_several_requests_are_made_together_and_each_decides_for_itsel
     batches.clear()
     explained = asked(client, "anomaly-scores?explain=true", digits[:1])
     *shared, _ = together(client, [*requests, explained])
-    assert sorted(batches) == [("measure", 1), ("measure", 9)]
+    assert sorted(batches) == [("measure_x", 1), ("measure_x", 9)]
     assert shared == alone
     assert [result["is_anomaly"] for result in shared[3]] == [False]
 

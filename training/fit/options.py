@@ -87,7 +87,7 @@ def add_configuration_options(parser: argparse.ArgumentParser, names: Container[
         hint = without_none(hints[field.name])
         unset = _UNSET.get(field.name) or _default_by_preset(field.name, field.default)
         if field.name == "size":
-            parser.add_argument(option, type=_size, default=argparse.SUPPRESS, help=f"{words} (default: {unset})")
+            parser.add_argument(option, type=size_of, default=argparse.SUPPRESS, help=f"{words} (default: {unset})")
         elif hint is bool and field.default:
             words = f"{words} (default: True)"
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=words)
@@ -101,10 +101,10 @@ def add_configuration_options(parser: argparse.ArgumentParser, names: Container[
             add_number(parser, option, hint, help=words, unset=unset)
 
 
-def _size(text: str) -> tuple[int, int] | Literal["auto"]:
+def size_of(text: str) -> tuple[int, int] | Literal["auto"]:
     """A size as it is written.
 
-    >>> _size("64"), _size("64x48"), _size("auto")
+    >>> size_of("64"), size_of("64x48"), size_of("auto")
     ((64, 64), (64, 48), 'auto')
     """
     if text == AUTO_SIZE:

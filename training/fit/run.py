@@ -5,6 +5,7 @@ checkpoint.pt     the state after the last finished epoch, replaced atomically
 metrics.jsonl     one line an epoch, those that train the encoder alone included
 sessions.jsonl    one line each time that training began or went on: from which epoch, on what device, by which versions
 curves.png, reconstructions.png, samples.png
+features/         of a run of features: the graph, and the maps that are trained on; see training/features/maps.py
 .lock             while a process trains in the folder; see training/fit/lock.py
 """
 
@@ -21,6 +22,8 @@ import torch
 from training.configuration import Configuration
 from training.data.splits import PARTS, DataSplits
 from training.errors import ConfigurationError, RunError
+from training.features.maps import FOLDER as FEATURES_FOLDER
+from training.features.maps import RunFeatures
 from training.files import remove_unfinished, write_atomically
 from training.fit.devices import Acceleration
 from training.fit.limits import check_limits
@@ -48,6 +51,7 @@ class RunDescription:
         start: SHA-256 of the weights it began with, where they are another run's; see training/fit/start.py.
         acceleration: how the networks run, `auto` resolved; None in runs begun before it was recorded.
         device: the kind of device it began on, `cpu` or `cuda`; None likewise. Not part of the run's identity.
+        features: of a run of features, what they are; `image_shape` is then theirs.
     """
 
     configuration: Configuration
@@ -59,6 +63,12 @@ class RunDescription:
     start: str | None = None
     acceleration: Acceleration | None = None
     device: str | None = None
+    features: RunFeatures | None = None
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """C, H and W of the images, also of a run of features."""
+        return self.image_shape if self.features is None else self.features.image_shape
 
     def differences(self, other: "RunDescription") -> list[str]:
         """What `other` has otherwise, one phrase for each difference; empty when the two are the same run."""
@@ -196,6 +206,7 @@ def describe_run(
     start: str | None = None,
     acceleration: Acceleration | None = None,
     device: str | None = None,
+    features: RunFeatures | None = None,
 ) -> RunDescription:
     """The description of a run of `configuration` on `splits`, which were read from `source`.
 
@@ -213,25 +224,36 @@ def describe_run(
         start=start,
         acceleration=acceleration,
         device=device,
+        features=features,
     )
 
 
 def create_run(folder: Path, description: RunDescription) -> Run:
-    """Begin a run in a folder that is new or empty, or holds its lock alone.
+    """Begin a run in a folder that is new or empty, or holds nothing but its lock and its features.
 
     Raises:
         RunError: something is there already.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(entry.name != LOCK for entry in folder.iterdir()):
-            raise RunError(f"{folder} is not empty: continue it with --resume, or choose another folder")
+        check_new(folder)
         content = {"format_version": RUN_FORMAT_VERSION, **asdict(description)}
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(folder / RUN, lambda stream: stream.write(text.encode()))
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror})") from error
     return Run(folder, description)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder in which no run can begin.
+
+    Raises:
+        RunError: something else is there already.
+        OSError: it cannot be read.
+    """
+    if folder.exists() and any(entry.name not in (LOCK, FEATURES_FOLDER) for entry in folder.iterdir()):
+        raise RunError(f"{folder} is not empty: continue it with --resume, or choose another folder")
 
 
 def open_run(folder: Path) -> Run:
@@ -250,6 +272,8 @@ def open_run(folder: Path) -> Run:
         fields["image_shape"] = tuple(fields["image_shape"])
         if fields.get("acceleration") is not None:
             fields["acceleration"] = Acceleration(**fields["acceleration"])
+        if (features := fields.get("features")) is not None:
+            fields["features"] = RunFeatures(**{**features, "image_shape": tuple(features["image_shape"])})
         return Run(folder, RunDescription(**fields))
     except OSError as error:
         raise RunError(f"{folder}: no training run there ({RUN}: {error.strerror})") from error
@@ -276,4 +300,5 @@ def _identity(description: RunDescription) -> dict[str, object]:
         "data set's sha256": description.sha256,
         "image shape": description.image_shape,
         "start": description.start,
+        "features": description.features and description.features.sha256,
     }

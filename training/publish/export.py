@@ -43,8 +43,8 @@ def export(vae: Vae) -> ExportedGraphs:
     x = torch.zeros(2, *vae.image_shape)
     z = torch.zeros(2, vae.latent_dim)
     return ExportedGraphs(
-        encoder=_export_graph(vae.encoder, x, "x", ["mean", "log_var"], batch="B"),
-        decoder=_export_graph(vae.decoder, z, "z", list(vae.likelihood.outputs), batch="N"),
+        encoder=export_graph(vae.encoder, x, "x", ["mean", "log_var"], batch="B"),
+        decoder=export_graph(vae.decoder, z, "z", list(vae.likelihood.outputs), batch="N"),
         likelihood=export_likelihood(vae.likelihood),
     )
 
@@ -104,7 +104,8 @@ def _part(content: bytes, likelihood: Likelihood) -> bytes:
     return found
 
 
-def _export_graph(module: nn.Module, example: Tensor, input_name: str, outputs: list[str], *, batch: str) -> bytes:
+def export_graph(module: nn.Module, example: Tensor, input_name: str, outputs: list[str], *, batch: str) -> bytes:
+    """One network as an ONNX graph with a dynamic batch of this name; `example` is an input, at least two rows."""
     with exporter_quietened():
         program = torch.onnx.export(
             module,

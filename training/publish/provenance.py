@@ -17,6 +17,8 @@ def beside_the_configuration(
     beside: dict[str, object] = {"num_images": dict(run.num_images)}
     if run.start is not None:
         beside["start"] = f"weights SHA-256 {run.start}"
+    if run.features is not None:
+        beside["features"] = f"of a graph of SHA-256 {run.features.sha256}, whitened over the training images"
     if finished_encoder is not None:
         beside[FINISHED_ENCODER] = finished_encoder._asdict()
     if sessions:

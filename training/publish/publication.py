@@ -29,6 +29,7 @@ from training.data.preparation import stored_preparation
 from training.data.sources import Source, StreamedSource
 from training.data.splits import DataSplits, Images, binarise, derive_seed, split, unit_pixels
 from training.errors import ConfigurationError, RunError
+from training.features.graph import FeatureGraph
 from training.fit.loaded_model import FinishedEncoder, load_model
 from training.fit.run import Run, RunDescription, Session
 from training.fit.versions import OF_PUBLICATION, library_versions
@@ -43,6 +44,7 @@ from training.publish.evaluation import (
     image_statistics,
 )
 from training.publish.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
+from training.publish.features import checked_maps, features_of, stored_features
 from training.publish.provenance import FINISHED_ENCODER, beside_the_configuration, versions_in_training
 from training.publish.units import LatentUnits, latent_units
 
@@ -50,16 +52,9 @@ SCORING_SEED = 0
 TRAINING_IMAGES = "training_images"
 """In the manifest: a sketch of them, by which `service calibrate` tells images that the model was trained on."""
 _PARITY = 4  # a stream of random numbers
-_BESIDE = (
-    "num_images",
-    "start",
-    "precision",
-    "compiled",
-    "trained_on",
-    FINISHED_ENCODER,
-    TRAINING_IMAGES,
-    BRIGHTNESS,
-)  # in the manifest among the configuration's fields, without being one
+_OF_TRAINING = "num_images", "start", "features", "precision", "compiled", "trained_on", FINISHED_ENCODER
+_BESIDE = (*_OF_TRAINING, TRAINING_IMAGES, BRIGHTNESS)
+"""In the manifest among the configuration's fields, without being one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +93,13 @@ def describe(
     `protocol` is that of the calibration scores; `sessions` say on what the model was trained, and by which versions;
     `finished_encoder` what training the encoder alone has gained.
     """
-    channels, height, width = run.image_shape
+    channels, height, width = run.pixel_shape
     kind = run.configuration.likelihood
     return Description(
         name=name,
         image=ImageShape(channels=channels, height=height, width=width),
-        preparation=stored_preparation(run.configuration, run.image_shape),
+        preparation=stored_preparation(run.configuration, run.pixel_shape),
+        features=stored_features(run),
         latent_dim=run.configuration.latent_dim,
         likelihood=spec_of(build_likelihood(kind, run.image_shape, **run.configuration.likelihood_options)),
         calibration=CalibrationProtocol(
@@ -159,10 +155,16 @@ def configuration_of(provenance: Provenance) -> Configuration:
 
 
 def load_engine(
-    description: Description, graphs: ExportedGraphs, *, runtime: Runtime, chunk_rows: int | None = None
+    description: Description,
+    graphs: ExportedGraphs,
+    *,
+    runtime: Runtime,
+    chunk_rows: int | None = None,
+    features: FeatureGraph | None = None,
 ) -> Model:
     """The serving engine's model of graphs that are not in a store (yet); `chunk_rows` as `Model` has it."""
-    return Model(description, graphs.encoder, graphs.decoder, graphs.likelihood, runtime=runtime, chunk_rows=chunk_rows)
+    first = features.content if features else None
+    return Model(description, **vars(graphs), features=first, runtime=runtime, chunk_rows=chunk_rows)
 
 
 def open_stored(path: Path) -> StoredModel:
@@ -224,9 +226,9 @@ def publish_run(
     description = describe(
         run.description, name, scoring, sessions=run.read_sessions(), finished_encoder=loaded.finished_encoder
     )
-    graphs = export(vae)
-    difference = check_parity(vae, graphs, _parity_inputs(run, splits), runtime=runtime)
-    model = load_engine(description, graphs, runtime=runtime)
+    graphs, features = export(vae), features_of(run, runtime)
+    difference = check_parity(vae, graphs, _parity_inputs(run, splits, features), runtime=runtime)
+    model = load_engine(description, graphs, runtime=runtime, features=features)
     test = splits.test if test is None else test
     drawn = run.description.configuration.binarisation == "dynamic"  # test images afresh, and other images not
     shared = bool(defects) and scoring == protocol and not drawn
@@ -255,10 +257,9 @@ def publish_run(
     stored = publish(
         store,
         description.model_copy(update={"metrics": metrics, "provenance": provenance}),
-        encoder=graphs.encoder,
-        decoder=graphs.decoder,
-        likelihood=graphs.likelihood,
+        **vars(graphs),
         calibration=calibration,
+        features=features.content if features else None,
     )
     return Publication(stored, evaluation, encoder_evaluation, units, detection, difference, model)
 
@@ -284,7 +285,9 @@ def _fingerprint(sha256: str) -> str:
     return f"(pixels SHA-256 {sha256})"
 
 
-def _parity_inputs(run: Run, splits: DataSplits) -> torch.Tensor:
+def _parity_inputs(run: Run, splits: DataSplits, features: FeatureGraph | None) -> torch.Tensor:
+    if features is not None:
+        return checked_maps(run, splits, features)
     configuration = run.description.configuration
     generator = torch.Generator().manual_seed(derive_seed(configuration.seed, _PARITY))
     images = unit_pixels(torch.from_numpy(splits.validation[: max(PARITY_BATCHES)]))

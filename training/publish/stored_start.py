@@ -8,10 +8,11 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from model_store import DECODER, ENCODER, StoredModel
+from model_store import DECODER, ENCODER, ModelNotFoundError, StoredModel
 from service.engine.runtime import Runtime
 from training.errors import ConfigurationError, ParityError, RunError
-from training.fit.start import Start
+from training.fit.run import RUN, open_run
+from training.fit.start import Start, start_of
 from training.networks.precision import full_float32
 from training.networks.vae import HIGHEST_LOG_VAR, LOWEST_LOG_VAR, Vae, build_vae
 from training.publish.publication import configuration_of, open_stored
@@ -19,6 +20,20 @@ from training.publish.publication import configuration_of, open_stored
 _NUM_CODES = 64
 _TOLERANCE = 1e-4
 """Of an output's largest number: float32 sums in another order."""
+
+
+def open_start(path: Path, runtime: Runtime) -> Start:
+    """The weights of a run's folder, or of a version in a store: see `stored_start`.
+
+    Raises:
+        RunError: there is neither; or see there.
+    """
+    if (path / RUN).is_file():
+        return start_of(open_run(path))
+    try:
+        return stored_start(path, runtime=runtime)
+    except ModelNotFoundError as error:
+        raise RunError(f"{path}: no training run there, and no published version ({error})") from error
 
 
 def stored_start(path: Path, *, runtime: Runtime) -> Start:
@@ -33,6 +48,8 @@ def stored_start(path: Path, *, runtime: Runtime) -> Start:
         ParityError: the graphs compute something else than the networks do with these weights.
     """
     stored = open_stored(path)
+    if stored.manifest.features is not None:
+        raise RunError(f"{stored.path} cannot be the start: its features are whitened over other images than a run's")
     provenance = stored.manifest.provenance
     pixels = re.search(r"\(pixels SHA-256 ([0-9a-f]{64})\)", provenance.data_set)
     try:

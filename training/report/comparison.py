@@ -19,7 +19,14 @@ from training.fit.loaded_model import load_model
 from training.fit.run import RUN, open_run
 from training.publish.evaluation import Evaluation, Protocol
 from training.publish.export import export
-from training.publish.publication import configuration_of, describe, load_engine, open_stored, was_trained_on
+from training.publish.features import features_of
+from training.publish.publication import (
+    configuration_of,
+    describe,
+    load_engine,
+    open_stored,
+    was_trained_on,
+)
 
 AnySource = Source | StreamedSource
 _CLEAR = 2.0
@@ -52,7 +59,8 @@ def open_model(path: Path, protocol: Protocol, runtime: Runtime) -> OpenedModel:
     description = describe(
         run.description, "run", protocol, sessions=run.read_sessions(), finished_encoder=loaded.finished_encoder
     )
-    model = load_engine(description, export(loaded.vae), runtime=runtime)
+    graphs, features = export(loaded.vae), features_of(run, runtime)
+    model = load_engine(description, graphs, runtime=runtime, features=features)
     return OpenedModel(model, run.read_metrics(loaded.epoch))
 
 
@@ -100,6 +108,11 @@ def compare_lines(names: Sequence[str], descriptions: Sequence[Description], fou
     }
     lines = [first.protocol, f"{'':<22}{'A':>14}{'B':>14}{'B − A':>14}"]
     lines += [f"{name:<22}{a.mean():>14.4f}{b.mean():>14.4f}{_difference(a, b)}" for name, (a, b) in rows.items()]
+    if any(description.features is not None for description in descriptions):
+        return [
+            *lines,
+            "of a model of features log P compares only with that of another one with the same features.onnx",
+        ]
     if len({description.image.size for description in descriptions}) > 1:
         return [*lines, "the models see images of different sizes: only bits_per_dim compares, and not quite"]
     if len({description.preparation.binarisation for description in descriptions}) > 1:

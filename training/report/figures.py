@@ -25,8 +25,13 @@ _FIGURES = 3  # a stream of random numbers
 
 @full_float32()
 def draw_figures(run: Run, model: Vae, validation: NDArray[np.generic]) -> None:
-    """Draw all three pictures into the run's folder; `validation` [N, C, H, W] gives the images to reconstruct."""
+    """Draw all three pictures into the run's folder; `validation` [N, C, H, W] gives the images to reconstruct.
+
+    Of a run of features, the curves alone.
+    """
     draw_curves(run.folder / CURVES, run.read_metrics())
+    if run.description.features is not None:
+        return  # there are no images to draw
     configuration = run.description.configuration
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(derive_seed(configuration.seed, _FIGURES))

@@ -76,9 +76,7 @@ def write_report(file: Path, model: Model, measured: Measured, curves: Sequence[
     sections = [
         section("How likely the images are", _figures(measured)),
         section("The latent code", _units(measured.units)),
-        section("Reconstructions", _reconstructions(model, measured)),
-        section("Samples", _samples(model, measured.seed)),
-        section("What single units do", _traversals(model, measured.units)),
+        *(_pictures(model, measured) if description.features is None else []),
         section("The most and the least likely images", _extremes(measured)),
     ]
     if measured.detection:
@@ -98,6 +96,15 @@ def write_report(file: Path, model: Model, measured: Measured, curves: Sequence[
     )
     page = PAGE.format(title=html.escape(measured.title), intro=html.escape(intro), sections="\n".join(sections))
     write_atomically(file, lambda stream: stream.write(page.encode(errors="backslashreplace")))
+
+
+def _pictures(model: Model, measured: Measured) -> list[str]:
+    """What the model makes of images, and of codes; a model of features makes no images."""
+    return [
+        section("Reconstructions", _reconstructions(model, measured)),
+        section("Samples", _samples(model, measured.seed)),
+        section("What single units do", _traversals(model, measured.units)),
+    ]
 
 
 def _verdict(verdict: Verdict) -> str:

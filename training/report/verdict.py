@@ -52,7 +52,8 @@ class Figures:
         unused_epochs: more epochs than the run had that it would have with enough time; 0 if it ended by itself.
         minutes: that training took.
         reliable: share of reliable estimates of log P(x), test images; None before they are scored.
-        detected: by method, the mean AUROC of the kinds of defects, `combined` first; None where there are none.
+        detected: by method, the mean AUROC of the kinds of defects, the default one first; None where there are none.
+        of_features: whether the model is of features, which training cannot vary as it can images.
     """
 
     configuration: Configuration
@@ -68,6 +69,7 @@ class Figures:
     minutes: float
     reliable: float | None = None
     detected: Mapping[str, float] | None = None
+    of_features: bool = False
 
     @property
     def overfits(self) -> bool:
@@ -130,6 +132,7 @@ def measure(run: Run, vae: Vae, splits: DataSplits) -> Figures:
         num_calibration=len(splits.calibration),
         unused_epochs=0 if ended_early else max(0, enough_epochs(steps_per_epoch) - configuration.epochs),
         minutes=sum(line["seconds"] for line in run.read_metrics()) / 60,
+        of_features=run.description.features is not None,
     )
 
 
@@ -158,7 +161,7 @@ def _problems(figures: Figures) -> Iterable[tuple[str, str]]:
         more = figures.bits_per_dim - figures.train_bits_per_dim
         yield (
             f"it overfits: images that it was not trained on take {more:.2f} bits a dimension more than those it was",
-            _against_overfitting(configuration),
+            _against_overfitting(configuration, of_features=figures.of_features),
         )
     formats = figures.lossless or {}
     better, name = min(((bits, name) for name, bits in formats.items()), default=(math.inf, ""))
@@ -191,8 +194,8 @@ def _problems(figures: Figures) -> Iterable[tuple[str, str]]:
         )
 
 
-def _against_overfitting(configuration: Configuration) -> str:
-    if not configuration.flip and not configuration.shift:
+def _against_overfitting(configuration: Configuration, *, of_features: bool) -> str:
+    if not of_features and not configuration.flip and not configuration.shift:
         return "more images; or --flip and --shift 2, if mirrored and moved images are as ordinary as these"
     if configuration.preset == "mlp":
         return f"more images; or a smaller network (--width {max(1, configuration.width // 2)})"

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from model_store import FITTING, LATENT
 from service.engine.anomaly.conformal import benjamini_hochberg, conformal_p_value
 from service.engine.anomaly.measurement import Measurement
-from service.engine.anomaly.scores import DEFAULT_METHOD, METHODS, MIN_FITTING, Method, Score
+from service.engine.anomaly.scores import (
+    ALL_METHODS,
+    DEFAULT_METHOD,
+    FEATURE_METHODS,
+    METHODS,
+    MIN_FITTING,
+    Method,
+    Score,
+)
 from service.engine.anomaly.statistics import Statistics, Values, derived, restored
 from service.engine.arrays import Float64Array
 from service.engine.chunks import Chunks
@@ -78,8 +86,8 @@ def check_methods(methods: Sequence[str]) -> None:
         UnknownMethodError: the message lists those there are.
     """
     for method in methods:
-        if method not in METHODS:
-            raise UnknownMethodError(f"unknown method {method!r}; accepted: {', '.join(METHODS)}")
+        if method not in ALL_METHODS:
+            raise UnknownMethodError(f"unknown method {method!r}; accepted: {', '.join(ALL_METHODS)}")
 
 
 def fitting_images(num_images: int) -> Float64Array:
@@ -116,7 +124,9 @@ class Detector:
         self.calibration_size = every - int(fitting.sum())
         self._missing: dict[str, str] = {}
         self._scores: dict[str, tuple[Score, Float64Array]] = {}
-        for name, method in METHODS.items():
+        self._of_features = "local" in calibration
+        self._methods = FEATURE_METHODS if self._of_features else METHODS
+        for name, method in self._methods.items():
             if missing := _missing(method, reference, int(fitting.sum())):
                 self._missing[name] = missing
             else:
@@ -125,8 +135,9 @@ class Detector:
 
     @property
     def default_method(self) -> str:
-        """`combined`, where the calibration has what that needs."""
-        return DEFAULT_METHOD if DEFAULT_METHOD in self._scores else "log_likelihood"
+        """Of features `local`; of pixels `combined`, where the calibration has what that needs."""
+        wanted = "local" if self._of_features else DEFAULT_METHOD
+        return wanted if wanted in self._scores else "log_likelihood"
 
     @property
     def available(self) -> tuple[str, ...]:
@@ -149,11 +160,16 @@ class Detector:
         """The methods to score by: those asked for, each once, or the default one.
 
         Raises:
-            UnknownMethodError: see `check_methods`.
+            UnknownMethodError: see `check_methods`; or the method is for models of the other space.
             UncalibratedModelError: the calibration has not what a method needs.
         """
         check_methods(methods)
         for method in methods:
+            if method not in self._methods:
+                other = "pixels" if self._of_features else "features"
+                raise UnknownMethodError(
+                    f"{method} is for models of {other}, which this is not; it can score by: {', '.join(self._scores)}"
+                )
             if method in self._missing:
                 raise UncalibratedModelError(
                     f"{method} needs calibration images' {self._missing[method]}, which this version lacks; it can "

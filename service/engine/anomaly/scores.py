@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -56,14 +57,18 @@ def _codes(values: Values) -> Float64Array:
     return np.stack([values[f"{LATENT}{d}"] for d in range(sum(name.startswith(LATENT) for name in values))], axis=1)
 
 
-def _combined(reference: Values) -> Score:
-    """How hard to infer, how unlikely for its complexity, how far from any ordinary code: see combination.py."""
+def _local(values: Values) -> Float64Array:
+    return values["local"]
+
+
+def _combined(reference: Values, unlikely: Score = _input_complexity) -> Score:
+    """How hard to infer, how unlikely (for its complexity), how far from any ordinary code: see combination.py."""
     codes = _codes(reference)
     codes = codes[np.isfinite(codes).all(axis=1)]
     neighbours = Neighbours(codes[:: math.ceil(len(codes) / _MOST_NEIGHBOURS)] if len(codes) else codes)
 
     def parts(values: Values, distance: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
-        return values["posterior_gap"], _input_complexity(values), distance
+        return values["posterior_gap"], unlikely(values), distance
 
     combination = Combination.fit(parts(reference, neighbours.distance_among()))
     return lambda values: combination.score(parts(values, neighbours.distance(_codes(values))))
@@ -78,3 +83,11 @@ METHODS: Mapping[str, Method] = {
     "kl": Method(("kl",), _plain(lambda values: values["kl"])),
     "combined": Method(("posterior_gap", "log_likelihood", "complexity", f"{LATENT}0"), _combined, fits=True),
 }
+"""Of models of pixels."""
+FEATURE_METHODS: Mapping[str, Method] = {
+    **{name: method for name, method in METHODS.items() if name not in ("input_complexity", "combined")},
+    "local": Method(("local",), _plain(_local)),
+    "combined": Method(("posterior_gap", "local", f"{LATENT}0"), partial(_combined, unlikely=_local), fits=True),
+}
+"""Of models of features, of which a lossless file tells nothing: `local` takes its place."""
+ALL_METHODS = (*METHODS, *(name for name in FEATURE_METHODS if name not in METHODS))

@@ -28,14 +28,17 @@ class Statistics(Results):
     """The evidence lower bound under the encoder, by its samples."""
     kl: Float64Array
     """KL[q(z|x) ‖ p(z)], see `divergence`."""
-    complexity: Float64Array
-    """Lossless size of the prepared image, see complexity.py."""
     mean: Float64Array
     """The latent code: the encoder's mean [B, D], no unit. calibration.npz has it in columns, `latent_0` and so on."""
+    complexity: Float64Array | None = None
+    """Lossless size of the prepared image, see complexity.py; None of models of features."""
+    local: Float64Array | None = None
+    """How unlikely the least likely positions of the feature maps are, see local.py; None of models of pixels."""
 
     def measured(self) -> dict[str, Float64Array]:
         """Arrays [B] by name: what calibration.npz keeps."""
-        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mean"}
+        every = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mean"}
+        named = {name: values for name, values in every.items() if values is not None}
         return named | {f"{LATENT}{d}": column for d, column in enumerate(self.mean.T)}
 
 

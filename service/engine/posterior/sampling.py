@@ -58,6 +58,9 @@ class Sampler:
         self._noise = NoiseCache(description.latent_dim, runtime)
         self._mean = runtime.open(written.mean(), file)
         self._surprise = runtime.open(written.surprise(), file)
+        self._pixel_log_prob = None
+        if description.features is not None:
+            self._pixel_log_prob = runtime.open(written.pixel_log_prob(), file)
         self._log_weight = runtime.open(written.log_weight(), file)
         self._mixture = runtime.open(written.mixture_log_weight(SHARES), file)
         every = np.arange(description.latent_dim)
@@ -72,7 +75,7 @@ class Sampler:
         if len(self.familiar_dimensions) < len(every):
             self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file)
         inputs = {
-            **self._rows(np.full((2, description.image.size), 0.5, np.float32), description.latent_dim + 1),
+            **self._rows(np.full((2, description.x_shape.size), 0.5, np.float32), description.latent_dim + 1),
             graphs.LATENTS: standard_normal(2, description.latent_dim, seed=DEFAULT_SEED)[:, None],
         }
         runtime.verify(written.curvature(every), self._curvature, inputs, file, tolerance=CURVATURE_TOLERANCE)
@@ -86,6 +89,18 @@ class Sampler:
         """−log p(x_i|z) − H[p(x_i|z)] of each pixel, nats: one image x [P], latents [R, D] → [R, P]."""
         self.rows_run += len(latents)
         found: Float64Array = self._surprise.run({"z": latents, graphs.X: x[None, None]})[graphs.SURPRISE]
+        return found[:, 0]
+
+    def pixel_log_prob(self, x: Float32Array, latents: Float32Array) -> Float64Array:
+        """log p(x_i|z) of each number of maps x [N, P], by one run: latents [N, D] → [N, P], nats.
+
+        Raises:
+            TypeError: the model is of pixels.
+        """
+        if self._pixel_log_prob is None:
+            raise TypeError("a model of pixels has no such graph")
+        self.rows_run += len(latents)
+        found: Float64Array = self._pixel_log_prob.run({"z": latents, graphs.X: x[:, None]})[graphs.PIXEL_LOG_PROB]
         return found[:, 0]
 
     def log_weights(

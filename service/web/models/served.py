@@ -67,6 +67,7 @@ class Served:
             versions=list(stored.get(name, [])),
             loaded_versions=sorted(number for other, number in self.models if other == name),
             refused=refused_versions(name, self.refused, self.unreadable),
+            space=model.manifest.space if model else None,
             manifest=model.manifest if model else None,
             execution_provider=model.provider if model else None,
         )

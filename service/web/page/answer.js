@@ -8,7 +8,7 @@ const MOST_CARDS = 4;
 const MOST_PIXELS = 5;
 
 export class Answer {
-  /** @param {any} manifest the model's */
+  /** @param {any} manifest */
   constructor(manifest) {
     const { height, width } = manifest.image;
     this.cards = html("div", { class: "cards" });
@@ -38,8 +38,9 @@ export class Answer {
       html(
         "div",
         { class: "pictures" },
-        figure(this.prepared, "As the model sees it"),
-        figure(this.reconstructed, "Reconstruction"),
+        ...(manifest.features
+          ? []
+          : [figure(this.prepared, "As the model sees it"), figure(this.reconstructed, "Reconstruction")]),
         figure(this.surprise, "Surprising pixels"),
       ),
       legend(),
@@ -125,6 +126,7 @@ export class Answer {
       ),
       html("p", { class: "hint" }, `Score by ${method}: ${score === null ? "not finite" : number(score)}`),
     );
+    this.pictures.classList.remove("old");
     if (explanation) this.#explain(summed(explanation));
   }
 

@@ -21,7 +21,7 @@ export class Model {
     this.manifest = summary.manifest;
     this.notice = new Notice();
     this.query = queryOf(summary);
-    this.latents = new Latents(api, this.manifest, this.query);
+    this.latents = this.manifest.features ? null : new Latents(api, this.manifest, this.query);
     this.comparison = new Comparison(api, summary);
     this.calibration = new Calibration();
     this.element = html(
@@ -32,7 +32,7 @@ export class Model {
       html(
         "div",
         { class: "halves" },
-        html("div", { class: "stack" }, this.calibration.element, this.latents.element),
+        html("div", { class: "stack" }, this.calibration.element, this.latents?.element ?? ""),
         html(
           "div",
           { class: "stack" },
@@ -47,7 +47,7 @@ export class Model {
 
   /** The image that the page is about. */
   use(/** @type {import("./subject.js").Subject|null} */ subject) {
-    this.latents.use(subject);
+    this.latents?.use(subject);
     this.comparison.use(subject);
     this.calibration.place(null);
   }
@@ -55,7 +55,7 @@ export class Model {
   /** Stop all requests. */
   close() {
     this.#abort.abort();
-    this.latents.close();
+    this.latents?.close();
     this.comparison.close();
     this.notice.clear();
   }
@@ -66,12 +66,12 @@ export class Model {
       const query = { version: this.manifest.version };
       const found = await this.api.ask(path, { query, signal: this.#abort.signal });
       this.calibration.show(found);
-      this.latents.order(found.latents);
+      this.latents?.order(found.latents);
     } catch (error) {
       if (this.#abort.signal.aborted) return;
       if (error instanceof Problem && error.slug === "uncalibrated-model") {
         this.calibration.missing(error);
-        this.latents.order(null);
+        this.latents?.order(null);
       } else this.notice.show(error, () => this.#load());
     }
   }

@@ -22,7 +22,7 @@ const EMPTY = "Draw something, drop a file here, paste an image, or start from a
 export class Try extends EventTarget {
   /**
    * @param {import("./api.js").Api} api
-   * @param {any} manifest the model's
+   * @param {any} manifest
    * @param {any} limits the answer of v1/limits
    * @param {Object<string, string|number>} query which model
    */
@@ -40,7 +40,7 @@ export class Try extends EventTarget {
     this.latest = new Latest(
       [
         (input, signal) => this.#quickly(input, signal),
-        (_, signal) => this.#reconstruct(signal),
+        ...(manifest.features ? [] : [(_, signal) => this.#reconstruct(signal)]),
         (_, signal) => this.#judge(signal),
         (_, signal) => this.#estimate(this.subject, signal, "auto", {}),
       ],
@@ -59,7 +59,7 @@ export class Try extends EventTarget {
     this.samples = html("div", { class: "samples" });
     this.element = this.#layout();
     document.addEventListener("paste", (event) => this.#paste(event), { signal: this.abort.signal });
-    this.drawSamples();
+    if (!manifest.features) this.drawSamples();
   }
 
   /** Stop all requests and listen no more. */
@@ -104,9 +104,13 @@ export class Try extends EventTarget {
       this.drawing ? null : html("p", {}, "This model's images have other than 1 or 3 channels: choose an npy file."),
       buttons,
       this.hint,
-      html("h4", {}, "Start from a sample of the model"),
-      this.samples,
-      html("button", { type: "button", onclick: () => this.drawSamples() }, "Other samples"),
+      ...(this.manifest.features
+        ? ["This model is of features: it makes no images."]
+        : [
+            html("h4", {}, "Start from a sample of the model"),
+            this.samples,
+            html("button", { type: "button", onclick: () => this.drawSamples() }, "Other samples"),
+          ]),
     );
     const element = html(
       "section",
@@ -194,7 +198,6 @@ export class Try extends EventTarget {
     if (input) this.latest.push(input);
   }
 
-  /** The request's images, from what is there now. */
   async #subject(input) {
     if (input instanceof File) return subjectOfFile(input);
     const drawn = { name: input.base ? "The sample" : "As drawn", pixels: input.pixels() };
@@ -203,19 +206,17 @@ export class Try extends EventTarget {
     return subjectOfPixels(boxed ? [...boxed, drawn] : [drawn], input, this.manifest.preparation);
   }
 
-  /** Make it the one that is shown, asked about, and offered to others. */
   #use(/** @type {import("./subject.js").Subject|null} */ subject) {
     this.subject = subject;
     this.requests.use(subject);
     this.dispatchEvent(new Event("subject"));
   }
 
-  /** The first image alone, if there are several. */
   get #first() {
     return this.subject && (this.subject.first ?? this.subject);
   }
 
-  /** A number that follows the hand: of one image, by few samples. A drawing that was not fitted takes far longer. */
+  /** A number that follows the hand: of one image, by few samples. */
   async #quickly(input, signal) {
     this.answer.expect();
     const subject = await this.#subject(input);
