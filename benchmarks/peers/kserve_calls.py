@@ -13,7 +13,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from kserve import InferenceRESTClient, InferInput, InferRequest
+from kserve import InferenceRESTClient, InferInput, InferRequest  # type: ignore[attr-defined]  # deploy/kserve is in its place
 from kserve.inference_client import RESTConfig
 
 ADDRESS, DIGITS, FILE = sys.argv[1:]

@@ -118,3 +118,16 @@ def test_the_memory_of_maps_is_counted(model: Model) -> None:
     assert maps_bytes(without, 7) == 0
     pixels = reference.load(DENSITY.toy(PLAIN_MAPS))  # as large, without the first stage
     assert model.estimates_bytes(7, 400) - pixels.estimates_bytes(7, 400) == 7 * 4 * MAPS.size
+
+
+def test_the_open_inference_protocol_speaks_of_the_maps(client: TestClient, model: Model) -> None:
+    image, maps = [-1, *IMAGE.chw], [-1, MAPS.channels, MAPS.height, MAPS.width]
+    told = {name: client.get(f"/v2/models/maps.{name}").json() for name in ("encode", "decode", "samples")}
+    assert told["encode"]["inputs"][0]["shape"] == image
+    assert told["decode"]["outputs"][0]["shape"] == told["samples"]["outputs"][0]["shape"] == maps
+    latents = np.array([[0.5, -2]], np.float32)
+    tensor = {"name": "latents", "datatype": "FP32", "shape": [1, 2], "data": latents.ravel().tolist()}
+    (output,) = client.post("/v2/models/maps.decode/infer", json={"inputs": [tensor]}).json()["outputs"]
+    expected = complete(model.decode(latents))
+    assert output["shape"] == list(expected.shape)
+    np.testing.assert_array_equal(np.float32(output["data"]), expected.ravel())

@@ -15,7 +15,7 @@ from service.web import routes, schemas
 from service.web.endpoint import Work
 from service.web.v2.requests import InferCount, InferImages, InferLatents, InferRequest
 
-Axes = Literal["images", "latents", "rows", "one"]
+Axes = Literal["images", "decoded", "latents", "rows", "one"]
 Answer = tuple[Mapping[str, AnyArray], Mapping[str, Any]]
 """The outputs by name, and the answer's parameters."""
 
@@ -97,7 +97,7 @@ OPERATIONS = (
         InferLatents,
         schemas.ImagesOutQuery,
         routes.decode,
-        {"images": ("FP32", "images")},
+        {"images": ("FP32", "decoded")},
         lambda images, _: ({"images": images}, {}),
         {"as": "array"},
     ),
@@ -108,7 +108,7 @@ OPERATIONS = (
         InferCount,
         schemas.SamplesQuery,
         routes.samples,
-        {"images": ("FP32", "images"), "latents": ("FP32", "latents")},
+        {"images": ("FP32", "decoded"), "latents": ("FP32", "latents")},
         _drawn,
         {"as": "array"},
     ),

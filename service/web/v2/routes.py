@@ -155,7 +155,13 @@ async def _metadata(request: Request, name: str, version: str | None) -> Respons
 
 
 def _tensor(name: str, datatype: str, axes: Axes, manifest: Manifest) -> schemas.TensorMetadata:
-    sizes = {"images": [-1, *manifest.image.chw], "latents": [-1, manifest.latent_dim], "rows": [-1], "one": [1]}
+    sizes = {
+        "images": [-1, *manifest.image.chw],
+        "decoded": [-1, *manifest.x_shape.chw],
+        "latents": [-1, manifest.latent_dim],
+        "rows": [-1],
+        "one": [1],
+    }
     return schemas.TensorMetadata(name=name, datatype=datatype, shape=sizes[axes])
 
 
