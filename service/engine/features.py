@@ -158,7 +158,7 @@ class FirstStage:
         self.of_x = preparation_of_x(description)
         self.run_bytes = 0
         self._image = image
-        self._map_bytes = 0 if features is None else 4 * features.size
+        self.map_bytes = 0 if features is None else 4 * features.size
         self._preparation = Preparation(description.preparation, image, description.likelihood.levels)
         self._stage: FeatureStage | None = None
         file = folder / FEATURES_FILE
@@ -174,10 +174,6 @@ class FirstStage:
         """x of images [B, C, H, W]: their pixels, prepared where they are used, or their feature maps [B, F, h, w]."""
         x = PreparedImages(pixels, self._preparation)
         return x if self._stage is None else PreparedImages((yield from self._stage.maps(x)), self.of_x)
-
-    def maps_bytes(self, num_images: int) -> int:
-        """Bytes of memory that the maps of so many images take; none of a model of pixels."""
-        return num_images * self._map_bytes
 
     def map_of(self, surprise: NDArray[np.float64]) -> NDArray[np.float64]:
         """What is surprising about each number of x [B, *x] as a map of the image: [B, C, H, W], or [B, 1, H, W]."""

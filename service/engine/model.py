@@ -92,6 +92,8 @@ class Model:
         self._detector = None if calibration is None else Detector(calibration)
         chw, trusted = description.x_shape.chw, tried and runtime.provider == CPU
         self._first = FirstStage(description, features, runtime=runtime, folder=folder, trusted=trusted)
+        self.map_bytes = self._first.map_bytes
+        """Of memory that the feature maps of an image take; 0 of a model of pixels."""
         written = read_graphs(description, encoder, decoder, likelihood, folder)
         self.graph_bytes = sum(map(len, (encoder, decoder, likelihood, features or b"")))
         self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(written.numbers_a_row)
@@ -166,7 +168,7 @@ class Model:
         estimating = self._estimator.memory(
             num_images, num_samples, self.description.latent_dim, limit=limit or num_samples
         )
-        return estimating + self._first.maps_bytes(num_images)
+        return estimating + num_images * self.map_bytes
 
     def encode(self, pixels: Pixels) -> Chunks[DiagonalGaussian]:
         """q(z|x): images [B, C, H, W] → mean and log_var [B, D]."""

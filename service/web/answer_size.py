@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from model_store import Description, ImageShape
+from model_store import ImageShape
 from service.web.media_types import NPY, PNG
 from service.web.problems import LimitError
 
@@ -51,11 +51,6 @@ def anomalies_bytes(count: int, shape: ImageShape, num_methods: int, form: Form,
         shown = shape if form == "array" else ImageShape(channels=1, height=shape.height, width=shape.width)
         result += _json_bytes(shown, form, _FLOAT64_JSON_BYTES)
     return _DOCUMENT_BYTES + count * result
-
-
-def maps_bytes(description: Description, count: int) -> int:
-    """Bytes of memory that the feature maps of so many images take; none of a model of pixels."""
-    return 0 if description.features is None else 4 * count * description.features.size
 
 
 def check_answer(bytes_of: Callable[[int], int], count: int, limit: int, otherwise: str = "") -> int:

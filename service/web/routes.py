@@ -18,7 +18,7 @@ from service.engine.model import Model
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DiagonalGaussian, Effort, check_request
 from service.engine.reconstruction import Reconstructions
 from service.web import answer_size, descriptions, schemas
-from service.web.answer_size import check_answer, check_images, maps_bytes
+from service.web.answer_size import check_answer, check_images
 from service.web.endpoint import Work, computed, in_groups
 from service.web.media_types import CSV, JSON, NDJSON, NPY
 from service.web.problems import LimitError, NotAcceptableError
@@ -58,14 +58,15 @@ def encode(request: ImagesRequest, _: Annotated[schemas.ImagesQuery, Query()]) -
             return npy_reply(np.stack([latents.mean, latents.log_var], axis=1))  # [B, 2, D]
         return json_reply({**request.named, "mean": latents.mean, "log_var": latents.log_var})
 
+    count = len(images)
     return Work(
         encoding(model, request.count_batch),
         images,
-        rows=len(images),
+        rows=count,
         held_bytes=images.nbytes + 2 * answer_bytes,
-        numbers=2 * len(images) * model.description.latent_dim,
+        numbers=2 * count * model.description.latent_dim,
         answer=answer,
-        compute_bytes=maps_bytes(model.description, len(images)),
+        compute_bytes=count * model.map_bytes,
     )
 
 
@@ -106,7 +107,7 @@ def reconstruct(request: ImagesRequest, query: Annotated[schemas.ReconstructQuer
         held_bytes=images.nbytes + _check_output(request, 2 * len(images), form),
         numbers=2 * len(images) * request.model.description.x_shape.size,
         answer=answer,
-        compute_bytes=maps_bytes(request.model.description, len(images)),
+        compute_bytes=len(images) * request.model.map_bytes,
     )
 
 
@@ -189,7 +190,7 @@ def anomaly_scores(request: ImagesRequest, query: Annotated[schemas.AnomalyQuery
         images = request.images[part]
         answer_bytes = check_answer(size, len(images), request.settings.max_answer_bytes)
         drawn = len(images) * NUM_DRAWS * model.description.latent_dim * 4
-        maps = 2 * images.nbytes + 2 * maps_bytes(model.description, len(images)) + drawn if query.explain else 0
+        maps = 2 * images.nbytes + 2 * len(images) * model.map_bytes + drawn if query.explain else 0
         methods = model.detector.choose(query.method)
         judged = Judged(images, methods, query.decided_alpha or DEFAULT_ALPHA, query.fdr)
 

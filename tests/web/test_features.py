@@ -11,7 +11,6 @@ from model_store import open_version
 from service.__main__ import main
 from service.engine.chunks import complete
 from service.engine.model import Model
-from service.web.answer_size import maps_bytes
 from tests import reference
 from tests.features import DENSITY, IMAGE, MAPS, PLAIN_MAPS, feature_toy, ordinary
 from tests.web.conftest import Serve, put
@@ -113,10 +112,9 @@ def test_calibrate_makes_another_version_with_the_same_features(
 
 def test_the_memory_of_maps_is_counted(model: Model) -> None:
     """4 bytes a number, for the maps that an image becomes; a model of pixels has none."""
-    assert maps_bytes(model.description, 7) == 7 * 4 * MAPS.size
-    without = model.description.model_copy(update={"features": None})
-    assert maps_bytes(without, 7) == 0
+    assert model.map_bytes == 4 * MAPS.size
     pixels = reference.load(DENSITY.toy(PLAIN_MAPS))  # as large, without the first stage
+    assert pixels.map_bytes == 0
     assert model.estimates_bytes(7, 400) - pixels.estimates_bytes(7, 400) == 7 * 4 * MAPS.size
 
 

@@ -22,7 +22,7 @@ const FORM_BYTES = 1024; // more than a form adds to one file
 /** Requests grow and shrink so that an answer takes about as long, in milliseconds. */
 const QUICK = 1000;
 const SLOW = 4000;
-/** So many answers in a row, more than it takes to find one file by halves, mean that no file is at fault. */
+/** After so many errors in a row no file is at fault: by halves, one is found sooner. */
 const MOST_FAILURES = 8;
 const NO_FAULT_OF_FILES = new Set(["unreachable", "uncalibrated-model", "broken-model", "not-ready"]);
 const NO_FAULT_STATUSES = new Set([401, 403, 404]);
@@ -122,7 +122,7 @@ export class Batch extends EventTarget {
     this.#flying -= 1;
   }
 
-  /** The next rows that fit in one request. Their sizes are asked for here: each costs a call to another process. */
+  /** The next rows that fit in one request. To ask for a size costs a call to another process. */
   #next() {
     /** @type {Row[]} */
     const chunk = [];

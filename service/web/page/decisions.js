@@ -1,4 +1,4 @@
-/** Which of many images are called anomalies. The service decides in the same way over the images of one request. */
+/** Which of many images are anomalies, decided as the service does over the images of a request. */
 
 /**
  * Benjamini and Hochberg's procedure: the largest p_(k) with p_(k) ≤ fdr·k/m. Anomalies are those up to it.

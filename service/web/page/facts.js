@@ -2,8 +2,6 @@
 
 import { short } from "./words.js";
 
-const MOST_CHARACTERS = 100;
-
 /** What asks for a version: its number only where it is not the one that is served to everybody. */
 export function queryOf(/** @type {any} */ { manifest, default_version: usual }) {
   const { name: model, version } = manifest;
@@ -37,11 +35,10 @@ function figure(/** @type {number} */ value) {
   return (Number.isInteger(value) ? String(value) : value.toFixed(Math.abs(value) < 10 ? 4 : 2)).replace("-", "−");
 }
 
-/** In one line; of a long text, such as hashes of all training images, the beginning. */
+/** In one line; of a long text the beginning. */
 function listed(/** @type {Object<string, unknown>|null|undefined} */ values) {
   const shown = Object.entries(values ?? {}).filter(([, value]) => value !== null);
-  const brief = (_, value) =>
-    typeof value === "string" && value.length > MOST_CHARACTERS ? `${value.slice(0, MOST_CHARACTERS)}…` : value;
-  const text = (value) => (typeof value === "object" ? JSON.stringify(value, brief) : brief("", String(value)));
+  const brief = (_, value) => (value?.charAt && value.length > 100 ? `${value.slice(0, 100)}…` : value);
+  const text = (value) => (typeof value === "object" ? JSON.stringify(value, brief) : brief(0, String(value)));
   return shown.map(([name, value]) => `${name.replaceAll("_", " ")}: ${text(value)}`).join("; ") || "unknown";
 }

@@ -2,7 +2,7 @@
 
 import { html } from "./dom.js";
 
-/** Surprise from 0 to this many nats has a colour of its own, on every map; what is beyond looks like the end. */
+/** Surprise of 0 to this many nats has colours of its own, on every map; what is beyond looks like the end. */
 export const MOST_NATS = 8;
 /** From dark to light, even in lightness: 0 nats, …, MOST_NATS. */
 const COLOURS = [

@@ -1,4 +1,4 @@
-/** Which p-values are called anomalies: by alpha or by false discovery rate, over a histogram with the threshold. */
+/** Which p-values are anomalies: by alpha or by false discovery rate, over a histogram. */
 
 import { cutoffOfFdr } from "./decisions.js";
 import { html, numbersOf } from "./dom.js";

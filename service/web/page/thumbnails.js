@@ -39,7 +39,7 @@ export class Thumbnails {
     this.#wanted = [];
   }
 
-  /** The newest first: they are looked at now. Those that were scrolled away are made when they return. */
+  /** The newest first, for they are looked at now. */
   async #run() {
     this.#running += 1;
     await new Promise(requestAnimationFrame); // until then the canvas is nowhere
