@@ -1,6 +1,5 @@
 """The routes: what each takes, computes and answers. endpoint.py has what computing routes share."""
 
-import secrets
 from collections.abc import Hashable
 from functools import partial
 from typing import Annotated, Any
@@ -116,7 +115,7 @@ def samples(request: ComputedRequest, query: Annotated[schemas.SamplesQuery, Que
     """Images drawn from the prior: z ~ N(0, temperature²·I), then E[x|z]. The header `X-Seed` tells the seed."""
     form = image_form(request.model.description, request.media_type, query)
     held_bytes = _check_output(request, query.n, form)
-    seed = new_seed() if query.seed is None else query.seed
+    seed = schemas.new_seed() if query.seed is None else query.seed
 
     def answer(drawn: Any) -> Response:
         document = {**request.named, "seed": seed, "temperature": query.temperature, "latents": drawn.latents}
@@ -276,11 +275,6 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
     return Response(await request.app.state.metrics_text.get(), media_type=CONTENT_TYPE_LATEST)
-
-
-def new_seed() -> int:
-    """The seed of samples for a request that names none."""
-    return secrets.randbelow(schemas.MAX_SEED + 1)
 
 
 def _check_output(request: ComputedRequest, count: int, form: answer_size.Form) -> int:

@@ -1,5 +1,6 @@
 """Query parameters, and the JSON answers as `/docs` shows them."""
 
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -12,6 +13,11 @@ from service.engine.proposal import DEFAULT_PROPOSAL, DEFAULT_SEED, Proposal
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
+
+
+def new_seed() -> int:
+    """The seed of samples for a request that names none."""
+    return secrets.randbelow(MAX_SEED + 1)
 
 
 class ModelQuery(BaseModel):

@@ -19,7 +19,8 @@ from training.data.sources import Source
 from training.data.splits import DataSplits
 from training.errors import ParityError, RunError
 from training.fit.loaded_model import load_model
-from training.fit.run import Run, Session, create_run
+from training.fit.run import Run, create_run
+from training.fit.session import Session
 from training.fit.trainer import fit
 from training.publish.evaluation import Protocol, in_unit_interval
 from training.publish.publication import Publication, describe, held_out_images, open_stored, publish_run

@@ -16,12 +16,12 @@ from training.fit.run import (
     RUN,
     SESSIONS,
     RunDescription,
-    Session,
     create_run,
     describe_run,
     open_run,
     resume_run,
 )
+from training.fit.session import Session
 
 CPU = torch.device("cpu")
 DESCRIPTION = RunDescription(

@@ -5,6 +5,7 @@ checkpoint.pt     the state after the last finished epoch, replaced atomically
 metrics.jsonl     one line an epoch, those that train the encoder alone included
 sessions.jsonl    one line each time that training began or went on: from which epoch, on what device, by which versions
 curves.png, reconstructions.png, samples.png
+skipped.txt       the images that cannot be read, where there are any
 features/         of a run of features: the graph, and the maps that are trained on; see training/features/maps.py
 .lock             while a process trains in the folder; see training/fit/lock.py
 """
@@ -28,6 +29,7 @@ from training.files import remove_unfinished, write_atomically
 from training.fit.devices import Acceleration
 from training.fit.limits import check_limits
 from training.fit.lock import LOCK
+from training.fit.session import Session
 
 RUN_FORMAT_VERSION = 2
 RUN, CHECKPOINT, METRICS, SESSIONS = "run.json", "checkpoint.pt", "metrics.jsonl", "sessions.jsonl"
@@ -78,29 +80,6 @@ class RunDescription:
             if self.device == other.device:
                 mine["compiled"], theirs["compiled"] = self.acceleration.compiled, other.acceleration.compiled
         return [f"{key} is {mine[key]!r} there, {theirs[key]!r} now" for key in mine if mine[key] != theirs[key]]
-
-
-@dataclass(frozen=True)
-class Session:
-    """One stretch of a run's epochs, trained by one call of `fit`: what the weights depend on besides the description.
-
-    Attributes:
-        first_epoch: counted from 1; the session's last is the one before the next session's first.
-        device: see `training.fit.devices.device_name`.
-        precision: of the networks.
-        compiled: whether `torch.compile` translated them.
-        num_threads: of each process, on a CPU.
-        num_processes: how many trained together.
-        library_versions: package to version, and Python's.
-    """
-
-    first_epoch: int
-    device: str
-    precision: str
-    compiled: bool
-    num_threads: int
-    num_processes: int
-    library_versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)

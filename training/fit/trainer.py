@@ -18,7 +18,8 @@ from training.fit.gradients import log_weight_in_parts
 from training.fit.loop import Loop, normal, prepare
 from training.fit.memory import Footprint, footprint, images_a_batch
 from training.fit.recovery import check_not_given_up, step_back
-from training.fit.run import Run, Session
+from training.fit.run import Run
+from training.fit.session import Session
 from training.fit.state import build_state
 from training.fit.versions import OF_TRAINING, library_versions
 from training.networks.precision import full_float32

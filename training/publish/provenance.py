@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Sequence
 
 from training.fit.loaded_model import FinishedEncoder
-from training.fit.run import RunDescription, Session
+from training.fit.run import RunDescription
+from training.fit.session import Session
 
 FINISHED_ENCODER = "finished_encoder"
 """In the manifest: what training the encoder alone has gained, the fields of `FinishedEncoder`."""

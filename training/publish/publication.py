@@ -31,7 +31,8 @@ from training.data.splits import DataSplits, Images, binarise, derive_seed, spli
 from training.errors import ConfigurationError, RunError
 from training.features.graph import FeatureGraph
 from training.fit.loaded_model import FinishedEncoder, load_model
-from training.fit.run import Run, RunDescription, Session
+from training.fit.run import Run, RunDescription
+from training.fit.session import Session
 from training.fit.versions import OF_PUBLICATION, library_versions
 from training.likelihoods import build_likelihood, spec_of
 from training.publish.detection import Detection, detect

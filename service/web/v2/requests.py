@@ -10,8 +10,7 @@ from service.web.memory_budget import FREE_BYTES, MEMORY, Share
 from service.web.parameters import TIMEOUT_HEADER
 from service.web.problems import InvalidBodyError
 from service.web.requests import ComputedRequest, Images, ImagesRequest, LatentsRequest, read_body
-from service.web.routes import new_seed
-from service.web.schemas import ImagesQuery, ModelQuery, SamplesQuery
+from service.web.schemas import ImagesQuery, ModelQuery, SamplesQuery, new_seed
 from service.web.v2.compression import unpack
 from service.web.v2.inference import LENGTH_HEADER, Inference, json_length, parse_inference
 from service.web.v2.tensors import BYTES, Tensor
