@@ -3,12 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from model_store import Description, StoreError
 from service.engine.proposal import TooFewSamplesError
@@ -24,44 +21,24 @@ from training.data.sources import Source, StreamedSource, open_source
 from training.data.splits import evenly_spaced, split
 from training.errors import TrainingError, UpgradeError
 from training.features.maps import cached_splits
-from training.fit.devices import choose_acceleration, choose_device
-from training.fit.distributed import ProcessGroup, join_process_group
-from training.fit.first_stage import complete_options, open_graph, to_features
 from training.fit.loaded_model import load_model
-from training.fit.lock import lock_folder
-from training.fit.plan import plan_on_machine
-from training.fit.recipes import complete_configuration
-from training.fit.run import Run, RunDescription, create_run, describe_run, open_run, resume_run
-from training.fit.start import begin, check_begun, check_start, fingerprint
-from training.fit.trainer import EpochFigures, fit
-from training.networks.vae import Vae
+from training.fit.run import open_run
+from training.fit_command import run_fit
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
 from training.publish.feature_export import write_features
 from training.publish.protocols import encoder_samples_of, measured_defects, measured_images, protocol_of, scoring_of
 from training.publish.publication import SCORING_SEED, held_out_images, publish_run
-from training.publish.stored_start import open_start
 from training.publish.units import latent_units
 from training.publish.upgrade import upgrade
 from training.report.comparison import common_images, compare_lines, open_model
-from training.report.figures import draw_figures
 from training.report.page import REPORT, Measured, write_report
 from training.report.verdict import judge, measure
 from training.terminal import (
-    is_terminal,
-    print_chosen,
-    print_epoch,
-    print_finished_encoder,
     print_left_out,
     print_measured,
-    print_plan,
-    print_setback,
     print_skipped,
-    print_start,
-    print_verdict,
 )
-
-_EPOCHS_BETWEEN_FIGURES = 10
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m training") -> int:
@@ -77,111 +54,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m training
         print("\ninterrupted; continue a training run with --resume", file=sys.stderr)
         return 130
     return 0
-
-
-def _fit(parsed: argparse.Namespace) -> None:
-    device = choose_device(parsed.device)
-    with join_process_group(device) as processes, ExitStack() as locks:
-        _fit_in_group(parsed, device, processes, locks)
-
-
-def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: ProcessGroup, locks: ExitStack) -> None:
-    before = open_run(parsed.out).description if parsed.resume else None
-    start = open_start(parsed.start_from, Runtime("cpu")) if hasattr(parsed, "start_from") else None
-    encoder_alone = parsed.command == "finish-encoder"
-    given = {field.name: getattr(parsed, field.name) for field in fields(Configuration) if hasattr(parsed, field.name)}
-    runtime = Runtime("auto" if device.type == "cuda" else "cpu")
-    graph = open_graph(getattr(parsed, "features", None), before, runtime)
-    given = complete_options(given, parsed.out, before, start, graph, encoder_alone=encoder_alone)
-    reading = Reading(
-        given.get("max_memory", Configuration.max_memory),
-        given.get("skip_corrupt", Configuration.skip_corrupt),
-        parsed.workers,
-        progress=processes.leads,
-        preparation=Preparation.asked(given),
-    )
-    source = open_source(locate(parsed.data), reading)
-    if processes.leads:
-        print_chosen(source)
-    given |= source.preparation.as_options()
-    configuration = complete_configuration(given, source.train)
-    of_images = split(source, configuration)
-    splits, features = to_features(
-        parsed.out, of_images, configuration, graph, before, processes=processes, runtime=runtime
-    )
-    configuration = complete_configuration(given, splits.train) if features else configuration
-    acceleration = choose_acceleration(
-        device,
-        parsed.precision,
-        parsed.compile,
-        before=before.acceleration if before else None,
-        device_before=before.device if before else None,
-    )
-    minutes: float | None = getattr(parsed, "minutes", None)
-    if planned := plan_on_machine(
-        given, splits, minutes, device=device, processes=processes, acceleration=acceleration
-    ):
-        configuration = planned.configuration
-    description = describe_run(
-        configuration,
-        splits,
-        source=parsed.data,
-        start=fingerprint(start.weights) if start else before.start if before else None,
-        acceleration=acceleration,
-        device=device.type,
-        features=features,
-    )
-    if start:
-        check_start(start, description, encoder_alone=encoder_alone)
-    run = _open_in_group(parsed, description, processes, locks)
-    if start and processes.leads and not run.has_checkpoint:
-        begin(run, start, encoder_alone=encoder_alone)
-    processes.wait()
-    check_begun(run)
-    if processes.leads:
-        print_skipped(source)
-        run.write_skipped(source.skipped)
-        print_start(splits, description, device, begun_on=run.description.device)
-        print_plan(planned)
-
-    def on_epoch(figures: EpochFigures, model: Vae) -> None:
-        print_epoch(figures, configuration, model.image_shape)
-        if figures.epoch % _EPOCHS_BETWEEN_FIGURES == 0:
-            draw_figures(run, model, splits.validation)
-
-    model = fit(
-        run,
-        splits,
-        device=device,
-        on_epoch=on_epoch,
-        processes=processes,
-        acceleration=acceleration,
-        progress=is_terminal(),
-        on_setback=print_setback,
-    )
-    if processes.leads:
-        draw_figures(run, model, splits.validation)
-        metrics, loaded = run.read_metrics(), load_model(run)
-        if loaded.finished_encoder:
-            print_finished_encoder(loaded.finished_encoder)
-        minutes = sum(line["seconds"] for line in metrics) / 60
-        print(f"{parsed.out}: trained {len(metrics)} epochs in {minutes:.1f} minutes")
-        print_verdict(judge(measure(run, loaded.vae, splits)))
-
-
-def _open_in_group(
-    parsed: argparse.Namespace, description: RunDescription, processes: ProcessGroup, locks: ExitStack
-) -> Run:
-    """The run's folder, locked: the leading process begins a new one, and the others open what it has begun."""
-    run = resume_run(parsed.out, description) if parsed.resume else None
-    if processes.leads and (problem := locks.enter_context(lock_folder(parsed.out))):
-        print(f"warning: {problem}", file=sys.stderr)
-    if run:
-        return run
-    if processes.leads:
-        create_run(parsed.out, description)
-    processes.wait()
-    return open_run(parsed.out)
 
 
 def _reading(configuration: Configuration, workers: int) -> Reading:
@@ -290,8 +162,8 @@ def _features(parsed: argparse.Namespace) -> None:
 
 
 _COMMANDS = {
-    "fit": _fit,
-    "finish-encoder": _fit,
+    "fit": run_fit,
+    "finish-encoder": run_fit,
     "evaluate": _evaluate,
     "compare": _compare,
     "publish": _publish,

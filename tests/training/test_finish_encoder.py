@@ -94,7 +94,7 @@ def test_a_killed_one_is_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.__main__.print_epoch", interrupt)
+        patch.setattr("training.fit_command.print_epoch", interrupt)
         assert main(["finish-encoder", start, *arguments, "--finish-epochs=2"]) == 130
     assert not load_model(open_run(tmp_path)).finished
     publish = ["publish", str(tmp_path), "--name=tiny", f"--store={tmp_path / 'store'}", *SCORING]
