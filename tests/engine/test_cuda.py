@@ -64,7 +64,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[Graph], None]:
     open_graph = Runtime._open
 
     def install(change: Graph = lambda content: content) -> None:
-        def opened(runtime: Runtime, graph: bytes, provider: str) -> ort.InferenceSession:
+        def opened(runtime: Runtime, graph: bytes, provider: str, _: int = 1) -> ort.InferenceSession:
             return open_graph(runtime, change(graph) if provider == CUDA else graph, CPU)
 
         monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])

@@ -15,11 +15,11 @@ from service.engine.posterior.candidates import Candidates, alone
 from service.engine.posterior.estimate import LogLikelihood, estimate, evidence_lower_bound
 from service.engine.posterior.gaussians import Gaussians
 from service.engine.posterior.ladder import NUM_PARTICLES, Ladder
-from service.engine.posterior.laplace import SHARES, Mixture, mixture
+from service.engine.posterior.laplace import SHARES, Mixture, balanced, mixture, part_of
 from service.engine.posterior.mode_search import ModeSearch
 from service.engine.posterior.newton_state import Modes
 from service.engine.posterior.reference import is_usable, reference
-from service.engine.posterior.sampling import Sampler, balanced, part_of, resample
+from service.engine.posterior.sampling import Sampler, resample
 from service.engine.preparation import PreparedImages
 from service.engine.proposal import IMPORTANCE_PROPOSALS, DiagonalGaussian, Effort
 
