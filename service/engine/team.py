@@ -42,7 +42,7 @@ class Team:
         """Run on each of the pieces, `size` of them in a chunk; `inputs` and `keep` are called by the calling thread.
 
         Raises:
-            Whatever `run` does; the other runs of the chunk have then ended too.
+            Whatever `run` does; those of the other runs of the chunk that have begun have then ended too.
         """
         left = iter(pieces)
         while some := [*islice(left, self.size)]:
@@ -51,12 +51,18 @@ class Team:
             yield
 
     def _run(self, run: Callable[[Inputs], Outputs], inputs: Sequence[Inputs]) -> list[Outputs]:
+        """The caller makes the first run, and then those that no helper has begun: these may have no core of theirs."""
         futures: list[Future[Outputs]] = []
         if self._helpers is not None:
             futures = [self._helpers.submit(run, one) for one in inputs[1:]]
+        own: dict[int, Outputs] = {}
         try:
-            own = run(inputs[0])
+            own[0] = run(inputs[0])
+            for index in range(len(futures), 0, -1):
+                if futures[index - 1].cancel():
+                    own[index] = run(inputs[index])
         finally:
             for future in futures:
-                future.exception()  # waits
-        return [own, *(future.result() for future in futures)]
+                if not future.cancel():
+                    future.exception()  # waits
+        return [own[index] if index in own else futures[index - 1].result() for index in range(len(inputs))]

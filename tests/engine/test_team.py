@@ -63,13 +63,14 @@ class TestTeam:
 
     @pytest.mark.parametrize("failing", [0, 1])
     def test_an_error_is_raised_once_the_other_run_has_ended(self, failing: int) -> None:
-        others_end, ended = threading.Event(), []
+        both_have_begun, other_ends, ended = threading.Barrier(2), threading.Event(), []
 
         def run(x: NDArray[np.int64]) -> NDArray[np.int64]:
+            both_have_begun.wait(PATIENCE)
             if x == failing:
-                threading.Timer(0.05, others_end.set).start()
+                threading.Timer(0.05, other_ends.set).start()
                 raise ValueError("no such piece")
-            assert others_end.wait(PATIENCE)
+            assert other_ends.wait(PATIENCE)
             ended.append(int(x))
             return x
 
@@ -77,8 +78,34 @@ class TestTeam:
         with pytest.raises(ValueError, match="no such piece"):
             self.each(team, run, 2)
         assert ended == [1 - failing]
-        others_end.set()
         assert self.each(team, lambda x: x, 2)[0] == [(0, 0), (1, 1)]  # it serves the next one
+
+    def test_who_calls_makes_the_runs_that_no_helper_comes_to(self) -> None:
+        """Where another caller, or another process, has the helpers or their core."""
+        team, busy, at_work = Team(3), threading.Event(), threading.Barrier(3)
+
+        def occupy(_: NDArray[np.int64]) -> NDArray[np.int64]:
+            at_work.wait(PATIENCE)
+            assert busy.wait(PATIENCE)
+            return np.array(0)
+
+        assert team._helpers is not None
+        others = [team._helpers.submit(occupy, np.array(0)) for _ in range(2)]
+        at_work.wait(PATIENCE)
+        threads = set()
+
+        def run(x: NDArray[np.int64]) -> NDArray[np.int64]:
+            threads.add(threading.get_ident())
+            if x == 4:
+                raise ValueError("no such piece")
+            return -x
+
+        assert self.each(team, run, 4) == ([(0, 0), (1, -1), (2, -2), (3, -3)], 2)
+        with pytest.raises(ValueError, match="no such piece"):
+            self.each(team, run, 5)
+        assert threads == {threading.get_ident()}
+        busy.set()
+        assert [int(other.result(PATIENCE)) for other in others] == [0, 0]
 
     def test_several_may_call_at_once(self) -> None:
         team, answers = Team(2), {}
