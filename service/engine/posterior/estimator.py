@@ -192,6 +192,8 @@ class Estimator:
                 done |= record.reliable & (record.std_error <= effort.max_std_error)
             done |= ~converged  # more samples would not make it reliable
             done |= ~record.reliable & (not persistent)
+            if done.all() and not records:  # most often
+                return _Sampled(record, resample(weighted, effort.num_draws), first)
             records.append(record.take(done))
             draws.append(resample(weighted[done], effort.num_draws))
             order.append(pending[done])
