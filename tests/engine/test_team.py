@@ -200,13 +200,13 @@ def bits(answer: LogLikelihood | AnomalyScores) -> Mapping[str, bytes]:
 
 
 def test_the_number_of_threads_changes_no_bit_of_an_answer() -> None:
-    digits_and_shoe, by = pixels()[[0, 3, 1, 2, 8]], ["combined", "reconstruction"]
+    digits_and_shoe, by = pixels()[[0, 3]], ["combined", "reconstruction"]
     answers = []
     for num_threads in (1, 2, 3):
         model = digits_model(num_threads)
         of_one = bits(complete(model.log_likelihood(pixels()[[0]], proposal="laplace")))
         of_some = bits(complete(model.log_likelihood(digits_and_shoe)))
-        answers.append((of_one, of_some, bits(complete(model.anomaly_scores(pixels()[[4, 5, 8]], methods=by)))))
+        answers.append((of_one, of_some, bits(complete(model.anomaly_scores(pixels()[[4, 8]], methods=by)))))
     assert answers[0] == answers[1] == answers[2]
 
 
