@@ -1,7 +1,8 @@
 """Requests of all sorts at once, on one thread and on several: the same answers, deadlines, counts, and memory told."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ def mnist_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
+def ask(client: TestClient, path: str, images: Any, headers: Mapping[str, str] | None = None) -> Any:
+    kind = {"content-type": "application/x-npy", **(headers or {})}
+    return client.post(f"/v1/{path}", content=npy(images), headers=kind)
+
+
 def test_strange_and_familiar_requests_at_once_have_the_same_answers_on_any_number_of_threads(
     mnist_store: Path,
 ) -> None:
@@ -46,13 +52,10 @@ def test_strange_and_familiar_requests_at_once_have_the_same_answers_on_any_numb
         with TestClient(create_app(settings)) as client:
             wait_until_ready(client)
 
-            def post(path: str, images: Any, client: TestClient = client, **headers: str) -> Any:
-                kind = {"content-type": "application/x-npy", **headers}
-                return client.post(f"/v1/{path}", content=npy(images), headers=kind)
-
-            requests: list[Callable[[], Any]] = [lambda one=one: post(*one) for one in asked]  # type: ignore[misc]
-            too_late = [lambda: post("log-likelihood", noise, **{"x-request-timeout-ms": "150"})]
-            *answers, late = together(client, [*requests, *too_late])
+            post = partial(ask, client)
+            requests: list[Callable[[], Any]] = [partial(post, path, images) for path, images in asked]
+            too_late = partial(post, "log-likelihood", noise, {"x-request-timeout-ms": "150"})
+            *answers, late = together(client, [*requests, too_late])
             assert [answer.status_code for answer in answers] == [200] * len(asked)
             assert late.status_code == 504
             found.append([answer.json()["results"] for answer in answers])
