@@ -169,7 +169,8 @@ class Estimator:
 
         Without `persistent`, an image whose samples are not reliable is done too.
         """
-        records, draws, order = [], [], []
+        records: list[LogLikelihood] = []
+        draws, order = [], []
         pending = np.arange(num_images)
         log_weight = np.empty((num_images, 0))  # [B, K]
         encoder_log_weight, first = log_weight, log_weight
