@@ -81,6 +81,7 @@ def test_a_card_that_gives_the_cpus_numbers_is_taken(card: Callable[..., None]) 
     runtime = Runtime("auto")
     assert (runtime.provider, runtime.device, runtime.fallback_reason) == (CUDA, "cuda", None)
     assert runtime.blocks == cuda_blocks(None)
+    assert runtime.team.size == 1  # its runs follow one another on the card
 
 
 @pytest.mark.parametrize("operator", ["MatMul", "Conv", "ConvTranspose"])

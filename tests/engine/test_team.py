@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model_store import BUNDLED, ImageShape, open_version
+from service.engine import runtime
 from service.engine.anomaly.detector import AnomalyScores
 from service.engine.blocks import CPU_BLOCKS, cpu_blocks, pieces, tiles
 from service.engine.chunks import complete
@@ -134,6 +135,11 @@ class TestTeam:
         for thread in own:
             thread.join(PATIENCE)
             assert not thread.is_alive()
+
+
+def test_a_runtime_has_as_many_threads_as_it_is_told_or_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 5)
+    assert (Runtime("cpu").team.size, Runtime("cpu", 2).team.size) == (5, 2)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 8])
