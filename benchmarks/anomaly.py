@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, required=True, help="the data set's folder")
     parser.add_argument("--fashion", type=Path, required=True, help="the data set's folder")
     parser.add_argument("--store", type=Path, default=BUNDLED, help="a store with the models mnist and fashion-mnist")
+    parser.add_argument("--models", nargs="+", choices=("mnist", "fashion-mnist"), default=("mnist", "fashion-mnist"))
     parser.add_argument("--pyod-python", type=Path, help="python of the environment that has PyOD and scikit-learn")
     parser.add_argument("--alibi-python", type=Path, help="python of the environment that has alibi-detect")
     parser.add_argument("--images", type=int, default=200, help="of each test set, at most; validation sets have half")
@@ -273,8 +274,10 @@ def main() -> None:
     sources = {"mnist": read_source(given.mnist), "fashion-mnist": read_source(given.fashion)}
     means = []
     for (name, own), other in zip(sources.items(), reversed(sources.values()), strict=True):
+        if name not in given.models:
+            continue
         means.append(report(prepare(open_version(given.store, name), own, other, digits, given.images), given))
-    print("\nmean AUROC over all validation pairs of both models")
+    print(f"\nmean AUROC over all validation pairs of {', '.join(given.models)}")
     overall = {detector: statistics.mean(each[detector] for each in means) for detector in means[0]}
     for detector, value in sorted(overall.items(), key=lambda item: -item[1]):
         print(f"  {detector:22}{value:8.4f}")

@@ -32,9 +32,9 @@ from service.engine.chunks import complete
 from service.engine.format1 import likelihood_graph_of
 from service.engine.model import DEFAULT_MAX_STEPS, Model
 from service.engine.posterior.estimate import LogLikelihood, estimate, evidence_lower_bound
-from service.engine.posterior.laplace import SHARES, Mixture, mixture
+from service.engine.posterior.laplace import SHARES, Mixture, balanced, mixture, part_of
 from service.engine.posterior.mode_search import ModeSearch
-from service.engine.posterior.sampling import Sampler, balanced, part_of
+from service.engine.posterior.sampling import Sampler
 from service.engine.proposal import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, standard_normal
 from service.engine.runtime import Runtime
 from service.engine.verification import read_graphs

@@ -72,10 +72,11 @@ class SharingRuntime(Runtime):
         if "pool" in shares:
             ort.set_global_thread_pool_sizes(0, 1)
 
-    def _open(self, graph: bytes, provider: str) -> ort.InferenceSession:
+    def _open(self, graph: bytes, provider: str, num_threads: int = 1) -> ort.InferenceSession:
         if self._shares == {"arena"}:
-            return super()._open(graph, provider)
+            return super()._open(graph, provider, num_threads)
         options = ort.SessionOptions()
+        options.intra_op_num_threads = num_threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.use_per_session_threads = "pool" not in self._shares

@@ -17,14 +17,14 @@ from tests.likelihoods import reference_of
 from tests.toys import AnyArray, Toy
 
 
-def load(toy: Toy, *, chunk_rows: int = 512) -> Model:
+def load(toy: Toy, *, chunk_rows: int = 512, num_threads: int = 0) -> Model:
     """The toy as the engine sees it."""
     return Model(
         toy.description,
         toy.encoder,
         toy.decoder,
         toy.likelihood,
-        runtime=Runtime("cpu"),
+        runtime=Runtime("cpu", num_threads),
         features=toy.features,
         calibration=toy.calibration,
         chunk_rows=chunk_rows,

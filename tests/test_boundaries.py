@@ -23,7 +23,7 @@ ALLOWED: dict[str, tuple[set[str], set[str] | None]] = {
     "logpx": ({"logpx"}, {"httpx2", "numpy", "pandas", "PIL"}),
     "model_store": ({"model_store"}, {"numpy", "pydantic"}),
     "service/engine": (
-        {"model_store", "service.child_process", "service.engine"},
+        {"model_store", "service.child_process", "service.cores", "service.engine"},
         {"numpy", "onnx", "onnxruntime", "google", "PIL"},
     ),
     "service/images": ({"model_store", "service.child_process", "service.images"}, {"numpy", "PIL", "pyarrow"}),
@@ -156,7 +156,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "format1": {"arrays"},
         "posterior": {
             "arrays", "blocks", "chunks", "graphs", "matrices", "parts", "preparation", "proposal", "runtime",
-            "verification",
+            "team", "verification",
         },
         "anomaly": {"arrays", "chunks", "parts", "posterior", "preparation", "proposal"},
     },

@@ -150,15 +150,15 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         "--score-proposal",
         choices=PROPOSALS,
         default=argparse.SUPPRESS,
-        help="proposal of anomaly scores and their calibration (default: that of the estimates; encoder for images "
-        "of more than 784 numbers)",
+        help="proposal of anomaly scores and their calibration (default: that of the estimates; if it is auto, "
+        "laplace, and encoder for images of more than 784 numbers)",
     )
     add_number(
         parser,
         "--score-samples",
         _SCORING["num_samples"],
         help="samples per image for anomaly scores",
-        unset="the proposal's own, or the estimates'; 128 for images of more than 784 numbers",
+        unset="128, unless estimates or scores are by a proposal that was chosen and is not laplace",
     )
 
 

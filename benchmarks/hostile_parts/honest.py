@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from load import ROOT, closed_loop, digits, median, npy, png
+from load import ROOT, Answers, closed_loop, digits, median, npy, png
 
 from hostile_parts.requests import FORM, JPEG, JSON, NPY, PNG, Honest, form_of, image_file, json_of, photograph
 from tests.hostile.harness import ChildService
@@ -74,7 +74,7 @@ def measure(commit: str, *, rounds: int, seconds: float, chosen: str = "") -> bo
     Both services are alive, one of them at rest; in each round both are measured, the other first every time.
     """
     print(f"\nbar 3: answers a second of {commit} and of this checkout, medians of {rounds} rounds of {seconds:g} s")
-    print(f"    {'':36} {'before':>9} {'now':>9} {'ratio':>7}   ratios", flush=True)
+    print(f"    {'':36} {'before':>9} {'now':>9} {'ratio':>7}   now, ms: p50, p99   ratios", flush=True)
     kept = True
     with checkout(commit) as folder, ChildService(cwd=folder) as before, ChildService() as now:
         for case in cases():
@@ -91,18 +91,20 @@ def _compare(case: Case, before: ChildService, now: ChildService, rounds: int, s
         return True
     same = "" if told[0].body == told[1].body else "; the answers differ"
     requests = [request.wire() for request in case.requests]
-    rates: dict[int, list[float]] = {before.port: [], now.port: []}
-    for port in rates:
-        _rate(port, requests, case.connections, min(WARM_SECONDS, seconds))
+    answers: dict[int, list[Answers]] = {before.port: [], now.port: []}
+    for port in answers:
+        _ask(port, requests, case.connections, min(WARM_SECONDS, seconds))
     for number in range(rounds):
-        for port in sorted(rates, reverse=bool(number % 2)):
-            rates[port].append(_rate(port, requests, case.connections, seconds))
+        for port in sorted(answers, reverse=bool(number % 2)):
+            answers[port].append(_ask(port, requests, case.connections, seconds))
+    rates = {port: [some.rate for some in found] for port, found in answers.items()}
     ratios = [new / old for old, new in zip(rates[before.port], rates[now.port], strict=True)]
+    p50, p99 = (median([some.milliseconds(share) for some in answers[now.port]]) for share in (0.5, 0.99))
     ratio = median(ratios)
     failed = "" if ratio >= BAR else f"   FAILED: below {BAR}"
     told_ratios = " ".join(f"{one:.3f}" for one in sorted(ratios))
     middle = f"{median(rates[before.port]):9.1f} {median(rates[now.port]):9.1f} {ratio:7.3f}"
-    print(f"    {case.name:36} {middle}   {told_ratios}{same}{failed}", flush=True)
+    print(f"    {case.name:36} {middle}   {p50:8.1f} {p99:8.1f}   {told_ratios}{same}{failed}", flush=True)
     return ratio >= BAR
 
 
@@ -110,8 +112,8 @@ def _headers(honest: Honest) -> dict[str, str]:
     return {"Content-Type": honest.content_type, "Accept": honest.accept}
 
 
-def _rate(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> float:
+def _ask(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> Answers:
     answers = asyncio.run(closed_loop(port, requests, connections=connections, seconds=seconds))
     if set(answers.statuses) != {200}:
         raise SystemExit(f"honest requests were answered {dict(answers.statuses)}")
-    return answers.rate
+    return answers

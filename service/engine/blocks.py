@@ -1,5 +1,7 @@
 """How much is computed at once: what bounds memory and the wait of others, and changes no number."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 BYTES_A_PIXEL = 40
@@ -13,7 +15,7 @@ class BlockSizes:
     rows: int
     """Decoder rows of one run, at most."""
     memory: int
-    """Bytes that the intermediate results of one run may take."""
+    """Bytes that the intermediate results of one run may take, beside others that are made at once."""
     images: int
     """Images whose estimates are made together."""
     contested: int
@@ -28,11 +30,72 @@ class BlockSizes:
         return max(1, min(self.rows, self.memory // (BYTES_A_PIXEL * num_pixels)))
 
 
-CPU_BLOCKS = BlockSizes(rows=256, memory=2**29, images=256, contested=32)
+Tile = tuple[slice, slice]
+"""Images, and samples of each."""
 _CUDA_MEMORY = 2**32
+_EVEN = 4
+"""Samples of a run that are part of an image's come in multiples of it: ONNX Runtime sums float64 numbers four rows at
+a time, and rows that are left over in another order, which gives other bits."""
+_LEAST_ROWS = 32
+"""Of a run that is made beside others: fewer are computed sooner than another thread wakes up."""
+
+
+def cpu_blocks(at_once: int) -> BlockSizes:
+    """What suits a CPU on which so many runs are made at once."""
+    return BlockSizes(rows=256, memory=2**29 // at_once, images=256, contested=32)
+
+
+CPU_BLOCKS = cpu_blocks(1)
 
 
 def cuda_blocks(memory_limit: int | None) -> BlockSizes:
     """What suits a GPU: its launches cost, and its rows hardly do. A run takes half of the limit, at most 4 GiB."""
     memory = _CUDA_MEMORY if memory_limit is None else min(_CUDA_MEMORY, memory_limit // 2)
     return BlockSizes(rows=4096, memory=memory, images=4096, contested=512)
+
+
+def piece_size(count: int, rows_each: int, most_rows: int, at_once: int) -> int:
+    """Of `count` equal parts of a computation, how many one run takes: as many runs for each of the threads.
+
+    Args:
+        count: of the parts.
+        rows_each: decoder rows of one part.
+        most_rows: of one run, unless one part has more.
+        at_once: runs that are made at once.
+
+    >>> [piece_size(32, 25, 256, at_once) for at_once in (1, 2, 3)], piece_size(1, 25, 256, 2)
+    ([10, 8, 6], 1)
+    """
+    most = max(1, most_rows // rows_each)
+    if at_once == 1:
+        return most
+    runs = math.ceil(count / most / at_once) * at_once
+    return max(math.ceil(count / max(1, runs)), min(most, _LEAST_ROWS // rows_each), 1)
+
+
+def pieces(count: int, rows_each: int, most_rows: int, at_once: int) -> Iterator[slice]:
+    """The parts of a computation cut into runs: see `piece_size`.
+
+    >>> [(piece.start, piece.stop) for piece in pieces(5, 100, 256, 2)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    size = piece_size(count, rows_each, most_rows, at_once)
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
+
+
+def tiles(num_images: int, samples: slice, most_rows: int, at_once: int) -> Iterator[Tile]:
+    """Images × samples cut into runs of at most `most_rows`, samples first: images, and samples.
+
+    >>> [(images.stop, samples.start, samples.stop) for images, samples in tiles(1, slice(0, 400), 256, 1)]
+    [(1, 0, 200), (1, 200, 400)]
+    """
+    count = samples.stop - samples.start
+    size = piece_size(num_images * count, 1, most_rows, at_once)
+    columns = math.ceil(count / max(1, math.ceil(count / size)))
+    if columns < count:
+        columns = min(columns + -columns % _EVEN, most_rows)
+    rows = max(1, size // max(1, columns))
+    for row in range(0, num_images, rows):
+        for column in range(samples.start, samples.stop, columns):
+            yield slice(row, min(row + rows, num_images)), slice(column, min(column + columns, samples.stop))

@@ -44,6 +44,8 @@ DEFAULT_MAX_STEPS = 100
 _DRAWN_NUMBERS = 2**20
 """Of the decoder's outputs for the images that it draws to tell strange ones by; bounds the time that loading takes."""
 _LEAST_DRAWN = 4
+_GRAPHS_BESIDE_EACH_OTHER = 5
+"""That keep memory for intermediate results of their own, beside those that are run at once; an upper bound."""
 
 Pixels = NDArray[np.float32]
 """Images [B, C, H, W], each pixel in [0, 1]."""
@@ -107,7 +109,8 @@ class Model:
             self._estimator = Estimator(
                 self._sampler, num_pixels=description.x_shape.size, max_steps=max_steps, blocks=runtime.blocks
             )
-            of_graphs = 6 * self._chunk_rows * BYTES_A_PIXEL * written.numbers_a_row
+            runs = _GRAPHS_BESIDE_EACH_OTHER + runtime.team.size
+            of_graphs = runs * self._chunk_rows * BYTES_A_PIXEL * written.numbers_a_row
             self.run_bytes = of_graphs + self._estimator.num_bytes + self._first.run_bytes
             drawn = self._sampler.drawn[: max(_LEAST_DRAWN, _DRAWN_NUMBERS // written.numbers_a_row)]
             encoded = complete(self._encode(drawn.reshape(-1, *chw)))

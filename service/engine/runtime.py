@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from model_store import InvalidArtifactError
+from service.cores import usable_cores
 from service.engine import cuda
-from service.engine.blocks import CPU_BLOCKS, BlockSizes, cuda_blocks
+from service.engine.blocks import BlockSizes, cpu_blocks, cuda_blocks
 from service.engine.host_memory import share_arena
+from service.engine.team import Team
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Choice = Literal["auto", "cuda", "cpu"]
@@ -113,7 +115,7 @@ class Runtime:
         execution_provider: `cpu`; `cuda`, which fails when CUDA cannot really be used; or `auto`, which takes CUDA
             where a probe runs on it with the CPU's numbers and the CPU elsewhere, and keeps the reason in
             `fallback_reason`.
-        num_threads: threads of one operator on the CPU; 0 means one a physical core.
+        num_threads: threads that compute on the CPU; 0 means one for each core that this process may use.
         device_id: which GPU, of those that CUDA sees.
         memory_limit: bytes of the GPU's memory that all sessions of the process take together; None: all there is. The
             first runtime on a GPU decides.
@@ -133,7 +135,7 @@ class Runtime:
         device_id: int = 0,
         memory_limit: int | None = None,
     ) -> None:
-        self._num_threads = num_threads
+        self._num_threads = num_threads or usable_cores()
         self._device_id = device_id
         self._memory_limit = memory_limit
         self._no_such_device = False
@@ -145,6 +147,8 @@ class Runtime:
                 self.provider = CUDA
             elif execution_provider == "cuda" or self._no_such_device:
                 raise ExecutionProviderError(f"CUDA cannot be used: {self.fallback_reason}")
+        self.team = Team(self._num_threads if self.provider == CPU else 1)
+        """Makes several runs at once, of sessions that were opened for it."""
 
     @property
     def device(self) -> str:
@@ -154,17 +158,17 @@ class Runtime:
     @property
     def blocks(self) -> BlockSizes:
         """How much to compute at once."""
-        return cuda_blocks(self._memory_limit) if self.provider == CUDA else CPU_BLOCKS
+        return cuda_blocks(self._memory_limit) if self.provider == CUDA else cpu_blocks(self.team.size)
 
-    def open(self, graph: bytes, file: Path) -> Session:
-        """Build a session; `file` is what an error names.
+    def open(self, graph: bytes, file: Path, *, for_team: bool = False) -> Session:
+        """Build a session; `file` is what an error names. A run of one that is `for_team` takes one thread only.
 
         Raises:
             InvalidArtifactError: ONNX Runtime refuses the graph, or cannot run all of it on this provider.
             DeviceLostError, OutOfDeviceMemoryError: on a GPU.
         """
         try:
-            return Session(self._open(graph, self.provider), self._explain)
+            return Session(self._open(graph, self.provider, 1 if for_team else self._num_threads), self._explain)
         except RUNTIME_ERRORS as error:
             explained = self._explain(error)
             if explained is not error:
@@ -197,7 +201,7 @@ class Runtime:
         """Copy an array to the device once, for use in many runs."""
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, self._device_id)
 
-    def _open(self, graph: bytes, provider: str) -> ort.InferenceSession:
+    def _open(self, graph: bytes, provider: str, num_threads: int = 1) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         providers: Sequence[Any]
@@ -216,7 +220,7 @@ class Runtime:
             share_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
             # Threads of its own: the one pool that all sessions could share spins, and no setting of it prevents that.
-            options.intra_op_num_threads = self._num_threads
+            options.intra_op_num_threads = num_threads
             # A spinning pool takes the second core from the event loop between two runs.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             providers = [CPU]

@@ -18,6 +18,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Request:
     memory_bytes: int
     """For all but the files themselves."""
     num_threads: int
-    """Of one operator: a few, for each session has as many, and each of them takes of the memory."""
+    """That compute: a few, for some sessions have as many each, and each of them takes of the memory."""
     chunk_rows: int | None
     max_steps: int
     max_num_samples: int
@@ -103,18 +104,20 @@ class _ReportingRuntime(Runtime):
     def __init__(self, send: Send, num_threads: int) -> None:
         super().__init__("cpu", num_threads)
         self._send = send
+        self._lock = threading.Lock()  # runs are made at once
         self.file = ""
 
     def now(self, file: Path) -> None:
         """From now on it is this one."""
-        if file.name != self.file:
-            self.file = file.name
-            self._send({"file": file.name})
+        with self._lock:
+            if file.name != self.file:
+                self.file = file.name
+                self._send({"file": file.name})
 
-    def open(self, graph: bytes, file: Path) -> Session:
+    def open(self, graph: bytes, file: Path, *, for_team: bool = False) -> Session:
         """As any runtime."""
         self.now(file)
-        return _ReportingSession(super().open(graph, file), lambda: self.now(file))
+        return _ReportingSession(super().open(graph, file, for_team=for_team), lambda: self.now(file))
 
 
 class _ReportingSession(Session):

@@ -64,7 +64,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[Graph], None]:
     open_graph = Runtime._open
 
     def install(change: Graph = lambda content: content) -> None:
-        def opened(runtime: Runtime, graph: bytes, provider: str) -> ort.InferenceSession:
+        def opened(runtime: Runtime, graph: bytes, provider: str, _: int = 1) -> ort.InferenceSession:
             return open_graph(runtime, change(graph) if provider == CUDA else graph, CPU)
 
         monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
@@ -81,6 +81,7 @@ def test_a_card_that_gives_the_cpus_numbers_is_taken(card: Callable[..., None]) 
     runtime = Runtime("auto")
     assert (runtime.provider, runtime.device, runtime.fallback_reason) == (CUDA, "cuda", None)
     assert runtime.blocks == cuda_blocks(None)
+    assert runtime.team.size == 1  # its runs follow one another on the card
 
 
 @pytest.mark.parametrize("operator", ["MatMul", "Conv", "ConvTranspose"])

@@ -11,10 +11,9 @@ from service.engine.graphs import DIFFERENCE_STEP
 from service.engine.matrices import MIN_PRECISION, positive_definite
 from service.engine.model import Model
 from service.engine.posterior.estimate import LogLikelihood
-from service.engine.posterior.laplace import PATTERN, SHARES
+from service.engine.posterior.laplace import PATTERN, SHARES, balanced, part_of
 from service.engine.posterior.newton import find_modes
 from service.engine.posterior.newton_state import Evaluation, Modes
-from service.engine.posterior.sampling import balanced, part_of
 from service.engine.runtime import Runtime
 from tests import reference
 from tests.engine.oracles import SHAPE, exact_model, oracle

@@ -204,7 +204,8 @@ def test_computations_that_take_turns_do_not_touch_each_other() -> None:
     ("num_images", "num_samples", "chunk_rows"), [(1, 5000, 512), (64, 8, 100), (3, 50, 7), (2, 3, 1)]
 )
 def test_it_yields_once_a_chunk(num_images: int, num_samples: int, chunk_rows: int) -> None:
-    model, x = model_of("dynamic", chunk_rows), images("dynamic", num_images)
+    model = reference.load(TOYS["dynamic"], chunk_rows=chunk_rows, num_threads=1)
+    x = images("dynamic", num_images)
     if num_samples >= chunk_rows:
         weights = num_images * -(-num_samples // chunk_rows)
     else:

@@ -6,7 +6,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm, ortho_group
 
 from service.engine.posterior.gaussians import Gaussians
-from service.engine.posterior.laplace import SHARES, WIDTHS, mixture
+from service.engine.posterior.laplace import SHARES, WIDTHS, mixture, part_of
 from service.engine.posterior.reference import (
     GROUP,
     Reference,
@@ -14,7 +14,6 @@ from service.engine.posterior.reference import (
     is_usable,
     reference,
 )
-from service.engine.posterior.sampling import part_of
 from service.engine.proposal import DiagonalGaussian, standard_normal
 from tests.rounding import FLOAT32, FLOAT64, gamma
 from tests.toys import AnyArray

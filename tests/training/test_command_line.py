@@ -75,7 +75,7 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
     assert f"published {store}/tiny/1" in output
     assert list_versions(store) == {"tiny": [1]}
     calibration = open_version(store, "tiny").manifest.calibration
-    assert (calibration.proposal, calibration.num_samples) == ("auto", 20)
+    assert (calibration.proposal, calibration.num_samples) == ("laplace", 20)
 
     for model in (run, store / "tiny", store / "tiny" / "1"):
         options = [f"--data={digits}", "--num-samples=20", "--device=cpu"]

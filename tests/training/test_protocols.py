@@ -43,19 +43,31 @@ def test_what_is_said_counts(images: "np.typing.NDArray[np.float32]") -> None:
 @pytest.mark.parametrize(
     ("options", "small", "large"),
     [
-        ((), ("auto", 400), ("encoder", 128)),
-        (("--score-samples=9",), ("auto", 9), ("encoder", 9)),
+        ((), ("laplace", 128), ("encoder", 128)),
+        (("--score-samples=9",), ("laplace", 9), ("encoder", 9)),
         (("--score-proposal=auto",), ("auto", 400), ("auto", 400)),
         (("--score-proposal=encoder",), ("encoder", 5000), ("encoder", 5000)),
         (("--score-proposal=laplace", "--score-samples=50"), ("laplace", 50), ("laplace", 50)),
     ],
 )
-def test_scores_of_large_images_take_few_samples_unless_said(
+def test_scores_take_few_samples_unless_said(
     options: tuple[str, ...], small: tuple[str, int], large: tuple[str, int]
 ) -> None:
     estimates = Protocol("auto", 400, 3)
     for images, (proposal, num_samples) in ((SMALL, small), (LARGE, large)):
         assert scoring_of(parsed(*options), estimates, images) == Protocol(proposal, num_samples, 3)
+
+
+def test_scores_of_small_images_take_no_more_samples_than_estimates_and_other_proposals_are_kept() -> None:
+    for images, estimates, scores in (
+        (SMALL, Protocol("auto", 50, 3), Protocol("laplace", 50, 3)),
+        (LARGE, Protocol("auto", 50, 3), Protocol("encoder", 128, 3)),
+        (SMALL, Protocol("laplace", 400, 3), Protocol("laplace", 128, 3)),
+        (LARGE, Protocol("laplace", 400, 3), Protocol("laplace", 400, 3)),
+        (SMALL, Protocol("encoder", 300, 3), Protocol("encoder", 300, 3)),
+        (SMALL, Protocol("prior", 300, 3), Protocol("prior", 300, 3)),
+    ):
+        assert scoring_of(parsed(), estimates, images) == scores
 
 
 def test_kinds_of_defects_share_the_number_and_none_is_left_with_few() -> None:

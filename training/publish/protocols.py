@@ -14,7 +14,7 @@ DEFAULT_ENCODER_SAMPLES = 5000
 MOST_IMAGES = 256
 """Test images, and images of defects in all, of which `publish` takes its figures where images are large."""
 QUICK_SCORE_SAMPLES = 128
-"""From the encoder, for an anomaly score of a large image."""
+"""For an anomaly score: from the encoder of a large image, by `laplace` of a small one."""
 _FEWEST_DEFECTS = 16  # of a kind
 
 
@@ -32,14 +32,16 @@ def protocol_of(parsed: argparse.Namespace, seed: int) -> Protocol:
 def scoring_of(parsed: argparse.Namespace, protocol: Protocol, images: Images) -> Protocol:
     """Of anomaly scores: what was said of them, and for the rest the protocol of the estimates.
 
-    Where these are by `auto`, scores of images [N, C, H, W] of more than 784 numbers take 128 samples from the encoder:
-    a tenth of the work, and images are ranked as well (docs/anomaly-scores.md).
+    Where these are by `auto`, scores take 128 samples at most: of images [N, C, H, W] of more than 784 numbers from the
+    encoder, which is a tenth of the work, and otherwise, as where they are by `laplace`, by that, which is half of it.
+    Images are ranked as well (docs/anomaly-scores.md).
     """
-    said = getattr(parsed, "score_proposal", None)
-    quick = said is None and protocol.proposal == "auto" and _are_large(images)
-    proposal = "encoder" if quick else said or protocol.proposal
+    said, large = getattr(parsed, "score_proposal", None), _are_large(images)
+    quick = said is None and (protocol.proposal == "auto" or (protocol.proposal == "laplace" and not large))
+    proposal = ("encoder" if large else "laplace") if quick else said or protocol.proposal
     own = protocol.num_samples if proposal == protocol.proposal else DEFAULT_NUM_SAMPLES[proposal]
-    own = QUICK_SCORE_SAMPLES if quick else own
+    if quick:
+        own = QUICK_SCORE_SAMPLES if large else min(QUICK_SCORE_SAMPLES, protocol.num_samples)
     num_samples = getattr(parsed, "score_samples", own)
     check_request(proposal, num_samples)
     return Protocol(proposal, num_samples, protocol.seed)

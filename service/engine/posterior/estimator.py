@@ -15,11 +15,11 @@ from service.engine.posterior.candidates import Candidates, alone
 from service.engine.posterior.estimate import LogLikelihood, estimate, evidence_lower_bound
 from service.engine.posterior.gaussians import Gaussians
 from service.engine.posterior.ladder import NUM_PARTICLES, Ladder
-from service.engine.posterior.laplace import SHARES, Mixture, mixture
+from service.engine.posterior.laplace import SHARES, Mixture, balanced, mixture, part_of
 from service.engine.posterior.mode_search import ModeSearch
 from service.engine.posterior.newton_state import Modes
 from service.engine.posterior.reference import is_usable, reference
-from service.engine.posterior.sampling import Sampler, balanced, part_of, resample
+from service.engine.posterior.sampling import Sampler, resample
 from service.engine.preparation import PreparedImages
 from service.engine.proposal import IMPORTANCE_PROPOSALS, DiagonalGaussian, Effort
 
@@ -169,7 +169,8 @@ class Estimator:
 
         Without `persistent`, an image whose samples are not reliable is done too.
         """
-        records, draws, order = [], [], []
+        records: list[LogLikelihood] = []
+        draws, order = [], []
         pending = np.arange(num_images)
         log_weight = np.empty((num_images, 0))  # [B, K]
         encoder_log_weight, first = log_weight, log_weight
@@ -192,6 +193,8 @@ class Estimator:
                 done |= record.reliable & (record.std_error <= effort.max_std_error)
             done |= ~converged  # more samples would not make it reliable
             done |= ~record.reliable & (not persistent)
+            if done.all() and not records:  # most often
+                return _Sampled(record, resample(weighted, effort.num_draws), first)
             records.append(record.take(done))
             draws.append(resample(weighted[done], effort.num_draws))
             order.append(pending[done])

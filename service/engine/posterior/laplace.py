@@ -188,6 +188,23 @@ def hadamard(num_rows: int, num_columns: int) -> Float64Array:
     return np.asarray(1.0 - 2.0 * (np.bitwise_count(rows & columns) % 2))
 
 
+def part_of(samples: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Which part of the mixture draws each sample, by index."""
+    return np.asarray(PATTERN)[samples % len(PATTERN)]
+
+
+def balanced(log_weight: Float64Array) -> Float64Array:
+    """Mixture log weights [B, K] so that their plain mean is unbiased whatever K is.
+
+    The mixture's density has its shares exactly; the K samples have them only roughly. Each part's mean counts with its
+    exact share when its weights are multiplied by share·K/count.
+    """
+    num_samples = log_weight.shape[1]
+    part = part_of(np.arange(num_samples))
+    balance = np.array(SHARES) * num_samples / np.bincount(part, minlength=len(SHARES))
+    return np.asarray(log_weight + np.log(balance[part]))
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Gaussians around one centre, as the graph takes them: mode [B, D], basis [B, D, D], scales [B, J, D], float32."""

@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from model_store import Description
 from service.engine import graphs
 from service.engine.arrays import Float32Array, Float64Array, Indices
+from service.engine.blocks import Tile, pieces, tiles
 from service.engine.chunks import Chunks, complete
 from service.engine.graphs import DecoderGraphs
-from service.engine.posterior.laplace import PATTERN, SHARES, Mixture
+from service.engine.posterior.laplace import SHARES, Mixture, part_of
 from service.engine.posterior.newton import Slopes
 from service.engine.posterior.newton_state import Evaluation
 from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, NoiseCache, standard_normal
 from service.engine.runtime import Runtime, Session
+from service.engine.team import Inputs, Outputs
 from service.engine.verification import CURVATURE_TOLERANCE
 
 GRADIENT_ROWS = 3
@@ -37,7 +39,7 @@ class Samples:
 
 
 class Sampler:
-    """The graphs around one decoder, as functions of arrays; each yields after every run on the device.
+    """The graphs around one decoder, as functions of arrays; each yields after every run, or runs made at once.
 
     Args:
         written: the graphs.
@@ -55,25 +57,26 @@ class Sampler:
         self.rows_run = 0
         """Decoder rows that have been run so far."""
         self.latent_dim = description.latent_dim
+        self._team = runtime.team
         self._noise = NoiseCache(description.latent_dim, runtime)
         self._mean = runtime.open(written.mean(), file)
         self._surprise = runtime.open(written.surprise(), file)
         self._pixel_log_prob = None
         if description.features is not None:
             self._pixel_log_prob = runtime.open(written.pixel_log_prob(), file)
-        self._log_weight = runtime.open(written.log_weight(), file)
-        self._mixture = runtime.open(written.mixture_log_weight(SHARES), file)
+        self._log_weight = runtime.open(written.log_weight(), file, for_team=True)
+        self._mixture = runtime.open(written.mixture_log_weight(SHARES), file, for_team=True)
         every = np.arange(description.latent_dim)
-        self._curvature = runtime.open(written.curvature(every), file)
+        self._curvature = runtime.open(written.curvature(every), file, for_team=True)
         self._familiar_curvature = self._curvature
         gradient = written.gradient()
-        self._gradient = None if gradient is None else runtime.open(gradient, file)
+        self._gradient = None if gradient is None else runtime.open(gradient, file, for_team=True)
         self.drawn = self._imagine(runtime.open(written.sample(), file), written.num_uniforms)
         """Images that the model draws at the prior's mean and at draws from the prior, in x's unit: [N, P]."""
         self.familiar_dimensions = self._used_dimensions()
         """The latent dimensions that the decoder takes notice of for familiar images, [A]; see `_used_dimensions`."""
         if len(self.familiar_dimensions) < len(every):
-            self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file)
+            self._familiar_curvature = runtime.open(written.curvature(self.familiar_dimensions), file, for_team=True)
         inputs = {
             **self._rows(np.full((2, description.x_shape.size), 0.5, np.float32), description.latent_dim + 1),
             graphs.LATENTS: standard_normal(2, description.latent_dim, seed=DEFAULT_SEED)[:, None],
@@ -108,15 +111,20 @@ class Sampler:
     ) -> Chunks[Float64Array]:
         """Log weights under the Gaussian, of noise rows start to stop: x [B, P] → [B, stop − start]."""
         log_weight = np.empty((len(x), stop - start))
-        for images, samples in self._tiles(len(x), start, stop):
-            inputs = {
+
+        def inputs(tile: Tile) -> Inputs:
+            images, samples = tile
+            return {
                 **self._rows(x[images], samples.stop - samples.start),
                 graphs.MEAN: gaussian.mean[images, None],
                 graphs.LOG_VAR: gaussian.log_var[images, None],
                 graphs.NOISE: self._noise.rows(seed, samples.start, samples.stop),
             }
-            log_weight[images, _shift(samples, start)] = self._log_weight.run(inputs)[graphs.LOG_WEIGHT]
-            yield
+
+        def keep(tile: Tile, outputs: Outputs) -> None:
+            log_weight[tile[0], _shift(tile[1], start)] = outputs[graphs.LOG_WEIGHT]
+
+        yield from self._team.each(self._log_weight.run, self._tiles(len(x), start, stop), inputs, keep)
         return log_weight
 
     def mixture_log_weights(
@@ -127,8 +135,10 @@ class Sampler:
         by_encoder = np.empty_like(by_mixture)
         half_precisions = (0.5 / mixture.scales**2).transpose(0, 2, 1)  # [B, D, J]
         log_dets = np.log(mixture.scales).sum(axis=2)[:, None]  # [B, 1, J]
-        for images, samples in self._tiles(len(x), start, stop):
-            inputs = {
+
+        def inputs(tile: Tile) -> Inputs:
+            images, samples = tile
+            return {
                 **self._rows(x[images], samples.stop - samples.start),
                 graphs.MEAN: encoder.mean[images, None],
                 graphs.LOG_VAR: encoder.log_var[images, None],
@@ -142,10 +152,13 @@ class Sampler:
                     None, part_of(np.arange(samples.start, samples.stop))
                 ],
             }
-            outputs = self._mixture.run(inputs)
-            by_mixture[images, _shift(samples, start)] = outputs[graphs.LOG_WEIGHT]
-            by_encoder[images, _shift(samples, start)] = outputs[graphs.ENCODER_LOG_WEIGHT]
-            yield
+
+        def keep(tile: Tile, outputs: Outputs) -> None:
+            images, samples = tile[0], _shift(tile[1], start)
+            by_mixture[images, samples] = outputs[graphs.LOG_WEIGHT]
+            by_encoder[images, samples] = outputs[graphs.ENCODER_LOG_WEIGHT]
+
+        yield from self._team.each(self._mixture.run, self._tiles(len(x), start, stop), inputs, keep)
         return by_mixture, by_encoder
 
     def evaluate(self, x: Float32Array, points: Float64Array) -> Chunks[Evaluation]:
@@ -153,14 +166,15 @@ class Sampler:
         count = points.shape[1]
         curvature = self._curvature if count == self.latent_dim else self._familiar_curvature
         values, gradients, informations = np.empty(len(x)), np.empty((len(x), count)), np.empty((len(x), count, count))
-        batch = max(1, self.chunk_rows // (count + 1))
-        for first in range(0, len(x), batch):
-            images = slice(first, min(first + batch, len(x)))
-            inputs = {**self._rows(x[images], count + 1), graphs.LATENTS: self._embed(points[images, None])}
-            outputs = curvature.run(inputs)
+
+        def inputs(images: slice) -> Inputs:
+            return {**self._rows(x[images], count + 1), graphs.LATENTS: self._embed(points[images, None])}
+
+        def keep(images: slice, outputs: Outputs) -> None:
             values[images] = outputs[graphs.LOG_LIKELIHOOD][:, 0]
             gradients[images], informations[images] = outputs[graphs.GRADIENT], outputs[graphs.INFORMATION]
-            yield
+
+        yield from self._team.each(curvature.run, self._pieces(len(x), count + 1), inputs, keep)
         return Evaluation(values, gradients, informations)
 
     def slopes_of(self, x: Float32Array) -> Slopes | None:
@@ -173,28 +187,35 @@ class Sampler:
             raise TypeError("this model's graphs have no gradient")
         count = points.shape[1]
         values, gradients = np.empty(len(x)), np.empty((len(x), self.latent_dim))
-        batch = max(1, self.chunk_rows // GRADIENT_ROWS)
-        for first in range(0, len(x), batch):
-            images = slice(first, min(first + batch, len(x)))
+
+        def inputs(images: slice) -> Inputs:
             self.rows_run += GRADIENT_ROWS * (images.stop - images.start)
-            outputs = self._gradient.run({"z": self._embed(points[images]), graphs.X: x[images, None]})
+            return {"z": self._embed(points[images]), graphs.X: x[images, None]}
+
+        def keep(images: slice, outputs: Outputs) -> None:
             values[images], gradients[images] = outputs[graphs.LOG_LIKELIHOOD][:, 0], outputs[graphs.GRADIENT]
-            yield
+
+        yield from self._team.each(self._gradient.run, self._pieces(len(x), GRADIENT_ROWS), inputs, keep)
         return values, gradients if count == self.latent_dim else gradients[:, self.familiar_dimensions]
 
     def log_likelihoods(self, x: Float32Array, points: Float64Array) -> Chunks[Float64Array]:
         """log p(x|z) at points [B, K, D], or [B, K, A] of the familiar dimensions: x [B, P] → [B, K]."""
         values = np.empty(points.shape[:2])
-        for images, samples in self._tiles(len(x), 0, points.shape[1]):
+
+        def inputs(tile: Tile) -> Inputs:
+            images, samples = tile
             zeros = np.zeros((images.stop - images.start, 1, self.latent_dim), np.float32)
-            inputs = {
+            return {
                 **self._rows(x[images], samples.stop - samples.start),
                 graphs.MEAN: zeros,
                 graphs.LOG_VAR: zeros,
                 graphs.NOISE: self._embed(points[images, samples]),
             }
-            values[images, samples] = self._log_weight.run(inputs)[graphs.LOG_WEIGHT]
-            yield
+
+        def keep(tile: Tile, outputs: Outputs) -> None:
+            values[tile] = outputs[graphs.LOG_WEIGHT]
+
+        yield from self._team.each(self._log_weight.run, self._tiles(len(x), 0, points.shape[1]), inputs, keep)
         return values
 
     def noise(self, samples: NDArray[np.intp], *, seed: int) -> Float32Array:
@@ -217,13 +238,11 @@ class Sampler:
         self.rows_run += len(x) * count
         return {graphs.X: x[:, None], graphs.SHAPE: np.array([len(x), count, -1], np.int64)}
 
-    def _tiles(self, num_images: int, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
-        """Cut images × samples start to stop into tiles of at most `chunk_rows`, samples first."""
-        columns = max(1, min(self.chunk_rows, stop - start))
-        rows = max(1, self.chunk_rows // columns)
-        for row in range(0, num_images, rows):
-            for column in range(start, stop, columns):
-                yield slice(row, min(row + rows, num_images)), slice(column, min(column + columns, stop))
+    def _tiles(self, num_images: int, start: int, stop: int) -> Iterator[Tile]:
+        return tiles(num_images, slice(start, stop), self.chunk_rows, self._team.size)
+
+    def _pieces(self, num_images: int, rows_each: int) -> Iterator[slice]:
+        return pieces(num_images, rows_each, self.chunk_rows, self._team.size)
 
     def _imagine(self, sample: Session, num_uniforms: int) -> Float32Array:
         """x ~ p(x|z) at the points of `_prior_points`: [N, P]."""
@@ -248,23 +267,6 @@ class Sampler:
         diagonal = np.diagonal(evaluation.information, axis1=1, axis2=2)  # [N, D]
         used = np.flatnonzero(~(diagonal.max(axis=0) < _IGNORED_INFORMATION))  # a NaN counts as used
         return used if len(used) else np.arange(1)
-
-
-def part_of(samples: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Which part of the mixture draws each sample, by index."""
-    return np.asarray(PATTERN)[samples % len(PATTERN)]
-
-
-def balanced(log_weight: Float64Array) -> Float64Array:
-    """Mixture log weights [B, K] so that their plain mean is unbiased whatever K is.
-
-    The mixture's density has its shares exactly; the K samples have them only roughly. Each part's mean counts with its
-    exact share when its weights are multiplied by share·K/count.
-    """
-    num_samples = log_weight.shape[1]
-    part = part_of(np.arange(num_samples))
-    balance = np.array(SHARES) * num_samples / np.bincount(part, minlength=len(SHARES))
-    return np.asarray(log_weight + np.log(balance[part]))
 
 
 def _shift(samples: slice, start: int) -> slice:

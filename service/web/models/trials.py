@@ -1,7 +1,6 @@
 """Try versions out in child processes, which are killed if they take too long; see service/engine/trial.py."""
 
 import asyncio
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from model_store import InvalidArtifactError, ModelNotFoundError
+from service.cores import usable_cores
 from service.engine.trial import Request
 from service.web.models.refusals import Key, Stamp
 from service.web.models.trial_process import PROGRAM, EndedError, TrialProcess
@@ -119,7 +119,7 @@ class Trials:
             version=key[1],
             seconds=settings.trial_seconds,
             memory_bytes=settings.trial_memory_bytes,
-            num_threads=min(settings.num_threads or os.cpu_count() or 1, _MOST_THREADS),
+            num_threads=min(settings.num_threads or usable_cores(), _MOST_THREADS),
             chunk_rows=settings.chunk_rows,
             max_steps=settings.max_steps,
             max_num_samples=settings.max_num_samples,

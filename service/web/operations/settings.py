@@ -64,14 +64,16 @@ class Settings(BaseSettings):
     execution_provider: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="where the graphs run; `cuda` refuses to start if CUDA cannot really be used"
     )
-    num_threads: int = Field(0, ge=0, description="threads of one operator on the CPU; 0: one for each physical core")
+    num_threads: int = Field(
+        0, ge=0, description="threads that compute on the CPU; 0: one for each core that the process may use"
+    )
     device_id: int = Field(0, ge=0, description="which GPU, of those that CUDA sees")
     gpu_memory_bytes: PositiveInt | None = Field(
         None, description="GPU memory that all models together may use; without it, all there is"
     )
     chunk_rows: PositiveInt | None = Field(
         None,
-        description="decoder rows of one run on the device; without it, what suits the device and the images",
+        description="decoder rows of one run, on each thread; without it, what suits the device and the images",
     )
     num_samples: PositiveInt | None = Field(
         None, description="samples per image to begin with if a request has none; without it, the proposal's default"
