@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from concurrent.futures import Future
 from functools import partial
 from importlib.metadata import version
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_SWITCH_SECONDS = 0.001  # the event loop waits for so long, at most, for each thread that runs Python meanwhile
 _LAST_SECONDS = 1.0  # for answers that are written when the drain is over
 _log = structlog.get_logger()
 
@@ -93,6 +95,7 @@ def serve() -> int:
         return 2
     output = configure_logging(settings)
     _log_environment(environment())
+    sys.setswitchinterval(_SWITCH_SECONDS)
     threadpool_limits(1, user_api="blas")  # NumPy's matrices are small here: threads would only wait for one another
     try:
         tracer_provider = _tracer_provider()

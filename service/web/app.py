@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import structlog
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import TracerProvider
@@ -32,6 +33,8 @@ from service.web.serving.backend import Backend
 from service.web.v2 import routes as open_inference
 from service.web.v2.inference import LENGTH_HEADER
 
+_READERS = 8
+"""Threads that read bodies. The event loop can have to wait for each, so they are few; 40 is the library's default."""
 _log = structlog.get_logger()
 
 
@@ -56,6 +59,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        current_default_thread_limiter().total_tokens = _READERS
         backend = Backend(settings, metrics, on_failure, decoding(metrics))
         app.state.backend = backend
         budget.retry_seconds = backend.retry_seconds

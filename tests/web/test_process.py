@@ -347,6 +347,13 @@ def test_a_broken_version_refuses_to_start_and_is_named(start: Start, store: Pat
     assert "colour/1/decoder.onnx: SHA-256" in output
 
 
+def test_the_event_loop_waits_a_millisecond_for_a_thread_that_computes_in_python(start: Start) -> None:
+    """And not Python's five, which many threads make a fifth of a second."""
+    told = "import sys, service.serve as s; s.make_server = lambda *_: sys.exit(f'{sys.getswitchinterval():g}'); "
+    output, _ = start("-c", told + "s.serve()").communicate(timeout=60)
+    assert output.splitlines()[-1] == "0.001"
+
+
 def test_a_setting_that_does_not_fit_is_named(start: Start) -> None:
     status, output = outcome(start(max_rows="many"))
     assert status == 2
