@@ -24,14 +24,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from load import digits, npy
-from opentelemetry.trace import TracerProvider
 from request_way import on_loop, wait_until_ready
 
 from service import serve
-from service.web.operations.settings import Settings
 
 BAR_SECONDS = 0.05
 IMAGES = 40_000
@@ -167,8 +166,8 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the service's log
     make = serve.make_server
 
-    def make_watched(settings: Settings, tracer_provider: TracerProvider | None = None) -> serve.Server:
-        server = make(settings, tracer_provider)
+    def make_watched(*arguments: Any, **named: Any) -> serve.Server:
+        server = make(*arguments, **named)
 
         def work() -> None:
             try:
