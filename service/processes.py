@@ -26,6 +26,7 @@ from service.web.operations.settings import Settings, sentences
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FATAL = {2, 3}
 """Exit statuses of a service that would be the same again: a wrong setting, or a port that is taken."""
+_LAST_PORT = 65_535
 _SOON_SECONDS, _MOST_SOON = 60.0, 3
 _PAUSES = (0.5, 2.0)  # before a process that ended soon is started anew
 _log = structlog.get_logger()
@@ -52,6 +53,9 @@ def run(given: argparse.Namespace) -> int:
         return 2
     configure_logging(settings)
     devices = given.devices or [None] * given.processes
+    if settings.port and settings.port + len(devices) > _LAST_PORT:
+        write_to_stderr(f"LOGPX_PORT: there are no {len(devices)} ports after {settings.port} for the processes' own")
+        return 2
     try:
         reserved = reserve(settings.host, settings.port)
     except OSError as error:

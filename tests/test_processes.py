@@ -149,6 +149,16 @@ def test_wrong_options_are_refused_in_a_line(options: str, told: str, capsys: py
     assert told in capsys.readouterr().err
 
 
+def test_ports_that_do_not_exist_and_wrong_settings_start_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.processes.configure_logging", lambda _: None)
+    for port, told in (("65534", "no 2 ports after 65534"), ("many", "LOGPX_PORT")):
+        monkeypatch.setenv("LOGPX_PORT", port)
+        assert main(["serve", "--processes", "2"]) == 2
+        assert told in capfd.readouterr().err
+
+
 def test_devices_and_processes_are_read() -> None:
     parser = argparse.ArgumentParser()
     add_options(parser)
