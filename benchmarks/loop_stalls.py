@@ -7,7 +7,8 @@ The service runs in this process, with room for 40 000 images a request; its cli
 on the event loop is due every 2 ms. Of the longest time between two of its calls, each line tells what the loop itself
 used (`own`), what it waited for a processor that somebody else had (`core`), and the rest (`held`), in which another
 thread of the service held Python's lock. What counts is `own` + `held`. It is never more than what all threads of the
-service used in that time, so that load of others on the machine does not count as ours.
+service used in that time, so most of what others do on the machine does not count as ours; but on a busy one the thread
+that holds the lock waits for a processor, too, while others of ours compute. The bar is meant for an idle one.
 
 To compare with an earlier commit, run this file in a checkout of it.
 """

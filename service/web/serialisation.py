@@ -20,7 +20,7 @@ from service.web.outcome import DeadlineError
 
 _FEW_NUMBERS = 2**14
 """Answers with at most so many numbers or pixels are written in less time than another thread takes to start."""
-_LARGE_NUMBERS = 2**20
+_LARGE_NUMBERS = 2**18  # so that none of the others is written for long, and those after it need not wait long
 _LARGE_AT_ONCE, _OTHERS_AT_ONCE = 2, 2
 _check: ContextVar[Callable[[], None]] = ContextVar("check", default=lambda: None)
 
