@@ -121,7 +121,14 @@ def bytes_element(digits: Digits) -> bytes:
     return len(content).to_bytes(4, "little") + content
 
 
-def contenders(python: Mapping[str, str | None], *, v2: bool = False) -> list[Contender]:
+def ours_of(processes: int) -> tuple[list[str], str]:
+    """The command that serves with so many processes on one port, and what its name ends with."""
+    if processes == 1:
+        return OURS, ""
+    return [*OURS, "serve", "--processes", str(processes)], f", {processes} processes"
+
+
+def contenders(python: Mapping[str, str | None], *, v2: bool = False, processes: int = 1) -> list[Contender]:
     """Ours, the floor, and the peers that have a Python; with `v2` ours is the Open Inference Protocol."""
     image, json_type = {"Content-Type": "image/png"}, {"Content-Type": "application/json"}
 
@@ -130,12 +137,15 @@ def contenders(python: Mapping[str, str | None], *, v2: bool = False) -> list[Co
 
     floor = command("fastapi_server", sys.executable)
     body, binary = v2_binary("BYTES", bytes_element, "images", [1])
-    ours = Contender("logpx, PNG", OURS, "/v1/encode", png, json_means, image)
+    serving, end = ours_of(processes)
+    ours = Contender(f"logpx, PNG{end}", serving, "/v1/encode", png, json_means, image)
     if v2:
-        ours = Contender("logpx /v2, PNG", OURS, "/v2/models/mnist.encode/infer", body, v2_binary_means, binary)
+        ours = Contender(
+            f"logpx /v2, PNG{end}", serving, "/v2/models/mnist.encode/infer", body, v2_binary_means, binary
+        )
     found = [
         ours,
-        Contender("bare FastAPI route", floor, "/v1/encode", png, None, image, bar=0.5),
+        Contender("bare FastAPI route", floor, "/v1/encode", png, None, image, bar=0.6),
     ]
     if interpreter := python["litserve"]:
         start, path = command("litserve_server", interpreter), "/predict"
@@ -155,11 +165,11 @@ def contenders(python: Mapping[str, str | None], *, v2: bool = False) -> list[Co
         for name, script, model, datatype, payload in kinds:
             body, binary = v2_binary(datatype, payload, "image", [1, 1] if datatype == "BYTES" else [1, 1, 28, 28])
             start, path = command(script, interpreter), f"/v2/models/{model}/infer"
-            found.append(Contender(name, start, path, body, v2_binary_means, binary, bar=1.8))
+            found.append(Contender(name, start, path, body, v2_binary_means, binary, bar=1))
     return found
 
 
-def batch_contenders() -> list[Contender]:
+def batch_contenders(processes: int = 1) -> list[Contender]:
     """Batches of 64, npy in and out, in both element types that the service takes."""
     headers = {"Content-Type": "application/x-npy", "Accept": "application/x-npy"}
     bodies: dict[str, Callable[[Digits], bytes]] = {
@@ -171,7 +181,8 @@ def batch_contenders() -> list[Contender]:
         latents: Means = np.load(io.BytesIO(body), allow_pickle=False)[:, 0]  # [B, 2, D]
         return latents
 
+    serving, end = ours_of(processes)
     return [
-        Contender(f"logpx, npy {name}", OURS, "/v1/encode", body, means, headers, connections=BATCH_CONNECTIONS)
+        Contender(f"logpx, npy {name}{end}", serving, "/v1/encode", body, means, headers, connections=BATCH_CONNECTIONS)
         for name, body in bodies.items()
     ]

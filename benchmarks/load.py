@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -68,7 +68,7 @@ def served(*arguments: str, **settings: object) -> Iterator[int]:
         assert process.stdout is not None
         threading.Thread(target=process.stdout.read, daemon=True).start()
         if not arguments:
-            asyncio.run(_ready(port))
+            asyncio.run(ready(port))
         yield port
     finally:
         process.terminate()
@@ -85,8 +85,12 @@ def _port(process: "subprocess.Popen[str]") -> int:
     raise RuntimeError(f"the server ended with status {process.wait()}: {''.join(said)[-2000:]}")
 
 
-async def _ready(port: int) -> None:
-    while await (await connect(port)).ask(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n") != 200:
+async def ready(port: int) -> None:
+    """Wait until a new connection finds the service ready."""
+    while True:
+        with suppress(ConnectionRefusedError):
+            if await (await connect(port)).ask(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n") == 200:
+                return
         await asyncio.sleep(0.05)  # a refusal closes its connection
 
 
@@ -175,31 +179,6 @@ async def closed_loop(port: int, requests: Sequence[bytes], *, connections: int,
 
     await asyncio.gather(*(work(first) for first in range(connections)))
     answers.seconds = time.perf_counter() - started  # the last answers come after the end
-    return answers
-
-
-async def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: float) -> Answers:
-    """Requests come at random times, `rate` a second, whether or not those before are answered."""
-    answers = Answers(seconds)
-    arrivals = np.cumsum(np.random.default_rng(0).exponential(1 / rate, size=int(rate * seconds)))
-    idle: list[Connection] = [await connect(port) for _ in range(16)]
-    started, running = time.perf_counter(), set[asyncio.Task[None]]()
-
-    async def one(request: bytes) -> None:
-        while idle and idle[-1].lost:  # the server closes what is idle for five seconds
-            idle.pop()
-        connection = idle.pop() if idle else await connect(port)
-        await _ask(connection, request, answers)
-        idle.append(connection)
-
-    for sent, arrival in enumerate(arrivals):
-        if (wait := started + float(arrival) - time.perf_counter()) > 0:
-            await asyncio.sleep(wait)
-        task = asyncio.create_task(one(requests[sent % len(requests)]))
-        running.add(task)
-        task.add_done_callback(running.discard)
-    await asyncio.gather(*running)
-    answers.seconds = time.perf_counter() - started
     return answers
 
 

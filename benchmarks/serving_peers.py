@@ -15,11 +15,12 @@ Each peer lives in an environment of its own (Triton's with Debian's Python 3.11
         --litserve-python VENVS/litserve/bin/python --bentoml-python VENVS/bentoml/bin/python \
         --mlserver-python VENVS/mlserver/bin/python --triton-python VENVS/triton/bin/python
 
-A peer without its flag is left out. With `--v2` ours is asked by the Open Inference Protocol: the PNG is an element of
-a binary tensor. All serve the bundled encoder's graph; one server is alive at a time, and in every round each is
-started, must answer 100 digits rightly under load, is warmed up and then measured. The client, wrk, shares the two
-cores. Digits are black and white, which our preparation leaves as they are. Each server gets what it documents for its
-clients: ours a PNG; LitServe, BentoML and MLServer base64 in JSON; Triton a binary tensor, which is the PNG, or pixels
+A peer without its flag is left out. `--processes 2` serves ours by two processes on one port. With `--v2` ours is asked
+by the Open Inference Protocol: the PNG is an element of a binary tensor. All serve the bundled encoder's graph; one
+server is alive at a time, and in every round each is started, must answer 100 digits rightly under load, is warmed up
+and then measured. The client, wrk, shares the two cores. Digits are black and white, which our preparation leaves as
+they are. Each server gets what it documents for its clients: ours a PNG; LitServe, BentoML and MLServer base64 in JSON;
+Triton a binary tensor, which is the PNG, or pixels
 that the client has decoded. Triton runs as itself, with a model.py, and once more behind pytriton's own interface. The
 peers make batches as they document it; their numbers of workers and batch sizes are constants atop the files in
 benchmarks/peers, chosen in short trials on a busy machine. Run it on an idle one (a quarter of an hour): beside other
@@ -60,7 +61,7 @@ from contenders import (
 )
 
 ROOT = Path(__file__).parents[1]
-START_SECONDS = 60
+START_SECONDS, ANSWERS_AT_START = 60, 20
 PEER_NAMES = ("litserve", "bentoml", "mlserver", "triton")
 
 
@@ -90,17 +91,18 @@ def ask(contender: Contender, port: int, digits: Digits) -> bytes:
 
 
 def await_start(contender: Contender, process: "subprocess.Popen[bytes]", port: int, digits: Digits) -> None:
-    """Return once it answers."""
-    end = time.monotonic() + START_SECONDS
-    while True:
+    """Return once it answers, and so do all its processes: each connection may be another's."""
+    end, answered = time.monotonic() + START_SECONDS, 0
+    while answered < ANSWERS_AT_START:
         try:
             ask(contender, port, digits)
         except (OSError, HTTPException, ContenderError) as error:
             if time.monotonic() > end or process.poll() is not None:
                 raise ContenderError(f"does not answer: {error}") from error
             time.sleep(0.1)
+            answered = 0
         else:
-            return
+            answered += 1
 
 
 def check_answers(contender: Contender, port: int, batches: list[Digits], truth: list[Means]) -> None:
@@ -221,6 +223,7 @@ def main() -> None:
     for peer in PEER_NAMES:
         parser.add_argument(f"--{peer}-python", help=f"python of the environment that has {peer}")
     parser.add_argument("--v2", action="store_true", help="ask ours by the Open Inference Protocol")
+    parser.add_argument("--processes", type=int, default=1, help="of ours, on one port")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5, help="of one measurement")
     parser.add_argument("--warm-up", type=int, default=2, help="seconds before it")
@@ -238,8 +241,10 @@ def main() -> None:
 
     singles = [digits[i : i + 1] for i in range(len(digits))]
     batches = [digits[np.arange(i, i + BATCH) % len(digits)] for i in range(0, len(digits), 10)]
-    single = contenders({peer: getattr(given, f"{peer}_python") for peer in PEER_NAMES}, v2=given.v2)
-    batched = batch_contenders()
+    single = contenders(
+        {peer: getattr(given, f"{peer}_python") for peer in PEER_NAMES}, v2=given.v2, processes=given.processes
+    )
+    batched = batch_contenders(given.processes)
     rounds: dict[str, list[Measured]] = {entry.name: [] for entry in (*single, *batched)}
     alone = []
     x = batches[0][:, None].astype(np.float32) / np.float32(255)

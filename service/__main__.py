@@ -4,9 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from service import calibrate, models, score
+from service import calibrate, models, processes, score
 from service.arguments import Parser
-from service.serve import serve
 
 _SERVE = "Serve the model store over HTTP until SIGTERM; settings come from the environment (docs/operations.md)."
 _CALIBRATE = "Calibrate a model's anomaly scores on images of your own; publishes a new version of it."
@@ -17,9 +16,9 @@ _SCORE = "log P(x) and anomaly scores of any number of images, as Parquet files;
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m service") -> int:
     """Do what the command line says; returns the exit status."""
     parser = Parser(prog=prog, description=__doc__)
-    parser.set_defaults(command=lambda _: serve())
+    parser.set_defaults(command=processes.run, processes=None, devices=None)
     commands = parser.add_subparsers(metavar="COMMAND")
-    commands.add_parser("serve", help=_SERVE, description=_SERVE)
+    processes.add_options(commands.add_parser("serve", help=_SERVE, description=_SERVE))
     for name, module, summary in (
         ("calibrate", calibrate, _CALIBRATE),
         ("models", models, _MODELS),

@@ -33,15 +33,16 @@ def environment_of_child(
     return {**found, **added, "PYTHONPATH": os.pathsep.join(str(path.resolve()) for path in paths)}
 
 
-def end_with(parent: int) -> None:
+def end_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
     """Be killed when the thread that has started this process ends, or end now if it has ended already.
 
     The kernel sees to it on Linux; elsewhere the end of the process's input is its end.
 
     Args:
         parent: the number of the process that has started this one.
+        by: the signal that this process gets.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         sys.exit(1)

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import socket
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from importlib.metadata import version
@@ -82,8 +84,13 @@ class Server(uvicorn.Server):
             connection.transport.abort()
 
 
-def serve() -> int:
-    """Read the settings, serve, and return the exit status."""
+def serve(listeners: Callable[[Settings], list[socket.socket]] | None = None, *, load_first: bool = False) -> int:
+    """Read the settings, serve, and return the exit status.
+
+    Args:
+        listeners: opens the sockets at which to listen; without it, one at the settings' address.
+        load_first: listen only once the models are loaded.
+    """
     tune_allocator()
     open_standard_descriptors()
     try:
@@ -99,22 +106,35 @@ def serve() -> int:
     except ModuleNotFoundError as error:
         write_to_stderr(f"{_ENDPOINT} asks for traces, and {error.name} is missing: install the extra `otel`")
         return 2
-    server = make_server(settings, tracer_provider)
+    server = make_server(settings, tracer_provider, load_first=load_first)
+    try:
+        sockets = None if listeners is None else listeners(settings)
+    except OSError as error:
+        _log.error("the port cannot be had", reason=str(error))
+        return 3
     output.count_dropped(server.app.state.metrics.dropped_log_lines)
     server.app.openapi()  # kept; at the first request it would hold up all others, for a tenth of a second
-    server.run()
+    server.run(sockets)
     return 1 if server.failed else 0
 
 
-def make_server(settings: Settings, tracer_provider: TracerProvider | None = None) -> Server:
-    """What serves, once it is run."""
+def make_server(
+    settings: Settings, tracer_provider: TracerProvider | None = None, *, load_first: bool = False
+) -> Server:
+    """What serves, once it is run; see `serve`."""
     server: Server | None = None
 
     def fail() -> None:
         if server is not None:
             server.fail()
 
-    app = create_app(settings, on_failure=fail, tracer_provider=tracer_provider, decoding=partial(_decoding, settings))
+    app = create_app(
+        settings,
+        on_failure=fail,
+        tracer_provider=tracer_provider,
+        decoding=partial(_decoding, settings),
+        load_first=load_first,
+    )
     server = Server(
         uvicorn.Config(
             app,

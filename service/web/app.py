@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import structlog
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import TracerProvider
@@ -32,6 +33,9 @@ from service.web.serving.backend import Backend
 from service.web.v2 import routes as open_inference
 from service.web.v2.inference import LENGTH_HEADER
 
+_READERS = 8
+"""Threads that read bodies. The event loop can have to wait for each, so they are few; 40 is the library's default."""
+_LOOK_SECONDS = 0.05
 _log = structlog.get_logger()
 
 
@@ -41,14 +45,15 @@ def create_app(
     on_failure: Callable[[], None] = lambda: None,
     tracer_provider: TracerProvider | None = None,
     decoding: Callable[[Metrics], Decoding] = lambda _: InProcess(),
+    load_first: bool = False,
 ) -> FastAPI:
     """The service as an ASGI app, traced if there is a provider.
 
     `decoding` makes the object that reads images. For `python -m service` that is a pool of `LOGPX_DECODERS` processes.
 
     Models are loaded in the background once the app has started: `/livez` answers at once, `/readyz` once every model
-    is loaded and has run. If loading fails or the inference thread dies, the reason is logged and `on_failure` is
-    called; the process should then exit.
+    is loaded and has run; with `load_first` the app has started only then. If loading fails or the inference thread
+    dies, the reason is logged and `on_failure` is called; the process should then exit.
     """
     metrics = Metrics()
     budget = Budget(settings.max_memory_bytes - computing_bytes(settings.max_memory_bytes))
@@ -56,6 +61,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        current_default_thread_limiter().total_tokens = _READERS
         backend = Backend(settings, metrics, on_failure, decoding(metrics))
         app.state.backend = backend
         budget.retry_seconds = backend.retry_seconds
@@ -73,6 +79,8 @@ def create_app(
                 await backend.registry.watch()
 
         tasks = [asyncio.create_task(load()), asyncio.create_task(trim_after_peaks(budget))]
+        while load_first and backend.state == "starting":
+            await asyncio.sleep(_LOOK_SECONDS)
         yield
         for task in tasks:
             task.cancel()

@@ -39,14 +39,19 @@ class PiecewiseResponse(Response):
     ) -> None:
         length = str(sum(len(piece) for piece in pieces))
         super().__init__(headers={**(headers or {}), "Content-Length": length}, media_type=media_type)
-        self._pieces = pieces
+        self.pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send each piece once there is room for it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for piece in self._pieces:
+        for piece in self.pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def pieces_of(response: Response) -> Sequence[bytes | memoryview]:
+    """The body of a response, in the pieces in which it is sent."""
+    return response.pieces if isinstance(response, PiecewiseResponse) else [response.body]
 
 
 def json_reply(document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:

@@ -1,18 +1,18 @@
 """Write large answers in other threads, and stop when the deadline passes or the client disconnects.
 
 A request of a few bytes can ask for 40 000 PNGs, which take ten times as long to write as to compute. So the deadline
-applies to writing, too, a disconnection ends it, and only two of the largest answers are written at a time. Otherwise
-they would occupy all the threads in which other requests' bodies are read.
+applies to writing, too, and a disconnection ends it. Only two of the largest answers are written at a time, and two of
+the others, in threads of their own: Python runs one thread at a time, so each more would only keep the event loop
+waiting for its turn, and those in which bodies are read.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from contextvars import ContextVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from service.web.disconnection import answer_unless_gone
 from service.web.memory_budget import share_of
@@ -20,8 +20,8 @@ from service.web.outcome import DeadlineError
 
 _FEW_NUMBERS = 2**14
 """Answers with at most so many numbers or pixels are written in less time than another thread takes to start."""
-_LARGE_NUMBERS = 2**20
-_LARGE_AT_ONCE = 2
+_LARGE_NUMBERS = 2**18  # so that none of the others is written for long, and those after it need not wait long
+_LARGE_AT_ONCE, _OTHERS_AT_ONCE = 2, 2
 _check: ContextVar[Callable[[], None]] = ContextVar("check", default=lambda: None)
 
 
@@ -39,10 +39,11 @@ def check_wanted() -> None:
 
 
 class Writer:
-    """Writes small answers at once, others in other threads, and of the largest only two at a time."""
+    """Writes small answers at once, others in other threads: two of the largest at a time, and two of the others."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(_LARGE_AT_ONCE)
+        self._large, self._others = asyncio.Semaphore(_LARGE_AT_ONCE), asyncio.Semaphore(_OTHERS_AT_ONCE)
+        self._threads = CapacityLimiter(_LARGE_AT_ONCE + _OTHERS_AT_ONCE)
         self._working: set[asyncio.Task[None]] = set()  # the event loop does not keep tasks alive
 
     async def write(self, request: Request, make: Callable[[], Response], *, numbers: int, seconds: float) -> Response:
@@ -73,12 +74,12 @@ class Writer:
 
         async def work() -> None:
             try:
-                async with self._slots if numbers > _LARGE_NUMBERS else nullcontext():
+                async with self._large if numbers > _LARGE_NUMBERS else self._others:
                     if answer.done():
                         return
                     share.lend()
                     try:
-                        made = await run_in_threadpool(_checked, make, check)
+                        made = await to_thread.run_sync(_checked, make, check, limiter=self._threads)
                     finally:
                         share.end()
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits

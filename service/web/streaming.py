@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from service.web.problems import answer_of
+from service.web.responses import pieces_of
 
 
 class StreamedResponse(Response):
@@ -29,18 +30,19 @@ class StreamedResponse(Response):
         super().__init__(status_code=first.status_code, media_type=first.media_type)
         self.raw_headers = [(name, value) for name, value in first.raw_headers if name != b"content-length"]
         self._request = request
-        self._first = bytes(first.body)
+        self._first = first
         self._later = later
         self._group_images = group_images
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send each group when it is there and the client has taken the one before."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        for lines in pieces_of(self._first):
+            await send({"type": "http.response.body", "body": lines, "more_body": True})
         done = self._group_images
         for group in self._later:
             try:
-                lines = bytes((await group).body)
+                answered = await group
             except ClientDisconnect:
                 return
             except Exception as error:  # noqa: BLE001 - raised again by answer_of, where it is none that has an answer
@@ -48,6 +50,7 @@ class StreamedResponse(Response):
                 line = orjson.dumps({**refusal, "index": done}, None, orjson.OPT_APPEND_NEWLINE)
                 await send({"type": "http.response.body", "body": line, "more_body": True})
                 break
-            await send({"type": "http.response.body", "body": lines, "more_body": True})
+            for lines in pieces_of(answered):
+                await send({"type": "http.response.body", "body": lines, "more_body": True})
             done += self._group_images
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -49,10 +49,19 @@ def rows_reply(media: str, document: Mapping[str, Any], rows: Written, columns: 
     if media == JSON:
         return json_reply({**document, "results": rows})
     if media == NDJSON:
-        return Response(b"".join(orjson.dumps(row, None, _LINE) for row in rows[:]), media_type=NDJSON)
+        return _lines_reply(rows)
     if media == NPY:
         return npy_reply(structured(columns))
     return PiecewiseResponse([*_csv_pieces(columns)], None, f"{CSV}; charset=utf-8; header=present")
+
+
+def _lines_reply(rows: Written) -> Response:
+    """A line of JSON for each row; one body, if there are few."""
+    pieces = []
+    for start in range(0, len(rows), _PIECE_ROWS):
+        check_wanted()
+        pieces.append(b"".join(orjson.dumps(row, None, _LINE) for row in rows[start : start + _PIECE_ROWS]))
+    return Response(pieces[0], media_type=NDJSON) if len(pieces) == 1 else PiecewiseResponse(pieces, None, NDJSON)
 
 
 def structured(columns: Columns) -> NDArray[np.void]:

@@ -328,29 +328,49 @@ def test_everything_is_given_back_whatever_came_of_it(client: TestClient, status
     assert held(client) == 0
 
 
-def test_a_large_answer_leaves_in_pieces_that_do_not_keep_it() -> None:
+@pytest.mark.parametrize("size", [256_000, 1000])
+def test_a_large_answer_leaves_in_pieces_that_do_not_keep_it_and_let_others_in(size: int) -> None:
     whole = memoryview(bytes(range(256)) * 1000)
     held_while_sent: list[int] = []
     sent: list[Message] = []
+    in_a_row, most_in_a_row = 0, 0
     budget = Budget(LIMIT)
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         headers = [(b"content-length", b"%d" % (len(whole) + 4))]
         scope[MEMORY].hold(2 * len(whole))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": whole, "more_body": True})
+        for start in range(0, len(whole), size):
+            await send({"type": "http.response.body", "body": whole[start : start + size], "more_body": True})
         await send({"type": "http.response.body", "body": b"last", "more_body": False})
 
     async def send(message: Message) -> None:
+        """A client that takes everything at once: nothing here waits."""
+        nonlocal in_a_row, most_in_a_row
         sent.append(message)
         held_while_sent.append(budget.held)
+        in_a_row += len(message.get("body", b""))
+        most_in_a_row = max(most_in_a_row, in_a_row)
+
+    async def beside_others(task: "asyncio.Task[None]") -> None:
+        """What the event loop also has to do, once in every turn."""
+        nonlocal in_a_row
+        while not task.done():
+            in_a_row = 0
+            await asyncio.sleep(0)
+
+    async def ask(limits: Limits) -> None:
+        task = asyncio.create_task(limits(scope, receive, send))
+        await beside_others(task)
+        await task
 
     async def receive() -> Message:
         raise AssertionError("nothing is read")
 
     scope = {"type": "http", "headers": [], "query_string": b"", "method": "GET", "path": "/"}
-    asyncio.run(Limits(answer, Settings(), budget)(scope, receive, send))
+    asyncio.run(ask(Limits(answer, Settings(), budget)))
     assert MEMORY in scope
+    assert most_in_a_row < 2 * SENT_AT_ONCE, "others had to wait while all of it was sent"
     bodies = [message["body"] for message in sent[1:]]
     assert b"".join(bodies) == bytes(whole) + b"last"
     assert all(type(body) is bytes and len(body) <= SENT_AT_ONCE for body in bodies)

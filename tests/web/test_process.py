@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +366,47 @@ def test_a_port_in_use_is_reported(start: Start) -> None:
     status, output = outcome(start(port=port))
     assert status != 0
     assert "address already in use" in output
+
+
+def test_a_process_of_several_that_is_killed_is_replaced_and_serves_when_it_is_ready(start: Start) -> None:
+    """One of one here, which is cheaper: tests/test_processes.py has several, on a port that they share."""
+    supervisor = start("-m", "service", "serve", "--processes", "1", decoders=0)
+    told: dict[str, Any] = {}
+
+    def next_one() -> str:
+        """The address of its own that the next process tells."""
+        assert supervisor.stdout is not None
+        for line in supervisor.stdout:
+            told.update(json.loads(line))
+            if told["event"] == "one of several":
+                return f"http://127.0.0.1:{told['own_port']}"
+        raise AssertionError("ended without an address")
+
+    def statuses_until_ready(address: str) -> set[int]:
+        found: set[int] = set()
+        for _ in range(3000):
+            with suppress(httpx2.ConnectError):
+                found.add(plain_http.get(f"{address}/readyz").status_code)
+            if 200 in found:
+                break
+            time.sleep(0.01)
+        return found
+
+    first = next_one()
+    url = told["address"]
+    assert url == f"http://127.0.0.1:{told['shared_port']}"
+    assert 200 in statuses_until_ready(first)
+    assert plain_http.get(f"{url}/readyz").status_code == 200
+    assert score(url, 1, 10).status_code == 200
+    (child,) = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    second = next_one()
+    assert statuses_until_ready(second) == {200}, "it listened before its models were loaded"
+    assert score(url, 1, 10).status_code == 200
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", told["shared_port"]))
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait(30) == 0
 
 
 def test_a_variable_that_looks_like_keys_and_is_no_setting_stops_the_start(start: Start) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.testclient import TestClient
 from starlette.requests import ClientDisconnect
 
 from service.engine.anomaly.detector import AnomalyScores, Judgement
@@ -111,7 +113,8 @@ def test_the_largest_are_written_two_at_a_time_and_their_deadline_holds_meanwhil
     assert not third.began.is_set()
 
 
-def test_the_largest_are_written_two_at_a_time_though_their_clients_leave() -> None:
+@pytest.mark.parametrize("numbers", [MEDIUM, LARGE])
+def test_long_answers_are_written_two_at_a_time_though_their_clients_leave(numbers: int) -> None:
     """A thread cannot be stopped within a PNG: it keeps its turn, and its request what it holds, to its end."""
     begun, may_end = threading.Semaphore(0), threading.Event()
     most = running = 0
@@ -130,7 +133,7 @@ def test_the_largest_are_written_two_at_a_time_though_their_clients_leave() -> N
         share = Share(budget)
         share.hold(2**20)
         try:
-            await writer.write(request_of(receive, share=share), make, numbers=LARGE, seconds=LONG)
+            await writer.write(request_of(receive, share=share), make, numbers=numbers, seconds=LONG)
         finally:
             share.end()
 
@@ -154,6 +157,31 @@ def test_the_largest_are_written_two_at_a_time_though_their_clients_leave() -> N
 
     asyncio.run(crowd())
     assert most == 2
+
+
+def test_few_threads_read_bodies_so_that_the_event_loop_waits_for_few(client: TestClient) -> None:
+    begun, most, running, may_end = threading.Semaphore(0), 0, 0, threading.Event()
+
+    def read() -> None:
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
+        begun.release()
+        assert may_end.wait(60)
+        running -= 1
+
+    async def crowd() -> None:
+        tasks = [asyncio.create_task(run_in_threadpool(read)) for _ in range(20)]
+        for _ in range(8):
+            while not begun.acquire(blocking=False):
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        may_end.set()
+        await asyncio.gather(*tasks)
+
+    assert client.portal is not None
+    client.portal.call(crowd)
+    assert most == 8
 
 
 def long_answers() -> Iterator[tuple[str, Callable[[], Response]]]:

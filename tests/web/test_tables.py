@@ -120,6 +120,19 @@ def test_lines_in_groups_are_the_lines_of_the_groups(grouped: TestClient, digits
         assert [json.loads(line) for line in lines] == [row for rows in groups for row in rows]
 
 
+@pytest.mark.parametrize("route", [LIKELIHOOD, "/v1/anomaly-scores?fdr=0.5"])
+def test_lines_of_many_images_are_written_a_few_at_a_time_and_are_the_same(
+    grouped: TestClient, digits: Any, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In groups, and all at once, as decisions over all images are."""
+    whole = ask(grouped, route, digits, NDJSON)
+    monkeypatch.setattr("service.web.tables._PIECE_ROWS", 1)
+    pieces = ask(grouped, route, digits, NDJSON)
+    assert pieces.content == whole.content
+    assert len(whole.text.splitlines()) == 10
+    assert whole.headers.get("content-length") == pieces.headers.get("content-length")
+
+
 def test_more_rows_than_a_request_may_have_are_lines(serve: Serve, digits: Any) -> None:
     served = serve(chunk_rows=8, max_rows=2000, num_samples=400)
     refused = ask(served, "/v1/log-likelihood?proposal=encoder", digits)

@@ -58,6 +58,7 @@ class Limits:
         seconds = self._settings.body_seconds
         deadline: float | None = None  # counted from when the application asks for the body, which may be late
         arrived = 0
+        in_a_row = 0  # bytes of the answer since others were let in
         complete = False
         share = scope[MEMORY] = Share(self._budget)
         exchange: Exchange | None = scope.get(EXCHANGE)
@@ -112,7 +113,11 @@ class Limits:
                 raise
 
         async def send_counted(message: Message) -> None:
-            """From here on only the answer is held, which may have to wait for a slow client."""
+            """From here on only the answer is held, which may have to wait for a slow client.
+
+            A fast client takes every piece at once, and none has to wait: so others are let in between them.
+            """
+            nonlocal in_a_row
             if message["type"] == "http.response.start":
                 if share.held:
                     share.has(min(_content_length(message["headers"]), share.held))  # files are read piece by piece
@@ -128,6 +133,10 @@ class Limits:
                 piece = bytes(view[start : start + SENT_AT_ONCE])  # a view would keep the whole answer in memory
                 last = start + SENT_AT_ONCE >= len(view)
                 await send({"type": "http.response.body", "body": piece, "more_body": more or not last})
+                in_a_row += len(piece)
+                if in_a_row >= SENT_AT_ONCE:
+                    in_a_row = 0
+                    await asyncio.sleep(0)
 
         try:
             await self._app(scope, receive_or_end, send_counted)
