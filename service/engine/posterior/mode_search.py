@@ -57,11 +57,11 @@ _FROM_BANK = 2
 """Draws of the bank that the first round starts from; each further round takes the next one."""
 _WIDE = 1.5
 """Times the prior: how far out the starting points lie that are drawn at random."""
-_HOP = 0.75
-"""b of the start around the best mode, √(1 − b²)·mode + b·noise: neighbours of a good mode are often better (basin
-hopping: Wales, Doye 1997, J. Phys. Chem. A 101:5111)."""
-_IS_INDEPENDENT = np.array([False, True, True, True])
-"""Of a further round's four: the first begins where others have ended."""
+_HOPS = np.array([0.4, 0.6])
+"""b of the starts around the best mode, √(1 − b²)·mode + b·noise: neighbours of a good mode are often better (basin
+hopping: Wales, Doye 1997, J. Phys. Chem. A 101:5111): three times as often as of starts elsewhere, for as many rows."""
+_IS_INDEPENDENT = np.array([False, False, True, True])
+"""Of a further round's four: the first two begin where others have ended."""
 _ROUND_SEED = 5
 _HOPELESS, _OVER = 4, 3
 """A search is given up if four times what it gained over the last three iterations does not bring it near the best."""
@@ -154,7 +154,7 @@ class ModeSearch:
     def _search(self, x: Float32Array, reached: Modes) -> Chunks[FoundModes]:
         """Search from several points for the best modes of each image, in rounds: [n, P] → n."""
         bank = yield from self._bank.nearest(x, _FROM_BANK + _MAX_ROUNDS - 1)  # [n, C, A]
-        starts = self._round(reached.mode, bank[:, :_FROM_BANK], 0)
+        starts = self._round(reached.mode[:, None], bank[:, :_FROM_BANK], 0)
         found = FoundModes.of((yield from self._from(x, starts)), len(x))
         pending = np.arange(len(x))
         parts, order = [], []
@@ -172,18 +172,17 @@ class ModeSearch:
         return FoundModes.join([*parts, found]).take(np.argsort(np.concatenate([*order, pending])))
 
     def _round(self, first: Float64Array, from_bank: Float64Array, number: int) -> Float64Array:
-        """A point [n, A], some of the bank [n, C, A], and wide draws from the prior: [n, 4, A]."""
-        count = len(_IS_INDEPENDENT) - 1 - from_bank.shape[1]
+        """Points [n, F, A], some of the bank [n, C, A], and wide draws from the prior: [n, 4, A]."""
+        count = len(_IS_INDEPENDENT) - first.shape[1] - from_bank.shape[1]
         draws = standard_normal(count, self._sampler.latent_dim, seed=_ROUND_SEED + 1 + number)
-        wide = _WIDE * draws[:, self._sampler.familiar_dimensions]
-        return np.concatenate(
-            [first[:, None], from_bank, np.broadcast_to(wide, (len(first), *wide.shape))], axis=1
-        ).astype(np.float64)
+        wide = np.tile(_WIDE * draws[:, self._sampler.familiar_dimensions], (len(first), 1, 1))
+        return np.concatenate([first, from_bank, wide], axis=1, dtype=np.float64)
 
     def _hop(self, modes: Float64Array, number: int) -> Float64Array:
-        """A point around each mode: [n, A]."""
-        noise = standard_normal(number, self._sampler.latent_dim, seed=_ROUND_SEED)[-1]
-        return np.asarray(np.sqrt(1 - _HOP**2) * modes + _HOP * noise[self._sampler.familiar_dimensions])
+        """Points around each mode: [n, A] → [n, 2, A]."""
+        drawn = standard_normal(number * len(_HOPS), self._sampler.latent_dim, seed=_ROUND_SEED)[-len(_HOPS) :]
+        noise = drawn[:, self._sampler.familiar_dimensions]
+        return np.asarray(np.sqrt(1 - _HOPS**2)[:, None] * modes[:, None] + _HOPS[:, None] * noise)
 
     def _from(self, x: Float32Array, starts: Float64Array, found: FoundModes | None = None) -> Chunks[Modes]:
         """Search from each of an image's starts: [n, P] and [n, S, A] → [n·S].
