@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from model_store import BUNDLED, open_version
 from service.engine.chunks import complete
 from service.engine.model import Model
-from service.engine.posterior import bank, mode_search, multistart
+from service.engine.posterior import bank, mode_search, multistart, starts
 from service.engine.posterior.annealing import log_mean_exp
 from service.engine.posterior.estimate import LogLikelihood
 from service.engine.runtime import Runtime
@@ -104,7 +104,8 @@ def _thorough(stored: Path, pixels: Pixels) -> NDArray[np.float64]:
     for seed in (901, 902):
         with (
             mock.patch.object(bank, "_SEED", seed),
-            mock.patch.multiple(mode_search, _ROUND_SEED=1000 * seed, _MAX_ROUNDS=THOROUGH_ROUNDS, _SEVERAL_STEPS=40),
+            mock.patch.object(starts, "ROUND_SEED", 1000 * seed),
+            mock.patch.multiple(mode_search, _MAX_ROUNDS=THOROUGH_ROUNDS, _SEVERAL_STEPS=40),
             mock.patch.object(mode_search, "_SEVERAL_TOLERANCE", 0.05),
             mock.patch.multiple(multistart, _ENOUGH=10**6, _ENOUGH_AT_BEST=10**6),
         ):

@@ -1,10 +1,14 @@
 """What searches from several points have found: modes counted once, and how often each was reached."""
 
+from dataclasses import replace
+from unittest import mock
+
 import numpy as np
 import pytest
 
 from service.engine.chunks import complete
 from service.engine.model import Model
+from service.engine.posterior import ladder
 from service.engine.posterior.multistart import NUM_KEPT, FoundModes
 from service.engine.posterior.newton_state import Modes
 from tests import reference
@@ -161,7 +165,7 @@ def test_the_better_mode_is_found_that_the_encoder_does_not_lead_to() -> None:
     search, x = model._estimator._search, pixels.reshape(len(pixels), -1)
     reached = complete(search.from_encoder(x, complete(model.encode(pixels))))
     assert (reached.mode < 0).all()  # all signs are wrong there
-    found = complete(search.candidates(x, reached, np.ones(len(x), np.bool_)))
+    found = complete(search.candidates(x, reached, np.ones(len(x), np.bool_), np.zeros(len(x), np.bool_)))
     best = found.gaussians.centre.reshape(len(x), NUM_KEPT, 2)[:, 0]
     assert (np.abs(np.abs(best) - z) < 0.2).all()
     assert ((best > 0).all(axis=1)).sum() >= 3  # the noise turns the sign of some
@@ -182,3 +186,37 @@ def test_the_likelihood_has_all_modes_in_it(proposal: str) -> None:
     trusting._estimator.ladder._familiar_gain = trusting._estimator.ladder._common_gain = np.inf
     one_mode = complete(trusting.log_likelihood(pixels, proposal=proposal))
     assert (one_mode.log_likelihood < truth - 1).sum() >= 2  # the toy is one where the others matter
+
+
+def test_of_an_ordinary_image_of_a_large_model_better_modes_are_searched_for_beside_the_first() -> None:
+    toy, matrix = folded()
+    _, pixels = images_of(matrix)
+    truth = log_evidence(matrix, pixels)
+    model = reference.load(toy)
+    model._estimator.ladder._familiar_gain = model._estimator.ladder._common_gain = np.inf
+    small = complete(model.log_likelihood(pixels))
+    with mock.patch.object(ladder, "_LARGE", SHAPE.size):
+        large = complete(model.log_likelihood(pixels))
+        alone = complete(model.log_likelihood(pixels[2:3]))
+        annealed = complete(model.log_likelihood(pixels, proposal="annealed"))
+    missed = small.log_likelihood < truth - 1
+    assert missed.sum() == 3
+    for record in (large, annealed):
+        right = np.abs(record.log_likelihood - truth) < 5 * record.std_error
+        assert right[~missed].all()
+        assert right[missed].sum() >= 2  # four searches do not find every mode
+        assert (record.std_error >= 0.15).all()  # what they may have missed is counted
+    assert (alone.log_likelihood[0], alone.std_error[0]) == (large.log_likelihood[2], large.std_error[2])
+
+
+def test_only_images_of_a_large_model_that_look_ordinary_are_near() -> None:
+    model = reference.load(folded()[0])
+    searched = replace(
+        ended((0, 0), (0, 0), (0, 0), (0, 0)),
+        gain=np.array([9.0, 11.0, 99.0, 11.0]),
+        converged=np.array([True, True, True, False]),
+    )
+    model._estimator.ladder._familiar_gain = 50.0
+    assert not model._estimator.ladder.is_near(searched).any()
+    with mock.patch.object(ladder, "_LARGE", SHAPE.size):
+        assert model._estimator.ladder.is_near(searched).tolist() == [False, True, False, False]

@@ -125,7 +125,8 @@ class Estimator:
         reached = yield from self._search.from_encoder(x, posterior)
         is_doubtful = self.ladder.is_doubtful(reached)
         is_strange = self.ladder.is_strange(reached) | ~is_usable(posterior) | (is_doubtful & (proposal == "annealed"))
-        strange, familiar = np.flatnonzero(is_strange), np.flatnonzero(~is_strange)
+        is_near = self.ladder.is_near(reached) & ~is_strange
+        strange, familiar = np.flatnonzero(is_strange | is_near), np.flatnonzero(~(is_strange | is_near))
 
         def final(some: Indices, record: LogLikelihood, drawn: Float32Array) -> Part[Inference]:
             return Part(some, Inference(self.ladder.judge(record, reached.take(some)), drawn))
@@ -153,7 +154,7 @@ class Estimator:
                 yield from anneal(familiar[again], alone(gaussians.take(again)), weights)
         if len(strange):
             far = self.ladder.is_far(reached)[strange]
-            modes = yield from self._search.candidates(x[strange], reached.take(strange), far)
+            modes = yield from self._search.candidates(x[strange], reached.take(strange), far, is_near[strange])
             if proposal == "annealed":
                 yield from anneal(strange, modes)
                 return

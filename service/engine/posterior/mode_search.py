@@ -7,6 +7,7 @@ other starting point, may be tens of nats below the best. So Newton's method sta
   end. If they do not end at the same mode, there may be a better one, and the search does not count as converged.
 - For the best few (`candidates`), from four at a time, until the best mode was reached often enough (multistart.py).
   Nothing is dropped for being behind: the best mode is often reached by a search that was not ahead in between.
+- Of a familiar image whose posterior is sharp (`candidates`, near), from four beside the mode that is known, once.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,8 @@ from service.engine.posterior.multistart import NEAR, NUM_KEPT, FoundModes
 from service.engine.posterior.newton import TOLERANCE, Keep, Values, find_modes
 from service.engine.posterior.newton_state import Modes
 from service.engine.posterior.sampling import Sampler
-from service.engine.proposal import DEFAULT_SEED, DiagonalGaussian, standard_normal
+from service.engine.posterior.starts import IS_INDEPENDENT, Starts
+from service.engine.proposal import DiagonalGaussian
 
 _FAMILIAR_STEPS = 5
 MORE_STEPS = 32
@@ -55,14 +57,6 @@ _MAX_ROUNDS = 10
 """Of four searches each, until an image's best modes are confirmed."""
 _FROM_BANK = 2
 """Draws of the bank that the first round starts from; each further round takes the next one."""
-_WIDE = 1.5
-"""Times the prior: how far out the starting points lie that are drawn at random."""
-_HOP = 0.75
-"""b of the start around the best mode, √(1 − b²)·mode + b·noise: neighbours of a good mode are often better (basin
-hopping: Wales, Doye 1997, J. Phys. Chem. A 101:5111)."""
-_IS_INDEPENDENT = np.array([False, True, True, True])
-"""Of a further round's four: the first begins where others have ended."""
-_ROUND_SEED = 5
 _HOPELESS, _OVER = 4, 3
 """A search is given up if four times what it gained over the last three iterations does not bring it near the best."""
 _LAST_STEPS = 20
@@ -85,6 +79,7 @@ class ModeSearch:
         self._max_steps = max_steps
         self.familiar_steps = _FAMILIAR_STEPS  # from the encoder's mean; more than a few are made by gradients alone
         self._bank = Bank(sampler)
+        self._starts = Starts(sampler.latent_dim, sampler.familiar_dimensions)
 
     @property
     def num_bytes(self) -> int:
@@ -128,18 +123,26 @@ class ModeSearch:
         order = np.argsort(np.concatenate([familiar, strange]))
         return Modes.join(found).take(order), Gaussians.join(gaussians).take(order)
 
-    def candidates(self, x: Float32Array, reached: Modes, far: NDArray[np.bool_]) -> Chunks[Candidates]:
+    def candidates(
+        self, x: Float32Array, reached: Modes, far: NDArray[np.bool_], near: NDArray[np.bool_]
+    ) -> Chunks[Candidates]:
         """Images [B, P] and where the search from the encoder's mean ended → up to four modes of each.
 
         Searches start from several points, until the best mode is confirmed. Those of an image that is `far` go on in
-        all dimensions.
+        all dimensions; of one that is `near`, four begin beside that mode, and no more.
         """
         size = self.block_size(self._sampler.latent_dim)
         parts, order = [], []
-        for chosen, in_all in ((np.flatnonzero(~far), False), (np.flatnonzero(far), True)):
+        ways = (
+            (near, False, self._search_beside),
+            (~near & ~far, False, self._search),
+            (~near & far, True, self._search),
+        )
+        for way, in_all, search in ways:
+            chosen = np.flatnonzero(way)
             for first in range(0, len(chosen), size):
                 some = chosen[first : first + size]
-                searched = yield from self._search(x[some], reached.take(some))
+                searched = yield from search(x[some], reached.take(some))
                 modes = self._spread(searched.modes)
                 if in_all:
                     modes = yield from self._finish(np.repeat(x[some], NUM_KEPT, axis=0), modes, searched.is_mode)
@@ -154,7 +157,7 @@ class ModeSearch:
     def _search(self, x: Float32Array, reached: Modes) -> Chunks[FoundModes]:
         """Search from several points for the best modes of each image, in rounds: [n, P] → n."""
         bank = yield from self._bank.nearest(x, _FROM_BANK + _MAX_ROUNDS - 1)  # [n, C, A]
-        starts = self._round(reached.mode, bank[:, :_FROM_BANK], 0)
+        starts = self._starts.of_round(reached.mode[:, None], bank[:, :_FROM_BANK], 0)
         found = FoundModes.of((yield from self._from(x, starts)), len(x))
         pending = np.arange(len(x))
         parts, order = [], []
@@ -166,24 +169,14 @@ class ModeSearch:
             if not len(pending):
                 break
             from_bank = bank[pending, _FROM_BANK + number - 1]
-            starts = self._round(self._hop(found.best, number), from_bank[:, None], number)
+            starts = self._starts.of_round(self._starts.around(found.best, number), from_bank[:, None], number)
             modes = yield from self._from(x[pending], starts, found)
-            found = found.add(modes, is_independent=_IS_INDEPENDENT)
+            found = found.add(modes, is_independent=IS_INDEPENDENT)
         return FoundModes.join([*parts, found]).take(np.argsort(np.concatenate([*order, pending])))
 
-    def _round(self, first: Float64Array, from_bank: Float64Array, number: int) -> Float64Array:
-        """A point [n, A], some of the bank [n, C, A], and wide draws from the prior: [n, 4, A]."""
-        count = len(_IS_INDEPENDENT) - 1 - from_bank.shape[1]
-        draws = standard_normal(count, self._sampler.latent_dim, seed=_ROUND_SEED + 1 + number)
-        wide = _WIDE * draws[:, self._sampler.familiar_dimensions]
-        return np.concatenate(
-            [first[:, None], from_bank, np.broadcast_to(wide, (len(first), *wide.shape))], axis=1
-        ).astype(np.float64)
-
-    def _hop(self, modes: Float64Array, number: int) -> Float64Array:
-        """A point around each mode: [n, A]."""
-        noise = standard_normal(number, self._sampler.latent_dim, seed=_ROUND_SEED)[-1]
-        return np.asarray(np.sqrt(1 - _HOP**2) * modes + _HOP * noise[self._sampler.familiar_dimensions])
+    def _search_beside(self, x: Float32Array, reached: Modes) -> Chunks[FoundModes]:
+        """Search from four points beside the mode that is known: [n, P] → n."""
+        return FoundModes.of((yield from self._from(x, self._starts.beside(reached.mode))), len(x))
 
     def _from(self, x: Float32Array, starts: Float64Array, found: FoundModes | None = None) -> Chunks[Modes]:
         """Search from each of an image's starts: [n, P] and [n, S, A] → [n·S].
@@ -224,13 +217,6 @@ class ModeSearch:
         left = replace(modes.take(others), value=np.full(len(others), -np.inf))
         return Modes.join([further, left]).take(np.argsort(np.concatenate([some, others])))
 
-    def _starts(self, reached: Modes, count: int) -> Float64Array:
-        """Where the first search ended, the prior's mean, and draws from the prior: [n, S, A]."""
-        draws = standard_normal(count - 2, self._sampler.latent_dim, seed=DEFAULT_SEED)
-        starts = np.zeros((len(reached.mode), count, reached.mode.shape[1]))
-        starts[:, 0], starts[:, 2:] = reached.mode, draws[:, self._sampler.familiar_dimensions]
-        return starts
-
     def _spread(self, modes: Modes) -> Modes:
         return modes.spread(self._sampler.familiar_dimensions, self._sampler.latent_dim)
 
@@ -253,7 +239,9 @@ class ModeSearch:
 
     def _search_to_the_end(self, x: Float32Array, reached: Modes) -> Chunks[Modes]:
         """Of several starting points, follow the two best to the end in all dimensions, and take the better."""
-        finalists = self._spread((yield from self._compete(x, self._starts(reached, _THOROUGH.starts), _THOROUGH)))
+        finalists = self._spread(
+            (yield from self._compete(x, self._starts.of_competition(reached.mode, _THOROUGH.starts), _THOROUGH))
+        )
         left = self._max_steps - _FAMILIAR_STEPS - _THOROUGH.steps
         # Without an iteration left for all dimensions, what was found in some is kept, though it may not be the mode.
         further = replace(
