@@ -17,8 +17,8 @@ _LEAST_SHARE = 1e-6
 """Of the mean variance of all numbers: a channel that never varies is not divided by nearly nothing."""
 
 _RIDGE = 0.03
-"""Added to the variances of the scaled channels. Of 0.003 to 100, maps of images held out of tiles apart are likeliest
-by it, from 50 training images to 550 (benchmarks/RESULTS.md)."""
+"""Added to the variances of the scaled channels. Of 0.03, 0.1, 1, 10 and 100, maps of held-out magnetic tiles are
+likeliest by it, with 100 training images and with 553 (benchmarks/RESULTS.md)."""
 _MOST_CHANNELS = 1448
 """Whose matrix takes 8 MiB; more channels are only scaled, so that a published graph stays small."""
 
