@@ -1,6 +1,7 @@
 """The field's methods on feature maps [N, F, h, w], for benchmarks/photographs.py: numbers of positions, or one."""
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 
 import numpy as np

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from feature_peers import NearestPosition, PositionGaussian
+from photographs import Floats, Images, read, score_model, standardised, top_mean
 
-from benchmarks.feature_peers import NearestPosition, PositionGaussian
-from benchmarks.photographs import Floats, Images, read, score_model, standardised, top_mean
 from model_store import open_version
 from service.__main__ import main as serve
 from service.engine.anomaly.conformal import guarantee

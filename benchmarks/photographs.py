@@ -7,8 +7,9 @@ python -m training publish RUN --name tiles --store STORE --score-proposal encod
 python -m service calibrate --model tiles --store STORE --images OUT/calibration
 python benchmarks/photographs.py OUT/data RUN STORE tiles
 
-All methods have the run's features of the run's training images, and give each position a number: the model its
-whitened ones, the peers (benchmarks/feature_peers.py) the same, standardised but not whitened. An image's score is the
+All methods have the same features, and give each position a number: the model, of whitened ones; the peers
+(benchmarks/feature_peers.py), of standardised ones. They are fitted to all of train/good; the model to eight in ten,
+since its run keeps a tenth to validate and a tenth to calibrate. An image's score is the
 mean of the sixteenth of its positions with the largest number (for all methods alike; beside it the largest alone),
 and its map these numbers, interpolated to the image. Peers that say one number of an image have means over positions.
 
@@ -24,18 +25,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from feature_peers import NearestPosition, PositionGaussian, mean_distance, pyod_scores
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage, stats
 
-from benchmarks.feature_peers import NearestPosition, PositionGaussian, mean_distance, pyod_scores
 from model_store import open_version
 from service.engine.anomaly.local import at_image_size
 from service.engine.chunks import complete
 from service.engine.model import Model
 from service.engine.runtime import Runtime
 from training.features.graph import FeatureGraph, read_feature_graph
-from training.features.maps import FOLDER, run_graph
+from training.features.maps import run_graph
 from training.publish.detection import auroc
 
 SUFFIXES = {".jpg", ".png"}
@@ -178,9 +179,7 @@ def measure(data: Path, run: Path, store: Path, name: str, plain: Path) -> None:
     started = time.process_time()
     features = {kind: graph.of(pixels) for kind, pixels in images.items()}
     print(f"features: {1000 * (time.process_time() - started) / count:.1f} ms of processor time an image")
-    number = len(np.load(run / FOLDER / "train.npy", mmap_mode="r"))
-    train = read(data / "train/good", graph.image)
-    train, theirs = standardised(read_feature_graph(plain, runtime), train[:: max(1, len(train) // number)], images)
+    train, theirs = standardised(read_feature_graph(plain, runtime), read(data / "train/good", graph.image), images)
     rows: dict[str, dict[str, Floats]] = {}
     located: dict[str, dict[str, Floats]] = {}
     for peer in ("Gaussian a position", "nearest position", "nearest of a coreset"):
