@@ -39,6 +39,11 @@ def moved(images: Images, pixels: int) -> Images:
     return np.pad(images, ((0, 0), (0, 0), (pixels, 0), (pixels, 0)), mode="edge")[:, :, :-pixels, :-pixels]
 
 
+def eight_bit(images: Images) -> Images:
+    """To the nearest of 256 levels, as files have them."""
+    return np.asarray(np.rint(255 * images) / 255, np.float32)
+
+
 CHANGES: Mapping[str, Callable[[Images], Images]] = {
     "as they are": lambda images: images,
     "light × 0.95": lambda images: images * np.float32(0.95),
@@ -134,7 +139,7 @@ def drift(out: Path, features: Path, work: Path, folder: Path) -> None:
     before = calibrate(ordinary, work / "store", work)
     lines = []
     for name, change in CHANGES.items():
-        altered = {kind: np.rint(255 * change(pixels)) / np.float32(255) for kind, pixels in images.items()}
+        altered = {kind: eight_bit(change(pixels)) for kind, pixels in images.items()}
         found, flagged = scores_of(before, altered)
         again = flagged_share(calibrate(change(ordinary), work / "store", work), altered["good"])
         lines.append(f"{name}: local {found:.3f}; flagged {100 * flagged:.1f} %, recalibrated {100 * again:.1f} %")
