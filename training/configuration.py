@@ -23,7 +23,7 @@ from training.likelihoods import BLACK_AND_WHITE, LIKELIHOODS
 
 Objective = Literal["iwae", "elbo"]
 Binarisation = Literal["dynamic", "threshold", "none"]
-Preset = Literal["mlp", "resnet"]
+Preset = Literal["mlp", "resnet", "linear"]
 if TYPE_CHECKING:
     LikelihoodKind = str
 else:
@@ -54,10 +54,11 @@ class Configuration:
     (training/data/preparation.py); without a size, all have one size already.
 
     `width` is units of each hidden layer of an `mlp`, and channels at the image's own size of a `resnet`; `depth` is
-    hidden layers of the one, residual blocks at each size of the other. `gaussian_scale` is in units of pixels in
-    [0, 1]; None learns it, a scale a pixel. `num_components` is of a mixture; None means 10. `num_validation`,
-    `num_calibration` and `num_test` are numbers of images held out of training (`num_test` only where the data set
-    brings no test images of its own); None means 2000, 3000 and 10 000, or a tenth of the images where that is fewer.
+    hidden layers of the one, residual blocks at each size of the other; `linear` has neither. `gaussian_scale` is in
+    units of pixels in [0, 1]; None learns it, a scale a pixel. `num_components` is of a mixture; None means 10.
+    `num_validation`, `num_calibration` and `num_test` are numbers of images held out of training (`num_test` only where
+    the data set brings no test images of its own); None means 2000, 3000 and 10 000, or a tenth of the images where
+    that is fewer.
     `flip` and `shift` (pixels) vary training images each time they are seen (training/data/augmentation.py).
     `ema_decay` d averages the weights over about 1/(1 - d) steps. `first_samples` is where the number of samples
     begins, which doubles until it is `num_samples`, each number having as many decoder rows; None is `num_samples`
@@ -140,6 +141,8 @@ class Configuration:
                     raise ConfigurationError(f"{name} belongs to the likelihood {kind}, not to {self.likelihood}")
         if self.finish_epochs is not None and not self.finish_encoder:
             raise ConfigurationError("finish_epochs belongs to finish_encoder")
+        if self.preset == "linear" and (self.epochs != 1 or self.finish_encoder):
+            raise ConfigurationError("the preset linear has one epoch and no finish_encoder: its encoder is exact")
         for name in ("kl_warm_up_epochs", "free_bits"):
             if getattr(self, name) and self.objective != "elbo":
                 raise ConfigurationError(f"{name} belongs to the objective elbo, not to {self.objective}")

@@ -16,7 +16,8 @@ from training.data.sources import open_source
 from training.data.splits import split
 from training.fit.devices import choose_acceleration, choose_device
 from training.fit.distributed import ProcessGroup, join_process_group
-from training.fit.first_stage import complete_options, open_graph, to_features
+from training.fit.first_stage import complete_options, linear_model, open_graph, to_features
+from training.fit.linear import begin_linear
 from training.fit.loaded_model import load_model
 from training.fit.lock import lock_folder
 from training.fit.plan import plan_on_machine
@@ -74,6 +75,8 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     splits, features = to_features(
         parsed.out, of_images, configuration, graph, before, processes=processes, runtime=runtime
     )
+    linear = linear_model(given, splits, parsed.out)
+    given |= linear.options if linear else {}
     configuration = complete_configuration(given, splits.train) if features else configuration
     acceleration = choose_acceleration(
         device,
@@ -101,6 +104,8 @@ def _fit_in_group(parsed: argparse.Namespace, device: torch.device, processes: P
     run = _open_in_group(parsed, description, processes, locks)
     if start and processes.leads and not run.has_checkpoint:
         begin(run, start, encoder_alone=encoder_alone)
+    if linear and processes.leads:
+        print_epoch(begin_linear(run, splits, linear, acceleration), configuration, splits.image_shape)
     processes.wait()
     check_begun(run)
     if processes.leads:

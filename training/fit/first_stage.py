@@ -12,12 +12,13 @@ from training.errors import ConfigurationError
 from training.features.graph import FeatureGraph, read_feature_graph
 from training.features.maps import RunFeatures, cached_splits, feature_splits
 from training.fit.distributed import ProcessGroup
-from training.fit.run import RunDescription, check_new
+from training.fit.linear import LINEAR, LinearModel, solve
+from training.fit.run import CHECKPOINT, RunDescription, check_new
 from training.fit.start import Start, inherited_options
 from training.likelihoods import LIKELIHOODS
 
 _COLOURS: Mapping[int, Colour] = {1: "grey", 3: "rgb"}
-_LIKELIHOOD, _PRESET = "gaussian", "mlp"
+_LIKELIHOOD = "gaussian"
 _MAX_GRADIENT_NORM = 500.0
 """Without it a bound once fell to ten times its negative in an epoch: scales learned of few images become narrow."""
 
@@ -70,11 +71,13 @@ def complete_options(
     if graph:
         check_new(out)
         return feature_options(given, graph)
+    if given.get("preset") == LINEAR:
+        raise ConfigurationError("preset linear is for features: give --features, or another preset")
     return dict(given)
 
 
 def feature_options(given: Mapping[str, Any], graph: FeatureGraph) -> dict[str, Any]:
-    """The options with what a graph implies: its images' size and colour, a density of real numbers, an `mlp`.
+    """The options with what a graph implies: its images' size and colour, a density of real numbers, linear.
 
     Raises:
         ConfigurationError: an option cannot be with features; the message names it.
@@ -82,7 +85,7 @@ def feature_options(given: Mapping[str, Any], graph: FeatureGraph) -> dict[str, 
     channels, height, width = graph.image
     chosen = {"size": (height, width), "colour": _COLOURS.get(channels), **given}
     if given.get("preset", "auto") == "auto":
-        chosen["preset"] = _PRESET
+        chosen["preset"] = LINEAR
     chosen.setdefault("likelihood", _LIKELIHOOD)
     chosen.setdefault("max_gradient_norm", _MAX_GRADIENT_NORM)
     likelihood = LIKELIHOODS[chosen["likelihood"]]
@@ -93,7 +96,30 @@ def feature_options(given: Mapping[str, Any], graph: FeatureGraph) -> dict[str, 
     for name in ("flip", "shift"):
         if chosen.get(name):
             raise ConfigurationError(f"{name} varies images anew at each use, and features are computed once")
+    if chosen["preset"] == LINEAR:
+        _check_linear(chosen)
     return chosen
+
+
+def _check_linear(chosen: dict[str, Any]) -> None:
+    """Refuse what weights in closed form cannot have, and say of what there is nothing to choose."""
+    for name in ("width", "depth", "epochs", "finish_epochs"):
+        if name in chosen:
+            raise ConfigurationError(f"preset linear has no {name}: its weights are computed at once; or --preset mlp")
+    if chosen["likelihood"] != _LIKELIHOOD or chosen.get("finish_encoder"):
+        raise ConfigurationError(f"preset linear has a {_LIKELIHOOD} likelihood, and its encoder is exact")
+    chosen["epochs"] = 1
+
+
+def linear_model(given: Mapping[str, Any], splits: DataSplits, out: Path) -> LinearModel | None:
+    """The weights of a new run whose preset is linear, or of one that ended before they were kept; else None.
+
+    Raises:
+        ConfigurationError: see `solve`.
+    """
+    if given.get("preset") != LINEAR or (out / CHECKPOINT).exists():
+        return None
+    return solve(given, splits)
 
 
 def to_features(

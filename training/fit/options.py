@@ -19,7 +19,7 @@ _HELP = {
     "colour": "with a size: grey or rgb images",
     "invert": "exchange black and white, for dark drawings on white paper; the service then does so with every image",
     "preset": "networks: mlp, hidden layers with SiLU; resnet, residual convolutions without normalisation, on patches "
-    "of images larger than 40 pixels",
+    "of images larger than 40 pixels; linear, of features alone: one layer each way, its weights computed at once",
     "width": "units of each hidden layer of an mlp; channels of a resnet at the size of the image or its patches",
     "depth": "hidden layers of an mlp; residual blocks of a resnet at each size, which is halved until 8 or fewer",
     "latent_dim": "dimensions of the latent code",
@@ -57,7 +57,7 @@ _UNSET = {
     "size": "all images must have one size",
     "fit": "exact, images as they are; crop with a size",
     "colour": "grey if all images are; auto also looks at pixels",
-    "preset": "auto, an mlp up to 64×64 numbers an image, a resnet for larger ones",
+    "preset": "auto, an mlp up to 64×64 numbers an image, a resnet for larger ones, linear for features",
     "likelihood": f"{GREY} for 8-bit images if more than a fifth of the pixels are grey, else {BLACK_AND_WHITE}",
     "binarisation": "dynamic, or none",
     "first_samples": "--num-samples throughout",

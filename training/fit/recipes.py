@@ -22,6 +22,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mlp": {},
     "large mlp": _ONE_SAMPLE,
     "resnet": _RESNET,
+    "linear": {"epochs": 1, "finish_encoder": False},
     "resnet in patches": _RESNET | _ONE_SAMPLE | {"width": 16},
 }
 """By preset, where it differs from `Configuration`'s own defaults; large: of images of more than 784 pixels times

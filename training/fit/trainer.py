@@ -121,7 +121,7 @@ def fit(
         if processes.leads:
             run.truncate_metrics(epoch)
             if not state.is_finished(epoch, configuration):
-                run.append_session(_session(epoch + 1, device, processes, acceleration))
+                run.append_session(session_of(epoch + 1, device, processes, acceleration))
         new_loop = functools.partial(
             Loop, configuration, state, train, processes, acceleration, progress, start=run.description.start
         )
@@ -175,7 +175,10 @@ def fit(
         return state.result()
 
 
-def _session(first_epoch: int, device: torch.device, processes: ProcessGroup, acceleration: Acceleration) -> Session:
+def session_of(
+    first_epoch: int, device: torch.device, processes: ProcessGroup = ALONE, acceleration: Acceleration = PLAIN
+) -> Session:
+    """What a session that begins here and now is recorded as."""
     return Session(
         first_epoch=first_epoch,
         device=device_name(device),

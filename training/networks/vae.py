@@ -10,6 +10,7 @@ from training.configuration import Configuration, Preset
 from training.likelihoods import Likelihood, build_likelihood
 from training.likelihoods.base import ImageShape
 from training.networks.layers import constant, linear
+from training.networks.linear import LinearDecoder, LinearEncoder
 from training.networks.mlp import MlpDecoder, MlpEncoder
 from training.networks.precision import at_least_float32
 from training.networks.resnet import ResnetDecoder, ResnetEncoder
@@ -28,6 +29,7 @@ OF_IMAGE_RATE = 10.0
 _BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "mlp": (MlpEncoder, MlpDecoder),
     "resnet": (ResnetEncoder, ResnetDecoder),
+    "linear": (LinearEncoder, LinearDecoder),
 }
 
 
@@ -132,7 +134,8 @@ def build_vae(configuration: Configuration, pixel_mean: Tensor, pixel_spread: Te
     image_shape = (channels, height, width_in_pixels)
     likelihood = build_likelihood(configuration.likelihood, image_shape, **configuration.likelihood_options)
     encoder_body, decoder_body = _BODIES[configuration.preset]
-    sizes = {"width": configuration.width, "depth": configuration.depth, "generator": generator}
+    width = configuration.latent_dim if configuration.preset == "linear" else configuration.width
+    sizes = {"width": width, "depth": configuration.depth, "generator": generator}
     features = encoder_body(image_shape, **sizes)
     spread = torch.full_like(pixel_mean, UNKNOWN_SPREAD) if pixel_spread is None else pixel_spread
     bias = likelihood.initial_bias(pixel_mean, spread)

@@ -130,7 +130,9 @@ def measure(run: Run, vae: Vae, splits: DataSplits) -> Figures:
         num_validation=len(validation),
         num_active=int((means.var(dim=0, correction=0) > ACTIVE_VARIANCE).sum()),
         num_calibration=len(splits.calibration),
-        unused_epochs=0 if ended_early else max(0, enough_epochs(steps_per_epoch) - configuration.epochs),
+        unused_epochs=0
+        if ended_early or configuration.preset == "linear"
+        else max(0, enough_epochs(steps_per_epoch) - configuration.epochs),
         minutes=sum(line["seconds"] for line in run.read_metrics()) / 60,
         of_features=run.description.features is not None,
     )
