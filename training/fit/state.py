@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -138,7 +139,7 @@ def build_state(
     device: torch.device,
     *,
     pixel_spread: Tensor | None = None,
-    examples: Tensor | None = None,
+    examples: Callable[[], Tensor] | None = None,
 ) -> TrainingState:
     """A model with fresh weights for images of `pixel_mean`'s shape, its average and its optimiser.
 

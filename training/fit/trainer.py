@@ -114,7 +114,7 @@ def fit(
             splits.pixel_mean(),
             device,
             pixel_spread=splits.pixel_spread(),
-            examples=splits.examples(),
+            examples=splits.examples,
         )
         state = untrained()
         checkpoint = run.load_checkpoint(device)

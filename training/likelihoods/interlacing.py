@@ -23,6 +23,8 @@ _USUAL_LOG_SIZE = -2.0
 _RIDGE = 1e-3
 _WIDE, _LEAST_UNIT = 0.25, 0.005
 """What is left of a pixel of which nothing is known, about; and the unit of one that is nearly known."""
+_SOLVED_AT_ONCE = 2**23
+"""Numbers that a least squares' solution looks at: 64 MiB of float64."""
 _SEED = 0
 EVEN, DIAGONAL, RIGHT, BELOW = (0, 0), (1, 1), (0, 1), (1, 0)
 """Rows and columns of a level, every second one from here on."""
@@ -78,11 +80,17 @@ class Pass(nn.Module):
     @torch.no_grad()
     def solve(self, planes: Tensor, made: Tensor) -> None:
         """Make f the least squares' prediction of these planes [N, made, h, w]."""
-        around = F.unfold(_around(planes), 3).transpose(1, 2).flatten(0, 1).double()  # [places, known · 9]
-        rows = torch.cat([around, torch.ones_like(around[:, :1])], dim=1)
-        wanted = made.flatten(2).transpose(1, 2).flatten(0, 1).double()  # [places, made]
-        ridge = _RIDGE * torch.eye(rows.shape[1], dtype=rows.dtype)
-        solution = torch.linalg.solve(rows.T @ rows + ridge, rows.T @ wanted).to(planes.dtype)  # [known · 9 + 1, made]
+        around = _around(planes)
+        numbers = planes.shape[1] * 9
+        products = _RIDGE * torch.eye(numbers + 1, numbers + 1 + made.shape[1], dtype=torch.float64)
+        products[:, numbers + 1 :] = 0
+        at_once = max(1, _SOLVED_AT_ONCE // (numbers * len(planes) * planes.shape[3]))  # rows
+        for first in range(0, planes.shape[2], at_once):
+            places = F.unfold(around[:, :, first : first + at_once + 2], 3).double()  # [N, known · 9, places]
+            wanted = made[:, :, first : first + at_once].flatten(2).double()
+            every = torch.cat([places, torch.ones_like(places[:, :1]), wanted], dim=1)
+            products += torch.einsum("nip,njp->ij", every[:, : numbers + 1], every)
+        solution = torch.linalg.solve(products[:, : numbers + 1], products[:, numbers + 1 :]).to(planes.dtype)
         weight, bias = self.linear.parameters()
         weight.copy_(solution[:-1].T.reshape(weight.shape))
         bias.copy_(solution[-1])

@@ -130,21 +130,21 @@ def build_vae(
     configuration: Configuration,
     pixel_mean: Tensor,
     pixel_spread: Tensor | None = None,
-    examples: Tensor | None = None,
+    examples: Callable[[], Tensor] | None = None,
 ) -> Vae:
     """The configured preset and likelihood with freshly drawn weights, for images of `pixel_mean`'s shape [C, H, W].
 
     An untrained decoder knows what an average image looks like, and how far its pixels are from it: by `pixel_spread`,
-    [C, H, W]; None is a spread for which every pixel is possible. `examples`, [N, C, H, W] in [0, 1], are what a
-    likelihood with weights of its own begins with. The same arguments give the same weights.
+    [C, H, W]; None is a spread for which every pixel is possible. `examples`, which give [N, C, H, W] in
+    [0, 1], are what a likelihood with weights of its own begins with. The same arguments give the same weights.
     """
     channels, height, width_in_pixels = pixel_mean.shape
     generator = torch.Generator().manual_seed(configuration.seed)
     image_shape = (channels, height, width_in_pixels)
     likelihood = build_likelihood(configuration.likelihood, image_shape, **configuration.likelihood_options)
     encoder_body, decoder_body = _BODIES[configuration.preset]
-    if examples is not None:
-        likelihood.begin(examples)
+    if examples is not None and likelihood.network is not None:
+        likelihood.begin(examples())
     sizes = {"width": configuration.width, "depth": configuration.depth, "generator": generator}
     features = encoder_body(image_shape, **sizes)
     spread = torch.full_like(pixel_mean, UNKNOWN_SPREAD) if pixel_spread is None else pixel_spread
