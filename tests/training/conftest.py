@@ -45,11 +45,15 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
 
 @pytest.fixture(scope="session")
 def exported_once(exports: Exports) -> ExportOnce:
-    """The likelihood's graph, which depends on its class, its arguments and the images' shape."""
+    """The likelihood's graph, which depends on its class, its arguments, the images' shape and its own weights."""
 
     def exported(likelihood: Likelihood) -> bytes:
         key = (likelihood.name, likelihood.image_shape, likelihood.levels, *sorted(likelihood.options.items()))
-        return exports.get(_name("likelihood", repr(key).encode()), lambda: _export_likelihood(likelihood))
+        whole = io.BytesIO()
+        if likelihood.network is not None:
+            torch.save(likelihood.network.state_dict(), whole)
+        name = _name("likelihood", repr(key).encode() + whole.getvalue())
+        return exports.get(name, lambda: _export_likelihood(likelihood))
 
     return exported
 

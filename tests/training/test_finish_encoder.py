@@ -145,7 +145,7 @@ def test_a_version_that_is_not_an_export_of_the_networks_is_refused(first: Store
     (gemm,) = [node for node in graph.graph.node if "mean.bias" in node.input]
     (alpha,) = [attribute for attribute in gemm.attribute if attribute.name == "alpha"]
     alpha.f = 2.0
-    doubled = _changed(first, tmp_path / "doubled", graph)
+    doubled = stored_with(first, tmp_path / "doubled", ENCODER, graph.SerializeToString())
     with pytest.raises(ParityError, match=r"'mean' is off by"):
         stored_start(doubled, runtime=Runtime("cpu"))
     graph = onnx.load_from_string(first.encoder)
@@ -153,21 +153,20 @@ def test_a_version_that_is_not_an_export_of_the_networks_is_refused(first: Store
     bias.CopyFrom(numpy_helper.from_array(np.zeros(3, np.float32), "offset"))
     (gemm,) = [node for node in graph.graph.node if "mean.bias" in node.input]
     gemm.input[list(gemm.input).index("mean.bias")] = "offset"
-    renamed = _changed(first, tmp_path / "renamed", graph)
+    renamed = stored_with(first, tmp_path / "renamed", ENCODER, graph.SerializeToString())
     with pytest.raises(RunError, match="cannot be the start: not an export of networks that are known"):
         stored_start(renamed, runtime=Runtime("cpu"))
 
 
-def _changed(stored: StoredModel, folder: Path, encoder: onnx.ModelProto) -> Path:
-    """The version with another encoder, whole, in a store of its own."""
-    version = folder / "tiny" / "1"
+def stored_with(stored: StoredModel, folder: Path, file: str, content: bytes) -> Path:
+    """The version with another file, whole, in a store of its own."""
+    version = folder / stored.manifest.name / "1"
     version.mkdir(parents=True)
-    for file in stored.path.iterdir():
-        (version / file.name).write_bytes(file.read_bytes())
-    content = encoder.SerializeToString()
-    (version / ENCODER).write_bytes(content)
+    for other in stored.path.iterdir():
+        (version / other.name).write_bytes(other.read_bytes())
+    (version / file).write_bytes(content)
     manifest = json.loads((version / MANIFEST).read_text())
-    manifest["sha256"][ENCODER] = hashlib.sha256(content).hexdigest()
+    manifest["sha256"][file] = hashlib.sha256(content).hexdigest()
     (version / MANIFEST).write_text(json.dumps(manifest))
     return version
 

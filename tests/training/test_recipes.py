@@ -40,6 +40,7 @@ def test_the_pixels_decide_where_the_user_does_not(
         ((1, 28, 28), {}, "discretised_logistic", 512, 50),
         ((1, 28, 29), {}, "discretised_logistic_neighbours", 256, 32),
         ((3, 32, 32), {}, "discretised_logistic_neighbours", 256, 32),
+        ((3, 32, 32), {"likelihood": "discretised_logistic_interlaced"}, "discretised_logistic_interlaced", 256, 32),
         ((3, 48, 64), {}, "discretised_logistic_neighbours", 16, 32),
         ((1, 64, 64), {"width": 99}, "discretised_logistic_neighbours", 99, 32),
         ((1, 64, 64), {"likelihood": "discretised_logistic"}, "discretised_logistic", 512, 50),

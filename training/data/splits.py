@@ -1,5 +1,6 @@
 """Divide images into training, validation, calibration and test parts, and convert pixels for a model."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,7 @@ Images = Pixels | ImageStream
 PARTS = ("train", "validation", "calibration", "test")
 _LOOKED_AT, _NUMBERS_LOOKED_AT = 256, 2**26
 """Images whose pixels' spread is measured, and their pixels in all."""
+_MOST_EXAMPLES = 2**20  # numbers
 _SHRINKAGE = 10  # images
 _DEFAULT_HELD_OUT = {"num_validation": 2000, "num_calibration": 3000, "num_test": 10_000}
 
@@ -50,6 +52,12 @@ class DataSplits:
         train = self.train
         mean = train.mean() if isinstance(train, ImageStream) else train.mean(axis=0, dtype=np.float64)
         return torch.from_numpy(mean / (255 if train.dtype == np.uint8 else 1)).float()
+
+    def examples(self) -> Tensor:
+        """Up to 256 evenly spaced training images, fewer where they are large: [n, C, H, W], in [0, 1]."""
+        most = max(2, min(_LOOKED_AT, _MOST_EXAMPLES // math.prod(self.image_shape)))
+        images = torch.from_numpy(evenly_spaced(self.train, most))
+        return images.float() / (255 if self.train.dtype == np.uint8 else 1)
 
     def pixel_spread(self) -> Tensor:
         """Standard deviation of each training pixel, [C, H, W], in [0, 1], of up to 256 evenly spaced images.

@@ -9,7 +9,7 @@ import numpy as np
 
 from training.configuration import LARGEST_OF_AN_MLP, Configuration
 from training.data.splits import Images, evenly_spaced
-from training.likelihoods import BLACK_AND_WHITE, GREY, LIKELIHOODS, PHOTOGRAPHS
+from training.likelihoods import BLACK_AND_WHITE, FROM_OTHER_PIXELS, GREY, LIKELIHOODS, PHOTOGRAPHS
 from training.networks.mlp import FULL_RATE_PIXELS
 from training.networks.resnet import patch_size
 
@@ -28,7 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 """By preset, where it differs from `Configuration`'s own defaults; large: of images of more than 784 pixels times
 channels; in patches: of images beyond 40 pixels."""
 _SMALL_MLP: dict[str, Any] = {"width": 256, "latent_dim": 32}
-"""Of the likelihood that predicts pixels from their neighbours: it has learned what is fine, so a network of half the
+"""Of likelihoods that predict pixels from others of the image: they have learned what is fine, so a network of half the
 width gives as good a density, and serves in half the time."""
 
 WARM_UP_STEPS = 100
@@ -82,7 +82,7 @@ def complete_configuration(given: Mapping[str, Any], train: Images) -> Configura
         plain = chosen.get("binarisation", "none") == "none" and of_one.isdisjoint(chosen)
         grey = PHOTOGRAPHS if math.prod(image_shape) > FULL_RATE_PIXELS else GREY
         chosen["likelihood"] = grey if plain and _is_grey(train) else BLACK_AND_WHITE
-    if chosen["likelihood"] == PHOTOGRAPHS and recipe == "large mlp":
+    if chosen["likelihood"] in FROM_OTHER_PIXELS and recipe == "large mlp":
         chosen = _SMALL_MLP | chosen
     if not LIKELIHOODS[chosen["likelihood"]].is_binary:
         chosen.setdefault("binarisation", "none")

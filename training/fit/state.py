@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -133,13 +134,19 @@ class TrainingState:
 
 
 def build_state(
-    configuration: Configuration, pixel_mean: Tensor, device: torch.device, *, pixel_spread: Tensor | None = None
+    configuration: Configuration,
+    pixel_mean: Tensor,
+    device: torch.device,
+    *,
+    pixel_spread: Tensor | None = None,
+    examples: Callable[[], Tensor] | None = None,
 ) -> TrainingState:
     """A model with fresh weights for images of `pixel_mean`'s shape, its average and its optimiser.
 
     Convolutions' weights lie channels last: in bfloat16 oneDNN and cuDNN are faster so, in float32 no slower.
     """
-    model = build_vae(configuration, pixel_mean, pixel_spread).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_vae(configuration, pixel_mean, pixel_spread, examples)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaged = copy.deepcopy(model).requires_grad_(False)
     return TrainingState(model, averaged, torch.optim.Adam(_parameter_groups(model), fused=True))
 

@@ -109,7 +109,12 @@ def fit(
         train = on_device(splits.train, device)
         validation = torch.from_numpy(splits.validation).to(device)
         untrained = functools.partial(
-            build_state, configuration, splits.pixel_mean(), device, pixel_spread=splits.pixel_spread()
+            build_state,
+            configuration,
+            splits.pixel_mean(),
+            device,
+            pixel_spread=splits.pixel_spread(),
+            examples=splits.examples,
         )
         state = untrained()
         checkpoint = run.load_checkpoint(device)

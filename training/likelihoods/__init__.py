@@ -8,17 +8,20 @@ from training.errors import LikelihoodError
 from training.likelihoods.base import ImageShape, Likelihood
 from training.likelihoods.bernoulli import Bernoulli
 from training.likelihoods.discretised_logistic import DiscretisedLogistic
+from training.likelihoods.discretised_logistic_interlaced import DiscretisedLogisticInterlaced
 from training.likelihoods.discretised_logistic_mixture import DiscretisedLogisticMixture
 from training.likelihoods.discretised_logistic_neighbours import DiscretisedLogisticNeighbours
 from training.likelihoods.gaussian import Gaussian, GaussianWithScale
 
 __all__ = [
     "BLACK_AND_WHITE",
+    "FROM_OTHER_PIXELS",
     "GREY",
     "LIKELIHOODS",
     "PHOTOGRAPHS",
     "Bernoulli",
     "DiscretisedLogistic",
+    "DiscretisedLogisticInterlaced",
     "DiscretisedLogisticMixture",
     "DiscretisedLogisticNeighbours",
     "Gaussian",
@@ -34,6 +37,7 @@ _CLASSES: tuple[type[Likelihood], ...] = (
     DiscretisedLogistic,
     DiscretisedLogisticMixture,
     DiscretisedLogisticNeighbours,
+    DiscretisedLogisticInterlaced,
     Gaussian,
 )
 LIKELIHOODS: Mapping[str, type[Likelihood]] = {kind.name: kind for kind in _CLASSES}
@@ -42,6 +46,8 @@ BLACK_AND_WHITE, GREY = Bernoulli.name, DiscretisedLogistic.name
 """What images get by default: those that are nearly black and white, or not 8-bit, and 8-bit ones that are grey."""
 PHOTOGRAPHS = DiscretisedLogisticNeighbours.name
 """And those of the latter that are large."""
+FROM_OTHER_PIXELS = (PHOTOGRAPHS, DiscretisedLogisticInterlaced.name)
+"""They predict a pixel from others of the image, so that z says less."""
 
 
 def build_likelihood(name: str, image_shape: ImageShape, **options: Any) -> Likelihood:
@@ -66,7 +72,8 @@ def likelihood_of(spec: LikelihoodSpec, image_shape: ImageShape) -> Likelihood:
     """The likelihood that a manifest names.
 
     Raises:
-        LikelihoodError: no class here has that name, or none of that name has these levels and options.
+        LikelihoodError: no class here has that name, or none of that name has these levels and options; or it has
+            weights of its own.
 
     >>> likelihood_of(LikelihoodSpec(kind="gaussian", options={"scale": 0.1}), (1, 2, 3)).scale
     0.1
@@ -83,6 +90,8 @@ def likelihood_of(spec: LikelihoodSpec, image_shape: ImageShape) -> Likelihood:
         raise LikelihoodError(f"the likelihood {spec.kind} cannot be {_in_words(spec)}") from error
     if spec_of(likelihood) != spec:
         raise LikelihoodError(f"the likelihood {spec.kind} cannot be {_in_words(spec)}")
+    if likelihood.network is not None:
+        raise LikelihoodError(f"the likelihood {spec.kind} has weights of its own, which no manifest holds")
     return likelihood
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from training.likelihoods.parts import Part
 from training.likelihoods.reductions import add, sum_pixels, use_sums
 
 ImageShape = tuple[int, int, int]
@@ -16,7 +17,7 @@ NUM_DRAWS = 32
 NUMBERS_AT_ONCE = 2**22
 """Of one image that an expectation is taken over at once: 32 MiB of float64."""
 _MOST_PASSES = 4
-_GOLDEN_RATIO = 0.6180339887498949
+GOLDEN_RATIO = 0.6180339887498949
 
 
 class Option(NamedTuple):
@@ -50,6 +51,7 @@ class Likelihood(ABC):
         outputs: the decoder's outputs in order, each with its shape [*, H, W] without the batch.
         levels: how many values a pixel can take, k/(levels - 1); None where it is not bound to levels.
         num_uniforms: uniform numbers that one image of `sample` takes.
+        network: weights of its own, which depend on no z and are trained with the decoder's; None: it has none.
     """
 
     name: ClassVar[str]
@@ -57,6 +59,7 @@ class Likelihood(ABC):
     is_binary: ClassVar[bool] = False
     configured: ClassVar[Mapping[str, Option]] = {}
     levels: int | None = None
+    network: nn.Module | None = None
 
     def __init__(self, image_shape: ImageShape) -> None:
         self.image_shape = image_shape
@@ -86,6 +89,14 @@ class Likelihood(ABC):
     def num_uniforms(self) -> int:
         """Uniform numbers that one image of `sample` takes: one a pixel and channel."""
         return self.num_pixels
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """By name, what is exported apart: see training/likelihoods/parts.py."""
+        return {}
+
+    def begin(self, images: Tensor) -> None:  # noqa: B027
+        """Give its own weights what some training images [N, C, H, W] in [0, 1] say before training."""
 
     @abstractmethod
     def initial_bias(self, pixel_mean: Tensor, pixel_spread: Tensor) -> Tensor:
@@ -145,7 +156,7 @@ class Likelihood(ABC):
         at_once = min(NUM_DRAWS, max(1, NUMBERS_AT_ONCE // self.num_outputs))
         num_passes = min(_MOST_PASSES, -(-NUM_DRAWS // at_once))
         num_draws = min(NUM_DRAWS, num_passes * at_once)
-        order = torch.floor(torch.arange(self.num_uniforms, dtype=torch.float64) * _GOLDEN_RATIO % 1 * num_draws)
+        order = torch.floor(torch.arange(self.num_uniforms, dtype=torch.float64) * GOLDEN_RATIO % 1 * num_draws)
         total = torch.zeros((), dtype=parameters[0].dtype)
         for some in torch.split(torch.arange(num_draws, dtype=torch.float64), at_once):
             uniform = (some[:, None] + order + 0.5) / num_draws % 1  # [draws, U]

@@ -25,6 +25,9 @@ UNKNOWN_SPREAD = 0.4
 OF_IMAGE_RATE = 10.0
 """Of the few weights that all pixels of an image share: at the others' rate they would not arrive in a short run."""
 
+SOLVED_RATE = 0.1
+"""Of weights that begin as a least squares' solution: at the others' rate they would lose it."""
+
 # For each preset: images [B, C, H, W] to features [B, num_features], and codes [N, D] to raw outputs [N, *shape].
 _BODIES: dict[Preset, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "mlp": (MlpEncoder, MlpDecoder),
@@ -62,6 +65,7 @@ class Decoder(nn.Module):
         self.likelihood = likelihood
         bias = likelihood.initial_image_bias()
         self.of_image = None if bias is None else constant(latent_dim, bias)
+        self.of_likelihood = likelihood.network
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
         """The parameters, each [N, *its shape], float32 under autocast, too."""
@@ -105,7 +109,8 @@ class Vae(nn.Module):
         body: Any = self.encoder.body
         scales = {f"encoder.body.{name}": scale for name, scale in body.rate_scales().items()}
         of_image = [name for name, _ in self.named_parameters() if name.startswith("decoder.of_image.")]
-        return scales | dict.fromkeys(of_image, OF_IMAGE_RATE)
+        solved = [name for name, _ in self.named_parameters() if ".of_likelihood." in name and ".linear." in name]
+        return scales | dict.fromkeys(of_image, OF_IMAGE_RATE) | dict.fromkeys(solved, SOLVED_RATE)
 
     def expected_image(self, z: Tensor) -> Tensor:
         """E[x|z], [N, C, H, W], of latent codes z [N, D]."""
@@ -123,17 +128,25 @@ class Vae(nn.Module):
             return self.likelihood.log_prob(x.flatten(1).unsqueeze(1), *flat)
 
 
-def build_vae(configuration: Configuration, pixel_mean: Tensor, pixel_spread: Tensor | None = None) -> Vae:
+def build_vae(
+    configuration: Configuration,
+    pixel_mean: Tensor,
+    pixel_spread: Tensor | None = None,
+    examples: Callable[[], Tensor] | None = None,
+) -> Vae:
     """The configured preset and likelihood with freshly drawn weights, for images of `pixel_mean`'s shape [C, H, W].
 
     An untrained decoder knows what an average image looks like, and how far its pixels are from it: by `pixel_spread`,
-    [C, H, W]; None is a spread for which every pixel is possible. The same arguments give the same weights.
+    [C, H, W]; None is a spread for which every pixel is possible. `examples`, which give [N, C, H, W] in
+    [0, 1], are what a likelihood with weights of its own begins with. The same arguments give the same weights.
     """
     channels, height, width_in_pixels = pixel_mean.shape
     generator = torch.Generator().manual_seed(configuration.seed)
     image_shape = (channels, height, width_in_pixels)
     likelihood = build_likelihood(configuration.likelihood, image_shape, **configuration.likelihood_options)
     encoder_body, decoder_body = _BODIES[configuration.preset]
+    if examples is not None and likelihood.network is not None:
+        likelihood.begin(examples())
     width = configuration.latent_dim if configuration.preset == "linear" else configuration.width
     sizes = {"width": width, "depth": configuration.depth, "generator": generator}
     features = encoder_body(image_shape, **sizes)

@@ -63,7 +63,7 @@ def check_parity(vae: Vae, graphs: ExportedGraphs, x: Tensor, *, runtime: Runtim
     """
     encoder = runtime.open(graphs.encoder, Path(ENCODER))
     decoder = runtime.open(graphs.decoder, Path(DECODER))
-    likelihood = runtime.open(_part(graphs.likelihood, vae.likelihood), Path(LIKELIHOOD))
+    likelihood = runtime.open(scoring_part(graphs.likelihood, vae.likelihood), Path(LIKELIHOOD))
     largest = 0.0
     for batch in PARITY_BATCHES:
         images = x[torch.arange(batch) % len(x)].contiguous()
@@ -95,7 +95,7 @@ def _difference(output: str, batch: int, found: NDArray[Any], expected: Tensor) 
     return difference
 
 
-def _part(content: bytes, likelihood: Likelihood) -> bytes:
+def scoring_part(content: bytes, likelihood: Likelihood) -> bytes:
     """The nodes of a likelihood's graph that give log p(x|z) and E[x|z]."""
     part = onnx.utils.Extractor(onnx.load_from_string(content)).extract_model(
         ["x", *likelihood.outputs], ["log_prob", "mean"]

@@ -14,6 +14,7 @@ from training.likelihoods import Likelihood
 from training.likelihoods.base import IndependentPixels
 from training.likelihoods.reductions import Sums, use_sums
 from training.publish.exporter import OPSET, exporter_quietened, model_of, serialised
+from training.publish.part_export import put_in_parts
 
 OUTPUTS = ("log_prob", "pixel_log_prob", "entropy", "mean", "sample", "gradient", "information")
 TANGENT = "tangent."
@@ -113,7 +114,8 @@ def _export(likelihood: Likelihood, sums: Sums, numbers: Sequence[str] = ()) -> 
             external_data=False,
             verbose=False,
         )
-    model = model_of(program)
+        model = model_of(program)
+        put_in_parts(model, likelihood)
     _join_inputs(model, {_OF_ONE_SAMPLE + name: name for name in sizes})
     return serialised(model, check=sums != "any small size")  # whose sizes are no sizes yet
 

@@ -7,14 +7,17 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from torch import Tensor
 
-from model_store import DECODER, ENCODER, ModelNotFoundError, StoredModel
+from model_store import DECODER, ENCODER, LIKELIHOOD, ModelNotFoundError, StoredModel
 from service.engine.runtime import Runtime
 from training.errors import ConfigurationError, ParityError, RunError
 from training.fit.run import RUN, open_run
 from training.fit.start import Start, start_of
 from training.networks.precision import full_float32
 from training.networks.vae import HIGHEST_LOG_VAR, LOWEST_LOG_VAR, Vae, build_vae
+from training.publish.export import scoring_part
+from training.publish.part_export import OWN_WEIGHTS
 from training.publish.publication import configuration_of, open_stored
 
 _NUM_CODES = 64
@@ -75,18 +78,27 @@ def stored_start(path: Path, *, runtime: Runtime) -> Start:
 
 
 def _load_weights(vae: Vae, stored: StoredModel) -> None:
-    for network, content in ((vae.encoder, stored.encoder), (vae.decoder, stored.decoder)):
-        weights = {
-            item.name: torch.from_numpy(numpy_helper.to_array(item).copy())
-            for item in onnx.load_from_string(content).graph.initializer
-        }
+    own = {
+        f"of_likelihood.{name.removeprefix(OWN_WEIGHTS)}": weight
+        for name, weight in _constants(stored.likelihood).items()
+        if name.startswith(OWN_WEIGHTS)
+    }
+    for network, content, more in ((vae.encoder, stored.encoder, {}), (vae.decoder, stored.decoder, own)):
+        weights = _constants(content) | more
         network.load_state_dict({name: weights[name] for name in network.state_dict() if name in weights})
+
+
+def _constants(content: bytes | None) -> dict[str, Tensor]:
+    graph = onnx.load_from_string(content or b"").graph
+    return {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
 
 
 @full_float32()
 @torch.no_grad()
 def _check_same(vae: Vae, stored: StoredModel, runtime: Runtime) -> None:
     """Compare the networks with the graphs, on latent codes from the prior and the images E[x|z] of those.
+
+    A likelihood with weights of its own is compared too, by log p(x|z) of those.
 
     Raises:
         ParityError: they differ by more than rounding.
@@ -98,7 +110,13 @@ def _check_same(vae: Vae, stored: StoredModel, runtime: Runtime) -> None:
     # Encoders exported before log variances had bounds go beyond them for images unlike any in training.
     found["log_var"] = found["log_var"].clip(LOWEST_LOG_VAR, HIGHEST_LOG_VAR)
     mean, log_var = vae.encode(x)
-    expected = {"mean": mean, "log_var": log_var, **dict(zip(vae.likelihood.outputs, vae.decoder(z), strict=True))}
+    parameters = dict(zip(vae.likelihood.outputs, vae.decoder(z), strict=True))
+    expected = {"mean": mean, "log_var": log_var, **parameters}
+    if vae.likelihood.network is not None and stored.likelihood is not None:
+        rows = {name: value.flatten(1).unsqueeze(1) for name, value in ({"x": x} | parameters).items()}  # [N, 1, Q]
+        graph = runtime.open(scoring_part(stored.likelihood, vae.likelihood), stored.path / LIKELIHOOD)
+        found |= {"log_prob": graph.run({name: value.numpy() for name, value in rows.items()})["log_prob"]}
+        expected |= {"log_prob": vae.likelihood.log_prob(*rows.values())}
     for name, value in expected.items():
         difference = float(np.abs(found[name] - value.numpy()).max() / np.abs(found[name]).max())
         if not difference <= _TOLERANCE:
