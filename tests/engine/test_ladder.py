@@ -30,10 +30,10 @@ LADDER = ("annealed", "auto")
 
 
 @cache
-def rugged(chunk_rows: int = 512) -> Model:
+def rugged(chunk_rows: int = 512, num_threads: int = 0) -> Model:
     """A decoder without a closed form, whose posteriors for noise have several modes."""
     toy = bernoulli_toy(GREY, 5, preparation=PixelPreparation(binarisation="threshold"))
-    return reference.load(toy, chunk_rows=chunk_rows)
+    return reference.load(toy, chunk_rows=chunk_rows, num_threads=num_threads)
 
 
 @cache
@@ -152,8 +152,10 @@ def test_draws_have_the_same_bits_too(proposal: str) -> None:
         np.testing.assert_array_equal(alone.latents[0], together.latents[index])
 
 
-def test_they_take_turns_and_may_be_given_up() -> None:
-    model, x = rugged(64), noise(3)
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_they_take_turns_and_may_be_given_up(num_threads: int) -> None:
+    """A turn has 64 rows for each thread."""
+    model, x, most = rugged(64, num_threads), noise(3), 64 * num_threads
     expected = ask(model, x, "auto")
     before, rows = np.geterr(), model.decoder_rows
     chunks = model.log_likelihood(x, proposal="auto")
@@ -165,11 +167,11 @@ def test_they_take_turns_and_may_be_given_up() -> None:
         except StopIteration as stop:
             assert_same(stop.value, expected)
             break
-        assert model.decoder_rows - last <= 64
+        assert model.decoder_rows - last <= most
         assert np.geterr() == before
         turns += 1
     taken = model.decoder_rows - rows
-    assert turns > taken // 64
+    assert turns > taken // most
     assert taken > expected.num_samples.sum()  # also what finding modes takes
     for given_up in (turns // 3, turns - 2):
         chunks = model.log_likelihood(x, proposal="auto")
