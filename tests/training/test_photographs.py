@@ -168,5 +168,5 @@ def test_the_preset_that_was_chosen_is_on_record(tmp_path: Path, capsys: pytest.
 
 
 def test_auto_is_no_preset_of_a_configuration() -> None:
-    with pytest.raises(ConfigurationError, match="preset must be one of mlp, resnet, not 'auto'"):
+    with pytest.raises(ConfigurationError, match="preset must be one of mlp, resnet, linear, not 'auto'"):
         Configuration(preset="auto")  # type: ignore[arg-type]
