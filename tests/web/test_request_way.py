@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MOST_CALLS = 195
+MOST_CALLS = 200
 """Half of the 390 that there once were."""
 MOST_FILES = 30
 
