@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import structlog
-from pydantic import ValidationError
 
 from service.child_process import ROOT
-from service.serve import serve
+from service.serve import read_settings, serve
 from service.web.operations.logs import configure_logging, open_standard_descriptors, write_to_stderr
-from service.web.operations.settings import Settings, sentences
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FATAL = {2, 3}
@@ -46,10 +44,7 @@ def run(given: argparse.Namespace) -> int:
     if given.devices is None and given.processes is None:
         return serve()
     open_standard_descriptors()
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        write_to_stderr("\n".join(sentences(error)))
+    if (settings := read_settings()) is None:
         return 2
     configure_logging(settings)
     devices = given.devices or [None] * given.processes

@@ -84,6 +84,15 @@ class Server(uvicorn.Server):
             connection.transport.abort()
 
 
+def read_settings() -> Settings | None:
+    """The settings of the environment; None where they are wrong, which it writes to standard error."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        write_to_stderr("\n".join(sentences(error)))
+        return None
+
+
 def serve(listeners: Callable[[Settings], list[socket.socket]] | None = None, *, load_first: bool = False) -> int:
     """Read the settings, serve, and return the exit status.
 
@@ -93,10 +102,7 @@ def serve(listeners: Callable[[Settings], list[socket.socket]] | None = None, *,
     """
     tune_allocator()
     open_standard_descriptors()
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        write_to_stderr("\n".join(sentences(error)))
+    if (settings := read_settings()) is None:
         return 2
     output = configure_logging(settings)
     _log_environment(environment())

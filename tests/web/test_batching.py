@@ -271,7 +271,7 @@ def test_admission_expects_what_requests_of_the_kind_really_took(serve: Serve, d
     assert took["annealed"] > 400 * len(digits)
     for proposal, rows_run in took.items():
         kind = ("digits", 2, "log-likelihood", proposal, False)
-        assert queue.admission.expectation.rows(kind, 1000) == math.ceil(1000 * rows_run / (40 * len(digits)))
+        assert queue.expectation.rows(kind, 1000) == math.ceil(1000 * rows_run / (40 * len(digits)))
     gate = hold_up(client)
     body: dict[str, Any] = {"content": npy(digits), "headers": NPY | {"accept": "*/*"}}
     with ThreadPoolExecutor(1) as pool:
@@ -287,7 +287,7 @@ def test_ten_thousand_images_are_let_in_by_default_whatever_they_are_expected_to
     async def scenario() -> None:
         backend = Backend(Settings(), Metrics(), lambda: None)
         queue, meter = backend._scheduler, Meter("strange", lambda: 0)
-        queue.admission.expectation.add("strange", asked=400, run=16_000, seconds=1)
+        queue.expectation.add("strange", asked=400, run=16_000, seconds=1)
         entered, gate = threading.Event(), threading.Event()
 
         def wait() -> Generator[None, None, None]:

@@ -455,10 +455,8 @@ def test_a_request_that_runs_more_than_was_expected_is_expected_to_run_as_much_a
         answer = queue.submit_alone(work.job(11, 100), rows=100, timeout_seconds=60, meter=work.meter("strange"))
         assert queue.queued_rows == 100
         # Doubled at 200, to 400, and at 500, to 1000; that has not been passed yet.
-        await until(
-            lambda: work.rows_run == queue.queued_rows == max(job.rows_run for job in queue.admission._jobs) == 1000
-        )
-        assert queue.admission.seconds_left() == pytest.approx(1000 / queue.admission.rate.rows_per_second, rel=0.01)
+        await until(lambda: work.rows_run == queue.queued_rows == max(job.rows_run for job in queue._jobs) == 1000)
+        assert queue._seconds_left() == pytest.approx(1000 / queue.rate.rows_per_second, rel=0.01)
         with pytest.raises(QueueFullError, match="1 requests with 1000 rows"):
             queue.submit_alone(endless(), rows=2001, timeout_seconds=60)
         work.gate.set()
@@ -474,7 +472,7 @@ def test_one_request_does_not_take_all_the_room_unless_it_asks_for_it() -> None:
         queue, work = scheduler(max_rows=1000, max_rows_each=500), Climbing()
         strange = queue.submit_alone(work.job(11, 100), rows=10, timeout_seconds=60, meter=work.meter("strange"))
         await until(lambda: work.rows_run == 1000 and queue.queued_rows == 500)
-        assert queue.admission.seconds_left() > 0
+        assert queue._seconds_left() > 0
         other = queue.submit_alone(steps("other", 1, []), rows=500, timeout_seconds=60)
         with pytest.raises(QueueFullError, match="2 requests with 1000 rows"):
             queue.submit_alone(steps("third", 1, []), rows=1, timeout_seconds=60)
@@ -492,16 +490,16 @@ def test_one_request_does_not_take_all_the_room_unless_it_asks_for_it() -> None:
 def test_the_time_to_come_back_is_that_of_rows_still_to_be_run_at_the_rate_measured() -> None:
     async def scenario() -> None:
         queue, work = scheduler(max_rows=10_000), Climbing()
-        queue.admission.rate = Rate()
+        queue.rate = Rate()
         for _ in range(200):
-            queue.admission.rate.add(100, seconds=1.0)  # a hundred rows a second
-        queue.admission.expectation.add("strange", asked=100, run=2000, seconds=1)
+            queue.rate.add(100, seconds=1.0)  # a hundred rows a second
+        queue.expectation.add("strange", asked=100, run=2000, seconds=1)
         running = queue.submit_alone(work.job(6, 1000), rows=400, timeout_seconds=6000, meter=work.meter("strange"))
         assert queue.queued_rows == 8000
-        assert queue.admission.seconds_left() == pytest.approx(80, rel=0.01)
-        await until(lambda: work.rows_run == 5000 and max(job.rows_run for job in queue.admission._jobs) == 5000)
-        left = 3000 / queue.admission.rate.rows_per_second  # 5000 of 8000 are run, at whatever rate this machine has
-        assert queue.admission.seconds_left() == pytest.approx(left, rel=0.01)
+        assert queue._seconds_left() == pytest.approx(80, rel=0.01)
+        await until(lambda: work.rows_run == 5000 and max(job.rows_run for job in queue._jobs) == 5000)
+        left = 3000 / queue.rate.rows_per_second  # 5000 of 8000 are run, at whatever rate this machine has
+        assert queue._seconds_left() == pytest.approx(left, rel=0.01)
         with pytest.raises(QueueFullError) as refused:
             queue.submit_alone(endless(), rows=3000, timeout_seconds=60)
         assert refused.value.retry_after == max(1, math.ceil(left))
@@ -516,7 +514,7 @@ def test_the_time_to_come_back_is_never_beyond_the_last_deadline() -> None:
     async def scenario() -> None:
         queue, work = scheduler(max_rows=100), Climbing()
         for _ in range(200):
-            queue.admission.rate.add(1, seconds=1.0)
+            queue.rate.add(1, seconds=1.0)
         answer = queue.submit_alone(work.job(1, 1), rows=100, timeout_seconds=30)
         with pytest.raises(QueueFullError) as refused:
             queue.submit_alone(endless(), rows=1, timeout_seconds=60)
@@ -536,7 +534,7 @@ def test_what_was_dropped_tells_that_its_kind_takes_at_least_so_much() -> None:
         dropped.cancel()
         work.gate.set()
         await until(lambda: not queue.queued_jobs)
-        assert queue.admission.expectation.rows("strange", 100) >= 2000
+        assert queue.expectation.rows("strange", 100) >= 2000
         queue.stop()
 
     asyncio.run(scenario())
@@ -637,7 +635,7 @@ def test_who_has_an_answer_does_not_share_in_later_rows() -> None:
         first = await answers[0]
         gate.set()
         assert (first.rows_run, (await answers[1]).rows_run) == (4, 104)
-        assert queue.admission.expectation.rows("kind", 2) == 108
+        assert queue.expectation.rows("kind", 2) == 108
         queue.stop()
 
     asyncio.run(scenario())

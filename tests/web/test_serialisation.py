@@ -40,6 +40,22 @@ class Endless:
             self.ended.set()
 
 
+class Counted:
+    """Work in threads that goes on until it may end; `most` of it was done at once."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = threading.Semaphore(0), threading.Event()
+        self.most = self._running = 0
+
+    def __call__(self) -> Response:
+        self._running += 1
+        self.most = max(self.most, self._running)
+        self.begun.release()
+        assert self.may_end.wait(60)
+        self._running -= 1
+        return Response()
+
+
 def request_of(receive: Callable[[], Any], accept: str = "*/*", share: Share | None = None) -> Request:
     scope = {"type": "http", "headers": [(b"accept", accept.encode())], MEMORY: share or Share(Budget(2**30))}
     return Request(scope, receive)
@@ -116,18 +132,7 @@ def test_the_largest_are_written_two_at_a_time_and_their_deadline_holds_meanwhil
 @pytest.mark.parametrize("numbers", [MEDIUM, LARGE])
 def test_long_answers_are_written_two_at_a_time_though_their_clients_leave(numbers: int) -> None:
     """A thread cannot be stopped within a PNG: it keeps its turn, and its request what it holds, to its end."""
-    begun, may_end = threading.Semaphore(0), threading.Event()
-    most = running = 0
-    budget = Budget(2**30)
-
-    def make() -> Response:
-        nonlocal most, running
-        running += 1
-        most = max(most, running)
-        begun.release()
-        assert may_end.wait(60)
-        running -= 1
-        return Response()
+    make, budget = Counted(), Budget(2**30)
 
     async def ask(writer: Writer, receive: Callable[[], Any]) -> None:
         share = Share(budget)
@@ -145,43 +150,35 @@ def test_long_answers_are_written_two_at_a_time_though_their_clients_leave(numbe
         for _ in range(6):
             with pytest.raises(ClientDisconnect):
                 await ask(writer, goes)
-        assert begun.acquire(timeout=60)
-        assert begun.acquire(timeout=60)
+        assert make.begun.acquire(timeout=60)
+        assert make.begun.acquire(timeout=60)
         assert budget.held == 2 * 2**20
         last = asyncio.create_task(ask(writer, stays))
         await asyncio.sleep(0.05)
-        may_end.set()
+        make.may_end.set()
         await last
         while budget.held:
             await asyncio.sleep(0.001)
 
     asyncio.run(crowd())
-    assert most == 2
+    assert make.most == 2
 
 
 def test_few_threads_read_bodies_so_that_the_event_loop_waits_for_few(client: TestClient) -> None:
-    begun, most, running, may_end = threading.Semaphore(0), 0, 0, threading.Event()
-
-    def read() -> None:
-        nonlocal most, running
-        running += 1
-        most = max(most, running)
-        begun.release()
-        assert may_end.wait(60)
-        running -= 1
+    read = Counted()
 
     async def crowd() -> None:
         tasks = [asyncio.create_task(run_in_threadpool(read)) for _ in range(20)]
         for _ in range(8):
-            while not begun.acquire(blocking=False):
+            while not read.begun.acquire(blocking=False):
                 await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
-        may_end.set()
+        read.may_end.set()
         await asyncio.gather(*tasks)
 
     assert client.portal is not None
     client.portal.call(crowd)
-    assert most == 8
+    assert read.most == 8
 
 
 def long_answers() -> Iterator[tuple[str, Callable[[], Response]]]:

@@ -245,7 +245,7 @@ def test_a_deadline_says_how_many_images_it_was_enough_for(serve: Serve, digits:
     served = serve()
     slow += [0, 0]
     scheduler = served.app.state.backend._scheduler  # type: ignore[attr-defined]
-    scheduler.admission.rate = Rate(first_guess=500.0)  # rows a second: 25 images of 8 samples in 0.4 s
+    scheduler.rate = Rate(first_guess=500.0)  # rows a second: 25 images of 8 samples in 0.4 s
     headers = {"Content-Type": NPY, "X-Request-Timeout-Ms": "400"}
     refused = served.post(LIKELIHOOD, content=npy(np.repeat(digits, 5, axis=0)), headers=headers)
     assert refused.status_code == 504

@@ -64,9 +64,7 @@ class Settings(BaseSettings):
     execution_provider: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="where the graphs run; `cuda` refuses to start if CUDA cannot really be used"
     )
-    num_threads: int = Field(
-        0, ge=0, description="threads that compute on the CPU; 0: one for each core that the process may use"
-    )
+    num_threads: int = Field(0, ge=0, description="threads that compute on the CPU; 0: one for each core it may use")
     device_id: int = Field(0, ge=0, description="which GPU, of those that CUDA sees")
     gpu_memory_bytes: PositiveInt | None = Field(
         None, description="GPU memory that all models together may use; without it, all there is"

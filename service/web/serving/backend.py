@@ -99,7 +99,7 @@ class Backend:
 
     def retry_seconds(self) -> int:
         """Seconds after which a request refused for want of memory should try again: when the queue should be done."""
-        return self._scheduler.admission.retry_seconds()
+        return self._scheduler.retry_seconds()
 
     def submit(
         self, computation: Computation[P, R], payload: P, *, rows: int, images: int = 0, **named: Any
@@ -120,16 +120,18 @@ class Backend:
         except QueueFullError as error:
             full = scheduler.queued_jobs >= self.settings.max_queued_requests
             free_rows = 0 if full else self.settings.max_queued_rows - scheduler.queued_rows
-            expected = scheduler.admission.expected(computation, rows)
-            raise advice.queue_full(error, expected, free_rows, images or rows) from None
+            raise advice.queue_full(error, self._expected(computation, rows), free_rows, images or rows) from None
 
     def too_late(
         self, error: DeadlineError, computation: Computation[P, R], *, rows: int, images: int, seconds: float
     ) -> DeadlineError:
         """The same error, saying how many images could have been computed in these seconds."""
-        admission = self._scheduler.admission
-        expected = admission.expected(computation, rows)
-        return advice.too_late(error, expected, admission.rate.rows_per_second, seconds, images or rows)
+        expected = self._expected(computation, rows)
+        return advice.too_late(error, expected, self._scheduler.rate.rows_per_second, seconds, images or rows)
+
+    def _expected(self, computation: Computation[P, R], rows: int) -> int:
+        meter = computation.meter
+        return rows if meter is None else self._scheduler.expectation.rows(meter.key, rows)
 
     def count_done(self, model: Model, rows: int, done: Done[R]) -> None:
         """Count the rows and the seconds of a request that was computed."""

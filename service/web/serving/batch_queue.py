@@ -118,6 +118,18 @@ class Batch:
             self.chunks.close()
         return early, ended
 
+    def count(self, rows: int, seconds: float) -> list[Job]:
+        """Add a chunk; returns the jobs that have run more rows than the event loop was told to expect."""
+        self.compute_seconds += seconds
+        jobs = self.waiting
+        asked = sum(job.rows for job in jobs)
+        for job in jobs:
+            job.rows_run += rows * job.rows / max(1, asked)
+        beyond = [job for job in jobs if job.rows_run > job.reported]
+        for job in beyond:
+            job.reported = 2 * job.rows_run
+        return beyond
+
     def taken(self) -> dict[str, Any]:
         """Rows asked for and rows run, as arguments of `Expectation`."""
         return {"asked": self.rows, "run": sum(job.rows_run for job in self.jobs), "seconds": self.compute_seconds}

@@ -17,9 +17,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from service.web.memory_budget import Share
-from service.web.outcome import DeadlineError, Done, StoppedError
-from service.web.rate import Meter
-from service.web.serving.admission import Admission
+from service.web.outcome import DeadlineError, Done, QueueFullError, StoppedError
+from service.web.rate import Expectation, Meter, Rate
 from service.web.serving.batch_queue import Batch, BatchQueue, Computation, Job, alone
 
 P = TypeVar("P")
@@ -51,7 +50,9 @@ class Scheduler:
         fatal: type[Exception] | tuple[type[Exception], ...] = (),
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
-        self.admission = Admission(max_rows, max_rows if max_rows_each is None else max_rows_each, max_jobs)
+        self._max_rows = max_rows
+        self._max_rows_each = max_rows if max_rows_each is None else max_rows_each
+        self._max_jobs = max_jobs
         self._on_death = on_death
         self._fatal = fatal
         self.fatal_error: Exception | None = None
@@ -60,6 +61,9 @@ class Scheduler:
         self._queue = BatchQueue(batch_rows, max_memory)
         self._running: Batch | None = None
         self._waking = False
+        self._jobs: set[Job] = set()
+        self._queued_rows = 0
+        self.rate, self.expectation = Rate(), Expectation()  # what computing has taken so far
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
         self._thread.start()
@@ -81,12 +85,12 @@ class Scheduler:
     @property
     def queued_rows(self) -> int:
         """Expected rows of all requests waiting or running."""
-        return self.admission.queued_rows
+        return self._queued_rows
 
     @property
     def queued_jobs(self) -> int:
         """Number of requests waiting or running."""
-        return len(self.admission)
+        return len(self._jobs)
 
     def submit(
         self,
@@ -106,9 +110,9 @@ class Scheduler:
             QueueFullError: the queue is full.
             StoppedError: the thread has ended.
         """
-        expected = self.admission.expected(computation, rows)
-        room = self.admission.room(expected, rows)
-        self.admission.check(room)
+        expected = rows if computation.meter is None else self.expectation.rows(computation.meter.key, rows)
+        room = min(expected, max(rows, self._max_rows_each))
+        self.check_capacity(room)
         deadline = time.monotonic() + timeout_seconds
         answer = self._loop.create_future()
         job = Job(payload, rows, expected, expected, expected, room, deadline, answer, memory, share)
@@ -116,7 +120,8 @@ class Scheduler:
             raise StoppedError("the inference thread has ended")
         if share is not None:
             share.lend()
-        self.admission.add(job)
+        self._jobs.add(job)
+        self._queued_rows += room
         if not self._waking:  # after the loop has handled everything that has arrived, which can join
             self._waking = True
             self._loop.call_soon(self._wake)
@@ -135,7 +140,21 @@ class Scheduler:
         Raises:
             QueueFullError: a request of so many rows does not fit into the queue.
         """
-        self.admission.check(rows)
+        if self._jobs and (self._queued_rows + rows > self._max_rows or len(self._jobs) >= self._max_jobs):
+            seconds = self.retry_seconds()
+            waiting = f"{len(self._jobs)} requests with {self._queued_rows} rows are waiting or running"
+            raise QueueFullError(f"{waiting}; try again in {seconds} s", seconds)
+
+    def retry_seconds(self) -> int:
+        """Seconds in which everything that is queued should be done; at least 1."""
+        return max(1, math.ceil(self._seconds_left()))
+
+    def _seconds_left(self) -> float:
+        """Seconds until everything queued should be done, by rows still to be run or the last deadline."""
+        jobs = list(self._jobs)  # a copy in one step, because this may be called on another thread
+        rows = sum(job.rows_left for job in jobs)
+        deadline = max((job.deadline for job in jobs), default=0) - time.monotonic()
+        return min(rows / self.rate.rows_per_second, deadline)
 
     def stop(self) -> None:
         """End the thread after its current chunk; unfinished requests fail with a StoppedError."""
@@ -191,18 +210,19 @@ class Scheduler:
             self._running = None
 
     def _count(self, batch: Batch, rows_before: int, started: float) -> None:
-        """Add a chunk to its batch's rows and seconds, and to the rate if its rows are known."""
-        seconds = time.monotonic() - started
-        batch.compute_seconds += seconds
-        rows, jobs = batch.metered() - rows_before, batch.waiting
-        asked = sum(job.rows for job in jobs)
+        """Add a chunk to its batch, and to the rate if its rows are known."""
+        seconds, rows = time.monotonic() - started, batch.metered() - rows_before
         if batch.computation.meter is not None:
-            self.admission.rate.add(rows, seconds)
-        for job in jobs:
-            job.rows_run += rows * job.rows / max(1, asked)
-            if job.rows_run > job.reported:
-                job.reported = 2 * job.rows_run
-                self._call(self.admission.expect, job, math.ceil(job.reported))
+            self.rate.add(rows, seconds)
+        for job in batch.count(rows, seconds):
+            self._call(self._expect, job, math.ceil(job.reported))
+
+    def _expect(self, job: Job, rows: int) -> None:
+        """On the event loop: update the expected rows of a job that runs more than expected."""
+        if job in self._jobs:
+            room = min(rows, max(job.rows, self._max_rows_each))
+            self._queued_rows += room - job.room
+            job.expected, job.room = rows, room
 
     def _wanted(self, batch: Batch, now: float) -> bool:
         """Drop the jobs that nobody waits for. A batch that has begun continues unchanged while anyone waits."""
@@ -213,7 +233,7 @@ class Scheduler:
         if batch.chunks is not None:
             batch.chunks.close()
             if batch.computation.meter is not None:
-                self.admission.expectation.add_unfinished(batch.computation.meter.key, **batch.taken())
+                self.expectation.add_unfinished(batch.computation.meter.key, **batch.taken())
         gone = [job for job, waits in zip(jobs, waiting, strict=True) if not waits]
         batch.jobs = [job for job, waits in zip(jobs, waiting, strict=True) if waits]
         self._settle([(job, None) for job in gone])
@@ -230,9 +250,9 @@ class Scheduler:
     def _learn(self, batch: Batch) -> None:
         """Take note of what a batch that has ended took."""
         if batch.computation.meter is None:
-            self.admission.rate.add(batch.rows, batch.compute_seconds)
+            self.rate.add(batch.rows, batch.compute_seconds)
         else:
-            self.admission.expectation.add(batch.computation.meter.key, **batch.taken())
+            self.expectation.add(batch.computation.meter.key, **batch.taken())
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         """Fail a batch of one request. Of several, one may be the cause, so each half is tried again by itself."""
@@ -261,11 +281,12 @@ class Scheduler:
     def _deliver(self, outcomes: Sequence[_Outcome]) -> None:
         """On the event loop: remove jobs from the queue's count, so that answers not yet delivered still count."""
         for job, outcome in outcomes:
-            self.admission.remove(job)
+            self._jobs.remove(job)
             if job.expiry is not None and (outcome is not None or job.answer.done()):
                 job.expiry.cancel()  # what is dropped at its deadline waits for its timer, which answers
             if job.share is not None:
                 job.share.end()
+            self._queued_rows -= job.room
             if job.answer.done() or outcome is None:
                 continue
             if isinstance(outcome, Exception):
