@@ -1,4 +1,4 @@
-"""How many cores this process may use: a container often has fewer than its machine."""
+"""Which cores, and how many, this process may use: a container often has fewer than its machine."""
 
 import math
 import os
@@ -6,6 +6,11 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
+
+
+def affinity() -> set[int]:
+    """The numbers of the cores on which this process may run; none where the system does not say."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def usable_cores(cgroups: Path = _CGROUPS, own: Path = _OWN) -> int:
@@ -17,9 +22,9 @@ def usable_cores(cgroups: Path = _CGROUPS, own: Path = _OWN) -> int:
     >>> usable_cores() >= 1
     True
     """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(affinity()) or os.cpu_count() or 1
     quotas = [quota for folder in _folders(cgroups, own) if (quota := _quota(folder)) is not None]
-    return max(1, min([affinity, *map(math.ceil, quotas)]))
+    return max(1, min([cores, *map(math.ceil, quotas)]))
 
 
 def _folders(cgroups: Path, own: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from itertools import pairwise
 import structlog
 
 from service.child_process import ROOT
+from service.cores import affinity
 from service.serve import read_settings, serve
 from service.web.operations.logs import configure_logging, open_standard_descriptors, write_to_stderr
 
@@ -59,7 +60,7 @@ def run(given: argparse.Namespace) -> int:
     with reserved:
         port = reserved.getsockname()[1]
         _log.info("serving", address=f"http://{settings.host}:{port}", processes=len(devices))
-        shares = shares_of(sorted(usable_cores()), len(devices))
+        shares = shares_of(sorted(affinity()), len(devices))
         children = [
             Child(settings.port and port + 1 + number, port, share, device)
             for number, (share, device) in enumerate(zip(shares, devices, strict=True))
@@ -78,11 +79,6 @@ def _devices(text: str) -> list[int]:
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
         raise argparse.ArgumentTypeError(f"numbers of GPUs, each once, such as 0,1, not {text!r}")
     return [int(part) for part in parts]
-
-
-def usable_cores() -> set[int]:
-    """The cores on which this process may run; none where the system does not say."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def shares_of(cores: Sequence[int], processes: int) -> list[Sequence[int]]:
