@@ -17,7 +17,7 @@ FILTERS = 16
 MOST_CHANGE = 3.0
 """Of the logarithm of a scale."""
 _MIDDLE = 0.5
-"""Of pixels; outside of the image, all are."""
+"""Of pixels; those that are added so that levels have even sides all are."""
 _LEAST_SIZE = 0.01
 _USUAL_LOG_SIZE = -2.0
 _RIDGE = 1e-3
@@ -49,7 +49,7 @@ Made = tuple[Tensor, Tensor, Tensor]
 class Pass(nn.Module):
     """What known planes let expect of others: from [N, known, h, w], two tensors [N, made, h, w].
 
-    With c the 3×3 places of all known planes about a place, less one half,
+    With c the 3×3 places of all known planes about a place, those beyond an edge as the nearest, less one half,
 
         f = w · c + b,    h = 3·tanh((Σ_k v_k (log(|u_k · c + d_k| + 0.01) + 2) + e) / 3),
 
