@@ -6,6 +6,7 @@ one another wait once. Which thread makes a run changes no number.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -52,17 +53,25 @@ class Team:
 
     def _run(self, run: Callable[[Inputs], Outputs], inputs: Sequence[Inputs]) -> list[Outputs]:
         """The caller makes the first run, and then those that no helper has begun: these may have no core of theirs."""
+        waiting: list[list[Callable[[], Outputs]]] = [[partial(run, one)] for one in inputs[1:]]
         futures: list[Future[Outputs]] = []
         if self._helpers is not None:
-            futures = [self._helpers.submit(run, one) for one in inputs[1:]]
+            futures = [self._helpers.submit(_made, one) for one in waiting]
         own: dict[int, Outputs] = {}
         try:
             own[0] = run(inputs[0])
             for index in range(len(futures), 0, -1):
                 if futures[index - 1].cancel():
-                    own[index] = run(inputs[index])
+                    own[index] = _made(waiting[index - 1])
         finally:
-            for future in futures:
-                if not future.cancel():
+            for future, one in zip(futures, waiting, strict=True):
+                if future.cancel():
+                    one.clear()
+                else:
                     future.exception()  # waits
         return [own[index] if index in own else futures[index - 1].result() for index in range(len(inputs))]
+
+
+def _made(waiting: list[Callable[[], Outputs]]) -> Outputs:
+    """What the one run gives. Taken out, so that a helper's thread, which keeps its argument, keeps no session."""
+    return waiting.pop()()

@@ -2,7 +2,9 @@
 
 import gc
 import threading
+import weakref
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -61,6 +63,32 @@ class TestTeam:
         assert [piece for piece, _ in kept] == [0, 1, 2, 3, 4]
         assert chunks == 2
         assert self.each(Team(3), lambda x: x, 0) == ([], 0)
+
+    @pytest.mark.parametrize("begins", [True, False])
+    def test_what_has_run_is_held_by_no_helper(self, begins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A helper's thread keeps what it was given for a moment longer: a model would outlive all who use it."""
+        team, meeting, given = Team(2), threading.Barrier(2), []
+        assert team._helpers is not None
+        submit = team._helpers.submit
+
+        def kept(*work: Any) -> Future[Any]:
+            given.append(work)
+            return submit(*work) if begins else Future()
+
+        monkeypatch.setattr(team._helpers, "submit", kept)
+
+        class Run:
+            def __call__(self, x: NDArray[np.int64]) -> NDArray[np.int64]:
+                if begins:
+                    meeting.wait(PATIENCE)
+                return x
+
+        run = Run()
+        held = weakref.ref(run)
+        assert self.each(team, run, 2) == ([(0, 0), (1, 1)], 1)
+        del run
+        assert len(given) == 1
+        assert held() is None
 
     @pytest.mark.parametrize("failing", [0, 1])
     def test_an_error_is_raised_once_the_other_run_has_ended(self, failing: int) -> None:

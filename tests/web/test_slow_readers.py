@@ -238,6 +238,21 @@ def test_one_whose_request_is_on_its_way_stays() -> None:
     assert count("idle") == 1
 
 
+def test_where_new_ones_have_asked_already_those_that_were_answered_make_room() -> None:
+    """As where many connect and send at once: none of them is idle, and none of their requests is read yet."""
+    bound, count = limit(40)
+    new, answered = (
+        [Connection(50.0 + since) for since in range(20)],
+        [Connection(float(since), True) for since in range(20)],
+    )
+    for one in new:
+        one.has_unread = True
+    assert bound.permission({*new, *answered}, 100.0) is Permission.ANY_REQUEST
+    assert not any(one.dropped for one in new)
+    assert [one.idle_since for one in answered if one.dropped] == [0.0, 1.0]
+    assert count("idle") == 2
+
+
 def test_where_all_are_at_work_probes_come_in_and_then_nothing() -> None:
     bound, count = limit(4)
     connections = {Connection(None) for _ in range(4)}

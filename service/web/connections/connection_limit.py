@@ -6,9 +6,10 @@ because an orchestrator that cannot reach `/livez` would restart a service that 
 """
 
 import resource
-from collections.abc import Collection, MutableSet
+from collections.abc import MutableSet
 from enum import Enum
 from heapq import nsmallest
+from operator import itemgetter
 from typing import Protocol, TypeVar
 
 import structlog
@@ -91,8 +92,13 @@ class ConnectionLimit:
         return Permission.NOTHING
 
     def _close_idle(self, connections: MutableSet[C]) -> int:
-        found = _longest_idle(connections, 1 + self.most // _SHARE_CLOSED)
-        found = [connection for connection in found if not connection.has_unread]
+        number = 1 + self.most // _SHARE_CLOSED
+        idle = [(since, one) for one in connections if (since := one.idle_since) is not None]
+        found: list[C] = []
+        for served in (False, True):
+            of_these = [(since, one) for since, one in idle if one.served == served]
+            longest = nsmallest(number - len(found), of_these, key=itemgetter(0))
+            found += [one for _, one in longest if not one.has_unread]
         for connection in found:
             connection.drop()
             connections.discard(connection)
@@ -111,8 +117,3 @@ def connections_that_fit(most: int) -> int:
     if allowed == wanted:
         return most
     return max(allowed - MAX_RESERVE - _OTHER_FILES, allowed // 4, 1)
-
-
-def _longest_idle(connections: Collection[C], number: int) -> list[C]:
-    idle = [((one.served, since), one) for one in connections if (since := one.idle_since) is not None]
-    return [connection for _, connection in nsmallest(number, idle, key=lambda item: item[0])]
