@@ -222,13 +222,13 @@ class Judgement(BaseModel):
 
 
 class AnomalyResult(Judgement):
-    """One image's score, and the estimate of log P(x) from which it is made."""
+    """One image's score, and the quick estimate of log P(x) from which it is made."""
 
-    log_likelihood: float | None
+    log_likelihood: float | None = Field(description="of few samples; for the number itself ask /v1/log-likelihood")
     std_error: float | None = Field(description="of log_likelihood, nats")
     posterior_gap: float | None
     num_samples: int = Field(description="that the estimate took")
-    reliable: bool = Field(description="whether estimate and standard error can be trusted")
+    reliable: bool = Field(description="whether log_likelihood and std_error can be trusted; p_value does not need it")
     scores: dict[str, Judgement] | None = Field(None, description="by method, if several are requested")
     explanation: str | list[list[list[float]]] | None = Field(
         None, description="with `explain`; null where log P(x) is not finite"

@@ -167,7 +167,7 @@ def test_the_sliders_decode_and_the_histogram_shows_the_place(open_page: Open) -
         page.locator(".slider input").first.press("ArrowRight")
     page.set_input_files("#file", SEVEN_PNG)
     settled(page)
-    page.get_by_text("Your image's score is 2.25.").wait_for()
+    page.get_by_text("Your image's score is 2.47.").wait_for()
     assert page.locator("#model-view svg .here").count() == 1
     with page.expect_response("**/v1/decode?**"):
         page.get_by_role("button", name="Your image's code").click()

@@ -252,7 +252,7 @@ export class Inspect extends EventTarget {
       html("td", {}, short(result.p_value)),
       html("td", {}, number(result.score)),
       html("td", {}, nats(result.log_likelihood, result.std_error).replace(" nats", "")),
-      html("td", { class: result.reliable ? "good" : "doubtful" }, result.reliable ? "yes" : "no"),
+      html("td", {}, result.reliable ? "yes" : "no"), // of quick estimates few are
       html("td", {}, anomaly ? html("strong", { class: "called" }, "anomaly") : "no"),
       html("td", {}, picture ?? "–"),
     ];
