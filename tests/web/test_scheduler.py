@@ -11,6 +11,7 @@ import pytest
 
 from service.web.outcome import DeadlineError, Done, QueueFullError, StoppedError
 from service.web.rate import Expectation, Meter, Rate
+from service.web.serving import batch_queue
 from service.web.serving.batch_queue import Computation
 from service.web.serving.scheduler import Scheduler
 
@@ -617,6 +618,51 @@ def test_what_is_finished_first_is_answered_first() -> None:
         assert log == [2, 3, 5]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "order"),
+    [
+        (
+            1,
+            60.0,
+            [2, 3, -1, 5, 6, 7, 9],
+        ),  # what came meanwhile is one batch after it; another computation begins at once
+        (1, 0.0, [2, 3, -1, 5, 7, 6, 9]),  # it has computed for long
+        (50, 60.0, [2, 3, -1, 5, 7, 6, 9]),  # nobody could have joined it
+    ],
+)
+def test_a_batch_is_the_only_one_of_its_computation_for_a_while(
+    rows: int, seconds: float, order: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_queue, "_BY_ITSELF_SECONDS", seconds)
+
+    def compute(groups: Sequence[list[int]]) -> Generator[dict[int, int] | None, None, list[int]]:
+        for number in sorted(number for group in groups for number in group):
+            log.append(number)
+            yield None
+            gate.wait(30)
+        return [0] * len(groups)
+
+    async def scenario() -> None:
+        queue = scheduler()
+        begun = queue.submit(Computation("kind", compute), [2, 3, 5, 6], rows=rows, timeout_seconds=60)
+        await until(lambda: log)
+        later = [
+            queue.submit(computation, payload, rows=1, timeout_seconds=60)
+            for computation, payload in (
+                (Computation("other", compute), [-1]),
+                (Computation("kind", compute), [9]),
+                (Computation("kind", compute), [7]),
+            )
+        ]
+        gate.set()
+        await asyncio.gather(begun, *later)
+        queue.stop()
+
+    log, gate = list[int](), threading.Event()
+    asyncio.run(scenario())
+    assert log == order
 
 
 def test_who_has_an_answer_does_not_share_in_later_rows() -> None:
