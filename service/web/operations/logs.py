@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import accumulate
 from queue import SimpleQueue
 from types import TracebackType
@@ -255,8 +256,19 @@ def _complete(_: Any, method: str, event: structlog.typing.EventDict) -> structl
     """
     event = structlog.contextvars.merge_contextvars(_, method, event)
     event["level"] = "error" if method == "exception" else method
-    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    second, millionths = divmod(time.time_ns() // 1000, 10**6)
+    event["timestamp"] = f"{_moment(second)}.{millionths:06}Z"
     return structlog.processors.format_exc_info(_, method, event) if "exc_info" in event else event
+
+
+@lru_cache(maxsize=2)
+def _moment(second: int) -> str:
+    """A second since 1970, in UTC. Kept, because telling it takes a quarter of the time of a line.
+
+    >>> _moment(1_000_000_000)
+    '2001-09-09T01:46:40'
+    """
+    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def _dumps(event: Any, **named: Any) -> str:

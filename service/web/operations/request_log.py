@@ -32,7 +32,7 @@ class RequestLog:
         # Finding a counter by its labels takes as long as counting, so they are kept.
         self._requests = cache(metrics.requests.series)
         self._request_seconds = cache(metrics.request_seconds.series)
-        self._refusals = metrics.refusals
+        self._refusals = cache(metrics.refusals.series)
         self._log = structlog.get_logger().bind()  # made once, after the log has been configured
         self._paths = {path for path in paths if "{" not in path}
         templates = sorted(
@@ -50,7 +50,7 @@ class RequestLog:
         self._request_seconds(route, *model).add(seconds)
         more = {**observed, **scope.get("problem", {})}
         if "problem" in more:
-            self._refusals.labels(more["problem"]).inc()
+            self._refusals(more["problem"]).count += 1
         write = self._log.debug if route in QUIET_PATHS else self._log.info
         path = scope["path"]
         client = scope["client"][0] if scope.get("client") else None
@@ -77,7 +77,7 @@ class RequestLog:
         """Log an answer of the connection; method and path are empty if they had not arrived."""
         status = int(problem_type.status)
         self._requests(self._route(path), method, status, "", "").count += 1
-        self._refusals.labels(problem_type.slug).inc()
+        self._refusals(problem_type.slug).count += 1
         self._log.info(
             "request",
             method=method,
