@@ -35,9 +35,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.refusals = series.Counter(
-            "logpx_refusals", "problem documents sent", ["problem"], registry=self.registry
-        )
+        self.refusals = series.Counter("logpx_refusals", "problem documents sent", ["problem"], registry=self.registry)
         self.queue_seconds = series.Histogram(
             "logpx_queue_seconds",
             "a job's wait for the inference thread",
