@@ -5,9 +5,11 @@ python benchmarks/photograph_sets.py roads CrackForest-dataset OUT              
 python benchmarks/photograph_sets.py boards DeepPCB/PCBData OUT                  # github.com/tangsanli5201
 
 OUT/data is laid out as MVTec AD is: train/good, test/good, test/<defect>, ground_truth/<defect>; OUT/calibration has
-ordinary photographs that are in neither. What shows the same thing is on one side: one tile was photographed up to six
-times with other exposures (the nearest photograph of 96 in 100 is of the same tile), a road's photograph and a board's
-are cut into several. Of a seed, three fifths of these things are to train on, 18 in 100 to calibrate, the rest to test.
+ordinary photographs that are in neither. OUT/data/table.csv says of each file its part, its kind and what it shows, so
+that `fit --data OUT/data/table.csv` divides train/good by that. What shows the same thing is on one side: one tile was
+photographed up to six times with other exposures (the nearest photograph of 96 in 100 is of the same tile), a road's
+photograph and a board's are cut into several. Of a seed, three fifths of these things are to train on, 18 in 100 to
+calibrate, the rest to test.
 
 - tiles: grey, as they are; five kinds of defect with masks of pixels.
 - roads: squares of 96 pixels of 118 photographs of asphalt; ordinary where the mask has no pixel, `crack` where it has
@@ -17,6 +19,7 @@ are cut into several. Of a seed, three fifths of these things are to train on, 1
 """
 
 import argparse
+import csv
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -142,6 +145,22 @@ def _save(pixels: Levels, file: Path) -> None:
     Image.fromarray(pixels).save(file)
 
 
+def write_table(kind: str, out: Path) -> None:
+    """OUT/data/table.csv: path, split, label, group."""
+    folders = {
+        folder: sorted(out.glob(f"{folder}/*")) for folder in ("data/train/good", "data/test/good", "calibration")
+    }
+    names = [file.stem for files in folders.values() for file in files]
+    thing = {name: str(number) for name, number in tiles_of(names).items()} if kind == "tiles" else {}
+    rows = [
+        (f"{file.parent.parent.name}/{file.parent.name}/{file.name}", file.parent.parent.name, file.parent.name, group)
+        for file in sorted((out / "data").glob("t*/*/*"))
+        for group in [thing.get(file.stem) or file.stem.partition("-")[0]]
+    ]
+    with (out / "data/table.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("path", "split", "label", "group"), *rows])
+
+
 def _copy(file: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(file, folder / file.name)
@@ -158,6 +177,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parsed = parser.parse_args()
     SETS[parsed.set](parsed.source, parsed.out)
+    write_table(parsed.set, parsed.out)
 
 
 if __name__ == "__main__":

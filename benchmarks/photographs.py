@@ -2,7 +2,7 @@
 
 python benchmarks/photograph_sets.py tiles Magnetic-tile-defect-datasets. OUT
 python -m training features --from efficientnet-lite0 --colour grey --size 128 --grid 8x8 --out features.onnx
-python -m training fit --data OUT/data --features features.onnx --fit stretch --out RUN
+python -m training fit --data OUT/data/table.csv --features features.onnx --fit stretch --out RUN
 python -m training publish RUN --name tiles --store STORE --score-proposal encoder --score-samples 16
 python -m service calibrate --model tiles --store STORE --images OUT/calibration
 python benchmarks/photographs.py OUT/data RUN STORE tiles
