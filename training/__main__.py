@@ -26,7 +26,7 @@ from training.fit.run import open_run
 from training.fit_command import run_fit
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
-from training.publish.feature_export import write_features
+from training.publish.feature_command import write_features
 from training.publish.held_out import held_out_images, split_as_before
 from training.publish.protocols import encoder_samples_of, measured_defects, measured_images, protocol_of, scoring_of
 from training.publish.publication import SCORING_SEED, publish_run
