@@ -3,6 +3,7 @@
 python benchmarks/photograph_sets.py tiles Magnetic-tile-defect-datasets. OUT    # github.com/abin24
 python benchmarks/photograph_sets.py roads CrackForest-dataset OUT               # github.com/cuilimeng
 python benchmarks/photograph_sets.py boards DeepPCB/PCBData OUT                  # github.com/tangsanli5201
+python benchmarks/photograph_sets.py classes CIFAR-10-images OUT --ordinary cat  # github.com/YoongiKim
 
 OUT/data is laid out as MVTec AD is: train/good, test/good, test/<defect>, ground_truth/<defect>; OUT/calibration has
 ordinary photographs that are in neither. OUT/data/table.csv says of each file its part, its kind and what it shows, so
@@ -16,6 +17,8 @@ calibrate, the rest to test.
   at least 40.
 - boards: squares of 160 pixels of 300 pairs of a printed circuit board and a flawless template; ordinary ones of
   templates, each kind of defect around the middle of its box, which is the mask.
+- classes: colour photographs of 32 pixels, one class ordinary, the nine others strange: 600 of `train` to train on and
+  150 to calibrate, of `test` 200 ordinary and 40 of each other class. Each is a thing by itself; there is no table.
 """
 
 import argparse
@@ -38,6 +41,7 @@ LEAST_CRACK = 40
 LARGEST_GAP = 300
 """Between the numbers of two photographs of one tile."""
 PAIRS, SQUARES, LEAST_SPREAD = 300, 4, 30
+CLASS_IMAGES, ORDINARY_TESTED, STRANGE_TESTED = (600, 150), 200, 40
 KINDS = ("open", "short", "mousebite", "spur", "copper", "pin-hole")
 
 Levels = NDArray[np.uint8]
@@ -114,6 +118,20 @@ def boards(source: Path, out: Path) -> None:
             _board_defects(file, number, out)
 
 
+def classes(source: Path, out: Path, ordinary: str) -> None:
+    """Folders `train/<class>` and `test/<class>`."""
+    rng = np.random.default_rng(SEED)
+    every = sorted((source / "train" / ordinary).iterdir())
+    chosen = [every[index] for index in rng.permutation(len(every))[: sum(CLASS_IMAGES)]]
+    for place, file in enumerate(chosen):
+        _copy(file, out / ("data/train/good" if place < CLASS_IMAGES[0] else "calibration"))
+    for folder in sorted((source / "test").iterdir()):
+        kind, count = ("good", ORDINARY_TESTED) if folder.name == ordinary else (folder.name, STRANGE_TESTED)
+        files = sorted(folder.iterdir())
+        for index in rng.permutation(len(files))[:count]:
+            _copy(files[index], out / "data/test" / kind)
+
+
 def _patterned(template: Levels, rng: np.random.Generator) -> list[Levels]:
     """Squares that are not of one level: many are, and all of those would be the same photograph."""
     corners = rng.integers(0, np.array(template.shape) - SIDE, (SQUARES, 2))
@@ -172,10 +190,14 @@ SETS: dict[str, Callable[[Path, Path], None]] = {"tiles": tiles, "roads": roads,
 def main() -> None:
     """Divide one set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", choices=SETS)
+    parser.add_argument("set", choices=[*SETS, "classes"])
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--ordinary", default="cat", help="of classes: which one is ordinary")
     parsed = parser.parse_args()
+    if parsed.set == "classes":
+        classes(parsed.source, parsed.out, parsed.ordinary)
+        return
     SETS[parsed.set](parsed.source, parsed.out)
     write_table(parsed.set, parsed.out)
 
