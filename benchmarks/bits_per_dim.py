@@ -48,7 +48,8 @@ from training.fit.loaded_model import load_model
 from training.fit.run import RUN, open_run
 from training.publish.evaluation import Protocol
 from training.publish.export import export
-from training.publish.publication import describe, held_out_images, open_stored
+from training.publish.held_out import held_out_images
+from training.publish.publication import describe, open_stored
 
 Bytes = NDArray[np.uint8]
 BATCH, ROWS = 50, 512

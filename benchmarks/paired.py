@@ -34,7 +34,8 @@ from training.fit.loaded_model import load_model
 from training.fit.run import RUN, open_run
 from training.publish.evaluation import Protocol, fresh_batches
 from training.publish.export import export
-from training.publish.publication import describe, held_out_images, load_engine, open_stored
+from training.publish.held_out import held_out_images
+from training.publish.publication import describe, load_engine, open_stored
 
 SAVED_EVERY = 20
 CHUNK_ROWS = 64

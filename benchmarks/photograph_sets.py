@@ -3,20 +3,26 @@
 python benchmarks/photograph_sets.py tiles Magnetic-tile-defect-datasets. OUT    # github.com/abin24
 python benchmarks/photograph_sets.py roads CrackForest-dataset OUT               # github.com/cuilimeng
 python benchmarks/photograph_sets.py boards DeepPCB/PCBData OUT                  # github.com/tangsanli5201
+python benchmarks/photograph_sets.py classes CIFAR-10-images OUT --ordinary cat  # github.com/YoongiKim
 
 OUT/data is laid out as MVTec AD is: train/good, test/good, test/<defect>, ground_truth/<defect>; OUT/calibration has
-ordinary photographs that are in neither. What shows the same thing is on one side: one tile was photographed up to six
-times with other exposures (the nearest photograph of 96 in 100 is of the same tile), a road's photograph and a board's
-are cut into several. Of a seed, three fifths of these things are to train on, 18 in 100 to calibrate, the rest to test.
+ordinary photographs that are in neither. OUT/data/table.csv says of each file its part, its kind and what it shows, so
+that `fit --data OUT/data/table.csv` divides train/good by that. What shows the same thing is on one side: one tile was
+photographed up to six times with other exposures (the nearest photograph of 96 in 100 is of the same tile), a road's
+photograph and a board's are cut into several. Of a seed, three fifths of these things are to train on, 18 in 100 to
+calibrate, the rest to test.
 
 - tiles: grey, as they are; five kinds of defect with masks of pixels.
 - roads: squares of 96 pixels of 118 photographs of asphalt; ordinary where the mask has no pixel, `crack` where it has
   at least 40.
 - boards: squares of 160 pixels of 300 pairs of a printed circuit board and a flawless template; ordinary ones of
   templates, each kind of defect around the middle of its box, which is the mask.
+- classes: colour photographs of 32 pixels, one class ordinary, the nine others strange: 600 of `train` to train on and
+  150 to calibrate, of `test` 200 ordinary and 40 of each other class. Each is a thing by itself; there is no table.
 """
 
 import argparse
+import csv
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +41,7 @@ LEAST_CRACK = 40
 LARGEST_GAP = 300
 """Between the numbers of two photographs of one tile."""
 PAIRS, SQUARES, LEAST_SPREAD = 300, 4, 30
+CLASS_IMAGES, ORDINARY_TESTED, STRANGE_TESTED = (600, 150), 200, 40
 KINDS = ("open", "short", "mousebite", "spur", "copper", "pin-hole")
 
 Levels = NDArray[np.uint8]
@@ -111,6 +118,20 @@ def boards(source: Path, out: Path) -> None:
             _board_defects(file, number, out)
 
 
+def classes(source: Path, out: Path, ordinary: str) -> None:
+    """Folders `train/<class>` and `test/<class>`."""
+    rng = np.random.default_rng(SEED)
+    every = sorted((source / "train" / ordinary).iterdir())
+    chosen = [every[index] for index in rng.permutation(len(every))[: sum(CLASS_IMAGES)]]
+    for place, file in enumerate(chosen):
+        _copy(file, out / ("data/train/good" if place < CLASS_IMAGES[0] else "calibration"))
+    for folder in sorted((source / "test").iterdir()):
+        kind, count = ("good", ORDINARY_TESTED) if folder.name == ordinary else (folder.name, STRANGE_TESTED)
+        files = sorted(folder.iterdir())
+        for index in rng.permutation(len(files))[:count]:
+            _copy(files[index], out / "data/test" / kind)
+
+
 def _patterned(template: Levels, rng: np.random.Generator) -> list[Levels]:
     """Squares that are not of one level: many are, and all of those would be the same photograph."""
     corners = rng.integers(0, np.array(template.shape) - SIDE, (SQUARES, 2))
@@ -142,6 +163,22 @@ def _save(pixels: Levels, file: Path) -> None:
     Image.fromarray(pixels).save(file)
 
 
+def write_table(kind: str, out: Path) -> None:
+    """OUT/data/table.csv: path, split, label, group."""
+    folders = {
+        folder: sorted(out.glob(f"{folder}/*")) for folder in ("data/train/good", "data/test/good", "calibration")
+    }
+    names = [file.stem for files in folders.values() for file in files]
+    thing = {name: str(number) for name, number in tiles_of(names).items()} if kind == "tiles" else {}
+    rows = [
+        (f"{file.parent.parent.name}/{file.parent.name}/{file.name}", file.parent.parent.name, file.parent.name, group)
+        for file in sorted((out / "data").glob("t*/*/*"))
+        for group in [thing.get(file.stem) or file.stem.partition("-")[0]]
+    ]
+    with (out / "data/table.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("path", "split", "label", "group"), *rows])
+
+
 def _copy(file: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(file, folder / file.name)
@@ -153,11 +190,16 @@ SETS: dict[str, Callable[[Path, Path], None]] = {"tiles": tiles, "roads": roads,
 def main() -> None:
     """Divide one set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", choices=SETS)
+    parser.add_argument("set", choices=[*SETS, "classes"])
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--ordinary", default="cat", help="of classes: which one is ordinary")
     parsed = parser.parse_args()
+    if parsed.set == "classes":
+        classes(parsed.source, parsed.out, parsed.ordinary)
+        return
     SETS[parsed.set](parsed.source, parsed.out)
+    write_table(parsed.set, parsed.out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python benchmarks/photograph_sets.py tiles Magnetic-tile-defect-datasets. OUT
 python -m training features --from efficientnet-lite0 --colour grey --size 128 --grid 8x8 --out features.onnx
-python -m training fit --data OUT/data --features features.onnx --fit stretch --out RUN
+python -m training fit --data OUT/data/table.csv --features features.onnx --fit stretch --out RUN
 python -m training publish RUN --name tiles --store STORE --score-proposal encoder --score-samples 16
 python -m service calibrate --model tiles --store STORE --images OUT/calibration
 python benchmarks/photographs.py OUT/data RUN STORE tiles
@@ -53,12 +53,13 @@ Images = NDArray[np.float32]
 
 
 def read(folder: Path, shape: tuple[int, int, int], *, nearest: bool = False) -> Images:
-    """Grey images stretched to [N, 1, H, W] in [0, 1], by name; masks by the nearest pixel."""
-    _, height, width = shape
+    """Images stretched to [N, C, H, W] in [0, 1], by name; masks by the nearest pixel."""
+    channels, height, width = shape
+    colour = "L" if channels == 1 else "RGB"
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-    found = [np.asarray(Image.open(file).convert("L").resize((width, height), how), np.float32) for file in files]
-    return np.stack(found)[:, None] / np.float32(255)
+    found = [np.asarray(Image.open(file).convert(colour).resize((width, height), how), np.float32) for file in files]
+    return np.stack(found).reshape(-1, height, width, channels).transpose(0, 3, 1, 2) / np.float32(255)
 
 
 def top_mean(positions: Floats) -> Floats:
@@ -174,7 +175,8 @@ def measure(data: Path, run: Path, store: Path, name: str, plain: Path) -> None:
     model, graph = Model.open(open_version(store, name), runtime=runtime), run_graph(run, runtime)
     kinds = sorted(folder.name for folder in (data / "test").iterdir() if folder.name != "good")
     images = {kind: read(data / "test" / kind, graph.image) for kind in ["good", *kinds]}
-    masks = {kind: read(data / MASKS / kind, graph.image, nearest=True) for kind in kinds}
+    masked = [kind for kind in kinds if (data / MASKS / kind).is_dir()]
+    masks = {kind: read(data / MASKS / kind, (1, *graph.image[1:]), nearest=True) for kind in masked}
     count = sum(map(len, images.values()))
     started = time.process_time()
     features = {kind: graph.of(pixels) for kind, pixels in images.items()}
@@ -193,7 +195,7 @@ def measure(data: Path, run: Path, store: Path, name: str, plain: Path) -> None:
         rows[f"{peer}, sixteenth"] = {kind: top_mean(found) for kind, found in positions.items()}
         rows[f"{peer}, largest"] = {kind: found.max(axis=1) for kind, found in positions.items()}
         located[peer] = {
-            kind: at_image_size(positions[kind].reshape(-1, 1, *graph.maps[1:]), *graph.image[1:]) for kind in kinds
+            kind: at_image_size(positions[kind].reshape(-1, 1, *graph.maps[1:]), *graph.image[1:]) for kind in masked
         }
     rows["Gaussian of the mean"] = mean_distance(train, theirs)
     rows |= {f"PyOD {detector} of the mean": found for detector, found in pyod_scores(train, theirs).items()}
@@ -206,16 +208,16 @@ def measure(data: Path, run: Path, store: Path, name: str, plain: Path) -> None:
     default = model.detector.default_method
     for score in (default, *(other for other in model.detector.available if other != default)):
         rows[f"model, {score}"] = {kind: found[0][score] for kind, found in scored.items()}
-    located["model"] = {kind: scored[kind][1] for kind in kinds}
+    located["model"] = {kind: scored[kind][1] for kind in masked}
     print(f"image AUROC, interval and FPR, {len(images['good'])} ordinary; {len(train)} to train on; default {default}")
     print(f"{'':<34}{'mean':>7}" + "".join(f"{f'{kind} ({len(images[kind])})':>28}" for kind in kinds))
     for row, by_kind in rows.items():
         mean = np.mean([auroc(by_kind["good"], by_kind[kind]) for kind in kinds])
         print(f"{row:<34}{mean:>7.4f}" + "".join(f"{interval(by_kind['good'], by_kind[kind]):>28}" for kind in kinds))
-    for title, figure in (("pixel AUROC", pixel_auroc), ("PRO", per_region_overlap)):
+    for title, figure in (("pixel AUROC", pixel_auroc), ("PRO", per_region_overlap)) if masked else ():
         print(title)
         for row, by_kind in located.items():
-            values = [figure(by_kind[kind], masks[kind]) for kind in kinds]
+            values = [figure(by_kind[kind], masks[kind]) for kind in masked]
             print(f"{row:<34}{np.mean(values):>7.4f}" + "".join(f"{value:>28.3f}" for value in values))
     print(within_band(int((scored["good"][2] <= 0.05).sum()), len(images["good"]), model.detector.calibration_size))
     everything = np.concatenate(list(images.values()))

@@ -18,7 +18,7 @@ from training.data.download import locate
 from training.data.image_sets import Reading
 from training.data.preparation import Preparation
 from training.data.sources import Source, StreamedSource, open_source
-from training.data.splits import evenly_spaced, split
+from training.data.splits import evenly_spaced
 from training.errors import TrainingError, UpgradeError
 from training.features.maps import cached_splits
 from training.fit.loaded_model import load_model
@@ -26,9 +26,10 @@ from training.fit.run import open_run
 from training.fit_command import run_fit
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
-from training.publish.feature_export import write_features
+from training.publish.feature_command import write_features
+from training.publish.held_out import held_out_images, split_as_before
 from training.publish.protocols import encoder_samples_of, measured_defects, measured_images, protocol_of, scoring_of
-from training.publish.publication import SCORING_SEED, held_out_images, publish_run
+from training.publish.publication import SCORING_SEED, publish_run
 from training.publish.units import latent_units
 from training.publish.upgrade import upgrade
 from training.report.comparison import common_images, compare_lines, open_model
@@ -115,7 +116,7 @@ def _publish(parsed: argparse.Namespace) -> None:
     run = open_run(parsed.run)
     configuration = run.description.configuration
     source = _open(getattr(parsed, "data", run.description.source), _reading(configuration, parsed.workers))
-    splits = split(source, configuration)
+    splits = split_as_before(source, configuration, run.description.things)
     test = measured_images(parsed, splits.test)
     defects, problems = source.defects.read()
     print_left_out(problems)

@@ -1,5 +1,6 @@
 """The choices that define a training run; two runs of one configuration on the same data give the same weights."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import (
@@ -58,7 +59,8 @@ class Configuration:
     units of pixels in [0, 1]; None learns it, a scale a pixel. `num_components` is of a mixture; None means 10.
     `num_validation`, `num_calibration` and `num_test` are numbers of images held out of training (`num_test` only where
     the data set brings no test images of its own); None means 2000, 3000 and 10 000, or a tenth of the images where
-    that is fewer.
+    that is fewer. `group`, a regular expression, finds in an image's path what thing it shows; None leaves that to a
+    table's column, and images of which nothing tells are divided one by one (training/data/things.py).
     `flip` and `shift` (pixels) vary training images each time they are seen (training/data/augmentation.py).
     `ema_decay` d averages the weights over about 1/(1 - d) steps. `first_samples` is where the number of samples
     begins, which doubles until it is `num_samples`, each number having as many decoder rows; None is `num_samples`
@@ -109,6 +111,7 @@ class Configuration:
     num_validation: PositiveInt | None = None
     num_calibration: PositiveInt | None = None
     num_test: PositiveInt | None = None
+    group: str | None = None
     max_memory: NotNegative = 4.0
     skip_corrupt: bool = False
 
@@ -139,6 +142,10 @@ class Configuration:
             for name in likelihood.configured:
                 if kind != self.likelihood and getattr(self, name) is not None:
                     raise ConfigurationError(f"{name} belongs to the likelihood {kind}, not to {self.likelihood}")
+        try:
+            re.compile(self.group or "")
+        except re.error as error:
+            raise ConfigurationError(f"group must be a regular expression, not {self.group!r}: {error}") from error
         if self.finish_epochs is not None and not self.finish_encoder:
             raise ConfigurationError("finish_epochs belongs to finish_encoder")
         if self.preset == "linear" and (self.epochs != 1 or self.finish_encoder):

@@ -1,6 +1,7 @@
 """The command line of `python -m training`: its commands and their options."""
 
 import argparse
+import math
 import os
 import typing
 from pathlib import Path
@@ -16,7 +17,7 @@ from training.fit.devices import Compilation, Precision
 from training.fit.options import add_configuration_options, size_of
 from training.fit.plan import DEFAULT_MINUTES
 from training.networks.mlp import FULL_RATE_PIXELS
-from training.publish.pretrained import SOURCES
+from training.publish.pretrained import IMAGENET, SOURCES
 from training.publish.protocols import DEFAULT_ENCODER_SAMPLES, MOST_IMAGES
 from training.publish.publication import SCORING_SEED
 
@@ -171,11 +172,19 @@ def _add_upgrade(parser: argparse.ArgumentParser) -> None:
 
 def _add_features(parser: argparse.ArgumentParser) -> None:
     none = argparse.SUPPRESS
-    parser.add_argument("--from", dest="source", required=True, default=none, help=f"the network: {SOURCES}")
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--from", dest="source", default=none, help=f"the network: {SOURCES}")
+    network.add_argument("--onnx", type=Path, default=none, help="or a network in an ONNX file of any origin")
     parser.add_argument("--out", type=Path, required=True, default=none, help="the graph's file, features.onnx")
     parser.add_argument("--weights", type=Path, default=none, help="file of its weights (default: its package's own)")
     help_layers = "names of its modules, separated by commas, at which it is cut (default: of efficientnet-lite0 two)"
-    parser.add_argument("--layers", type=lambda text: text.split(","), default=[], help=help_layers)
+    parser.add_argument("--layers", type=_names, default=none, help=help_layers)
+    help_outputs = "of --onnx: names of its tensors, separated by commas, at which it is cut; a wrong one lists them"
+    parser.add_argument("--outputs", type=_names, default=none, help=help_outputs)
+    for name, value in zip(("mean", "std"), IMAGENET, strict=True):
+        help_numbers = f"of --onnx: {name} of its input, of pixels in [0, 1]: one number, or one a channel (default: "
+        help_numbers += f"{','.join(map(str, value))}, ImageNet's)"
+        parser.add_argument(f"--{name}", type=_numbers, default=none, help=help_numbers)
     parser.add_argument("--size", type=size_of, default=(128, 128), help="height and width of the images")
     parser.add_argument("--grid", type=size_of, default=(8, 8), help="height and width of the maps")
     parser.add_argument("--colour", choices=("grey", "rgb"), default="rgb", help="of the images")
@@ -223,6 +232,20 @@ def _add_command(commands: "argparse._SubParsersAction[Parser]", name: str, summ
     return commands.add_parser(
         name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        found = [float(number) for number in text.split(",")]
+    except ValueError:
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise argparse.ArgumentTypeError(f"must be numbers separated by commas, not {text!r}")
+    return found
 
 
 def _model_name(text: str) -> str:

@@ -60,7 +60,7 @@ def print_chosen(source: Source | StreamedSource) -> None:
 
 def print_start(splits: DataSplits, description: RunDescription, device: torch.device, *, begun_on: str | None) -> None:
     """What will be trained, on what and where; and whether the run was begun on another kind of device."""
-    parts = ", ".join(f"{count} {part}" for part, count in description.num_images.items())
+    parts = _counted(description.num_images)
     configuration = description.configuration
     choices = f"{configuration.preset}, {configuration.likelihood}, binarisation {configuration.binarisation}"
     streamed = "; training images stream" if isinstance(splits.train, ImageStream) else ""
@@ -74,18 +74,24 @@ def print_start(splits: DataSplits, description: RunDescription, device: torch.d
             f"note: begun on {begun_on}; on {device.type} it continues within rounding, not bit for bit",
             file=sys.stderr,
         )
-    _print_if_few(description)
+    if splits.division is not None:
+        print(f"divided by things ({splits.division.by}): {_counted(splits.division.num_things)}")
+    _print_if_few(description, splits)
 
 
-def _print_if_few(description: RunDescription) -> None:
+def _print_if_few(description: RunDescription, splits: DataSplits) -> None:
     """Of few images, what makes more of them, and what so few calibration images can promise."""
     if (count := sum(description.num_images.values())) >= _FEW:
         return
     configuration = description.configuration
     if not configuration.flip and not configuration.shift:
         print(f"{count} images are few: --flip and --shift make more of them, where that makes sense")
-    for line in guarantees(description.num_images["calibration"]):
+    for line in guarantees(len(splits.calibration)) if splits.division is None else splits.division.promises():
         print(line)
+
+
+def _counted(by_part: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {part}" for part, count in by_part.items())
 
 
 def print_plan(plan: Plan | None) -> None:

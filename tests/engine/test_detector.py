@@ -96,6 +96,23 @@ def test_what_is_fitted_knows_nothing_of_the_images_compared_with() -> None:
     assert changed == {name for name, method in METHODS.items() if method.fits}
 
 
+def test_a_gap_that_is_rounding_is_no_part_of_combined() -> None:
+    """With an exact encoder ELBO is log P(x) but for rounding, which a strange image may have more or less of."""
+    rng = np.random.default_rng(8)
+    calibration, images = draw(rng, 300), draw(rng, 40)
+    for drawn in (calibration, images):
+        drawn["elbo"] = drawn["log_likelihood"] - 1e-11 * rng.random(len(drawn["elbo"]))
+    found = detector(calibration)
+    scores = judge(found, images)["combined"]
+    images["elbo"] = images["log_likelihood"] - 1e-9
+    images["elbo"][1] = np.nan
+    again = judge(found, images)["combined"]
+    np.testing.assert_array_equal(np.delete(again.score, 1), np.delete(scores.score, 1))
+    assert again.p_value[1] == 1 / 201
+    calibration["elbo"] -= rng.gamma(4, 1e-3, 300)  # a thousandth of a nat is more than rounding
+    assert (judge(detector(calibration), images)["combined"].score != again.score)[2:].all()
+
+
 def test_a_false_discovery_rate_is_decided_over_all_images() -> None:
     rng = np.random.default_rng(6)
     found = detector(draw(rng, 3000))

@@ -18,7 +18,7 @@ from training.data.splits import DataSplits
 from training.fit.recipes import complete_configuration
 from training.parser import build_parser
 from training.publish.evaluation import Protocol, evaluate
-from training.publish.publication import configuration_of
+from training.publish.held_out import configuration_of
 
 GREY: NDArray[np.uint8] = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
 PIXELS = {

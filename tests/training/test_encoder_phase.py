@@ -22,8 +22,9 @@ from training.fit.trainer import EpochFigures, fit, validate
 from training.networks.vae import Vae
 from training.publish.evaluation import Protocol
 from training.publish.export import export
+from training.publish.held_out import configuration_of
 from training.publish.provenance import FINISHED_ENCODER
-from training.publish.publication import configuration_of, describe
+from training.publish.publication import describe
 from training.terminal import print_finished_encoder
 
 FINISHING = replace(SHORT, batch_size=16, finish_encoder=True, finish_epochs=5)

@@ -24,7 +24,7 @@ from training.features.maps import FOLDER, GRAPH, KEY, cached_splits, feature_sp
 from training.features.whitening import Whitening
 from training.fit.loaded_model import load_model
 from training.fit.run import open_run
-from training.publish.publication import configuration_of
+from training.publish.held_out import configuration_of
 
 OPTIONS = ["--latent-dim", "2", "--num-validation", "20", "--num-calibration", "60", "--num-test", "20"]
 NETWORK = ["--preset", "mlp", "--width", "16", "--depth", "1", "--epochs", "2"]

@@ -23,7 +23,8 @@ from training.fit.run import Run, create_run
 from training.fit.session import Session
 from training.fit.trainer import fit
 from training.publish.evaluation import Protocol, in_unit_interval
-from training.publish.publication import Publication, describe, held_out_images, open_stored, publish_run
+from training.publish.held_out import held_out_images
+from training.publish.publication import Publication, describe, open_stored, publish_run
 
 NATS = density_error(28 * 28, 400)
 LAPLACE, FEW = Protocol("laplace", num_samples=40, seed=0), Protocol("encoder", num_samples=10, seed=0)

@@ -28,6 +28,7 @@ class ArchiveImages(archives.ArchiveImages):
 
     def __init__(self, archive: Archive, names: Sequence[str]) -> None:
         super().__init__(archive, names)
+        self.paths = names
 
     def open(self, index: int) -> BinaryIO:
         """The image's bytes; a CorruptImageError where they cannot be read, or are too many."""

@@ -22,11 +22,13 @@ class EncodedSet:
         parts: `train`, and `validation` and `test` where there are such, in this order.
         skipped: the files that were not taken.
         unlike: by class, test images of classes that training does not have, where it has one.
+        groups: by path, what thing an image shows, as a table says; None where none does.
     """
 
     parts: Mapping[str, EncodedImages]
     skipped: Skipped
     unlike: Mapping[str, EncodedImages] = field(default_factory=dict)
+    groups: Mapping[str, str] | None = None
 
 
 def find_encoded(path: Path) -> EncodedSet | None:
@@ -53,7 +55,7 @@ def find_encoded(path: Path) -> EncodedSet | None:
         parts, unlike = (
             {k: ImageFiles(path.parent, v) for k, v in files.items()} for files in (table.parts, table.unlike)
         )
-        found = EncodedSet(parts, table.skipped, unlike)
+        found = EncodedSet(parts, table.skipped, unlike, table.groups)
     else:
         return None
     for part, images in found.parts.items():

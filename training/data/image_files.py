@@ -33,6 +33,11 @@ class EncodedImages(Protocol):
         """Bytes of memory for each block."""
         ...
 
+    @property
+    def paths(self) -> Sequence[str] | None:
+        """Each image's path below the data set, with `/`; None of images that have none."""
+        ...
+
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
@@ -55,21 +60,22 @@ class ImageFiles:
     block_bytes: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def __init__(self, folder: Path, files: Sequence[str] | None = None) -> None:
-        self._files = [f"{folder}/{file}" for file in (list_files(folder).files if files is None else files)]
+        self._folder = folder
+        self.paths = list_files(folder).files if files is None else files
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.paths)
 
     def name(self, index: int) -> str:
         """The file's path."""
-        return self._files[index]
+        return f"{self._folder}/{self.paths[index]}"
 
     def open(self, index: int) -> BinaryIO:
         """Open the file."""
         try:
-            return Path(self._files[index]).open("rb")
+            return Path(self.name(index)).open("rb")
         except OSError as error:
-            raise CorruptImageError(self._files[index], f"cannot be read ({error.strerror})") from error
+            raise CorruptImageError(self.name(index), f"cannot be read ({error.strerror})") from error
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -86,6 +86,18 @@ class ImageSet:
         num_images = sum(map(len, self._index.values()))
         num_bytes = num_images * math.prod(self.chw) * self.pixel_format.dtype.itemsize
         return num_bytes <= self._reading.max_memory * 2**30
+
+    @property
+    def paths(self) -> dict[str, Sequence[str]]:
+        """By part, the paths of the images that can be read, in the order of their pixels; none where they have none.
+
+        Whether an image can be read is known when all are loaded or streamed.
+        """
+        return {
+            part: [images.paths[number] for number in self._index[part].tolist()]
+            for part, images in self._parts.items()
+            if images.paths is not None
+        }
 
     def load(self) -> dict[str, Pixels]:
         """Decode all images into memory: [N, C, H, W] for each part.
@@ -193,6 +205,7 @@ class ImageSet:
                 check_size(image.shape, self.chw, images.name(number), self._first)
                 pixels[place] = image
             progress.advance(1)
+        self._index[part] = index[good]
         return pixels if good.all() else pixels[good]
 
     def _read_first(self) -> tuple[str, tuple[int, int, int]]:

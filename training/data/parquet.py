@@ -20,6 +20,8 @@ class ParquetImages(parquet.ParquetImages):
         DataError: a file is not Parquet, or has no column of images; the message names the file.
     """
 
+    paths = None
+
     def __init__(self, files: Sequence[Path]) -> None:
         with as_data_errors():
             super().__init__(files)

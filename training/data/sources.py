@@ -24,6 +24,7 @@ from training.data.image_sets import TOO_DARK, ImageSet, Reading, brightest_befo
 from training.data.originals import NO_ORIGINALS, Originals
 from training.data.preparation import AS_THEY_ARE, Preparation, prepare_arrays
 from training.data.streams import ImageStream
+from training.data.things import NO_THINGS, Things
 from training.errors import DataError
 
 _IDX_PREFIXES = {"train": ("train",), "validation": ("valid", "validation"), "test": ("t10k", "test")}
@@ -51,6 +52,7 @@ class Source:
         chosen: what `auto` chose, and why, in sentences.
         defects: test images of classes that training does not have, where it has one class.
         originals: the training images as their files have them, where they are prepared.
+        things: what tells which images show the same thing.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Source:
     chosen: Sequence[str] = ()
     defects: DefectImages = NO_DEFECTS
     originals: Originals = NO_ORIGINALS
+    things: Things = NO_THINGS
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class StreamedSource:
     chosen: Sequence[str] = ()
     defects: DefectImages = NO_DEFECTS
     originals: Originals = NO_ORIGINALS
+    things: Things = NO_THINGS
 
 
 def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
@@ -103,7 +107,7 @@ def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
         white = 1 if loaded["train"] is read["train"] else 255
         defects = DefectImages(found.unlike, images.pixel_format, images.chw, white)
         source = replace(source, preparation=images.preparation, chosen=images.chosen)
-        return replace(source, defects=defects, originals=originals)
+        return replace(source, defects=defects, originals=originals, things=Things(images.paths, found.groups))
     streams, sha256 = images.stream()
     return StreamedSource(
         name=printable(path.resolve().name),
@@ -117,6 +121,7 @@ def open_source(path: Path, reading: Reading) -> Source | StreamedSource:
         chosen=images.chosen,
         defects=DefectImages(found.unlike, images.pixel_format, images.chw, streams["train"].white),
         originals=originals,
+        things=Things(images.paths, found.groups),
     )
 
 

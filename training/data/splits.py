@@ -1,8 +1,8 @@
 """Divide images into training, validation, calibration and test parts, and convert pixels for a model."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from training.configuration import Binarisation, Configuration
 from training.data.image_files import Pixels
 from training.data.sources import Source, StreamedSource
 from training.data.streams import ImageStream, in_batches
+from training.data.things import COLUMN, Division, divide_things, numbered
 from training.errors import DataError
 
 Images = Pixels | ImageStream
@@ -40,6 +41,13 @@ class DataSplits:
     validation: Pixels
     calibration: Pixels
     test: Pixels
+    division: Division | None = field(default=None, kw_only=True)
+    """By things, where it is known which images show the same."""
+
+    @property
+    def things(self) -> dict[str, str | int] | None:
+        """What is recorded of a division by things; None where there is none."""
+        return None if self.division is None else self.division.record
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -82,10 +90,11 @@ def split(source: Source | StreamedSource, configuration: Configuration) -> Data
     If the source has a test or validation part of its own, that part is used, whole. The other parts are taken from
     the training images. If the data set streams, at most the configured numbers are taken from its own parts or, if
     none are configured, 2000 for validation and 10 000 for testing. Which images are held out is decided by a
-    permutation from the seed, not by the order on disk.
+    permutation from the seed, not by the order on disk. Where it is known which images show the same thing, whole
+    things are held out, and the numbers are met as nearly as that allows.
 
     Raises:
-        DataError: the held-out parts leave no image to train on.
+        DataError: the held-out parts leave no image to train on; or see `Things.named` and `divide_things`.
     """
     available = len(source.train)
     own: dict[str, Images | None] = {"num_validation": source.validation, "num_test": source.test}
@@ -98,8 +107,14 @@ def split(source: Source | StreamedSource, configuration: Configuration) -> Data
         wanted = ", ".join(f"{name} = {count}" for name, count in held_out.items())
         few = "; there must be at least 10, or these numbers given" if available < 10 else ""
         raise DataError(source.name, f"{available} images cannot be divided with {wanted}{few}")
-    order = np.random.default_rng(configuration.seed).permutation(available)
-    places = [np.sort(part) for part in np.split(order, np.cumsum(list(held_out.values())))]
+    division = None
+    named = source.things.named(configuration.group, source.name)
+    if named is None:
+        order = np.random.default_rng(configuration.seed).permutation(available)
+        places = [np.sort(part) for part in np.split(order, np.cumsum(list(held_out.values())))]
+    else:
+        places = divide_things(named["train"], held_out, seed=configuration.seed, name=source.name)
+        division = _division(named, dict(zip([*held_out, "train"], places, strict=True)), configuration.group)
     train: Images
     if isinstance(source, StreamedSource):
         train, taken = source.train.hold_out(places[:-1])
@@ -120,6 +135,18 @@ def split(source: Source | StreamedSource, configuration: Configuration) -> Data
         validation=parts["num_validation"],
         calibration=parts["num_calibration"],
         test=parts["num_test"],
+        division=division,
+    )
+
+
+def _division(named: Mapping[str, Sequence[str]], places: Mapping[str, NDArray[np.int64]], by: str | None) -> Division:
+    """What is told of a division by things: `places` are those of the training images, by part or its option."""
+    own = {part: list(things) for part, things in named.items() if part != "train"}
+    divided = own | {part.removeprefix("num_"): [named["train"][k] for k in found] for part, found in places.items()}
+    return Division(
+        by=by or COLUMN,
+        num_things={part: len(set(divided[part])) for part in PARTS},
+        of_calibration=numbered(divided["calibration"])[1],
     )
 
 

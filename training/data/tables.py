@@ -1,4 +1,4 @@
-"""A table of images' paths, in CSV or Parquet, with columns for parts and labels if there are such."""
+"""A table of images' paths, in CSV or Parquet, with columns for parts, labels and groups if there are such."""
 
 import csv
 import os
@@ -17,6 +17,7 @@ SUFFIXES = (".csv", ".tsv")
 _PATHS = ("path", "file_name", "filename", "file", "filepath", "file_path", "image_path", "image", "img", "name")
 _SPLITS = ("split", "set", "part", "subset", "partition")
 _LABELS = ("label", "class", "category", "target")
+_GROUPS = ("group",)
 _DELIMITERS = ",;\t"
 
 
@@ -28,11 +29,13 @@ class Table:
         parts: paths below the table's folder by part, each once; `train` is there.
         unlike: by label, test images whose label training does not have, where it has one.
         skipped: rows that were not taken.
+        groups: by path, what thing the image shows; None without a column for that.
     """
 
     parts: Mapping[str, Sequence[str]]
     unlike: Mapping[str, Sequence[str]]
     skipped: Skipped
+    groups: Mapping[str, str] | None = None
 
 
 def is_table(path: Path) -> bool:
@@ -59,7 +62,8 @@ def read_table(path: Path) -> Table:
     if (key := _named(list(columns), _PATHS)) is None:
         found = ", ".join(map(repr, columns))
         raise DataError(path, f"has no column of paths (there are: {found}); one called 'path' is needed")
-    splits, labels = (columns.get(_named(list(columns), names) or "") for names in (_SPLITS, _LABELS))
+    splits, labels, groups = (columns.get(_named(list(columns), names) or "") for names in (_SPLITS, _LABELS, _GROUPS))
+    things: dict[str, str] = {}
     skipped: dict[str, tuple[int, str]] = {}
     rows: dict[str, tuple[str, str]] = {}  # by file: part and label
     for number, value in enumerate(columns[key]):
@@ -76,7 +80,8 @@ def read_table(path: Path) -> Table:
                 _part(path, splits[number], number + 1) if splits else "train",
                 labels[number] if labels else "",
             )
-    return Table(*_divided(path, rows), skipped)
+            things[name] = groups[number] if groups else ""
+    return Table(*_divided(path, rows), skipped, things if groups else None)
 
 
 def _divided(path: Path, rows: Mapping[str, tuple[str, str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -116,7 +121,7 @@ def _read_parquet(path: Path) -> dict[str, list[str]]:
         found = pq.read_table(path).to_pydict()
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(path, f"not a readable Parquet file ({error})") from error
-    wanted = (*_PATHS, *_SPLITS, *_LABELS)
+    wanted = (*_PATHS, *_SPLITS, *_LABELS, *_GROUPS)
     return {
         name.lower(): ["" if value is None else str(value) for value in values]
         for name, values in found.items()

@@ -103,6 +103,7 @@ def feature_splits(
         "graph": graph.sha256,
         "data": splits.sha256,
         "seed": seed,
+        "things": splits.things,
         **{part: len(getattr(splits, part)) for part in _PARTS},
     }
     found = _read_key(folder)

@@ -52,6 +52,8 @@ _HELP = {
     "max_memory": "GiB of decoded pixels up to which image files and Parquet are loaded whole; larger data is streamed",
     "skip_corrupt": "leave out images that cannot be decoded, instead of refusing the data",
     "num_test": "held-out test images if the data has no test set",
+    "group": "regular expression, searched in each image's path below the data: what its brackets capture names the "
+    "thing shown, and all images of a thing are on one side of every division",
 }
 _UNSET = {
     "size": "all images must have one size",
@@ -68,6 +70,7 @@ _UNSET = {
     "num_validation": "2000, at most a tenth of the images",
     "num_calibration": "3000, at most a tenth",
     "num_test": "10000, at most a tenth",
+    "group": "a table's column group; else each image is a thing by itself",
 } | {name: option.unset for kind in LIKELIHOODS.values() for name, option in kind.configured.items()}
 """The default of an option whose default depends on the data or on another option."""
 _CHOICES = {"preset": (AUTO, *get_args(Preset)), "fit": ("crop", "pad", "stretch")}
@@ -97,6 +100,9 @@ def add_configuration_options(parser: argparse.ArgumentParser, names: Container[
             choices = _CHOICES.get(field.name, get_args(hint))
             words = f"{words} (default: {unset})"
             parser.add_argument(option, choices=choices, default=argparse.SUPPRESS, help=words)
+        elif hint is str:
+            words = f"{words} (default: {unset})"
+            parser.add_argument(option, default=argparse.SUPPRESS, metavar="REGEX", help=words)
         else:
             add_number(parser, option, hint, help=words, unset=unset)
 

@@ -54,6 +54,7 @@ class RunDescription:
         acceleration: how the networks run, `auto` resolved; None in runs begun before it was recorded.
         device: the kind of device it began on, `cpu` or `cuda`; None likewise. Not part of the run's identity.
         features: of a run of features, what they are; `image_shape` is then theirs.
+        things: where images were divided by what they show, by what, and how many things each part has.
     """
 
     configuration: Configuration
@@ -66,6 +67,7 @@ class RunDescription:
     acceleration: Acceleration | None = None
     device: str | None = None
     features: RunFeatures | None = None
+    things: Mapping[str, Any] | None = None
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
@@ -204,6 +206,7 @@ def describe_run(
         acceleration=acceleration,
         device=device,
         features=features,
+        things=splits.things,
     )
 
 
@@ -280,4 +283,5 @@ def _identity(description: RunDescription) -> dict[str, object]:
         "image shape": description.image_shape,
         "start": description.start,
         "features": description.features and description.features.sha256,
+        "things": description.things,
     }

@@ -19,7 +19,7 @@ from training.likelihoods import LIKELIHOODS
 _OF_THE_LIKELIHOODS = (name for likelihood in LIKELIHOODS.values() for name in likelihood.configured)
 _OF_THE_NETWORKS = ("preset", "width", "depth", "latent_dim", "likelihood", *_OF_THE_LIKELIHOODS)
 _OF_THE_PREPARATION = ("size", "fit", "colour", "invert")
-_OF_THE_SPLIT = ("seed", "num_validation", "num_calibration", "num_test")
+_OF_THE_SPLIT = ("seed", "num_validation", "num_calibration", "num_test", "group")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Start:
         weights: of the averaged model, of its best epoch where it has patience.
         trained: whether its training was at the end, but perhaps for the encoder's own phase.
         run: None of a published version.
+        things: see `RunDescription`.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Start:
     weights: Mapping[str, torch.Tensor]
     trained: bool
     run: Run | None = None
+    things: Mapping[str, Any] | None = None
 
 
 def start_of(run: Run) -> Start:
@@ -60,6 +62,7 @@ def start_of(run: Run) -> Start:
         weights=loaded.vae.state_dict(),
         trained=loaded.trained,
         run=run,
+        things=description.things,
     )
 
 
@@ -90,6 +93,8 @@ def check_start(start: Start, description: RunDescription, *, encoder_alone: boo
     names = (*_OF_THE_NETWORKS, *_OF_THE_SPLIT) if same_images else _OF_THE_NETWORKS
     here = description.configuration
     pairs = {name: (getattr(start.configuration, name), getattr(here, name)) for name in names}
+    if same_images:
+        pairs["things"] = (start.things, description.things)
     pairs["image_shape"] = (start.image_shape, description.image_shape)
     if differences := [f"{name} is {old!r} there, {new!r} now" for name, (old, new) in pairs.items() if old != new]:
         raise RunError(f"{start.path} cannot be the start: {'; '.join(differences)}")

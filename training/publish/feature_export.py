@@ -9,15 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from model_store import CHANNELS
 from service.engine.features import FEATURES, X
 from service.engine.runtime import Runtime
 from training.errors import ConfigurationError, ParityError
 from training.features.graph import FeatureGraph, feature_graph
-from training.files import write_atomically
 from training.networks.precision import full_float32
 from training.publish.export import PARITY_TOLERANCE, export_graph
-from training.publish.pretrained import Pretrained, open_network
+from training.publish.pretrained import Pretrained
 
 _SHOWN = 20
 _PARITY_IMAGES = 3
@@ -26,8 +24,7 @@ _PARITY_IMAGES = 3
 class CutNetwork(nn.Module):
     """Pixels [B, C, H, W] in [0, 1] → the maps of some layers, side by side on one grid: [B, F, h, w].
 
-    A map that is a multiple of the grid in each direction is averaged to it, any other is interpolated linearly. An
-    exported graph computes nothing of what comes after the layers.
+    An exported graph computes nothing of what comes after the layers.
 
     Args:
         pretrained: the network. Grey images are repeated in its three channels.
@@ -66,14 +63,16 @@ class CutNetwork(nn.Module):
         for name in self._layers:
             if name not in found or found[name].ndim != 4:
                 raise ConfigurationError(f"layer {name!r} makes no maps [batch, F, h, w] of such images")
-        return torch.cat([self._on_grid(found[name]) for name in self._layers], dim=1)
+        return torch.cat([on_grid(found[name], self._grid) for name in self._layers], dim=1)
 
-    def _on_grid(self, maps: Tensor) -> Tensor:
-        height, width = maps.shape[2:]
-        down, across = height // self._grid[0], width // self._grid[1]
-        if (down * self._grid[0], across * self._grid[1]) == (height, width):
-            return maps if (down, across) == (1, 1) else F.avg_pool2d(maps, (down, across))
-        return F.interpolate(maps, self._grid, mode="bilinear", align_corners=False)
+
+def on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps [B, F, h, w] on another grid: averaged where h and w are multiples of it, else interpolated linearly."""
+    height, width = maps.shape[2:]
+    down, across = height // grid[0], width // grid[1]
+    if (down * grid[0], across * grid[1]) == (height, width):
+        return maps if (down, across) == (1, 1) else F.avg_pool2d(maps, (down, across))
+    return F.interpolate(maps, grid, mode="bilinear", align_corners=False)
 
 
 @full_float32()
@@ -121,27 +120,3 @@ def export_features(
     if not difference <= PARITY_TOLERANCE * float(expected.abs().max()):
         raise ParityError(f"{file}: the graph differs from PyTorch by {difference:.3g}")
     return graph
-
-
-def write_features(
-    *,
-    source: str,
-    out: Path,
-    layers: Sequence[str],
-    size: tuple[int, int] | str,
-    grid: tuple[int, int] | str,
-    colour: str,
-    runtime: Runtime,
-    weights: Path | None = None,
-) -> str:
-    """The command `features`: write the graph to a file; what was written, in a line.
-
-    Raises:
-        ConfigurationError, InvalidArtifactError, ParityError: see `open_network` and `export_features`.
-    """
-    if isinstance(size, str) or isinstance(grid, str):
-        raise ConfigurationError("size and grid are numbers here, such as 128 and 8x8")
-    image = (CHANNELS[colour], *size)
-    graph = export_features(open_network(source, weights), layers, image=image, grid=grid, file=out, runtime=runtime)
-    write_atomically(out, lambda stream: stream.write(graph.content))
-    return f"{out}: images {list(graph.image)} to maps {list(graph.maps)}, {len(graph.content) / 2**20:.1f} MiB"

@@ -13,7 +13,7 @@ from training.errors import ConfigurationError
 
 LITE = "efficientnet-lite0"
 SOURCES = f"{LITE}, torchvision:NAME or timm:NAME"
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LITE = (127 / 255,) * 3, (128 / 255,) * 3
 _LITE_LAYERS = ("_blocks.4", "_blocks.10")
 
@@ -46,12 +46,12 @@ def open_network(source: str, weights: Path | None = None) -> Pretrained:
     elif kind == "torchvision" and name:
         models = _package("torchvision.models", "torchvision", source)
         network = _built(source, lambda: models.get_model(name, weights=None if weights else "DEFAULT"))
-        found = Pretrained(network, *_IMAGENET)
+        found = Pretrained(network, *IMAGENET)
     elif kind == "timm" and name:
         timm = _package("timm", "timm", source)
         network = _built(source, lambda: timm.create_model(name, pretrained=weights is None))
         of_input = getattr(network, "pretrained_cfg", {})
-        found = Pretrained(network, of_input.get("mean", _IMAGENET[0]), of_input.get("std", _IMAGENET[1]))
+        found = Pretrained(network, of_input.get("mean", IMAGENET[0]), of_input.get("std", IMAGENET[1]))
     else:
         raise ConfigurationError(f"--from must be {SOURCES}, not {source!r}")
     if weights and source != LITE:

@@ -9,6 +9,8 @@ from training.fit.session import Session
 
 FINISHED_ENCODER = "finished_encoder"
 """In the manifest: what training the encoder alone has gained, the fields of `FinishedEncoder`."""
+BESIDE = "num_images", "start", "things", "features", "precision", "compiled", "trained_on", FINISHED_ENCODER
+"""In the manifest among the configuration's fields, without being one: what `beside_the_configuration` says."""
 
 
 def beside_the_configuration(
@@ -18,6 +20,8 @@ def beside_the_configuration(
     beside: dict[str, object] = {"num_images": dict(run.num_images)}
     if run.start is not None:
         beside["start"] = f"weights SHA-256 {run.start}"
+    if run.things is not None:
+        beside["things"] = dict(run.things)
     if run.features is not None:
         beside["features"] = f"of a graph of SHA-256 {run.features.sha256}, whitened over the training images"
     if finished_encoder is not None:

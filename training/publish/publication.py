@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from model_store import (
+    FITTING,
     CalibrationProtocol,
     Description,
     ImageShape,
@@ -23,12 +24,10 @@ from service.engine.runtime import Runtime
 from service.images.bottom_k import BottomKSketch
 from service.images.brightness import BRIGHTNESS, Brightness, mean_pixels
 from service.progress import Progress
-from training.configuration import Configuration
 from training.data.image_files import Pixels
 from training.data.preparation import stored_preparation
-from training.data.sources import Source, StreamedSource
-from training.data.splits import DataSplits, Images, binarise, derive_seed, split, unit_pixels
-from training.errors import ConfigurationError, RunError
+from training.data.splits import DataSplits, Images, binarise, derive_seed, unit_pixels
+from training.errors import RunError
 from training.features.graph import FeatureGraph
 from training.fit.loaded_model import FinishedEncoder, load_model
 from training.fit.run import Run, RunDescription
@@ -46,16 +45,12 @@ from training.publish.evaluation import (
 )
 from training.publish.export import PARITY_BATCHES, ExportedGraphs, check_parity, export
 from training.publish.features import checked_maps, features_of, stored_features
-from training.publish.provenance import FINISHED_ENCODER, beside_the_configuration, versions_in_training
+from training.publish.held_out import TRAINING_IMAGES, fingerprint_of
+from training.publish.provenance import beside_the_configuration, versions_in_training
 from training.publish.units import LatentUnits, latent_units
 
 SCORING_SEED = 0
-TRAINING_IMAGES = "training_images"
-"""In the manifest: a sketch of them, by which `service calibrate` tells images that the model was trained on."""
 _PARITY = 4  # a stream of random numbers
-_OF_TRAINING = "num_images", "start", "features", "precision", "compiled", "trained_on", FINISHED_ENCODER
-_BESIDE = (*_OF_TRAINING, TRAINING_IMAGES, BRIGHTNESS)
-"""In the manifest among the configuration's fields, without being one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,48 +106,13 @@ def describe(
             source=f"images of {run.data_set} held out of training, prepared as the service prepares a request's",
         ),
         provenance=Provenance(
-            data_set=f"{run.data_set} {_fingerprint(run.sha256)}",
+            data_set=f"{run.data_set} {fingerprint_of(run.sha256)}",
             seed=run.configuration.seed,
             configuration=dataclasses.asdict(run.configuration)
             | beside_the_configuration(run, sessions, finished_encoder),
             library_versions=library_versions(OF_PUBLICATION) | versions_in_training(sessions),
         ),
     )
-
-
-def held_out_images(source: Source | StreamedSource, provenance: Provenance) -> tuple[Images, str]:
-    """The images of `source` to score a model on, and what to call them in words.
-
-    Its own test part; where it has none and the model was trained on this very data, the images that were held out then
-    as the test part; otherwise all of it.
-
-    Raises:
-        RunError: the data is the model's own, and how it was split cannot be told from the manifest.
-    """
-    if source.test is not None:
-        return source.test, source.name
-    if not was_trained_on(provenance, source):
-        return source.train, source.name
-    try:
-        configuration = configuration_of(provenance)
-    except ConfigurationError as error:
-        raise RunError(f"{source.name}: the model was trained on these images, and on which is not known") from error
-    return split(source, configuration).test, f"the part of {source.name} that was held out of training as its test"
-
-
-def was_trained_on(provenance: Provenance, source: Source | StreamedSource) -> bool:
-    """Whether a model was trained on these very images, prepared as these are."""
-    return _fingerprint(source.sha256) in provenance.data_set
-
-
-def configuration_of(provenance: Provenance) -> Configuration:
-    """What a published model was trained by; one of before there was a phase for the encoder alone had none.
-
-    Raises:
-        ConfigurationError: another program has trained it.
-    """
-    choices = {name: value for name, value in provenance.configuration.items() if name not in _BESIDE}
-    return Configuration(**{"finish_encoder": False, **choices})
 
 
 def load_engine(
@@ -218,6 +178,8 @@ def publish_run(
     loaded = load_model(run)
     if splits.sha256 != run.description.sha256:
         raise RunError(f"{run.folder}: was not trained on these images of {splits.name}: their SHA-256 differs")
+    if (things := splits.things) != run.description.things:
+        raise RunError(f"{run.folder}: images were divided by {run.description.things} in training, by {things} now")
     if not loaded.finished:
         epochs = run.description.configuration.epochs
         state = "its encoder is not" if loaded.trained else f"{loaded.epoch} of {epochs} epochs are"
@@ -240,6 +202,8 @@ def publish_run(
         encoder_evaluation = evaluate(model, test, encoder_protocol, progress=progress)
     units = latent_units(model, test, seed=protocol.seed)
     calibration = calibration_arrays(model, splits.calibration, scoring, progress=progress)
+    if splits.division is not None:
+        calibration[FITTING] = splits.division.fitting
     detection = None
     if defects:
         ordinary = evaluation.statistics or image_statistics(model, test, scoring, "scoring", progress=progress)
@@ -280,10 +244,6 @@ def _metrics(evaluation: Evaluation, encoder_evaluation: Evaluation | None, unit
         return metrics
     by_encoder = encoder_evaluation.as_metrics()[0].model_copy(update={"name": "log_likelihood_encoder"})
     return (metrics[0], by_encoder, *metrics[1:])
-
-
-def _fingerprint(sha256: str) -> str:
-    return f"(pixels SHA-256 {sha256})"
 
 
 def _parity_inputs(run: Run, splits: DataSplits, features: FeatureGraph | None) -> torch.Tensor:

@@ -17,8 +17,9 @@ from training.fit.start import Start, start_of
 from training.networks.precision import full_float32
 from training.networks.vae import HIGHEST_LOG_VAR, LOWEST_LOG_VAR, Vae, build_vae
 from training.publish.export import scoring_part
+from training.publish.held_out import configuration_of, things_of
 from training.publish.part_export import OWN_WEIGHTS
-from training.publish.publication import configuration_of, open_stored
+from training.publish.publication import open_stored
 
 _NUM_CODES = 64
 _TOLERANCE = 1e-4
@@ -74,6 +75,7 @@ def stored_start(path: Path, *, runtime: Runtime) -> Start:
         sha256=pixels[1],
         weights=vae.state_dict(),
         trained=True,
+        things=things_of(provenance),
     )
 
 

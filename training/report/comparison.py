@@ -13,20 +13,15 @@ from service.engine.model import Model
 from service.engine.runtime import Runtime
 from service.images.folder import printable
 from training.data.sources import Source, StreamedSource
-from training.data.splits import Images, split
+from training.data.splits import Images
 from training.errors import ConfigurationError, RunError
 from training.fit.loaded_model import load_model
 from training.fit.run import RUN, open_run
 from training.publish.evaluation import Evaluation, Protocol
 from training.publish.export import export
 from training.publish.features import features_of
-from training.publish.publication import (
-    configuration_of,
-    describe,
-    load_engine,
-    open_stored,
-    was_trained_on,
-)
+from training.publish.held_out import configuration_of, divisions_of, split_as_before, things_of, was_trained_on
+from training.publish.publication import describe, load_engine, open_stored
 
 AnySource = Source | StreamedSource
 _CLEAR = 2.0
@@ -85,15 +80,14 @@ def common_images(sources: Sequence[AnySource], provenances: Sequence[Provenance
     if not trained:
         return [source.train for source in sources], name
     try:
-        configurations = [configuration_of(provenance) for provenance in trained]
+        divided = divisions_of(trained)
+        configuration = configuration_of(trained[0])
     except ConfigurationError as error:
         raise RunError(f"{name}: a model was trained on these images, and on which is not known") from error
-    divided = {(c.seed, c.num_validation, c.num_calibration, c.num_test) for c in configurations}
     if len(divided) > 1:
         raise RunError(f"{name}: the models were trained on different parts of these images: give others as --data")
-    return [
-        split(source, configurations[0]).test for source in sources
-    ], f"those of {name} held out of training as test"
+    splits = [split_as_before(source, configuration, things_of(trained[0])) for source in sources]
+    return [each.test for each in splits], f"those of {name} held out of training as test"
 
 
 def compare_lines(names: Sequence[str], descriptions: Sequence[Description], found: Sequence[Evaluation]) -> list[str]:

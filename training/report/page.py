@@ -20,8 +20,8 @@ from training.fit.encoder_phase import default_epochs
 from training.likelihoods import LIKELIHOODS
 from training.publish.detection import Detection
 from training.publish.evaluation import Evaluation, fresh_batches, in_unit_interval
+from training.publish.held_out import TRAINING_IMAGES
 from training.publish.provenance import FINISHED_ENCODER
-from training.publish.publication import TRAINING_IMAGES
 from training.publish.units import ACTIVE_VARIANCE, LatentUnits
 from training.report.charts import curves_chart, histogram_chart, units_chart
 from training.report.elements import PAGE, data_uri, figure, section, table

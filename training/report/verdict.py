@@ -13,6 +13,7 @@ from service.engine.anomaly.detector import DEFAULT_ALPHA, compared_with
 from service.engine.calibration import guarantees
 from training.configuration import Configuration
 from training.data.splits import DataSplits, evenly_spaced
+from training.data.things import Division
 from training.fit.loop import prepare
 from training.fit.plan import enough_epochs
 from training.fit.run import Run
@@ -54,6 +55,7 @@ class Figures:
         reliable: share of reliable estimates of log P(x), test images; None before they are scored.
         detected: by method, the mean AUROC of the kinds of defects, the default one first; None where there are none.
         of_features: whether the model is of features, which training cannot vary as it can images.
+        division: by things, where it is known which images show the same.
     """
 
     configuration: Configuration
@@ -70,6 +72,7 @@ class Figures:
     reliable: float | None = None
     detected: Mapping[str, float] | None = None
     of_features: bool = False
+    division: Division | None = None
 
     @property
     def overfits(self) -> bool:
@@ -135,6 +138,7 @@ def measure(run: Run, vae: Vae, splits: DataSplits) -> Figures:
         else max(0, enough_epochs(steps_per_epoch) - configuration.epochs),
         minutes=sum(line["seconds"] for line in run.read_metrics()) / 60,
         of_features=run.description.features is not None,
+        division=splits.division,
     )
 
 
@@ -182,7 +186,8 @@ def _problems(figures: Figures) -> Iterable[tuple[str, str]]:
             f"its anomaly scores miss defects (AUROC {auroc:.2f})",
             f"?method={best}, whose AUROC is {figures.detected[best]:.2f}; or {other}",
         )
-    compared = compared_with(figures.num_calibration)
+    division = figures.division
+    compared = compared_with(figures.num_calibration) if division is None else division.num_compared
     if 1 / (compared + 1) > DEFAULT_ALPHA:
         yield (
             guarantee(compared, DEFAULT_ALPHA).partition(";")[0],
@@ -231,4 +236,4 @@ def _evidence(figures: Figures) -> Iterable[str]:
     if figures.detected:
         named = ", ".join(f"{method} {value:.3f}" for method, value in figures.detected.items())
         yield f"AUROC, mean over the kinds of defects: {named}"
-    yield from guarantees(figures.num_calibration)
+    yield from guarantees(figures.num_calibration) if figures.division is None else figures.division.promises()

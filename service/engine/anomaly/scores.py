@@ -18,6 +18,8 @@ Score = Callable[[Values], Float64Array]
 DEFAULT_METHOD = "combined"
 _MOST_NEIGHBOURS = 1000
 """Codes that a code is compared with; more cost every image of every request."""
+_ROUNDING = 1e-6
+"""Of log P(x): a gap that varies by less than that among ordinary images is the rounding of its two numbers."""
 MIN_FITTING = 2
 """Images that a method which fits anything takes at least."""
 
@@ -61,14 +63,30 @@ def _local(values: Values) -> Float64Array:
     return values["local"]
 
 
+def _varies(gap: Float64Array, log_likelihood: Float64Array) -> bool:
+    """Whether gaps of ordinary images differ by more than rounding; those that are not finite tell nothing."""
+    finite = np.isfinite(gap) & np.isfinite(log_likelihood)
+    return not finite.any() or bool(gap[finite].std() > _ROUNDING * np.abs(log_likelihood[finite]).mean())
+
+
 def _combined(reference: Values, unlikely: Score = _input_complexity) -> Score:
-    """How hard to infer, how unlikely (for its complexity), how far from any ordinary code: see combination.py."""
+    """How hard to infer, how unlikely (for its complexity), how far from any ordinary code: see combination.py.
+
+    Where the encoder is the exact posterior, every image is as easy to infer: only the other two count.
+    """
     codes = _codes(reference)
     codes = codes[np.isfinite(codes).all(axis=1)]
     neighbours = Neighbours(codes[:: math.ceil(len(codes) / _MOST_NEIGHBOURS)] if len(codes) else codes)
 
-    def parts(values: Values, distance: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
-        return values["posterior_gap"], unlikely(values), distance
+    is_inferred = _varies(reference["posterior_gap"], reference["log_likelihood"])
+
+    def parts(values: Values, distance: Float64Array) -> tuple[Float64Array, ...]:
+        gap = values["posterior_gap"]
+        return (
+            (gap, unlikely(values), distance)
+            if is_inferred
+            else (np.where(np.isfinite(gap), unlikely(values), np.nan), distance)
+        )
 
     combination = Combination.fit(parts(reference, neighbours.distance_among()))
     return lambda values: combination.score(parts(values, neighbours.distance(_codes(values))))
