@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.chunks import Chunks
 from service.engine.posterior.bank import Bank
-from service.engine.posterior.candidates import Candidates, distinct, is_same
+from service.engine.posterior.candidates import Candidates, best_of_each, distinct, is_same
 from service.engine.posterior.gaussians import Gaussians
 from service.engine.posterior.laplace import approximate
 from service.engine.posterior.multistart import NEAR, NUM_KEPT, FoundModes
@@ -51,8 +51,8 @@ class _Schedule:
 _THOROUGH = _Schedule(starts=12, kept={16: 6}, steps=32, finalists=2, tolerance=TOLERANCE)
 """Where one mode is to be the best, and its curvature exact."""
 _SEVERAL_STEPS = 32
-_SEVERAL_TOLERANCE = 0.1
-"""Of searches where annealing corrects what is left. At 0.3 three in ten stopped half a nat or more below a mode."""
+_SEVERAL_TOLERANCE = 0.05
+"""Of searches where annealing corrects what is left."""
 _MAX_ROUNDS = 10
 """Of four searches each, until an image's best modes are confirmed."""
 _FROM_BANK = 2
@@ -79,7 +79,12 @@ class ModeSearch:
         self._max_steps = max_steps
         self.familiar_steps = _FAMILIAR_STEPS  # from the encoder's mean; more than a few are made by gradients alone
         self._bank = Bank(sampler)
+        self._information: Float64Array | None = None  # [A, A]
         self._starts = Starts(sampler.latent_dim, sampler.familiar_dimensions)
+
+    def expect(self, familiar: Modes) -> None:
+        """Take note of the likelihood's information at modes of images that the model drew: searches begin with it."""
+        self._information = familiar.information.mean(axis=0)
 
     @property
     def num_bytes(self) -> int:
@@ -128,8 +133,8 @@ class ModeSearch:
     ) -> Chunks[Candidates]:
         """Images [B, P] and where the search from the encoder's mean ended → up to four modes of each.
 
-        Searches start from several points, until the best mode is confirmed. Those of an image that is `far` go on in
-        all dimensions; of one that is `near`, four begin beside that mode, and no more.
+        Searches start from several points until the best mode is confirmed. Those of an image that is `far` go on in
+        all dimensions; of one that is `near`, four begin beside that mode.
         """
         size = self.block_size(self._sampler.latent_dim)
         parts, order = [], []
@@ -181,10 +186,12 @@ class ModeSearch:
     def _from(self, x: Float32Array, starts: Float64Array, found: FoundModes | None = None) -> Chunks[Modes]:
         """Search from each of an image's starts: [n, P] and [n, S, A] → [n·S].
 
-        A search ends early where it has come to a mode that was found before, or will not come near the best one.
+        A search ends early where it has come to a mode that was found before, which is then its end, or will not come
+        near the best one; that end counts for nothing.
         """
         num_images, count, dimensions = starts.shape
         owner = np.repeat(np.arange(num_images), count)
+        known, hopeless = np.full(len(owner), -1), np.zeros(len(owner), np.bool_)
         history: list[Float64Array] = []
 
         def keep(step: int, points: Float64Array, value: Float64Array, active: Indices) -> Indices:
@@ -195,13 +202,18 @@ class ModeSearch:
             best = np.fmax.reduce(value.reshape(num_images, count), axis=1)
             if found is not None:
                 best = np.fmax(best, found.height)
-                active = active[~found.know(owner[active], points[active])]
-            hopeless = value + _HOPELESS * gained < best[owner] - NEAR
+                known[active] = found.know(owner[active], points[active])
+                active = active[known[active] < 0]
+            hopeless[active] = (value + _HOPELESS * gained < best[owner] - NEAR)[active]
             return np.asarray(active[~hopeless[active]])
 
         steps = min(_SEVERAL_STEPS, max(0, self._max_steps - _FAMILIAR_STEPS))
         start = starts.reshape(len(owner), dimensions)
-        return (yield from self._find_from(x[owner], start, steps, _SEVERAL_TOLERANCE, keep))
+        modes = yield from self._find_from(x[owner], start, steps, _SEVERAL_TOLERANCE, keep, self._information)
+        if found is not None:
+            again = np.flatnonzero(known >= 0)
+            modes = modes.put(again, found.modes.take(owner[again] * found.hits.shape[1] + known[again]))
+        return replace(modes, usable=modes.usable & ~hopeless)
 
     def _finish(self, x: Float32Array, modes: Modes, is_mode: NDArray[np.bool_]) -> Chunks[Modes]:
         """Go on in all dimensions from those that are modes: [n] → [n].
@@ -213,7 +225,8 @@ class ModeSearch:
         if not steps:
             return modes
         some, others = np.flatnonzero(is_mode), np.flatnonzero(~is_mode)
-        further = yield from self._find_from(x[some], modes.mode[some], steps, _SEVERAL_TOLERANCE)
+        expected = modes.take(some).information
+        further = yield from self._find_from(x[some], modes.mode[some], steps, _SEVERAL_TOLERANCE, expected=expected)
         left = replace(modes.take(others), value=np.full(len(others), -np.inf))
         return Modes.join([further, left]).take(np.argsort(np.concatenate([some, others])))
 
@@ -233,9 +246,8 @@ class ModeSearch:
         owner = np.repeat(np.arange(len(x)), count)
         steps = min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS))
         start = starts.reshape(len(owner), -1)
-        by_slopes = self.familiar_steps > _FAMILIAR_STEPS  # on small images these searches lost the best mode by them
-        found = yield from self._find_from(x[owner], start, steps, schedule.tolerance, keep, by_slopes=by_slopes)
-        return _best(found, owner, schedule.finalists)
+        found = yield from self._find_from(x[owner], start, steps, schedule.tolerance, keep, self._information)
+        return best_of_each(found, owner, schedule.finalists)
 
     def _search_to_the_end(self, x: Float32Array, reached: Modes) -> Chunks[Modes]:
         """Of several starting points, follow the two best to the end in all dimensions, and take the better."""
@@ -248,7 +260,8 @@ class ModeSearch:
             finalists, converged=np.zeros(2 * len(x), np.bool_), num_steps=np.zeros_like(finalists.num_steps)
         )
         if left > 0:
-            further = yield from self._find_from(np.repeat(x, 2, axis=0), finalists.mode, left)
+            twice = np.repeat(x, 2, axis=0)
+            further = yield from self._find_from(twice, finalists.mode, left, expected=finalists.information)
         winner = np.argmax(np.nan_to_num(further.value, nan=-np.inf).reshape(-1, 2), axis=1) + 2 * np.arange(len(x))
         won, other = further.take(winner), further.take(winner ^ 1)
         met = is_same(won.mode, other.mode, won.precision)
@@ -265,24 +278,16 @@ class ModeSearch:
         max_steps: int,
         tolerance: float = TOLERANCE,
         keep: Keep | None = None,
-        *,
-        by_slopes: bool = True,
+        expected: Float64Array | None = None,
     ) -> Chunks[Modes]:
-        by_slopes = by_slopes and max_steps > _FAMILIAR_STEPS  # in a few iterations gradients of their own win nothing
         return find_modes(
             start,
             evaluate=lambda images, points: self._sampler.evaluate(x[images], points),
             values=self._values(x),
-            slopes=self._sampler.slopes_of(x) if by_slopes else None,
+            # in a few iterations gradients of their own win nothing
+            slopes=self._sampler.slopes_of(x) if max_steps > _FAMILIAR_STEPS else None,
+            expected=expected,
             max_steps=max_steps,
             tolerance=tolerance,
             keep=keep,
         )
-
-
-def _best(modes: Modes, owner: Indices, count: int) -> Modes:
-    """The best `count` modes of each image, best first; all images have as many."""
-    value = np.where(modes.usable, modes.value, -np.inf)
-    order = np.lexsort((-value, owner))  # which keeps the order of equals
-    each = len(owner) // max(1, len(np.unique(owner)))
-    return modes.take(order.reshape(-1, each)[:, :count].ravel())
