@@ -72,8 +72,6 @@ class Ladder:
         if self._num_pixels >= _LARGE and reached.converged.mean() < FAMILIAR_SHARE:
             self._search.familiar_steps = MORE_STEPS
             reached = yield from self._search.from_encoder(drawn, encoder)
-        if reached.usable.any():
-            self._search.expect(reached.take(np.flatnonzero(reached.usable)))
         gain = np.sort(np.where(reached.usable, reached.gain, np.inf))
         self._familiar_gain = float(gain[int(FAMILIAR_SHARE * (len(gain) - 1))])
         self._common_gain = float(gain[int(COMMON_SHARE * (len(gain) - 1))])

@@ -57,8 +57,8 @@ _MAX_ROUNDS = 10
 """Of four searches each, until an image's best modes are confirmed."""
 _FROM_BANK = 2
 """Draws of the bank that the first round starts from; each further round takes the next one."""
-_HOPELESS, _OVER = 4, 3
-"""A search is given up if four times what it gained over the last three iterations does not bring it near the best."""
+_HOPELESS, _OVER = 6, 3
+"""A search is given up if six times what it gained over the last three iterations does not bring it near the best."""
 _LAST_STEPS = 20
 """Iterations in all dimensions, at most."""
 _BLOCK_NUMBERS = 2**22
@@ -79,12 +79,7 @@ class ModeSearch:
         self._max_steps = max_steps
         self.familiar_steps = _FAMILIAR_STEPS  # from the encoder's mean; more than a few are made by gradients alone
         self._bank = Bank(sampler)
-        self._information: Float64Array | None = None  # [A, A]
         self._starts = Starts(sampler.latent_dim, sampler.familiar_dimensions)
-
-    def expect(self, familiar: Modes) -> None:
-        """Take note of the likelihood's information at modes of images that the model drew: searches begin with it."""
-        self._information = familiar.information.mean(axis=0)
 
     @property
     def num_bytes(self) -> int:
@@ -209,7 +204,7 @@ class ModeSearch:
 
         steps = min(_SEVERAL_STEPS, max(0, self._max_steps - _FAMILIAR_STEPS))
         start = starts.reshape(len(owner), dimensions)
-        modes = yield from self._find_from(x[owner], start, steps, _SEVERAL_TOLERANCE, keep, self._information)
+        modes = yield from self._find_from(x[owner], start, steps, _SEVERAL_TOLERANCE, keep)
         if found is not None:
             again = np.flatnonzero(known >= 0)
             modes = modes.put(again, found.modes.take(owner[again] * found.hits.shape[1] + known[again]))
@@ -246,7 +241,7 @@ class ModeSearch:
         owner = np.repeat(np.arange(len(x)), count)
         steps = min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS))
         start = starts.reshape(len(owner), -1)
-        found = yield from self._find_from(x[owner], start, steps, schedule.tolerance, keep, self._information)
+        found = yield from self._find_from(x[owner], start, steps, schedule.tolerance, keep)
         return best_of_each(found, owner, schedule.finalists)
 
     def _search_to_the_end(self, x: Float32Array, reached: Modes) -> Chunks[Modes]:
