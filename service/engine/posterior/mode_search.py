@@ -7,7 +7,7 @@ other starting point, may be tens of nats below the best. So Newton's method sta
   end. If they do not end at the same mode, there may be a better one, and the search does not count as converged.
 - For the best few (`candidates`), from four at a time, until the best mode was reached often enough (multistart.py).
   Nothing is dropped for being behind: the best mode is often reached by a search that was not ahead in between.
-- Of a familiar image whose posterior is sharp (`candidates`, near), from four beside the mode that is known, once.
+- Of a familiar image whose posterior is sharp (`candidates`, near), from four beside the known mode and two more, once.
 """
 
 from collections.abc import Mapping
@@ -129,7 +129,7 @@ class ModeSearch:
         """Images [B, P] and where the search from the encoder's mean ended → up to four modes of each.
 
         Searches start from several points until the best mode is confirmed. Those of an image that is `far` go on in
-        all dimensions; of one that is `near`, four begin beside that mode.
+        all dimensions; of one that is `near`, six begin once, most beside it.
         """
         size = self.block_size(self._sampler.latent_dim)
         parts, order = [], []
@@ -175,8 +175,10 @@ class ModeSearch:
         return FoundModes.join([*parts, found]).take(np.argsort(np.concatenate([*order, pending])))
 
     def _search_beside(self, x: Float32Array, reached: Modes) -> Chunks[FoundModes]:
-        """Search from four points beside the mode that is known: [n, P] → n."""
-        return FoundModes.of((yield from self._from(x, self._starts.beside(reached.mode))), len(x))
+        """Search from four points beside the mode that is known, and from draws of the bank: [n, P] → n."""
+        bank = yield from self._bank.nearest(x, _FROM_BANK)
+        starts = np.concatenate([self._starts.beside(reached.mode), bank], axis=1)
+        return FoundModes.of((yield from self._from(x, starts)), len(x))
 
     def _from(self, x: Float32Array, starts: Float64Array, found: FoundModes | None = None) -> Chunks[Modes]:
         """Search from each of an image's starts: [n, P] and [n, S, A] → [n·S].
