@@ -99,6 +99,12 @@ class Adjoint:
         """Append a node."""
         return self._builder.add(operator, *inputs, **attributes)
 
+    def sum_last(self, tensor: str, length: int, like: str) -> str:
+        """Sum over the last axis, of this length, and drop it: in float64, then of another tensor's type."""
+        return self.add(
+            "Cast", self._builder.sum_double(self._builder.double(tensor), length), to=self.tensor(like).kind
+        )
+
     def number(self, value: float, like: str) -> str:
         """A constant of another tensor's type."""
         dtype = helper.tensor_dtype_to_np_dtype(self.tensor(like).kind)

@@ -4,6 +4,7 @@ And for some that others use. Each product is by a constant, and nothing is summ
 image's digits do not depend on its batch.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,26 +18,39 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
     return {one.name: helper.get_attribute_value(one) for one in node.attribute if one.type != AttributeProto.GRAPH}
 
 
-def _whole(at: Adjoint, node: NodeProto, index: int) -> None:
-    """Refuse an operand that is repeated: its derivative would be a sum, whose digits may depend on the batch."""
-    if at.shape(node.input[index]) != at.shape(node.output[0]):
-        raise NotDifferentiableError(f"operator {node.op_type!r} repeats an operand")
+def _summed(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
+    """The derivative in an operand, of that in the output: summed over the axes along which the operand is repeated.
+
+    In float64, and a row at a time.
+    """
+    name, output = node.input[index], node.output[0]
+    own, whole = at.shape(name), at.shape(output)
+    if own == whole:
+        return given
+    if len(own) != len(whole):
+        raise NotDifferentiableError(f"operator {node.op_type!r} repeats an operand along the batch")
+    sizes, wide = at.batched(name), at.batched(output)
+    repeated = [axis for axis, size in enumerate(sizes) if size != wide[axis]]
+    kept = [axis for axis in range(len(sizes)) if axis not in repeated]
+    if repeated[0] < kept[-1]:
+        given = at.add("Transpose", given, perm=[*kept, *repeated])
+    count = math.prod(wide[axis] for axis in repeated)
+    rows = at.add("Reshape", given, at.sizes(*(sizes[axis] for axis in kept), count))
+    return at.add("Reshape", at.sum_last(rows, count, like=name), at.sizes(*sizes))
 
 
 def _add(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
-    _whole(at, node, index)
-    return at.add("Neg", given) if node.op_type == "Sub" and index else given
+    part = _summed(at, node, index, given)
+    return at.add("Neg", part) if node.op_type == "Sub" and index else part
 
 
 def _mul(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
-    _whole(at, node, index)
-    return at.add("Mul", given, node.input[1 - index])
+    return _summed(at, node, index, at.add("Mul", given, node.input[1 - index]))
 
 
 def _div(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
-    _whole(at, node, index)
     part = at.add("Div", given, node.input[1])
-    return at.add("Neg", at.add("Mul", part, node.output[0])) if index else part
+    return _summed(at, node, index, at.add("Neg", at.add("Mul", part, node.output[0])) if index else part)
 
 
 def _by(slope: Callable[[Adjoint, str, str], str]) -> Rule:
@@ -160,16 +174,14 @@ def _joined(at: Adjoint, node: NodeProto, _: int, given: str) -> str:
 
 
 def _unpad(at: Adjoint, node: NodeProto, index: int, given: str) -> str:
+    """As much taken away as it adds; and zeros, with no derivative, where it takes away (its padding is negative)."""
     if len(node.input) < 2:
         raise NotDifferentiableError("operator 'Pad' states no padding")
-    rank = len(at.shape(node.input[0]))
     pads = at.values(node.input[1]).reshape(2, -1)
     is_plain = _attributes(node).get("mode", b"constant") == b"constant" and len(node.input) < 4
-    if index != 0 or not is_plain or pads.min() < 0 or pads[:, 0].any():
+    if index != 0 or not is_plain or pads[:, 0].any():
         raise NotDifferentiableError("operator 'Pad' does not add constants")
-    shape = at.batched(node.input[0])
-    stops = [before + size for before, size in zip(pads[0].tolist()[1:], shape[1:], strict=True)]
-    return at.add("Slice", given, at.sizes(*pads[0].tolist()[1:]), at.sizes(*stops), at.sizes(*range(1, rank)))
+    return at.add("Pad", given, at.sizes(*(-pads).ravel().tolist()), at.number(0, node.input[0]))
 
 
 def _concat(at: Adjoint, node: NodeProto, index: int, given: str) -> str:

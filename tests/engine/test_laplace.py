@@ -185,8 +185,13 @@ def rosenbrock(points: AnyArray) -> AnyArray:
     return np.asarray(-((1 - a) ** 2) - 20 * (b - a**2) ** 2 + 0.5 * (points**2).sum(axis=-1))
 
 
-@pytest.mark.parametrize("by_gradients", [False, True])
-def test_newtons_method_follows_a_curved_valley_and_images_leave_as_they_finish(by_gradients: bool) -> None:
+@pytest.mark.parametrize(
+    ("by_gradients", "expected"),
+    [(False, None), (True, None), (True, np.eye(2)), (True, np.full((3, 2, 2), 30.0) + 30 * np.eye(2))],
+)
+def test_newtons_method_follows_a_curved_valley_and_images_leave_as_they_finish(
+    by_gradients: bool, expected: AnyArray | None
+) -> None:
     sizes: list[int] = []
 
     def evaluate(images: AnyArray, points: AnyArray):  # type: ignore[no-untyped-def]
@@ -213,14 +218,15 @@ def test_newtons_method_follows_a_curved_valley_and_images_leave_as_they_finish(
 
     start = np.array([[-1.2, 1.0], [1.0, 1.0], [0.9, 0.7]])
     slopes = by_gradient if by_gradients else None
-    modes = complete(find_modes(start, evaluate=evaluate, values=values, slopes=slopes, max_steps=200))
+    found = find_modes(start, evaluate=evaluate, values=values, slopes=slopes, expected=expected, max_steps=200)
+    modes = complete(found)
     assert modes.converged.all()
     assert (rosenbrock(modes.mode) - 0.5 * (modes.mode**2).sum(axis=1) > -0.2).all()
     assert modes.num_steps[1] == 0
-    assert sizes[0] == 3
+    assert sizes[0] == (3 if expected is None else 1)
     assert sizes[-1] == 1
     if by_gradients:
-        assert sum(sizes) < modes.num_steps.sum()  # most steps take no information
+        assert sum(sizes) < modes.num_steps.sum() / 2  # most steps take no information
 
 
 def test_records_join_whatever_their_proposals() -> None:

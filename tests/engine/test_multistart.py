@@ -76,7 +76,7 @@ def test_what_is_no_number_is_no_mode() -> None:
     nothing = FoundModes.of(ended((0, 0), (1, 0), (5, 0), (9, 0), usable=False), 1)
     assert not nothing.is_mode.any()
     assert not nothing.is_confirmed.any()
-    assert not nothing.know(np.array([0]), np.zeros((1, 2))).any()
+    assert nothing.know(np.array([0]), np.zeros((1, 2))).tolist() == [-1]
     mixed = nothing.add(ended((4, -7), (4, np.nan), (np.inf, -np.inf), (4, -7)), is_independent=EVERY)
     np.testing.assert_array_equal(mixed.best, [[4, 0]])
     assert mixed.hits[0, 0] == 2
@@ -94,7 +94,7 @@ def test_each_image_is_by_itself() -> None:
     again = FoundModes.join([both.take(np.array([1])), both.take(np.array([0]))])
     assert again.is_confirmed.tolist() == [False, True]
     near = np.array([[5.0, 0.9], [5.0, 0.9]])
-    assert both.know(np.array([0, 1]), near).tolist() == [False, True]
+    assert both.know(np.array([0, 1]), near).tolist() == [-1, 1]
 
 
 def folded() -> tuple[Toy, AnyArray]:

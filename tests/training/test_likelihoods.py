@@ -1,6 +1,7 @@
 """Every class of training/likelihoods/ against closed forms in NumPy and float64, at its extremes, and as a graph."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,14 @@ from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 from torch import Tensor
 
-from model_store import LikelihoodSpec
+from model_store import ImageShape, LikelihoodSpec
+from service.engine import graphs
+from service.engine.likelihood_graph import LikelihoodGraph
+from service.engine.runtime import Runtime
 from tests.likelihoods import DiscretisedLogistic as DiscretisedLogisticReference
 from tests.likelihoods import reference_of, run_likelihood
 from tests.rounding import density_error, gamma, sampling_error
+from tests.toys import constant, describe, graph, node
 from tests.training.conftest import ExportOnce
 from tests.training.in_passes import IN_PASSES, moved, with_drawn_weights
 from training.configuration import Configuration
@@ -36,6 +41,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "interlaced": ("discretised_logistic_interlaced", {}),
 }
 DIRECTIONS = 4
+LATENT = 5
 
 
 def make(kind: str, shape: tuple[int, int, int]) -> Likelihood:
@@ -405,6 +411,50 @@ def test_an_image_is_as_likely_alone_as_in_any_batch(exported: tuple[Likelihood,
         one = slice(image, image + 1)
         alone = as_inputs(likelihood, x[one], [parameter[one] for parameter in parameters])
         assert np.array_equal(run_likelihood(content, ["log_prob"], alone)[0], batch[one])
+
+
+def test_the_engine_derives_its_gradient(exported: tuple[Likelihood, bytes]) -> None:
+    """Of log P(x|z) in z, through outputs that are linear in z; with the same digits alone and in a batch."""
+    likelihood, content = exported
+    x, parameters = example(likelihood, images=7, rows=1)
+    generator = torch.Generator().manual_seed(9)
+    z = torch.randn(7, LATENT, generator=generator)
+    weights = [0.2 * torch.randn(LATENT, parameter.shape[2], generator=generator) for parameter in parameters]
+    biases = [parameter[0] for parameter in parameters]
+    session = Runtime("cpu").open(gradient_of(likelihood, content, weights, biases), Path("gradient"))
+    found = session.run({"z": z.numpy(), graphs.X: x.numpy()})
+
+    at = z.double().requires_grad_()
+    rows = [(at @ w.double() + b.double()).unsqueeze(1) for w, b in zip(weights, biases, strict=True)]
+    value = likelihood.log_prob(x.double(), *rows)
+    (expected,) = torch.autograd.grad(value.sum(), at)
+    for name, exact in [(graphs.LOG_LIKELIHOOD, value), (graphs.GRADIENT, expected)]:
+        error = density_error(4 * likelihood.num_pixels, 30 * exact.abs().max().item())
+        assert_allclose(found[name], exact.detach().numpy(), rtol=0, atol=error, err_msg=name)
+    for image in range(7):
+        alone = session.run({"z": z[image : image + 1].numpy(), graphs.X: x[image : image + 1].numpy()})
+        for name, every in found.items():
+            assert np.array_equal(alone[name], every[image : image + 1])
+
+
+def gradient_of(likelihood: Likelihood, content: bytes, weights: list[Tensor], biases: list[Tensor]) -> bytes:
+    """The graph of log P(x|z) and its gradient, whose decoder gives z·weight + bias."""
+    nodes, outputs = [], {}
+    for (name, shape), weight, bias in zip(likelihood.outputs.items(), weights, biases, strict=True):
+        outputs[name] = ["n", *shape]
+        nodes += [
+            node("MatMul", "z", constant(f"w_{name}", weight.numpy()), out=f"product_{name}"),
+            node("Add", f"product_{name}", constant(f"b_{name}", bias.numpy()), out=f"rows_{name}"),
+            node("Reshape", f"rows_{name}", constant(f"shape_{name}", np.array([-1, *shape])), out=name),
+        ]
+    decoder = onnx.load_from_string(graph(nodes, inputs={"z": ["n", LATENT]}, outputs=outputs))
+    channels, height, width = likelihood.image_shape
+    size = ImageShape(channels=channels, height=height, width=width)
+    description = describe("toy", size, LATENT, spec_of(likelihood), num_images=50)
+    stored = LikelihoodGraph(content, Path(), num_pixels=likelihood.num_pixels)
+    written = graphs.DecoderGraphs(decoder, stored, description).gradient()
+    assert written is not None
+    return written
 
 
 def test_extremes_are_finite_in_the_graph(exported: tuple[Likelihood, bytes]) -> None:

@@ -84,3 +84,11 @@ def is_same(mode: Float64Array, other: Float64Array, precision: Float64Array) ->
     """Whether modes [n, A] are the other ones, by the precision [n, A, A] there."""
     apart = mode - other
     return np.asarray((apart * times(precision, apart)).sum(axis=1) < SAME_MODE)
+
+
+def best_of_each(modes: Modes, owner: Indices, count: int) -> Modes:
+    """The best `count` modes of each image, best first; all images have as many."""
+    value = np.where(modes.usable, modes.value, -np.inf)
+    order = np.lexsort((-value, owner))  # which keeps the order of equals
+    each = len(owner) // max(1, len(np.unique(owner)))
+    return modes.take(order.reshape(-1, each)[:, :count].ravel())

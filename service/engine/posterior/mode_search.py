@@ -7,7 +7,7 @@ other starting point, may be tens of nats below the best. So Newton's method sta
   end. If they do not end at the same mode, there may be a better one, and the search does not count as converged.
 - For the best few (`candidates`), from four at a time, until the best mode was reached often enough (multistart.py).
   Nothing is dropped for being behind: the best mode is often reached by a search that was not ahead in between.
-- Of a familiar image whose posterior is sharp (`candidates`, near), from four beside the mode that is known, once.
+- Of a familiar image whose posterior is sharp (`candidates`, near), from four beside the known mode and two more, once.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service.engine.arrays import Float32Array, Float64Array, Indices
 from service.engine.chunks import Chunks
 from service.engine.posterior.bank import Bank
-from service.engine.posterior.candidates import Candidates, distinct, is_same
+from service.engine.posterior.candidates import Candidates, best_of_each, distinct, is_same
 from service.engine.posterior.gaussians import Gaussians
 from service.engine.posterior.laplace import approximate
 from service.engine.posterior.multistart import NEAR, NUM_KEPT, FoundModes
@@ -51,14 +51,14 @@ class _Schedule:
 _THOROUGH = _Schedule(starts=12, kept={16: 6}, steps=32, finalists=2, tolerance=TOLERANCE)
 """Where one mode is to be the best, and its curvature exact."""
 _SEVERAL_STEPS = 32
-_SEVERAL_TOLERANCE = 0.1
-"""Of searches where annealing corrects what is left. At 0.3 three in ten stopped half a nat or more below a mode."""
+_SEVERAL_TOLERANCE = 0.05
+"""Of searches where annealing corrects what is left."""
 _MAX_ROUNDS = 10
 """Of four searches each, until an image's best modes are confirmed."""
 _FROM_BANK = 2
 """Draws of the bank that the first round starts from; each further round takes the next one."""
-_HOPELESS, _OVER = 4, 3
-"""A search is given up if four times what it gained over the last three iterations does not bring it near the best."""
+_HOPELESS, _OVER = 6, 3
+"""A search is given up if six times what it gained over the last three iterations does not bring it near the best."""
 _LAST_STEPS = 20
 """Iterations in all dimensions, at most."""
 _BLOCK_NUMBERS = 2**22
@@ -128,8 +128,8 @@ class ModeSearch:
     ) -> Chunks[Candidates]:
         """Images [B, P] and where the search from the encoder's mean ended → up to four modes of each.
 
-        Searches start from several points, until the best mode is confirmed. Those of an image that is `far` go on in
-        all dimensions; of one that is `near`, four begin beside that mode, and no more.
+        Searches start from several points until the best mode is confirmed. Those of an image that is `far` go on in
+        all dimensions; of one that is `near`, six begin once, most beside it.
         """
         size = self.block_size(self._sampler.latent_dim)
         parts, order = [], []
@@ -175,16 +175,20 @@ class ModeSearch:
         return FoundModes.join([*parts, found]).take(np.argsort(np.concatenate([*order, pending])))
 
     def _search_beside(self, x: Float32Array, reached: Modes) -> Chunks[FoundModes]:
-        """Search from four points beside the mode that is known: [n, P] → n."""
-        return FoundModes.of((yield from self._from(x, self._starts.beside(reached.mode))), len(x))
+        """Search from four points beside the mode that is known, and from draws of the bank: [n, P] → n."""
+        bank = yield from self._bank.nearest(x, _FROM_BANK)
+        starts = np.concatenate([self._starts.beside(reached.mode), bank], axis=1)
+        return FoundModes.of((yield from self._from(x, starts)), len(x))
 
     def _from(self, x: Float32Array, starts: Float64Array, found: FoundModes | None = None) -> Chunks[Modes]:
         """Search from each of an image's starts: [n, P] and [n, S, A] → [n·S].
 
-        A search ends early where it has come to a mode that was found before, or will not come near the best one.
+        A search ends early where it has come to a mode that was found before, which is then its end, or will not come
+        near the best one; that end counts for nothing.
         """
         num_images, count, dimensions = starts.shape
         owner = np.repeat(np.arange(num_images), count)
+        known, hopeless = np.full(len(owner), -1), np.zeros(len(owner), np.bool_)
         history: list[Float64Array] = []
 
         def keep(step: int, points: Float64Array, value: Float64Array, active: Indices) -> Indices:
@@ -195,13 +199,18 @@ class ModeSearch:
             best = np.fmax.reduce(value.reshape(num_images, count), axis=1)
             if found is not None:
                 best = np.fmax(best, found.height)
-                active = active[~found.know(owner[active], points[active])]
-            hopeless = value + _HOPELESS * gained < best[owner] - NEAR
+                known[active] = found.know(owner[active], points[active])
+                active = active[known[active] < 0]
+            hopeless[active] = (value + _HOPELESS * gained < best[owner] - NEAR)[active]
             return np.asarray(active[~hopeless[active]])
 
         steps = min(_SEVERAL_STEPS, max(0, self._max_steps - _FAMILIAR_STEPS))
         start = starts.reshape(len(owner), dimensions)
-        return (yield from self._find_from(x[owner], start, steps, _SEVERAL_TOLERANCE, keep))
+        modes = yield from self._find_from(x[owner], start, steps, _SEVERAL_TOLERANCE, keep)
+        if found is not None:
+            again = np.flatnonzero(known >= 0)
+            modes = modes.put(again, found.modes.take(owner[again] * found.hits.shape[1] + known[again]))
+        return replace(modes, usable=modes.usable & ~hopeless)
 
     def _finish(self, x: Float32Array, modes: Modes, is_mode: NDArray[np.bool_]) -> Chunks[Modes]:
         """Go on in all dimensions from those that are modes: [n] → [n].
@@ -213,7 +222,8 @@ class ModeSearch:
         if not steps:
             return modes
         some, others = np.flatnonzero(is_mode), np.flatnonzero(~is_mode)
-        further = yield from self._find_from(x[some], modes.mode[some], steps, _SEVERAL_TOLERANCE)
+        expected = modes.take(some).information
+        further = yield from self._find_from(x[some], modes.mode[some], steps, _SEVERAL_TOLERANCE, expected=expected)
         left = replace(modes.take(others), value=np.full(len(others), -np.inf))
         return Modes.join([further, left]).take(np.argsort(np.concatenate([some, others])))
 
@@ -233,9 +243,8 @@ class ModeSearch:
         owner = np.repeat(np.arange(len(x)), count)
         steps = min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS))
         start = starts.reshape(len(owner), -1)
-        by_slopes = self.familiar_steps > _FAMILIAR_STEPS  # on small images these searches lost the best mode by them
-        found = yield from self._find_from(x[owner], start, steps, schedule.tolerance, keep, by_slopes=by_slopes)
-        return _best(found, owner, schedule.finalists)
+        found = yield from self._find_from(x[owner], start, steps, schedule.tolerance, keep)
+        return best_of_each(found, owner, schedule.finalists)
 
     def _search_to_the_end(self, x: Float32Array, reached: Modes) -> Chunks[Modes]:
         """Of several starting points, follow the two best to the end in all dimensions, and take the better."""
@@ -248,7 +257,8 @@ class ModeSearch:
             finalists, converged=np.zeros(2 * len(x), np.bool_), num_steps=np.zeros_like(finalists.num_steps)
         )
         if left > 0:
-            further = yield from self._find_from(np.repeat(x, 2, axis=0), finalists.mode, left)
+            twice = np.repeat(x, 2, axis=0)
+            further = yield from self._find_from(twice, finalists.mode, left, expected=finalists.information)
         winner = np.argmax(np.nan_to_num(further.value, nan=-np.inf).reshape(-1, 2), axis=1) + 2 * np.arange(len(x))
         won, other = further.take(winner), further.take(winner ^ 1)
         met = is_same(won.mode, other.mode, won.precision)
@@ -265,24 +275,16 @@ class ModeSearch:
         max_steps: int,
         tolerance: float = TOLERANCE,
         keep: Keep | None = None,
-        *,
-        by_slopes: bool = True,
+        expected: Float64Array | None = None,
     ) -> Chunks[Modes]:
-        by_slopes = by_slopes and max_steps > _FAMILIAR_STEPS  # in a few iterations gradients of their own win nothing
         return find_modes(
             start,
             evaluate=lambda images, points: self._sampler.evaluate(x[images], points),
             values=self._values(x),
-            slopes=self._sampler.slopes_of(x) if by_slopes else None,
+            # in a few iterations gradients of their own win nothing
+            slopes=self._sampler.slopes_of(x) if max_steps > _FAMILIAR_STEPS else None,
+            expected=expected,
             max_steps=max_steps,
             tolerance=tolerance,
             keep=keep,
         )
-
-
-def _best(modes: Modes, owner: Indices, count: int) -> Modes:
-    """The best `count` modes of each image, best first; all images have as many."""
-    value = np.where(modes.usable, modes.value, -np.inf)
-    order = np.lexsort((-value, owner))  # which keeps the order of equals
-    each = len(owner) // max(1, len(np.unique(owner)))
-    return modes.take(order.reshape(-1, each)[:, :count].ravel())

@@ -24,7 +24,7 @@ _BESIDE = 3.0
 """Nats below the best: a mode that lies higher has a part of P(x) that matters."""
 _ENOUGH = 2
 """Searches that end at each mode that matters."""
-_ENOUGH_AT_BEST = 4
+_ENOUGH_AT_BEST = 5
 """Searches that end at the best mode."""
 
 
@@ -65,14 +65,14 @@ class FoundModes:
         once = self.is_mode & (self.log_evidence >= best - _BESIDE) & (self.hits < _ENOUGH)
         return np.asarray(~once.any(axis=1) & (self.hits[:, 0] >= _ENOUGH_AT_BEST))
 
-    def know(self, images: Indices, points: Float64Array) -> NDArray[np.bool_]:
-        """Whether points [n, A], each of an image by index, are at one of the modes that are known already: [n]."""
+    def know(self, images: Indices, points: Float64Array) -> Indices:
+        """At which of the modes that are known points [n, A] are, each of an image by index; −1: at none: [n]."""
         kept = self.hits.shape[1]
-        known = np.zeros(len(images), np.bool_)
-        for mode in range(kept):
+        known = np.full(len(images), -1)
+        for mode in reversed(range(kept)):
             rows = images * kept + mode
             there = np.isfinite(self.log_evidence[images, mode])
-            known |= there & is_same(points, self.modes.mode[rows], self.modes.precision[rows])
+            known[there & is_same(points, self.modes.mode[rows], self.modes.precision[rows])] = mode
         return known
 
     def take(self, images: Indices) -> "FoundModes":

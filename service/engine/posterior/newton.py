@@ -24,10 +24,6 @@ TOLERANCE = 0.05
 """Nats that one more Newton step may still gain for a mode to count as found; that step is then taken unseen."""
 _SHORTER_STEPS = np.array([0.5, 0.2, 0.05])
 _MAX_DAMPING = 1e5
-_MAX_AGE = 6
-"""Steps by gradients alone, after which the information is evaluated again."""
-_ENOUGH = 0.3
-"""Of what a step should gain: where it gains less, the information is evaluated again."""
 
 
 Evaluate = Callable[[NDArray[np.intp], Float64Array], Chunks[Evaluation]]
@@ -48,28 +44,34 @@ def find_modes(
     evaluate: Evaluate,
     values: Values,
     slopes: Slopes | None = None,
+    expected: Float64Array | None = None,
     max_steps: int,
     tolerance: float = TOLERANCE,
     keep: Keep | None = None,
 ) -> Chunks[Modes]:
     """Maximise log p(x, z) from `start` [B, A] until each image has converged, is stuck, or has made `max_steps` tries.
 
-    Familiar images take two or three tries. An image leaves the batch as soon as it is done, or `keep` drops it. With
-    `slopes`, the information is evaluated again only after some steps, where a step gained less than it should, and at
-    the mode.
+    Familiar images take two or three tries. An image leaves the batch as soon as it is done, or `keep` drops it: its
+    precision is what was known then. With `slopes`, steps are by gradients alone, and the information is evaluated at
+    the mode only; at the start too unless it is `expected`, [A, A] or [B, A, A].
     """
     images = np.arange(len(start))
-    first = yield from evaluate(images, start)
-    if slopes is not None:
-        _, gradient = yield from slopes(images, start)  # a difference is not exact
-        first = replace(first, gradient=gradient)
-    state = _begin(start, first)
-    active = images[state.finite]
+    if slopes is None or expected is None:
+        first = yield from evaluate(images, start)
+        if slopes is not None:
+            _, gradient = yield from slopes(images, start)  # a difference is not exact
+            first = replace(first, gradient=gradient)
+        state = _begin(start, first)
+    else:
+        value, gradient = yield from slopes(images, start)
+        state = _begin(start, Evaluation(value, gradient, np.broadcast_to(expected, (*start.shape, start.shape[1]))))
+        state.age[:] = 1
+    active, going_on = images[state.finite], state.finite.copy()
     for step in range(max_steps):
-        active = active if keep is None else keep(step, state.point, state.value, active)
-        stale = active[state.stale[active]]
-        if len(stale):
-            _renew(state, stale, (yield from evaluate(stale, state.point[stale])))
+        if keep is not None:
+            kept = keep(step, state.point, state.value, active)
+            going_on[np.setdiff1d(active, kept)] = False
+            active = kept
         active, newton, gain = _next_steps(state, active, tolerance)
         while (near := active[(gain < tolerance) & (state.age[active] > 0)]).size:
             _renew(state, near, (yield from evaluate(near, state.point[near])))
@@ -79,8 +81,8 @@ def find_modes(
         if slopes is None:
             yield from _try(state, active, newton, evaluate, values)
         else:
-            yield from _try_by_slopes(state, active, newton, gain, slopes, values)
-    aged = images[state.finite & (state.age > 0)]
+            yield from _try_by_slopes(state, active, newton, slopes, values)
+    aged = images[going_on & (state.age > 0)]
     if len(aged):
         _renew(state, aged, (yield from evaluate(aged, state.point[aged])))
     return _end(state)
@@ -102,15 +104,9 @@ def _try(
 
 
 def _try_by_slopes(
-    state: NewtonState,
-    active: NDArray[np.intp],
-    newton: Float64Array,
-    gain: Float64Array,
-    slopes: Slopes,
-    values: Values,
+    state: NewtonState, active: NDArray[np.intp], newton: Float64Array, slopes: Slopes, values: Values
 ) -> Chunks[None]:
-    """The same with gradients alone. Where little was gained of what should be, information is evaluated next time."""
-    before = state.value[active]
+    """The same with gradients alone."""
     point = _moved(state.point[active], newton)
     rises = _glide_full_steps(state, active, point, (yield from slopes(active, point)))
     failed = active[~rises]
@@ -119,8 +115,6 @@ def _try_by_slopes(
         shorter, point = _choose_shorter_steps(state, failed, points, (yield from values(failed, points)))
         if len(shorter):
             _glide_shorter_steps(state, shorter, point, (yield from slopes(shorter, point)))
-    poor = state.value[active] - before < _ENOUGH * gain
-    state.stale[active] = (state.age[active] > 0) & (poor | (state.age[active] >= _MAX_AGE))
 
 
 # Far from the training set a decoder may give anything, and what overflows is refused by its value. The functions that
@@ -143,7 +137,6 @@ def _begin(start: Float64Array, at: Evaluation) -> NewtonState:
         drift=np.zeros_like(at.information),
         age=np.zeros(len(start), np.int64),
         learned=np.zeros(len(start), np.bool_),
-        stale=np.zeros(len(start), np.bool_),
         damping=np.zeros(len(start)),
         num_steps=np.zeros(len(start), np.int64),
         finite=_finite(value, at),
@@ -183,7 +176,7 @@ def _renew(state: NewtonState, images: NDArray[np.intp], at: Evaluation) -> None
     """Note the information where images are; where it is no number, what was known is kept, and trusted."""
     fine = np.isfinite(at.information).all(axis=(1, 2))
     state.inform(images[fine], at.information[fine])
-    state.age[images], state.stale[images] = 0, False
+    state.age[images] = 0
 
 
 @_quietly

@@ -41,6 +41,11 @@ class Modes:
     gain: Float64Array
     """Nats by which log p(x, z) is higher there than at the start, [B]."""
 
+    @property
+    def information(self) -> Float64Array:
+        """The likelihood's part of the precision, [B, A, A]."""
+        return self.precision - np.eye(self.mode.shape[1])
+
     def spread(self, dimensions: NDArray[np.intp], latent_dim: int) -> "Modes":
         """The same in all D dimensions; in those left out, the mode is 0 and the precision 1, as the prior's."""
         mode = np.zeros((len(self.mode), latent_dim))
@@ -52,6 +57,13 @@ class Modes:
     def take(self, images: NDArray[np.intp]) -> "Modes":
         """Those of these images."""
         return Modes(**{item.name: getattr(self, item.name)[images] for item in fields(self)})
+
+    def put(self, images: NDArray[np.intp], others: "Modes") -> "Modes":
+        """The same, but for these images."""
+        changed = {item.name: getattr(self, item.name).copy() for item in fields(self)}
+        for name, values in changed.items():
+            values[images] = getattr(others, name)
+        return Modes(**changed)
 
     @staticmethod
     def join(parts: Sequence["Modes"]) -> "Modes":
@@ -75,9 +87,8 @@ class NewtonState:
     previous: Float64Array  # [B, A], the point before
     previous_gradient: Float64Array  # [B, A]
     drift: Float64Array  # [B, A, A], by which the Hessian has changed since the information was evaluated
-    age: NDArray[np.int64]  # [B], steps since the information was evaluated
+    age: NDArray[np.int64]  # [B], steps since the information was evaluated; 1 where it is what was expected
     learned: NDArray[np.bool_]  # [B], whether the secant was updated before
-    stale: NDArray[np.bool_]  # [B], information is to be evaluated before the next step
     last_step: Float64Array  # [B, A], taken unseen: small, and the precision is known
     last_gain: Float64Array  # [B]
     first_value: Float64Array  # [B]
