@@ -1,6 +1,7 @@
 """How well the bundled colour model's scores tell other pictures, and changed ones, from its own test images.
 
-    PYTHONPATH=. python benchmarks/fruits.py --test fruits/Test --outside photographs=FOLDER emoji=FOLDER [--images 256]
+    PYTHONPATH=. python benchmarks/fruits.py --test fruits/Test --outside photographs=FOLDER emoji=FOLDER
+        [--images 256] [--store STORE]
 
 `--test` is the data set's folder of test images, of which every sixth by name calibrates the model and is left out; the
 others are neither trained nor calibrated on. All are prepared as the service prepares uploads. Of each set, images
@@ -43,8 +44,9 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True, help="the folder of the data set's test images")
     parser.add_argument("--outside", nargs="*", default=[], metavar="NAME=FOLDER", help="folders of other pictures")
     parser.add_argument("--images", type=int, default=256, help="of each set, at most")
+    parser.add_argument("--store", type=Path, default=BUNDLED, help="whose newest version of fruits is measured")
     given = parser.parse_args()
-    stored = open_version(BUNDLED, "fruits")
+    stored = open_version(given.store, "fruits")
     preparation = Preparation.of_model(stored.manifest)
     own = read_source(given.test, preparation=preparation).train
     untouched = own[np.arange(len(own)) % CALIBRATED_BY != 0]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from service.engine.calibration import guarantees
-from service.images.folder import describe_skipped
+from service.images.folder import describe_skipped, skips_images
 from service.progress import duration
 from training.configuration import Configuration
 from training.data.sources import Source, StreamedSource
@@ -23,7 +23,7 @@ from training.fit.trainer import EpochFigures
 from training.likelihoods.base import ImageShape
 from training.publish.evaluation import Evaluation
 from training.report.page import Measured
-from training.report.verdict import Verdict
+from training.report.verdict import CALIBRATION_THAT_FIRES, Verdict
 
 _NAMED = 20  # images that a warning names
 _FEW = 500
@@ -38,6 +38,8 @@ def print_skipped(source: Source | StreamedSource) -> None:
     """What was not taken for an image, and a warning of images that are left out, naming the first of them."""
     if source.ignored:
         print(f"skipped: {describe_skipped(source.ignored)}", flush=True)
+    if skips_images(source.ignored):
+        print("PNG, JPEG and WebP files are read: convert the others if they are to count", flush=True)
     print_left_out(source.skipped)
 
 
@@ -88,6 +90,8 @@ def _print_if_few(description: RunDescription, splits: DataSplits) -> None:
         print(f"{count} images are few: --flip and --shift make more of them, where that makes sense")
     for line in guarantees(len(splits.calibration)) if splits.division is None else splits.division.promises():
         print(line)
+    if description.num_images["calibration"] < CALIBRATION_THAT_FIRES <= count // 5:
+        print(f"--num-calibration {CALIBRATION_THAT_FIRES} keeps enough of them for alpha = 0.05")
 
 
 def _counted(by_part: Mapping[str, int]) -> str:

@@ -105,6 +105,15 @@ def describe_skipped(skipped: Skipped) -> str:
     return ", ".join(named)
 
 
+def skips_images(skipped: Skipped) -> bool:
+    """Whether images are among what was skipped, in formats that are not read.
+
+    >>> skips_images({".tif file": (2, "a.tif")}), skips_images({".txt file": (1, "b.txt"), "mask file": (1, "c.png")})
+    (True, False)
+    """
+    return any(kind.split()[0] in _OTHER_IMAGES for kind in skipped)
+
+
 def printable(name: str | Path) -> str:
     r"""A file's name as text that can be printed and encoded as UTF-8, which not every file name can be.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from training.likelihoods import Likelihood
 from training.likelihoods.discretised_logistic_interlaced import DiscretisedLogisticInterlaced
-from training.likelihoods.interlacing import Pass
+from training.likelihoods.passes import Pass
 
 IN_PASSES = (3, 9, 8)
 """With a level between the coarsest grid and the image, which lacks a row."""

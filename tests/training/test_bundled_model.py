@@ -98,6 +98,7 @@ def test_fashion_mnist_is_an_eight_bit_model_whose_scores_are_cheap() -> None:
 def test_fruits_is_a_colour_model_for_pictures_of_any_size() -> None:
     manifest = open_version(BUNDLED, "fruits").manifest
     assert manifest.image.chw == (3, 32, 32)
+    assert manifest.likelihood.kind == "discretised_logistic_neighbours"
     assert (manifest.preparation.size, manifest.preparation.fit, manifest.preparation.colour) == (
         (32, 32),
         "crop",
@@ -107,7 +108,7 @@ def test_fruits_is_a_colour_model_for_pictures_of_any_size() -> None:
     assert (manifest.calibration.proposal, manifest.calibration.num_samples) == ("encoder", 128)
     assert manifest.calibration.num_images == 1995  # every sixth of the test images
     metrics = {metric.name: metric.value for metric in manifest.metrics}
-    assert 3 < metrics["bits_per_dim"] < 4.4
+    assert 2.5 < metrics["bits_per_dim"] < 3.2  # lossless WebP takes 3.67 of validation images
     assert metrics["active_units"] > 16
     (sha256,) = re.findall(r"SHA-256 ([0-9a-f]{64})", manifest.provenance.data_set)
     store = (BUNDLED.parent / "README.md").read_text()

@@ -46,6 +46,7 @@ def test_from_images_to_the_store(digits: Path, tmp_path: Path, capsys: pytest.C
     assert "; mlp, bernoulli, binarisation dynamic; on cpu, float32" in output
     assert "300 images are few: --flip and --shift make more of them, where that makes sense\n" in output
     assert "with 14 images to compare with, alpha = 0.01 never fires; 99 are needed\n" in output
+    assert "--num-calibration 30 keeps enough of them for alpha = 0.05\n" in output
     assert "epoch 2/2: train -" in output
     assert "images/s" in output
     assert {file.name for file in run.iterdir()} == {

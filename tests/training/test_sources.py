@@ -1,6 +1,7 @@
 import gzip
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from training.data.sources import read_source
 from training.errors import CorruptImageError, DataError
+from training.terminal import print_skipped
 
 RANDOM = np.random.default_rng(5)
 TRAIN = RANDOM.integers(0, 256, (6, 4, 3), dtype=np.uint8)
@@ -119,7 +121,9 @@ def test_jpeg_and_part_folders(tmp_path: Path) -> None:
     assert source.test is not None
 
 
-def test_class_folders_that_are_links_and_all_suffixes_of_jpeg(tmp_path: Path) -> None:
+def test_class_folders_that_are_links_and_all_suffixes_of_jpeg(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_png(tmp_path / "set" / "a" / "0.png", TRAIN[0])
     write_png(tmp_path / "elsewhere" / "0.png", TRAIN[1])
     (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
@@ -133,6 +137,13 @@ def test_class_folders_that_are_links_and_all_suffixes_of_jpeg(tmp_path: Path) -
     assert (source.train[[0, 3], 0] == TRAIN[:2]).all()
     assert source.ignored == {"hidden file": (2, "a/._0.png"), ".bmp file": (1, "1.bmp")}
     assert source.skipped == {}
+    print_skipped(source)
+    print_skipped(replace(source, ignored={"hidden file": (2, "a/._0.png")}))
+    assert capsys.readouterr().out.splitlines() == [
+        "skipped: 2 hidden files (a/._0.png, …), 1 .bmp file (1.bmp)",
+        "PNG, JPEG and WebP files are read: convert the others if they are to count",
+        "skipped: 2 hidden files (a/._0.png, …)",
+    ]
 
 
 def test_other_formats_alone_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,129 +1,29 @@
 """An image in passes, coarse to fine: what the pixels of earlier passes say of a pass's own."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.likelihoods.base import ImageShape
-from training.likelihoods.reductions import is_exporting
+from training.likelihoods.passes import MIDDLE, Pass, Plane, expect_at_once
 
 SMALLEST = 4
 """Pixels: the coarsest grid has no shorter side, unless the image has."""
-FILTERS = 16
-"""Of a pass."""
-MOST_CHANGE = 3.0
-"""Of the logarithm of a scale."""
-_MIDDLE = 0.5
-"""Of pixels; those that are added so that levels have even sides all are."""
-_LEAST_SIZE = 0.01
-_USUAL_LOG_SIZE = -2.0
-_RIDGE = 1e-3
 _WIDE, _LEAST_UNIT = 0.25, 0.005
 """What is left of a pixel of which nothing is known, about; and the unit of one that is nearly known."""
-_SOLVED_AT_ONCE = 2**23
-"""Numbers that a least squares' solution looks at: 64 MiB of float64."""
 _SEED = 0
 EVEN, DIAGONAL, RIGHT, BELOW = (0, 0), (1, 1), (0, 1), (1, 0)
 """Rows and columns of a level, every second one from here on."""
 _PLACES = (EVEN, RIGHT, BELOW, DIAGONAL)
 """In the order in which `pixel_shuffle` has them."""
 
-
-class Plane(NamedTuple):
-    """Every second row and column of a level, from these on, of one channel."""
-
-    row: int
-    column: int
-    channel: int
-
-
 Make = Callable[..., Tensor]
 """Pixels of planes [N, made, h, w], of what is expected of them, f and h, and of the parts of given tensors there."""
 Made = tuple[Tensor, Tensor, Tensor]
 """Pixels, f and h."""
-
-
-class Pass(nn.Module):
-    """What known planes let expect of others: from [N, known, h, w], two tensors [N, made, h, w].
-
-    With c the 3×3 places of all known planes about a place, those beyond an edge as the nearest, less one half,
-
-        f = w · c + b,    h = 3·tanh((Σ_k v_k (log(|u_k · c + d_k| + 0.01) + 2) + e) / 3),
-
-    where h starts as 0.
-    """
-
-    def __init__(self, known: Sequence[Plane], made: Sequence[Plane], generator: torch.Generator) -> None:
-        super().__init__()
-        self.known, self.made = known, made
-        self.linear = nn.Conv2d(len(known), len(made), 3)
-        self.filters = nn.Conv2d(len(known), FILTERS, 3)
-        self.scales = nn.Conv2d(FILTERS, len(made), 1)
-        with torch.no_grad():
-            for weights in self.parameters():
-                weights.zero_()
-            for weight in self.filters.weight:
-                _draw_difference(weight, known, generator)
-
-    def forward(self, planes: Tensor) -> tuple[Tensor, Tensor]:
-        """f and h, in the planes' precision."""
-        around = _around(planes)
-        size = torch.abs(_applied(self.filters, around)) + _LEAST_SIZE
-        # The logarithm of float64: see reductions.py.
-        log_size = torch.log(size.double()).to(size.dtype) if is_exporting() else torch.log(size)
-        change = _applied(self.scales, log_size - _USUAL_LOG_SIZE)
-        return _applied(self.linear, around), MOST_CHANGE * torch.tanh(change / MOST_CHANGE)
-
-    @torch.no_grad()
-    def solve(self, planes: Tensor, made: Tensor) -> None:
-        """Make f the least squares' prediction of these planes [N, made, h, w]."""
-        around = _around(planes)
-        numbers = planes.shape[1] * 9
-        products = _RIDGE * torch.eye(numbers + 1, numbers + 1 + made.shape[1], dtype=torch.float64)
-        products[:, numbers + 1 :] = 0
-        at_once = max(1, _SOLVED_AT_ONCE // (numbers * len(planes) * planes.shape[3]))  # rows
-        for first in range(0, planes.shape[2], at_once):
-            places = F.unfold(around[:, :, first : first + at_once + 2], 3).double()  # [N, known · 9, places]
-            wanted = made[:, :, first : first + at_once].flatten(2).double()
-            every = torch.cat([places, torch.ones_like(places[:, :1]), wanted], dim=1)
-            products += torch.einsum("nip,njp->ij", every[:, : numbers + 1], every)
-        solution = torch.linalg.solve(products[:, : numbers + 1], products[:, numbers + 1 :]).to(planes.dtype)
-        weight, bias = self.linear.parameters()
-        weight.copy_(solution[:-1].T.reshape(weight.shape))
-        bias.copy_(solution[-1])
-
-
-def _around(planes: Tensor) -> Tensor:
-    return F.pad(planes - _MIDDLE, (1, 1, 1, 1), mode="replicate")
-
-
-def _applied(layer: nn.Conv2d, planes: Tensor) -> Tensor:
-    """Its convolution in the planes' precision."""
-    if layer.weight.dtype == planes.dtype:
-        return F.conv2d(planes, layer.weight, layer.bias)
-    assert layer.bias is not None  # noqa: S101
-    return F.conv2d(planes, layer.weight.to(planes.dtype), layer.bias.to(planes.dtype))
-
-
-def _draw_difference(weight: Tensor, known: Sequence[Plane], generator: torch.Generator) -> None:
-    """Make a filter [known, 3, 3] the difference of two places side by side.
-
-    For half of later channels, that of what they have beside the channel before. How bright a place is says little of
-    a scale.
-    """
-    plane, row, column, way, beside = (
-        int(torch.randint(most, (1,), generator=generator)) for most in (len(known), 3, 3, 4, 2)
-    )
-    down, right = ((0, 1), (1, 0), (0, -1), (-1, 0))[way]
-    other = ((row + down) % 3, (column + right) % 3)
-    weight[plane, row, column], weight[(plane, *other)] = 1.0, -1.0
-    one = known[plane]
-    if one.channel and beside:
-        before = list(known).index(one._replace(channel=one.channel - 1))
-        weight[before, row, column], weight[(before, *other)] = -1.0, 1.0
 
 
 class Interlacing(nn.Module):
@@ -174,8 +74,30 @@ class Interlacing(nn.Module):
         return passes
 
     def expect(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """f and h of every pixel, as earlier pixels have them: [N, C, H, W] each; 0 where nothing is known."""
-        _, expected, change = self.walk(lambda _expected, _change, own: own, image)
+        """f and h of every pixel, as earlier pixels have them: [N, C, H, W] each; 0 where nothing is known.
+
+        All pixels are known beforehand, so a level's passes on its diagonals are taken at once, and so are the others.
+        """
+        _, height, width = self._image_shape
+        whole, step = self._whole(image), 2**self.num_levels
+        coarsest = whole[..., ::step, ::step]
+        found = [0 * coarsest] * 2
+        if len(self.coarsest):
+            after = expect_at_once(_passes(self.coarsest), coarsest[:, :-1])
+            found = [torch.cat([0 * coarsest[:, :1], one], dim=1) for one in after]
+        for level in self.levels:
+            step //= 2
+            passes = _passes(level)
+            order = [4 * plane.channel + _PLACES.index(plane[:2]) for plane in passes[-1].known]
+            planes = F.pixel_unshuffle(whole[..., ::step, ::step], 2)[:, order]
+            made: list[dict[Plane, Tensor]] = [{}, {}]  # f and h
+            for group in (passes[: self._image_shape[0]], passes[self._image_shape[0] :]):
+                after = expect_at_once(group, planes[:, : len(group[-1].known)])
+                firsts, sizes = [one.made[0] for one in group], [len(one.made) for one in group]
+                for of, one in zip(made, after, strict=True):
+                    of |= dict(zip(firsts, torch.split(one, sizes, dim=1), strict=True))
+            found = [_finer(coarse, of) for coarse, of in zip(found, made, strict=True)]
+        expected, change = (one[..., :height, :width] for one in found)
         return expected, change
 
     @torch.no_grad()
@@ -201,9 +123,7 @@ class Interlacing(nn.Module):
             before: told each pass with its known planes and the first tensor's part, before it is asked.
         """
         _, height, width = self._image_shape
-        whole = torch.cat(tensors, dim=1)
-        if any(self._padding):
-            whole = F.pad(whole, self._padding, value=_MIDDLE)
+        whole = self._whole(torch.cat(tensors, dim=1))
 
         def follow(one: Pass, known: Tensor, planes: Tensor, first: int) -> Made:
             own = _parts(planes, len(tensors), first, len(one.made))
@@ -217,8 +137,7 @@ class Interlacing(nn.Module):
         own = _parts(planes, len(tensors), 0, 1)
         nothing = 0 * own[0]
         found = [(make(nothing, nothing, *own), nothing, nothing)]
-        for channel, one in enumerate(self.coarsest.children(), start=1):
-            assert isinstance(one, Pass)  # noqa: S101
+        for channel, one in enumerate(_passes(self.coarsest), start=1):
             known = torch.cat([image for image, _, _ in found], dim=1)
             found.append(follow(one, known, planes, channel))
         image, expected, change = (torch.cat(kind, dim=1) for kind in zip(*found, strict=True))
@@ -227,14 +146,13 @@ class Interlacing(nn.Module):
             planes = F.pixel_unshuffle(whole[..., ::step, ::step], 2)
             inside = F.pixel_unshuffle(self.inside[..., ::step, ::step], 2) > 0
             known, made = image, {}
-            for one in level.children():
-                assert isinstance(one, Pass)  # noqa: S101
+            for one in _passes(level):
                 first = _PLACES.index(one.made[0][:2])
                 pixels, *others = follow(one, known, planes, 4 * one.made[0].channel + first)
                 if any(self._padding):
                     within = inside[:, first : first + len(one.made)]
                     pixels = torch.where(
-                        within, pixels, torch.full((), _MIDDLE, dtype=pixels.dtype, device=pixels.device)
+                        within, pixels, torch.full((), MIDDLE, dtype=pixels.dtype, device=pixels.device)
                     )
                 made[one.made[0]] = pixels, *others
                 known = torch.cat([known, pixels], dim=1)
@@ -243,6 +161,17 @@ class Interlacing(nn.Module):
                 for kind, coarse in enumerate((image, expected, change))
             )
         return image[..., :height, :width], expected[..., :height, :width], change[..., :height, :width]
+
+    def _whole(self, image: Tensor) -> Tensor:
+        """With what is added so that levels have even sides."""
+        return F.pad(image, self._padding, value=MIDDLE) if any(self._padding) else image
+
+
+def _passes(modules: nn.Module) -> list[Pass]:
+    """In their order."""
+    passes = list(modules.children())
+    assert all(isinstance(one, Pass) for one in passes)  # noqa: S101
+    return cast("list[Pass]", passes)
 
 
 def _parts(planes: Tensor, count: int, first: int, number: int) -> list[Tensor]:

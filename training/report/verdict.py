@@ -32,7 +32,7 @@ _DETECTED = 0.8
 _NEIGHBOURS = f"--likelihood {PHOTOGRAPHS}, which predicts pixels from their neighbours as these formats do"
 _RELIABLE = 0.9
 """Share of estimates of log P(x)."""
-_CALIBRATION_THAT_FIRES = 30
+CALIBRATION_THAT_FIRES = 30
 """Images, of which 20 are compared with: enough for alpha = 0.05."""
 
 
@@ -191,7 +191,7 @@ def _problems(figures: Figures) -> Iterable[tuple[str, str]]:
     if 1 / (compared + 1) > DEFAULT_ALPHA:
         yield (
             guarantee(compared, DEFAULT_ALPHA).partition(";")[0],
-            f"more images, or --num-calibration {_CALIBRATION_THAT_FIRES}",
+            f"more images, or --num-calibration {CALIBRATION_THAT_FIRES}",
         )
     if figures.reliable is not None and figures.reliable < _RELIABLE:
         yield (
