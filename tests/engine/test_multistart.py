@@ -83,7 +83,7 @@ def test_what_is_no_number_is_no_mode() -> None:
 
 
 def test_each_image_is_by_itself() -> None:
-    one, other = ((0, 0), (0, 0), (0, 0), (0, 0)), ((0, 0), (0, 0), (5, -2), (9, -9))
+    one, other = ((0, 0),) * 5, ((0, 0), (0, 0), (0, 0), (5, -2), (9, -9))
     both = FoundModes.of(Modes.join([ended(*one), ended(*other)]), 2)
     assert both.is_confirmed.tolist() == [True, False]
     for index, searches in enumerate((one, other)):

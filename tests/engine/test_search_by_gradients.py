@@ -49,14 +49,16 @@ def test_only_models_of_larger_images_search_further() -> None:
 
 
 def test_it_finds_the_modes_in_fewer_rows() -> None:
-    model, pixels = far_going(), digits(6)
+    model, pixels = far_going(), digits(20)
     found, rows = from_encoder(model, pixels)
     sampler = model._sampler
     with mock.patch.object(sampler, "_gradient", None):
         expected, rows_before = from_encoder(model, pixels)
     assert found.converged.all()
     assert rows < 0.8 * rows_before
-    np.testing.assert_array_less(expected.value - 2, found.value)
+    gain = found.value - expected.value  # of several modes either may lead to the better one
+    assert np.median(np.abs(gain)) < 0.2
+    assert gain.mean() > -0.5
 
 
 @pytest.mark.parametrize("proposal", ["auto", "laplace"])

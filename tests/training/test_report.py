@@ -105,6 +105,7 @@ def test_each_field_that_was_left_open_says_what_came_of_it(model: Model, text: 
         "colour": "the images' own",
         "gaussian_scale": "none: the likelihood is not gaussian",
         "num_components": "none: the likelihood is not discretised logistic mixture",
+        "group": "a table's column group; else each image is a thing by itself",
         "first_samples": "8: as num samples, throughout",
         "finish_epochs": "30: a quarter of epochs, at least 10 or as many",
         "num_validation": "9: by default, or the data set's own part",

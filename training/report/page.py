@@ -271,6 +271,8 @@ def _left_open(name: str, configuration: Mapping[str, Any]) -> str:
         return f"{configuration.get('num_samples')}: as num samples, throughout"
     if name in ("size", "colour"):
         return "the images' own"
+    if name == "group":
+        return "a table's column group; else each image is a thing by itself"
     if name == "finish_epochs":
         return f"{default_epochs(configuration['epochs'])}: a quarter of epochs, at least 10 or as many"
     for kind, likelihood in LIKELIHOODS.items():

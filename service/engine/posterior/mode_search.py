@@ -3,15 +3,14 @@
 The posterior of an image unlike the training set has many modes. The one nearest to the encoder's mean, or to any
 other starting point, may be tens of nats below the best. So Newton's method starts from several points:
 
-- For one mode (`fit`), from twelve. After some iterations the worse half is dropped, and the two best continue to the
-  end. If they do not end at the same mode, there may be a better one, and the search does not count as converged.
+- For one mode (`fit`), from twelve. The two best continue to the end in all dimensions. If they do not end at the same
+  mode, there may be a better one, and the search does not count as converged.
 - For the best few (`candidates`), from four at a time, until the best mode was reached often enough (multistart.py).
   Nothing is dropped for being behind: the best mode is often reached by a search that was not ahead in between.
 - Of a familiar image whose posterior is sharp (`candidates`, near), from four beside the known mode and two more, once.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,20 +35,8 @@ _FAMILIAR_TOLERANCE = 0.5
 """Nats, as `newton.TOLERANCE`: near the encoder's mean what is left is a Gaussian's, and the last step exact enough."""
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    """A competition of starting points."""
-
-    starts: int
-    kept: Mapping[int, int]
-    """After so many iterations, how many of an image's searches go on: the best."""
-    steps: int  # iterations of the last ones, at most
-    finalists: int
-    tolerance: float
-
-
-_THOROUGH = _Schedule(starts=12, kept={16: 6}, steps=32, finalists=2, tolerance=TOLERANCE)
-"""Where one mode is to be the best, and its curvature exact."""
+_STARTS, _STEPS, _FINALISTS = 12, 32, 2
+"""Where one mode is to be the best, its curvature exact: an image's searches, their iterations, and how many go on."""
 _SEVERAL_STEPS = 32
 _SEVERAL_TOLERANCE = 0.05
 """Of searches where annealing corrects what is left."""
@@ -88,7 +75,7 @@ class ModeSearch:
 
     def block_size(self, latent_dim: int) -> int:
         """Images whose modes are searched for from several starting points at once."""
-        return max(1, min(self._block_images, _BLOCK_NUMBERS // (_THOROUGH.starts * latent_dim**2)))
+        return max(1, min(self._block_images, _BLOCK_NUMBERS // (_STARTS * latent_dim**2)))
 
     def from_encoder(self, x: Float32Array, encoder: DiagonalGaussian) -> Chunks[Modes]:
         """Images [B, P] and their q(z|x) → where a few iterations lead from the mean, in familiar dimensions."""
@@ -230,28 +217,18 @@ class ModeSearch:
     def _spread(self, modes: Modes) -> Modes:
         return modes.spread(self._sampler.familiar_dimensions, self._sampler.latent_dim)
 
-    def _compete(self, x: Float32Array, starts: Float64Array, schedule: _Schedule) -> Chunks[Modes]:
-        """Search from each of the starts [n, S, A]; returns the best of each image, in order: [n·F]."""
-        count = starts.shape[1]
-
-        def keep(step: int, _: Float64Array, value: Float64Array, active: Indices) -> Indices:
-            if step not in schedule.kept:
-                return active
-            rank = np.argsort(np.argsort(-value.reshape(-1, count), axis=1, kind="stable"), axis=1).ravel()
-            return active[rank[active] < schedule.kept[step]]
-
-        owner = np.repeat(np.arange(len(x)), count)
-        steps = min(schedule.steps, max(0, self._max_steps - _FAMILIAR_STEPS))
-        start = starts.reshape(len(owner), -1)
-        found = yield from self._find_from(x[owner], start, steps, schedule.tolerance, keep)
-        return best_of_each(found, owner, schedule.finalists)
+    def _compete(self, x: Float32Array, starts: Float64Array) -> Chunks[Modes]:
+        """Search from each of the starts [n, S, A]; returns the two best of each image, in order: [n·2]."""
+        owner = np.repeat(np.arange(len(x)), starts.shape[1])
+        steps = min(_STEPS, max(0, self._max_steps - _FAMILIAR_STEPS))
+        found = yield from self._find_from(x[owner], starts.reshape(len(owner), -1), steps)
+        return best_of_each(found, owner, _FINALISTS)
 
     def _search_to_the_end(self, x: Float32Array, reached: Modes) -> Chunks[Modes]:
         """Of several starting points, follow the two best to the end in all dimensions, and take the better."""
-        finalists = self._spread(
-            (yield from self._compete(x, self._starts.of_competition(reached.mode, _THOROUGH.starts), _THOROUGH))
-        )
-        left = self._max_steps - _FAMILIAR_STEPS - _THOROUGH.steps
+        starts = self._starts.of_competition(reached.mode, _STARTS)
+        finalists = self._spread((yield from self._compete(x, starts)))
+        left = self._max_steps - _FAMILIAR_STEPS - _STEPS
         # Without an iteration left for all dimensions, what was found in some is kept, though it may not be the mode.
         further = replace(
             finalists, converged=np.zeros(2 * len(x), np.bool_), num_steps=np.zeros_like(finalists.num_steps)

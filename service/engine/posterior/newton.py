@@ -24,6 +24,8 @@ TOLERANCE = 0.05
 """Nats that one more Newton step may still gain for a mode to count as found; that step is then taken unseen."""
 _SHORTER_STEPS = np.array([0.5, 0.2, 0.05])
 _MAX_DAMPING = 1e5
+_MAX_AGE = 12
+"""Steps by gradients alone, after which the information is evaluated again."""
 
 
 Evaluate = Callable[[NDArray[np.intp], Float64Array], Chunks[Evaluation]]
@@ -53,7 +55,7 @@ def find_modes(
 
     Familiar images take two or three tries. An image leaves the batch as soon as it is done, or `keep` drops it: its
     precision is what was known then. With `slopes`, steps are by gradients alone, and the information is evaluated at
-    the mode only; at the start too unless it is `expected`, [A, A] or [B, A, A].
+    the mode and after some steps only; at the start too unless it is `expected`, [A, A] or [B, A, A].
     """
     images = np.arange(len(start))
     if slopes is None or expected is None:
@@ -72,6 +74,9 @@ def find_modes(
             kept = keep(step, state.point, state.value, active)
             going_on[np.setdiff1d(active, kept)] = False
             active = kept
+        old = active[state.age[active] >= _MAX_AGE]
+        if len(old):
+            _renew(state, old, (yield from evaluate(old, state.point[old])))
         active, newton, gain = _next_steps(state, active, tolerance)
         while (near := active[(gain < tolerance) & (state.age[active] > 0)]).size:
             _renew(state, near, (yield from evaluate(near, state.point[near])))
