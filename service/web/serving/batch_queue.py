@@ -13,9 +13,9 @@ from service.web.memory_budget import Share
 from service.web.rate import Meter
 
 _BY_ITSELF_SECONDS = 1.0
-"""Of computing, for which a batch is the only one of its computation, until it answers a request. With as many batches
-beside one another as arrive between two chunks, 32 clients' estimates by `auto` were computed in batches of two, by a
-fifth more processor time, and the slowest hundredth took ten times as long as the median instead of three times."""
+"""Of computing, for which a batch is the only one of its computation. With as many batches beside one another as arrive
+between two chunks, 32 clients' estimates by `auto` were computed in batches of two, by a fifth more processor time,
+and the slowest hundredth took ten times as long as the median instead of three times."""
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -264,8 +264,8 @@ class BatchQueue:
         return None
 
     def _holds(self, batch: Batch) -> bool:
-        """Whether no other of its computation begins beside it: until it answers the first of its requests, at most."""
-        young = batch.compute_seconds < _BY_ITSELF_SECONDS and len(batch.waiting) == len(batch.jobs)
+        """Whether no other of its computation begins beside it."""
+        young = batch.compute_seconds < _BY_ITSELF_SECONDS
         return young and batch.computation.key is not None and batch.rows <= self._most_rows(batch.computation)
 
     def _most_rows(self, computation: Computation[Any, Any]) -> int:
