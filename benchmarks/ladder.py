@@ -46,22 +46,11 @@ Pixels = NDArray[np.float32]
 
 def main() -> None:
     """Print a table for each set."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of mnist, fashion-mnist and omniglot")
-    parser.add_argument("--font", type=Path, help="TrueType file to draw letters with")
-    parser.add_argument("--model", type=Path, help="STORE/NAME, the latest version, in place of the bundled models")
-    parser.add_argument("--pixels", type=Path, help="with --model: uint8 array, .npy")
-    parser.add_argument("--images", type=int, default=40, help="of each set")
-    parser.add_argument("--only", default="", help="sets whose name has this in it")
+    parser = arguments(__doc__, images=40)
     parsed = parser.parse_args()
     head = f"{'':22}{'reliable':>9}{'RMSE':>7}{'med':>6}{'covered':>9}{'off':>6}{'low':>6}{'rows':>7}{'ms':>7}"
     print(f"{head}   (RMSE, median error, covered, off: of the reliable ones; {parsed.images} images a set)")
-    if parsed.model is None and (parsed.data is None or parsed.font is None):
-        parser.error("--data and --font, or --model and --pixels")
-    sets = _sets(parsed.data, parsed.font, parsed.images) if parsed.model is None else [_own_set(parsed)]
-    for name, stored, pixels in sets:
-        if parsed.only not in name:
-            continue
+    for name, stored, pixels in chosen_sets(parser, parsed):
         model = _open(stored)
         reference = _thorough(stored, pixels)
         apart = np.abs(reference[0] - reference[1])
@@ -74,6 +63,28 @@ def main() -> None:
             seconds = time.perf_counter() - started
             rows = (model.decoder_rows - before) / len(pixels)
             print(f"  {proposal:20}{_figures(record, truth)}{rows:7.0f}{1000 * seconds / len(pixels):7.1f}", flush=True)
+
+
+def arguments(usage: str | None, *, images: int) -> argparse.ArgumentParser:
+    """Which sets are to be measured."""
+    parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of mnist, fashion-mnist and omniglot")
+    parser.add_argument("--font", type=Path, help="TrueType file to draw letters with")
+    parser.add_argument("--model", type=Path, help="STORE/NAME, the latest version, in place of the bundled models")
+    parser.add_argument("--pixels", type=Path, help="with --model: uint8 array, .npy")
+    parser.add_argument("--images", type=int, default=images, help="of each set")
+    parser.add_argument("--only", default="", help="sets whose name has this in it")
+    return parser
+
+
+def chosen_sets(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> Iterator[tuple[str, Path, Pixels]]:
+    """Name, model and images of each."""
+    if parsed.model is not None:
+        yield _own_set(parsed)
+    elif parsed.data is None or parsed.font is None:
+        parser.error("--data and --font, or --model and --pixels")
+    else:
+        yield from (one for one in _sets(parsed.data, parsed.font, parsed.images) if parsed.only in one[0])
 
 
 def _figures(record: LogLikelihood, truth: NDArray[np.float64]) -> str:

@@ -8,7 +8,6 @@ brings; with --model both open the same one. The sets are those of benchmarks/la
 on an idle machine.
 """
 
-import argparse
 import json
 import shutil
 import statistics
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from hostile_parts.honest import checkout
-from ladder import _own_set, _sets
+from ladder import arguments, chosen_sets
 
 BEFORE = "a03dac9"
 BARS = {"test digits": 1.2, "omniglot": 0.35, "letters": 0.35}
@@ -48,26 +47,15 @@ print(json.dumps({"ms": 1000 * (time.perf_counter() - started) / len(images),
 
 def main() -> None:
     """Print a line for each set."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of mnist, fashion-mnist and omniglot")
-    parser.add_argument("--font", type=Path, help="TrueType file to draw letters with")
-    parser.add_argument("--model", type=Path, help="STORE/NAME, the latest version, in place of the bundled models")
-    parser.add_argument("--pixels", type=Path, help="with --model: uint8 array, .npy")
-    parser.add_argument("--images", type=int, default=64, help="of each set, in one batch")
-    parser.add_argument("--only", default="", help="sets whose name has this in it")
+    parser = arguments(__doc__, images=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--before", default=BEFORE)
     parsed = parser.parse_args()
-    if parsed.model is None and (parsed.data is None or parsed.font is None):
-        parser.error("--data and --font, or --model and --pixels")
-    sets = _sets(parsed.data, parsed.font, parsed.images) if parsed.model is None else [_own_set(parsed)]
     print(f"{'':22}{'ms':>28}{'rows':>18}{'reliable':>16}    ratio of ms (bar)   of processor time")
     print(f"{'':22}{'before':>10}{'laplace':>9}{'auto':>9}{'before':>9}{'auto':>9}{'before':>8}{'auto':>8}", flush=True)
     with checkout(parsed.before) as before, tempfile.TemporaryDirectory() as folder:
         here = Path(__file__).parents[1]
-        for name, stored, pixels in sets:
-            if parsed.only not in name:
-                continue
+        for name, stored, pixels in chosen_sets(parser, parsed):
             file = Path(folder) / "images.npy"
             np.save(file, pixels)
             own = _as_before(stored, folder) if parsed.model else before / "model_store" / "artifacts" / stored.name

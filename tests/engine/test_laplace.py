@@ -187,7 +187,12 @@ def rosenbrock(points: AnyArray) -> AnyArray:
 
 @pytest.mark.parametrize(
     ("by_gradients", "expected"),
-    [(False, None), (True, None), (True, np.eye(2)), (True, np.full((3, 2, 2), 30.0) + 30 * np.eye(2))],
+    [
+        (False, None),
+        (True, None),
+        (True, np.tile(np.eye(2), (3, 1, 1))),
+        (True, np.full((3, 2, 2), 30.0) + 30 * np.eye(2)),
+    ],
 )
 def test_newtons_method_follows_a_curved_valley_and_images_leave_as_they_finish(
     by_gradients: bool, expected: AnyArray | None

@@ -55,7 +55,7 @@ def find_modes(
 
     Familiar images take two or three tries. An image leaves the batch as soon as it is done, or `keep` drops it: its
     precision is what was known then. With `slopes`, steps are by gradients alone, and the information is evaluated at
-    the mode and after some steps only; at the start too unless it is `expected`, [A, A] or [B, A, A].
+    the mode and after some steps only; at the start too unless it is `expected`, [B, A, A].
     """
     images = np.arange(len(start))
     if slopes is None or expected is None:
@@ -66,7 +66,7 @@ def find_modes(
         state = _begin(start, first)
     else:
         value, gradient = yield from slopes(images, start)
-        state = _begin(start, Evaluation(value, gradient, np.broadcast_to(expected, (*start.shape, start.shape[1]))))
+        state = _begin(start, Evaluation(value, gradient, expected))
         state.age[:] = 1
     active, going_on = images[state.finite], state.finite.copy()
     for step in range(max_steps):
