@@ -99,3 +99,14 @@ def tiles(num_images: int, samples: slice, most_rows: int, at_once: int) -> Iter
     for row in range(0, num_images, rows):
         for column in range(samples.start, samples.stop, columns):
             yield slice(row, min(row + rows, num_images)), slice(column, min(column + columns, samples.stop))
+
+
+def side_blocks(num_images: int, most: int, at_once: int) -> Iterator[slice]:
+    """Images cut into blocks that are computed side by side, of about one size; `most` of them at once.
+
+    >>> [(block.start, block.stop) for block in side_blocks(5, 256, 2)], [*side_blocks(0, 256, 2)]
+    ([(0, 3), (3, 5)], [slice(0, 0, None)])
+    """
+    size = max(1, min(math.ceil(num_images / at_once), most // at_once))
+    for first in range(0, max(1, num_images), size):
+        yield slice(first, min(first + size, num_images))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Literal, get_args
 
 import numpy as np
@@ -98,22 +99,25 @@ class NoiseCache:
         self._runtime = runtime
         self._drawn: dict[int, NDArray[np.float32]] = {}
         self._placed: dict[tuple[int, int], OrtValue] = {}
+        self._lock = Lock()
 
     def rows(self, seed: int, start: int, stop: int) -> "NDArray[np.float32] | OrtValue":
         """Rows start to stop of the seed's noise, as [1, stop − start, D]."""
-        if seed != DEFAULT_SEED:
-            return self._draw(seed, start, stop)
-        placed = self._placed.pop((start, stop), None)
-        if placed is None:
-            placed = self._runtime.place(self._draw(seed, start, stop))
-        self._placed[start, stop] = placed  # last: the one used most recently
-        if len(self._placed) > self._MAX_PLACED:
-            del self._placed[next(iter(self._placed))]
-        return placed
+        with self._lock:
+            if seed != DEFAULT_SEED:
+                return self._draw(seed, start, stop)
+            placed = self._placed.pop((start, stop), None)
+            if placed is None:
+                placed = self._runtime.place(self._draw(seed, start, stop))
+            self._placed[start, stop] = placed  # last: the one used most recently
+            if len(self._placed) > self._MAX_PLACED:
+                del self._placed[next(iter(self._placed))]
+            return placed
 
     def at(self, seed: int, samples: NDArray[np.intp]) -> NDArray[np.float32]:
         """Rows by index [...] of the seed's noise: [..., D]."""
-        drawn: NDArray[np.float32] = self._draw(seed, 0, int(samples.max(initial=0)) + 1)[0, samples]
+        with self._lock:
+            drawn: NDArray[np.float32] = self._draw(seed, 0, int(samples.max(initial=0)) + 1)[0, samples]
         return drawn
 
     def _draw(self, seed: int, start: int, stop: int) -> NDArray[np.float32]:

@@ -4,8 +4,10 @@ The threads of ONNX Runtime itself share out every operator of a run, and wait f
 one another wait once. Which thread makes a run changes no number.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -18,6 +20,7 @@ from service.engine.chunks import Chunks
 Inputs = Mapping[str, "NDArray[Any] | OrtValue"]
 Outputs = dict[str, NDArray[Any]]
 P = TypeVar("P")
+R = TypeVar("R")
 
 
 class Team:
@@ -30,8 +33,14 @@ class Team:
     """
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self._size = size
         self._helpers = ThreadPoolExecutor(size - 1, "inference-helper") if size > 1 else None
+        self._thread = threading.local()
+
+    @property
+    def size(self) -> int:
+        """Runs that are made at once for the thread that asks."""
+        return 1 if getattr(self._thread, "is_alone", False) else self._size
 
     def each(
         self,
@@ -47,31 +56,51 @@ class Team:
         """
         left = iter(pieces)
         while some := [*islice(left, self.size)]:
-            for piece, outputs in zip(some, self._run(run, [inputs(piece) for piece in some]), strict=True):
+            runs = [partial(run, inputs(piece)) for piece in some]
+            for piece, outputs in zip(some, self._at_once(runs), strict=True):
                 keep(piece, outputs)
             yield
 
-    def _run(self, run: Callable[[Inputs], Outputs], inputs: Sequence[Inputs]) -> list[Outputs]:
-        """The caller makes the first run, and then those that no helper has begun: these may have no core of theirs."""
-        waiting: list[list[Callable[[], Outputs]]] = [[partial(run, one)] for one in inputs[1:]]
-        futures: list[Future[Outputs]] = []
-        if self._helpers is not None:
-            futures = [self._helpers.submit(_made, one) for one in waiting]
-        own: dict[int, Outputs] = {}
+    @contextmanager
+    def with_one_thread(self) -> Iterator[None]:
+        """What the calling thread computes in here, it computes without helpers."""
+        self._thread.is_alone = True
         try:
-            own[0] = run(inputs[0])
+            yield
+        finally:
+            self._thread.is_alone = False
+
+    def help(self, task: Callable[[], R]) -> "Future[R]":
+        """Have a helper do a task, as soon as one has time for it.
+
+        Raises:
+            RuntimeError: the team has one thread.
+        """
+        if self._helpers is None:
+            raise RuntimeError("a team of one thread has no helpers")
+        return self._helpers.submit(_done, [task])
+
+    def _at_once(self, tasks: Sequence[Callable[[], R]]) -> list[R]:
+        """The caller does the first task, and then those that no helper has begun: these may have no core of theirs."""
+        waiting = [[task] for task in tasks[1:]]
+        futures: list[Future[R]] = []
+        if self._helpers is not None:
+            futures = [self._helpers.submit(_done, one) for one in waiting]
+        own: dict[int, R] = {}
+        try:
+            own[0] = tasks[0]()
             for index in range(len(futures), 0, -1):
                 if futures[index - 1].cancel():
-                    own[index] = _made(waiting[index - 1])
+                    own[index] = _done(waiting[index - 1])
         finally:
             for future, one in zip(futures, waiting, strict=True):
                 if future.cancel():
                     one.clear()
                 else:
                     future.exception()  # waits
-        return [own[index] if index in own else futures[index - 1].result() for index in range(len(inputs))]
+        return [own[index] if index in own else futures[index - 1].result() for index in range(len(tasks))]
 
 
-def _made(waiting: list[Callable[[], Outputs]]) -> Outputs:
-    """What the one run gives. Taken out, so that a helper's thread, which keeps its argument, keeps no session."""
+def _done(waiting: list[Callable[[], R]]) -> R:
+    """What the one task gives. Taken out, so that a helper's thread, which keeps its argument, keeps no session."""
     return waiting.pop()()

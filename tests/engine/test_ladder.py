@@ -1,5 +1,6 @@
 """`annealed` and `auto` through the engine: against closed forms, and on images that no model was trained on."""
 
+import threading
 import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from service.engine.posterior import annealing, ladder
 from service.engine.posterior.estimate import REASONS, LogLikelihood, annealed_estimate
 from service.engine.posterior.estimator import Estimator
 from service.engine.posterior.ladder import NUM_PARTICLES, num_particles
+from service.engine.posterior.sampling import Sampler
 from service.engine.proposal import Effort
 from service.engine.runtime import Runtime
 from tests import reference
@@ -153,25 +155,37 @@ def test_draws_have_the_same_bits_too(proposal: str) -> None:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_they_take_turns_and_may_be_given_up(num_threads: int) -> None:
-    """A turn has 64 rows for each thread."""
-    model, x, most = rugged(64, num_threads), noise(3), 64 * num_threads
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_they_take_turns_and_may_be_given_up(
+    num_threads: int, num_images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn has 64 rows for each thread; a helper that computes other images goes on meanwhile."""
+    model, x, most = rugged(64, num_threads), noise(num_images), 64 * num_threads
     expected = ask(model, x, "auto")
-    before, rows = np.geterr(), model.decoder_rows
+    before, rows, own = np.geterr(), model.decoder_rows, 0
+    count, caller = Sampler._count, threading.get_ident()
+
+    def count_own(sampler: Sampler, more: int) -> None:
+        nonlocal own
+        own += more if threading.get_ident() == caller else 0
+        count(sampler, more)
+
+    monkeypatch.setattr(Sampler, "_count", count_own)
     chunks = model.log_likelihood(x, proposal="auto")
     turns = 0
     while True:
-        last = model.decoder_rows
+        last = own
         try:
             next(chunks)
         except StopIteration as stop:
             assert_same(stop.value, expected)
             break
-        assert model.decoder_rows - last <= most
+        assert own - last <= most
         assert np.geterr() == before
         turns += 1
     taken = model.decoder_rows - rows
-    assert turns > taken // most
+    assert turns > own // most
+    assert own == taken or (num_threads > 1 and num_images > 1)
     assert taken > expected.num_samples.sum()  # also what finding modes takes
     for given_up in (turns // 3, turns - 2):
         chunks = model.log_likelihood(x, proposal="auto")

@@ -35,8 +35,8 @@ class Bank:
         draws = standard_normal(count, sampler.latent_dim, seed=_SEED)[:, sampler.familiar_dimensions]
         draws[1::2] *= np.float32(_WIDE)
         self._draws = draws  # [N, A]
-        self._means = np.empty((0, num_pixels), np.float32)
-        self._squares = np.empty(0, np.float32)
+        self._means = np.empty((count, num_pixels), np.float32)  # no memory is taken before it is written to
+        self._squares = np.empty(count, np.float32)
         self._num_decoded = 0
 
     @property
@@ -61,10 +61,10 @@ class Bank:
         return np.take_along_axis(points, chosen[..., None], axis=1)
 
     def _decode(self) -> Chunks[None]:
-        """Find E[x|z] of every draw, once. Whoever asks while another waits goes on where that one stopped."""
-        if not len(self._means):
-            self._means = np.empty((len(self._draws), self._num_pixels), np.float32)
-            self._squares = np.empty(len(self._draws), np.float32)
+        """Find E[x|z] of every draw, once. Whoever asks while another waits goes on where that one stopped.
+
+        Two threads may decode some draws both; they write the same numbers.
+        """
         while self._num_decoded < len(self._draws):
             first = self._num_decoded
             draws = self._draws[first : first + self._sampler.chunk_rows]

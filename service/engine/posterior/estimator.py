@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.arrays import Float32Array, Float64Array, Indices
-from service.engine.blocks import BlockSizes
+from service.engine.blocks import BlockSizes, side_blocks
 from service.engine.chunks import Chunks
 from service.engine.parts import Part, Parts, Results
 from service.engine.posterior.candidates import Candidates, alone
@@ -22,6 +22,7 @@ from service.engine.posterior.reference import is_usable, reference
 from service.engine.posterior.sampling import Sampler, resample
 from service.engine.preparation import PreparedImages
 from service.engine.proposal import IMPORTANCE_PROPOSALS, DiagonalGaussian, Effort
+from service.engine.side_by_side import side_by_side
 
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
@@ -106,12 +107,26 @@ class Estimator:
         self, x: PreparedImages | Float32Array, posterior: DiagonalGaussian, *, proposal: str, effort: Effort
     ) -> Parts[Inference]:
         """Prepared images [B, C, H, W] or [B, P], and their q(z|x) → estimates [B] and draws [B, R, D], in parts."""
-        size = self._size(effort.limit, posterior.mean.shape[1])
-        for first in range(0, max(1, len(x)), size):
-            images = slice(first, first + size)
-            block = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
-            for part in self._infer_block(x[images].reshape(-1, self._num_pixels), block, proposal, effort):
-                yield None if part is None else Part(first + part.images, part.results)
+        most = self._size(effort.limit, posterior.mean.shape[1])
+        yield from side_by_side(
+            self._sampler.team,
+            (
+                self._infer_of(x, posterior, images, proposal, effort)
+                for images in side_blocks(len(x), most, self._sampler.team.size)
+            ),
+        )
+
+    def _infer_of(
+        self,
+        x: PreparedImages | Float32Array,
+        posterior: DiagonalGaussian,
+        images: slice,
+        proposal: str,
+        effort: Effort,
+    ) -> Parts[Inference]:
+        block = DiagonalGaussian(posterior.mean[images], posterior.log_var[images])
+        for part in self._infer_block(x[images].reshape(-1, self._num_pixels), block, proposal, effort):
+            yield None if part is None else Part(images.start + part.images, part.results)
 
     def _infer_block(
         self, x: Float32Array, posterior: DiagonalGaussian, proposal: str, effort: Effort

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +55,11 @@ class Sampler:
     ) -> None:
         self.chunk_rows = chunk_rows
         """Decoder rows of one run, at most."""
-        self.rows_run = 0
-        """Decoder rows that have been run so far."""
+        self._rows_run = 0
+        self._counting = Lock()
         self.latent_dim = description.latent_dim
-        self._team = runtime.team
+        self.team = runtime.team
+        """Makes the runs."""
         self._noise = NoiseCache(description.latent_dim, runtime)
         self._mean = runtime.open(written.mean(), file)
         self._surprise = runtime.open(written.surprise(), file)
@@ -83,6 +85,15 @@ class Sampler:
         }
         runtime.verify(written.curvature(every), self._curvature, inputs, file, tolerance=CURVATURE_TOLERANCE)
 
+    @property
+    def rows_run(self) -> int:
+        """Decoder rows that have been run so far."""
+        return self._rows_run
+
+    def _count(self, rows: int) -> None:
+        with self._counting:
+            self._rows_run += rows
+
     def decode(self, latents: Float32Array) -> Float32Array:
         """E[x|z] in x's unit, by one run: latents [N, D], at most `chunk_rows` of them → [N, C, H, W]."""
         images: Float32Array = self._mean.run({"z": np.asarray(latents, np.float32)})[graphs.IMAGES]
@@ -90,7 +101,7 @@ class Sampler:
 
     def surprise(self, x: Float32Array, latents: Float32Array) -> Float64Array:
         """−log p(x_i|z) − H[p(x_i|z)] of each pixel, nats: one image x [P], latents [R, D] → [R, P]."""
-        self.rows_run += len(latents)
+        self._count(len(latents))
         found: Float64Array = self._surprise.run({"z": latents, graphs.X: x[None, None]})[graphs.SURPRISE]
         return found[:, 0]
 
@@ -102,7 +113,7 @@ class Sampler:
         """
         if self._pixel_log_prob is None:
             raise TypeError("a model of pixels has no such graph")
-        self.rows_run += len(latents)
+        self._count(len(latents))
         found: Float64Array = self._pixel_log_prob.run({"z": latents, graphs.X: x[:, None]})[graphs.PIXEL_LOG_PROB]
         return found[:, 0]
 
@@ -124,7 +135,7 @@ class Sampler:
         def keep(tile: Tile, outputs: Outputs) -> None:
             log_weight[tile[0], _shift(tile[1], start)] = outputs[graphs.LOG_WEIGHT]
 
-        yield from self._team.each(self._log_weight.run, self._tiles(len(x), start, stop), inputs, keep)
+        yield from self.team.each(self._log_weight.run, self._tiles(len(x), start, stop), inputs, keep)
         return log_weight
 
     def mixture_log_weights(
@@ -158,7 +169,7 @@ class Sampler:
             by_mixture[images, samples] = outputs[graphs.LOG_WEIGHT]
             by_encoder[images, samples] = outputs[graphs.ENCODER_LOG_WEIGHT]
 
-        yield from self._team.each(self._mixture.run, self._tiles(len(x), start, stop), inputs, keep)
+        yield from self.team.each(self._mixture.run, self._tiles(len(x), start, stop), inputs, keep)
         return by_mixture, by_encoder
 
     def evaluate(self, x: Float32Array, points: Float64Array) -> Chunks[Evaluation]:
@@ -174,7 +185,7 @@ class Sampler:
             values[images] = outputs[graphs.LOG_LIKELIHOOD][:, 0]
             gradients[images], informations[images] = outputs[graphs.GRADIENT], outputs[graphs.INFORMATION]
 
-        yield from self._team.each(curvature.run, self._pieces(len(x), count + 1), inputs, keep)
+        yield from self.team.each(curvature.run, self._pieces(len(x), count + 1), inputs, keep)
         return Evaluation(values, gradients, informations)
 
     def slopes_of(self, x: Float32Array) -> Slopes | None:
@@ -189,13 +200,13 @@ class Sampler:
         values, gradients = np.empty(len(x)), np.empty((len(x), self.latent_dim))
 
         def inputs(images: slice) -> Inputs:
-            self.rows_run += GRADIENT_ROWS * (images.stop - images.start)
+            self._count(GRADIENT_ROWS * (images.stop - images.start))
             return {"z": self._embed(points[images]), graphs.X: x[images, None]}
 
         def keep(images: slice, outputs: Outputs) -> None:
             values[images], gradients[images] = outputs[graphs.LOG_LIKELIHOOD][:, 0], outputs[graphs.GRADIENT]
 
-        yield from self._team.each(self._gradient.run, self._pieces(len(x), GRADIENT_ROWS), inputs, keep)
+        yield from self.team.each(self._gradient.run, self._pieces(len(x), GRADIENT_ROWS), inputs, keep)
         return values, gradients if count == self.latent_dim else gradients[:, self.familiar_dimensions]
 
     def log_likelihoods(self, x: Float32Array, points: Float64Array) -> Chunks[Float64Array]:
@@ -215,7 +226,7 @@ class Sampler:
         def keep(tile: Tile, outputs: Outputs) -> None:
             values[tile] = outputs[graphs.LOG_WEIGHT]
 
-        yield from self._team.each(self._log_weight.run, self._tiles(len(x), 0, points.shape[1]), inputs, keep)
+        yield from self.team.each(self._log_weight.run, self._tiles(len(x), 0, points.shape[1]), inputs, keep)
         return values
 
     def noise(self, samples: NDArray[np.intp], *, seed: int) -> Float32Array:
@@ -235,14 +246,14 @@ class Sampler:
 
     def _rows(self, x: Float32Array, count: int) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
         """The inputs that every graph takes, for images [B, P] and `count` decoder rows each, which are counted."""
-        self.rows_run += len(x) * count
+        self._count(len(x) * count)
         return {graphs.X: x[:, None], graphs.SHAPE: np.array([len(x), count, -1], np.int64)}
 
     def _tiles(self, num_images: int, start: int, stop: int) -> Iterator[Tile]:
-        return tiles(num_images, slice(start, stop), self.chunk_rows, self._team.size)
+        return tiles(num_images, slice(start, stop), self.chunk_rows, self.team.size)
 
     def _pieces(self, num_images: int, rows_each: int) -> Iterator[slice]:
-        return pieces(num_images, rows_each, self.chunk_rows, self._team.size)
+        return pieces(num_images, rows_each, self.chunk_rows, self.team.size)
 
     def _imagine(self, sample: Session, num_uniforms: int) -> Float32Array:
         """x ~ p(x|z) at the points of `_prior_points`: [N, P]."""

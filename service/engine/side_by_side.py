@@ -1,0 +1,102 @@
+"""Several computations at once, each on one thread of a team: its runs, and what NumPy does between them.
+
+Where the runs of one computation are shared out, one thread computes in between. So a batch of images is cut in parts
+that are computed side by side, and threads hardly wait for one another. Which thread computes changes no number.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
+from itertools import chain, islice
+from typing import Generic, TypeVar
+
+from service.engine.team import Team
+
+P = TypeVar("P")
+Steps = Generator[P | None, None, None]
+"""A computation in chunks, see chunks.py, that also yields results."""
+
+_TURN = 0.02
+"""Seconds for which helpers go on while nobody asks for the next chunk: others have their turn then."""
+
+
+def side_by_side(team: Team, computations: Iterable[Steps[P]]) -> Steps[P]:
+    """Make computations at once, as many as the team has threads, and yield what they yield, in no order.
+
+    A chunk is one of the caller's; helpers go on with other computations meanwhile. The last one that is left has all
+    threads for its runs.
+
+    Raises:
+        Whatever one of them does; the others are then closed.
+    """
+    waiting = iter(computations)
+    own = next(waiting, None)
+    others = [_Helped(one, team) for one in islice(waiting, team.size - 1)]
+    try:
+        while own is not None and others:
+            for other in [*others]:
+                found, ended = other.go_on()
+                if found is not None:
+                    yield found
+                if ended:
+                    others.remove(other)
+                    others += [_Helped(one, team) for one in islice(waiting, 1)]
+            with team.with_one_thread():
+                found, ended = _advance(own)
+            if ended:
+                own = next(waiting, None)
+            yield found
+            if own is None and others:
+                yield others[0].stop()
+                own = others.pop(0).computation
+        for one in waiting if own is None else chain([own], waiting):
+            yield from one
+    finally:
+        for other in others:
+            other.close()
+        if own is not None:
+            own.close()
+
+
+def _advance(computation: Steps[P], until: Callable[[], float] = lambda: 0) -> tuple[P | None, bool]:
+    """Go on with a computation by a chunk at least, until a time, a result or its end: the result, and if it ended."""
+    for found in computation:
+        if found is not None or time.perf_counter() >= until():
+            return found, False
+    return None, True
+
+
+class _Helped(Generic[P]):
+    """A computation that a helper makes while the caller makes another."""
+
+    def __init__(self, computation: Steps[P], team: Team) -> None:
+        self.computation = computation
+        self._team = team
+        self._until = 0.0
+        self._turn: Future[tuple[P | None, bool]] | None = None
+
+    def go_on(self) -> tuple[P | None, bool]:
+        """Let it go on for a turn from now: what it has found since it was asked last, and whether it has ended."""
+        self._until = time.perf_counter() + _TURN
+        if self._turn is not None and not self._turn.done():
+            return None, False
+        found, ended = (None, False) if self._turn is None else self._turn.result()
+        self._turn = None if ended else self._team.help(self._compute)
+        return found, ended
+
+    def stop(self) -> P | None:
+        """Wait until nobody computes it: what it has found since it was asked last."""
+        self._until = 0.0
+        turn, self._turn = self._turn, None
+        return None if turn is None or turn.cancel() else turn.result()[0]
+
+    def close(self) -> None:
+        """End it, however far it has come."""
+        self._until = 0.0
+        if self._turn is not None and not self._turn.cancel():
+            self._turn.exception()  # waits
+        self.computation.close()
+
+    def _compute(self) -> tuple[P | None, bool]:
+        with self._team.with_one_thread():
+            return _advance(self.computation, lambda: self._until)
