@@ -78,9 +78,13 @@ def find_modes(
         if len(old):
             _renew(state, old, (yield from evaluate(old, state.point[old])))
         active, newton, gain = _next_steps(state, active, tolerance)
-        while (near := active[(gain < tolerance) & (state.age[active] > 0)]).size:
+        while (is_near := (gain < tolerance) & (state.age[active] > 0)).any():
+            near = active[is_near]
             _renew(state, near, (yield from evaluate(near, state.point[near])))
-            active, newton, gain = _next_steps(state, active, tolerance)
+            again = _next_steps(state, near, tolerance)
+            active, newton, gain = (
+                np.concatenate([old[~is_near], new]) for old, new in zip((active, newton, gain), again, strict=True)
+            )
         if not len(active):
             break
         if slopes is None:

@@ -67,9 +67,12 @@ class Reference:
         upto = self.counts.cumsum(axis=1)[:, :, width]  # [B, M, K′]
         mode = (place[others] >= upto).sum(axis=1)  # [B, K′]
         for m in range(self.mode.shape[1]):
-            around = (drawn @ self.axes[:, m]) * np.ascontiguousarray(self.scales[:, m, width])
-            here = self.mode[:, m, None] + around @ self.axes[:, m].transpose(0, 2, 1)
-            points[:, others] = np.where((mode == m)[..., None], here, points[:, others])
+            there = np.flatnonzero((mode == m).any(axis=1))  # few images have several modes
+            axes = self.axes[there, m]
+            around = (drawn @ axes) * np.ascontiguousarray(self.scales[there, m][:, width])
+            here = self.mode[there, m, None] + around @ axes.transpose(0, 2, 1)
+            image, sample = np.nonzero(mode[there] == m)
+            points[there[image], others[sample]] = here[image, sample]
         return rounded(points)
 
     def covariance(self) -> Float64Array:
