@@ -313,6 +313,9 @@ def test_what_the_search_may_have_missed_is_said() -> None:
         judged = ladder_of.judge(plain, far)
         patch.setattr(ladder_of, "_familiar_gain", 11.0)
         familiar = ladder_of.judge(plain, far)
+        patch.setattr(ladder, "_LARGE", 1)
+        patch.setattr(ladder_of, "_familiar_gain", 2000.0)
+        of_large = ladder_of.judge(plain, far)
     counted = gain > 10  # nats: nothing that matters is missed by a search that rose less
     np.testing.assert_array_equal(judged.std_error[~counted], plain.std_error[~counted])
     np.testing.assert_allclose(judged.std_error[counted] ** 2, plain.std_error[counted] ** 2 + 0.15**2)
@@ -320,6 +323,8 @@ def test_what_the_search_may_have_missed_is_said() -> None:
     np.testing.assert_array_equal(judged.reason, np.where(gain > 3000, "mode", plain.reason))
     np.testing.assert_array_equal(familiar.reliable, plain.reliable)
     assert (familiar.std_error == plain.std_error).tolist() == [True, True, False, False, True, False]
+    unseen = np.array([0, 0.3, 0.15, 0.15, 0, 0.15])  # the third and the fourth are strange, and the last two
+    np.testing.assert_allclose(of_large.std_error**2, plain.std_error**2 + unseen**2)
 
 
 def test_only_a_very_heavy_tail_makes_a_doubtful_image_contested() -> None:

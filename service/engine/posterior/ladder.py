@@ -41,6 +41,9 @@ _UNSEEN = 0.15
 """Nats of standard error for what the search has missed of an image that is strange: beside its best modes are smaller
 ones. Of images for choosing without a better mode, reliable estimates were 0.2 off in the root mean square
 where their samples said 0.1."""
+_UNSEEN_OF_LARGE = 0.3
+"""The same for an image that has several modes without looking strange. Of 71 photographs of 64×64 for choosing, whose
+estimates lay 0.3 nats low in the mean, 0.95 are covered with it, and 0.87 with half of it."""
 _TOO_FAR, _LEAST_FAMILIAR = 300.0, 10.0
 """Times what is familiar (or nats, if that is less): where the search rises further, the modes that it finds are often
 not the best. So it was with half of the noise images for choosing, which are nearly all that rise so far."""
@@ -102,8 +105,9 @@ class Ladder:
         It counts in the standard error of images whose modes are contested from the start, unless the search from the
         encoder's mean rose by a few nats only; of those for which it rose too far, nothing is reliable.
         """
-        uncertain = (self.is_strange(reached) | self.is_near(reached)) & ~(reached.gain <= _LEAST_FAMILIAR)
-        std_error = np.where(uncertain, np.hypot(record.std_error, _UNSEEN), record.std_error)
+        unseen = np.where(self.is_near(reached), _UNSEEN_OF_LARGE, np.where(self.is_strange(reached), _UNSEEN, 0))
+        unseen = np.where(reached.gain <= _LEAST_FAMILIAR, 0, unseen)
+        std_error = np.where(unseen > 0, np.hypot(record.std_error, unseen), record.std_error)
         lost = reached.gain > _TOO_FAR * max(self._familiar_gain, _LEAST_FAMILIAR)
         reason = np.where(lost, "mode", record.reason)
         return replace(record, std_error=std_error, reliable=record.reliable & ~lost, reason=reason)
