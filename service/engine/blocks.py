@@ -36,6 +36,8 @@ _CUDA_MEMORY = 2**32
 _EVEN = 4
 """Samples of a run that are part of an image's come in multiples of it: ONNX Runtime sums float64 numbers four rows at
 a time, and rows that are left over in another order, which gives other bits."""
+_MOST_BESIDE, _SIDE_IMAGES = 4, 16
+"""Blocks of images that are computed side by side, at most; and how many images each has at least, if more than two."""
 _LEAST_ROWS = 32
 """Of a run that is made beside others: fewer are computed sooner than another thread wakes up."""
 
@@ -101,12 +103,29 @@ def tiles(num_images: int, samples: slice, most_rows: int, at_once: int) -> Iter
             yield slice(row, min(row + rows, num_images)), slice(column, min(column + columns, samples.stop))
 
 
-def side_blocks(num_images: int, most: int, at_once: int) -> Iterator[slice]:
-    """Images cut into blocks that are computed side by side, of about one size; `most` of them at once.
+def blocks_at_once(num_images: int, threads: int) -> int:
+    """Blocks of images that are computed side by side: two, or up to four where each has enough to do.
 
-    >>> [(block.start, block.stop) for block in side_blocks(5, 256, 2)], [*side_blocks(0, 256, 2)]
+    Between its runs each takes Python's lock, and memory of its own, so on many cores few blocks with several threads
+    each do better.
+
+    >>> blocks_at_once(1, 2), blocks_at_once(64, 2), blocks_at_once(16, 16), blocks_at_once(256, 16)
+    (1, 2, 2, 4)
+    """
+    return max(1, min(threads, num_images, _MOST_BESIDE, max(2, num_images // _SIDE_IMAGES)))
+
+
+def side_block_size(num_images: int, most: int, at_once: int) -> int:
+    """Images of each block, where `most` are computed at once."""
+    return max(1, min(math.ceil(num_images / at_once), most // at_once))
+
+
+def side_blocks(num_images: int, most: int, at_once: int) -> Iterator[slice]:
+    """Images cut into blocks that are computed side by side, of about one size.
+
+    >>> [(block.start, block.stop) for block in side_blocks(5, 256, 2)], [*side_blocks(0, 256, 1)]
     ([(0, 3), (3, 5)], [slice(0, 0, None)])
     """
-    size = max(1, min(math.ceil(num_images / at_once), most // at_once))
+    size = side_block_size(num_images, most, at_once)
     for first in range(0, max(1, num_images), size):
         yield slice(first, min(first + size, num_images))

@@ -1,4 +1,4 @@
-"""Several computations at once, each on one thread of a team: its runs, and what NumPy does between them.
+"""Several computations at once, each on a thread of its own: its runs, and what NumPy does between them.
 
 Where the runs of one computation are shared out, one thread computes in between. So a batch of images is cut in parts
 that are computed side by side, and threads hardly wait for one another. Which thread computes changes no number.
@@ -20,8 +20,8 @@ _TURN = 0.02
 """Seconds for which helpers go on while nobody asks for the next chunk: others have their turn then."""
 
 
-def side_by_side(team: Team, computations: Iterable[Steps[P]]) -> Steps[P]:
-    """Make computations at once, as many as the team has threads, and yield what they yield, in no order.
+def side_by_side(team: Team, computations: Iterable[Steps[P]], at_once: int) -> Steps[P]:
+    """Make so many computations at once, each with its share of the team's threads; yield what they yield, in no order.
 
     A chunk is one of the caller's; helpers go on with other computations meanwhile. The last one that is left has all
     threads for its runs.
@@ -31,7 +31,7 @@ def side_by_side(team: Team, computations: Iterable[Steps[P]]) -> Steps[P]:
     """
     waiting = iter(computations)
     own = next(waiting, None)
-    others = [_Helped(one, team) for one in islice(waiting, team.size - 1)]
+    others = [_Helped(one, team, at_once) for one in islice(waiting, at_once - 1)]
     try:
         while own is not None and others:
             for other in [*others]:
@@ -40,8 +40,8 @@ def side_by_side(team: Team, computations: Iterable[Steps[P]]) -> Steps[P]:
                     yield found
                 if ended:
                     others.remove(other)
-                    others += [_Helped(one, team) for one in islice(waiting, 1)]
-            with team.with_one_thread():
+                    others += [_Helped(one, team, at_once) for one in islice(waiting, 1)]
+            with team.shared(at_once):
                 found, ended = _advance(own)
             if ended:
                 own = next(waiting, None)
@@ -69,9 +69,9 @@ def _advance(computation: Steps[P], until: Callable[[], float] = lambda: 0) -> t
 class _Helped(Generic[P]):
     """A computation that a helper makes while the caller makes another."""
 
-    def __init__(self, computation: Steps[P], team: Team) -> None:
+    def __init__(self, computation: Steps[P], team: Team, at_once: int) -> None:
         self.computation = computation
-        self._team = team
+        self._team, self._at_once = team, at_once
         self._until = 0.0
         self._turn: Future[tuple[P | None, bool]] | None = None
 
@@ -98,5 +98,5 @@ class _Helped(Generic[P]):
         self.computation.close()
 
     def _compute(self) -> tuple[P | None, bool]:
-        with self._team.with_one_thread():
+        with self._team.shared(self._at_once):
             return _advance(self.computation, lambda: self._until)

@@ -40,7 +40,7 @@ class Team:
     @property
     def size(self) -> int:
         """Runs that are made at once for the thread that asks."""
-        return 1 if getattr(self._thread, "is_alone", False) else self._size
+        return max(1, self._size // getattr(self._thread, "sharing", 1))
 
     def each(
         self,
@@ -62,13 +62,13 @@ class Team:
             yield
 
     @contextmanager
-    def with_one_thread(self) -> Iterator[None]:
-        """What the calling thread computes in here, it computes without helpers."""
-        self._thread.is_alone = True
+    def shared(self, by: int) -> Iterator[None]:
+        """What the calling thread computes in here, it computes with its share of the threads: one of so many."""
+        self._thread.sharing = by
         try:
             yield
         finally:
-            self._thread.is_alone = False
+            self._thread.sharing = 1
 
     def help(self, task: Callable[[], R]) -> "Future[R]":
         """Have a helper do a task, as soon as one has time for it.

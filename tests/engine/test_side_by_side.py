@@ -63,7 +63,7 @@ def test_everything_that_is_found_is_yielded_once(
 ) -> None:
     monkeypatch.setattr(module, "_TURN", turn)
     computations = [Computation(str(index), 2 * index) for index in range(count)]
-    found = found_by(side_by_side(Team(size), (one.steps() for one in computations)))
+    found = found_by(side_by_side(Team(size), (one.steps() for one in computations), size))
     assert sorted(found) == sorted(result for one in computations for result in one.results)
 
 
@@ -71,37 +71,38 @@ def test_everything_that_is_found_is_yielded_once(
 def test_they_are_made_at_once_each_by_a_thread(size: int) -> None:
     meeting = threading.Barrier(size)
     computations = [Computation(str(index), 1, lambda: meeting.wait(PATIENCE)) for index in range(size)]
-    found_by(side_by_side(Team(size), (one.steps() for one in computations)))  # nobody gets past it alone
+    found_by(side_by_side(Team(size), (one.steps() for one in computations), size))  # nobody gets past it alone
     assert len(set.union(*(one.threads for one in computations))) == size
 
 
-def test_each_has_one_thread_for_its_runs_and_the_last_has_all() -> None:
-    team, sizes, first_ended = Team(2), list[int](), threading.Event()
+@pytest.mark.parametrize(("threads", "share"), [(2, 1), (5, 2)])
+def test_each_has_its_share_of_the_threads_for_its_runs_and_the_last_has_all(threads: int, share: int) -> None:
+    team, sizes, first_ended = Team(threads), list[int](), threading.Event()
     short = Computation("short", 2)
     long = Computation("long", 6, lambda: sizes.append(team.size) if short.closed else first_ended.wait(0.01))
-    found_by(side_by_side(team, [short.steps(), long.steps()]))
-    assert sizes[-1] == 2
+    found_by(side_by_side(team, [short.steps(), long.steps()], 2))
+    assert sizes[-1] == threads
     sizes.clear()
     both = [Computation(name, 2, lambda: sizes.append(team.size)) for name in "ab"]
-    steps = side_by_side(team, [one.steps() for one in both])
+    steps = side_by_side(team, [one.steps() for one in both], 2)
     next(steps)
-    assert sizes[0] == 1
+    assert sizes[0] == share
     steps.close()
-    assert team.size == 2
+    assert team.size == threads
 
 
 def test_a_helper_goes_on_while_others_have_their_turn_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     came_far = threading.Event()
     helped = Computation("helped", 1000, lambda: came_far.set() if helped.made == 1 else None)
     monkeypatch.setattr(module, "_TURN", A_LONG_TIME)
-    steps = side_by_side(Team(2), [Computation("own", 1000).steps(), helped.steps()])
+    steps = side_by_side(Team(2), [Computation("own", 1000).steps(), helped.steps()], 2)
     next(steps)
     assert came_far.wait(PATIENCE)  # nobody asked for a second chunk
     steps.close()
 
     monkeypatch.setattr(module, "_TURN", 0.0)
     helped = Computation("helped", 1000)
-    steps = side_by_side(Team(2), [Computation("own", 1000).steps(), helped.steps()])
+    steps = side_by_side(Team(2), [Computation("own", 1000).steps(), helped.steps()], 2)
     for asked in range(1, 20):
         next(steps)
         assert helped.made <= asked
@@ -112,7 +113,7 @@ def test_a_result_of_a_helper_does_not_wait_for_its_end(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "_TURN", A_LONG_TIME)
     blocked = threading.Event()
     helped = Computation("helped", 4, lambda: blocked.wait(PATIENCE) if helped.made == 2 else None)
-    steps = side_by_side(Team(2), [Computation("own", 10**9).steps(), helped.steps()])
+    steps = side_by_side(Team(2), [Computation("own", 10**9).steps(), helped.steps()], 2)
     assert ("helped", 1) in steps
     assert helped.made == 2
     blocked.set()
@@ -121,7 +122,7 @@ def test_a_result_of_a_helper_does_not_wait_for_its_end(monkeypatch: pytest.Monk
 
 def test_what_no_helper_has_time_for_is_computed_by_the_caller(occupied: Team) -> None:
     computations = [Computation(name) for name in "abc"]
-    found = found_by(side_by_side(occupied, (one.steps() for one in computations)))
+    found = found_by(side_by_side(occupied, (one.steps() for one in computations), 2))
     assert set(found) == set.union(*(one.results for one in computations))
     assert {ident for one in computations for ident in one.threads} == {threading.get_ident()}
 
@@ -134,7 +135,7 @@ def test_who_gives_up_closes_all_and_nobody_computes_on() -> None:
         go_on.wait(PATIENCE)
 
     own, helped = Computation("own", 1000), Computation("helped", 1000, work)
-    steps = side_by_side(Team(2), [own.steps(), helped.steps()])
+    steps = side_by_side(Team(2), [own.steps(), helped.steps()], 2)
     next(steps)
     assert at_work.wait(PATIENCE)
     threading.Timer(0.05, go_on.set).start()  # closing waits for the chunk that is being made
@@ -152,5 +153,5 @@ def test_an_error_of_one_ends_all(failing: int) -> None:
     computations = [Computation("a", 10**9), Computation("b", 10**9)]
     computations[failing].do = fail
     with pytest.raises(ValueError, match="as it happens"):
-        found_by(side_by_side(Team(2), (one.steps() for one in computations)))
+        found_by(side_by_side(Team(2), (one.steps() for one in computations), 2))
     assert [one.closed for one in computations] == [True, True]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.arrays import Float32Array, Float64Array, Indices
-from service.engine.blocks import BlockSizes, side_blocks
+from service.engine.blocks import BlockSizes, blocks_at_once, side_block_size, side_blocks
 from service.engine.chunks import Chunks
 from service.engine.parts import Part, Parts, Results
 from service.engine.posterior.candidates import Candidates, alone
@@ -92,12 +92,13 @@ class Estimator:
         Counted while a hundred noise images were estimated: 12 matrices [D, D] of float64 an image while modes are
         found, 80 more where its mode is searched for from several points, and 12 numbers a sample.
         """
-        images = min(num_images, self._size(limit, latent_dim))
+        at_once = blocks_at_once(num_images, self._sampler.team.size)
+        images = side_block_size(num_images, self._size(limit, latent_dim), at_once)
         contested = min(images, self._search.block_size(latent_dim))
         matrices = 8 * latent_dim**2 * (12 * images + 80 * contested)
         rows = 4 * self._num_pixels * (2 * images + 26 * contested)
-        annealing = self.ladder.memory(num_images, num_samples, latent_dim)
-        return matrices + rows + 96 * images * limit + annealing
+        annealing = self.ladder.memory(images, num_samples, latent_dim)
+        return at_once * (matrices + rows + 96 * images * limit + annealing)
 
     def _size(self, num_samples: int, latent_dim: int) -> int:
         """Images whose estimates are made together."""
@@ -108,13 +109,10 @@ class Estimator:
     ) -> Parts[Inference]:
         """Prepared images [B, C, H, W] or [B, P], and their q(z|x) → estimates [B] and draws [B, R, D], in parts."""
         most = self._size(effort.limit, posterior.mean.shape[1])
-        yield from side_by_side(
-            self._sampler.team,
-            (
-                self._infer_of(x, posterior, images, proposal, effort)
-                for images in side_blocks(len(x), most, self._sampler.team.size)
-            ),
-        )
+        at_once = blocks_at_once(len(x), self._sampler.team.size)
+        blocks = side_blocks(len(x), most, at_once)
+        computations = (self._infer_of(x, posterior, images, proposal, effort) for images in blocks)
+        yield from side_by_side(self._sampler.team, computations, at_once)
 
     def _infer_of(
         self,
