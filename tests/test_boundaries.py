@@ -156,7 +156,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "format1": {"arrays"},
         "posterior": {
             "arrays", "blocks", "chunks", "graphs", "matrices", "parts", "preparation", "proposal", "runtime",
-            "team", "verification",
+            "side_by_side", "team", "verification",
         },
         "anomaly": {"arrays", "chunks", "parts", "posterior", "preparation", "proposal"},
     },

@@ -25,7 +25,7 @@ from service.engine.posterior.multistart import NEAR, NUM_KEPT, FoundModes
 from service.engine.posterior.newton import TOLERANCE, Keep, Values, find_modes
 from service.engine.posterior.newton_state import Modes
 from service.engine.posterior.sampling import Sampler
-from service.engine.posterior.starts import IS_INDEPENDENT, Starts
+from service.engine.posterior.starts import IS_INDEPENDENT, NUM_HOPS, Starts
 from service.engine.proposal import DiagonalGaussian
 
 _FAMILIAR_STEPS = 5
@@ -145,7 +145,7 @@ class ModeSearch:
         """Search from several points for the best modes of each image, in rounds: [n, P] → n."""
         bank = yield from self._bank.nearest(x, _FROM_BANK + _MAX_ROUNDS - 1)  # [n, C, A]
         starts = self._starts.of_round(reached.mode[:, None], bank[:, :_FROM_BANK], 0)
-        found = FoundModes.of((yield from self._from(x, starts)), len(x))
+        found = FoundModes.of((yield from self._from(x, starts, information=reached.information[:, None])), len(x))
         pending = np.arange(len(x))
         parts, order = [], []
         for number in range(1, _MAX_ROUNDS):
@@ -157,7 +157,8 @@ class ModeSearch:
                 break
             from_bank = bank[pending, _FROM_BANK + number - 1]
             starts = self._starts.of_round(self._starts.around(found.best, number), from_bank[:, None], number)
-            modes = yield from self._from(x[pending], starts, found)
+            near_best = np.repeat(found.information[:, None], NUM_HOPS, axis=1)
+            modes = yield from self._from(x[pending], starts, found, near_best)
             found = found.add(modes, is_independent=IS_INDEPENDENT)
         return FoundModes.join([*parts, found]).take(np.argsort(np.concatenate([*order, pending])))
 
@@ -165,11 +166,19 @@ class ModeSearch:
         """Search from four points beside the mode that is known, and from draws of the bank: [n, P] → n."""
         bank = yield from self._bank.nearest(x, _FROM_BANK)
         starts = np.concatenate([self._starts.beside(reached.mode), bank], axis=1)
-        return FoundModes.of((yield from self._from(x, starts)), len(x))
+        near_mode = np.repeat(reached.information[:, None], 1 + NUM_HOPS, axis=1)
+        return FoundModes.of((yield from self._from(x, starts, information=near_mode)), len(x))
 
-    def _from(self, x: Float32Array, starts: Float64Array, found: FoundModes | None = None) -> Chunks[Modes]:
+    def _from(
+        self,
+        x: Float32Array,
+        starts: Float64Array,
+        found: FoundModes | None = None,
+        information: Float64Array | None = None,
+    ) -> Chunks[Modes]:
         """Search from each of an image's starts: [n, P] and [n, S, A] → [n·S].
 
+        Of the first starts it may be known what information there is, roughly, [n, C, A, A]; it is evaluated elsewhere.
         A search ends early where it has come to a mode that was found before, which is then its end, or will not come
         near the best one; that end counts for nothing.
         """
@@ -193,7 +202,11 @@ class ModeSearch:
 
         steps = min(_SEVERAL_STEPS, max(0, self._max_steps - _FAMILIAR_STEPS))
         start = starts.reshape(len(owner), dimensions)
-        modes = yield from self._find_from(x[owner], start, steps, _SEVERAL_TOLERANCE, keep)
+        expected = np.full((num_images, count, dimensions, dimensions), np.nan)
+        if information is not None:
+            expected[:, : information.shape[1]] = information
+        of_starts = expected.reshape(len(owner), dimensions, dimensions)
+        modes = yield from self._find_from(x[owner], start, steps, _SEVERAL_TOLERANCE, keep, of_starts)
         if found is not None:
             again = np.flatnonzero(known >= 0)
             modes = modes.put(again, found.modes.take(owner[again] * found.hits.shape[1] + known[again]))

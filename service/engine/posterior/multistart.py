@@ -54,6 +54,11 @@ class FoundModes:
         return self.modes.mode[:: self.hits.shape[1]]
 
     @property
+    def information(self) -> Float64Array:
+        """The likelihood's part of the precision at the best mode of each image, [B, A, A]."""
+        return self.modes.information[:: self.hits.shape[1]]
+
+    @property
     def is_mode(self) -> NDArray[np.bool_]:
         """Which there are, [B, F]."""
         return np.isfinite(self.log_evidence)

@@ -10,7 +10,6 @@ Everything here is NumPy in float64 on small matrices; the decoder is behind `ev
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,19 +54,20 @@ def find_modes(
 
     Familiar images take two or three tries. An image leaves the batch as soon as it is done, or `keep` drops it: its
     precision is what was known then. With `slopes`, steps are by gradients alone, and the information is evaluated at
-    the mode and after some steps only; at the start too unless it is `expected`, [B, A, A].
+    the mode and after some steps only; at the start too unless it is `expected`, [B, A, A], NaN where it is not.
     """
     images = np.arange(len(start))
-    if slopes is None or expected is None:
-        first = yield from evaluate(images, start)
-        if slopes is not None:
-            _, gradient = yield from slopes(images, start)  # a difference is not exact
-            first = replace(first, gradient=gradient)
-        state = _begin(start, first)
+    if slopes is None:
+        state = _begin(start, (yield from evaluate(images, start)))
     else:
-        value, gradient = yield from slopes(images, start)
-        state = _begin(start, Evaluation(value, gradient, expected))
+        value, gradient = yield from slopes(images, start)  # a difference is not exact
+        information = np.full((*start.shape, start.shape[1]), np.nan) if expected is None else expected.copy()
+        unknown = np.flatnonzero(np.isnan(information).any(axis=(1, 2)))
+        if len(unknown):
+            information[unknown] = (yield from evaluate(unknown, start[unknown])).information
+        state = _begin(start, Evaluation(value, gradient, information))
         state.age[:] = 1
+        state.age[unknown] = 0
     active, going_on = images[state.finite], state.finite.copy()
     for step in range(max_steps):
         if keep is not None:

@@ -14,6 +14,7 @@ _WIDE = 1.5
 _HOPS = np.array([0.4, 0.6])
 """b of the starts around the best mode, √(1 − b²)·mode + b·noise: neighbours of a good mode are often better (basin
 hopping: Wales, Doye 1997, J. Phys. Chem. A 101:5111): three times as often as of starts elsewhere, for as many rows."""
+NUM_HOPS = len(_HOPS)
 _SHORT_HOPS = np.array([0.2, 0.4])
 """The same where posteriors are sharp."""
 
@@ -41,9 +42,9 @@ class Starts:
         return _hop(modes, _HOPS, self._noise(number * len(_HOPS), ROUND_SEED)[-len(_HOPS) :])
 
     def beside(self, modes: Float64Array) -> Float64Array:
-        """Each mode, the prior's mean, and two points around the mode, nearer than `around`: [n, A] → [n, 4, A]."""
+        """Each mode, two points around it, nearer than `around`, and the prior's mean: [n, A] → [n, 4, A]."""
         hops = _hop(modes, _SHORT_HOPS, self._noise(len(_SHORT_HOPS), ROUND_SEED))
-        return np.concatenate([modes[:, None], np.zeros_like(modes)[:, None], hops], axis=1)
+        return np.concatenate([modes[:, None], hops, np.zeros_like(modes)[:, None]], axis=1)
 
     def of_competition(self, first: Float64Array, count: int) -> Float64Array:
         """A point [n, A], the prior's mean, and draws from the prior: [n, S, A]."""
