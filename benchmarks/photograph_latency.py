@@ -79,7 +79,7 @@ def measure(graph: Path, folder: Path, images: int, requests: int, work: Path) -
     print(f"fit: {seconds:.1f} s of {images} images {list(shape)}, {gigabytes:.1f} GB at most")
     published, _ = command("publish", str(run), "--name", NAME, f"--store={store}")
     print(f"publish: {published:.1f} s")
-    process, url = start(LOGPX_MODEL_STORE=str(store), LOGPX_DEFAULT_MODEL=NAME)
+    process, url = start(LOGPX_MODEL_STORE=str(store), LOGPX_MODEL=NAME)
     try:
         taken, computed = ask(url, files, requests)
     finally:

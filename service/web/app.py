@@ -24,6 +24,7 @@ from service.web.memory_budget import Budget, computing_bytes
 from service.web.middleware import Observe, RootPath
 from service.web.operations.allocator import trim_after_peaks
 from service.web.operations.auth import Auth, require_admin, require_key
+from service.web.operations.gpu import GpuFigures
 from service.web.operations.metrics import Metrics, SharedText
 from service.web.operations.request_log import QUIET_PATHS, RequestLog
 from service.web.operations.settings import Settings
@@ -64,6 +65,7 @@ def create_app(
         current_default_thread_limiter().total_tokens = _READERS
         backend = Backend(settings, metrics, on_failure, decoding(metrics))
         app.state.backend = backend
+        app.state.metrics_text = SharedText(metrics.texts, GpuFigures(metrics, lambda: backend.cuda_device).refresh)
         budget.retry_seconds = backend.retry_seconds
 
         async def load() -> None:
@@ -116,7 +118,6 @@ def create_app(
     auth = Auth(keys=api_keys, admin_keys=admin_keys)
     app.state.auth = auth
     app.state.metrics = metrics
-    app.state.metrics_text = SharedText(metrics.texts)
     closed = [Depends(require_key)] if auth.closed else []
     app.router.routes[:0] = [openapi_route(app)]  # before FastAPI's own
     app.include_router(routes.router, dependencies=closed)

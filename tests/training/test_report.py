@@ -23,6 +23,7 @@ from training.publish.export import export
 from training.publish.publication import describe, load_engine
 from training.publish.units import LatentUnits, latent_units
 from training.report.page import Measured, in_words, write_report
+from training.report.verdict import Verdict
 
 LAPLACE, ENCODER = Protocol("laplace", num_samples=8, seed=0), Protocol("encoder", num_samples=20, seed=0)
 
@@ -38,7 +39,8 @@ def model(finished_run: Run, runtime: Runtime) -> Model:
 def measured(model: Model, splits: DataSplits) -> Measured:
     evaluations = [evaluate(model, splits.test, protocol) for protocol in (LAPLACE, ENCODER)]
     units = latent_units(model, splits.test, seed=0)
-    return Measured("a<b", "digits & more", splits.test, evaluations, units, seed=0)
+    verdict = Verdict(["it overfits"], ["active latent units: 6 of 6"], ["a smaller code", "epochs < 9", "more images"])
+    return Measured("a<b", "digits & more", splits.test, evaluations, units, seed=0, verdict=verdict)
 
 
 class Page(HTMLParser):
@@ -87,6 +89,8 @@ def test_the_page_tells_the_figures_and_their_protocols(text: str, measured: Mea
         assert shown in words
         assert f"{evaluation.bits_per_dim:.4f} ± {evaluation.bits_per_dim_std_error:.4f}" in words
         assert evaluation.protocol in words
+    assert "Not good yet: it overfits.active latent units: 6 of 6.To try next: a smaller code." in words
+    assert "a smaller code.Then: epochs < 9.Then: more images." in words
     assert "laplace, K = 8" in words
     assert "encoder, K = 20" in words
     assert f"{measured.units.num_active} of 6 units are active" in words

@@ -115,6 +115,10 @@ def test_a_port_that_is_neither_a_number_nor_of_kubernetes_still_stops_the_start
         ("LOGPX_LOGLEVEL", "LOGPX_LOG_LEVEL"),
         ("logpx_prot", "LOGPX_PORT"),
         ("LOGXP_PORT", "LOGPX_PORT"),
+        ("LOGPX_STOER", "LOGPX_MODEL_STORE"),
+        ("LOGPX_PROVIDER", "LOGPX_EXECUTION_PROVIDER"),
+        ("LOGPX_DRIAN", "LOGPX_DRAIN_SECONDS"),
+        ("LOGPX_FILE", None),  # not that of keys, which would stop the start
         ("LOGPX_WORKERS", None),
     ],
 )
@@ -136,6 +140,7 @@ def test_a_variable_that_is_no_setting_is_named_with_what_may_be_meant(variable:
         ("LOGPX_ADMIN_KEY", "LOGPX_ADMIN_KEYS"),
         ("LOGPX_API_KEY_FILE", "LOGPX_API_KEYS_FILE"),
         ("LOGPX_KEYS", "LOGPX_API_KEYS"),
+        ("LOGPX_KYES", "LOGPX_API_KEYS"),
         ("LOGPIX_API_KEYS", "LOGPX_API_KEYS"),
         ("LOGPXAPI_KEYS", "LOGPX_API_KEYS"),
         ("LOGPX_AUTH_TOKEN", None),

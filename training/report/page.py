@@ -109,8 +109,12 @@ def _pictures(model: Model, measured: Measured) -> list[str]:
 
 def _verdict(verdict: Verdict) -> str:
     items = "".join(f"<li>{html.escape(line)}.</li>" for line in verdict.evidence)
-    summary, advice = html.escape(verdict.summary), html.escape(verdict.advice)
-    return f"<p><b>{summary[0].upper()}{summary[1:]}.</b></p><ul>{items}</ul><p>To try next: {advice}.</p>"
+    summary = html.escape(verdict.summary)
+    openings = ["To try next", *["Then"] * len(verdict.advice)]
+    advice = "".join(
+        f"<p>{opening}: {html.escape(line)}.</p>" for opening, line in zip(openings, verdict.advice, strict=False)
+    )
+    return f"<p><b>{summary[0].upper()}{summary[1:]}.</b></p><ul>{items}</ul>{advice}"
 
 
 def _prepared(examples: Sequence[Example]) -> str:

@@ -30,8 +30,11 @@ _OVERFITTING = 0.05
 _DETECTED = 0.8
 """AUROC of the combined score, mean over the kinds of defects."""
 _NEIGHBOURS = f"--likelihood {PHOTOGRAPHS}, which predicts pixels from their neighbours as these formats do"
+_MORE_IMAGES = "more images"
+_HELPS_ANY = f"{_MORE_IMAGES}, which help any model"
 _RELIABLE = 0.9
 """Share of estimates of log P(x)."""
+_MOST_ADVICE = 3
 CALIBRATION_THAT_FIRES = 30
 """Images, of which 20 are compared with: enough for alpha = 0.05."""
 
@@ -80,6 +83,11 @@ class Figures:
         more = self.bits_per_dim - self.train_bits_per_dim
         return more > max(_OVERFITTING * abs(self.train_bits_per_dim), 2 * self.difference_error)
 
+    @property
+    def unreliable(self) -> bool:
+        """Whether too few estimates of log P(x) are reliable, as far as they were scored."""
+        return self.reliable is not None and self.reliable < _RELIABLE
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -88,25 +96,30 @@ class Verdict:
     Attributes:
         problems: why the model is not good for its purpose; none if it is.
         evidence: what was measured.
-        advice: the next thing to try.
+        advice: the next things to try, the most important first: one at least, three at most.
     """
 
     problems: Sequence[str]
     evidence: Sequence[str]
-    advice: str
+    advice: Sequence[str]
 
     @property
     def summary(self) -> str:
         """One line.
 
-        >>> Verdict(["the code carries nothing", "it overfits"], [], "").summary
+        >>> Verdict(["the code carries nothing", "it overfits"], [], []).summary
         'not good yet: the code carries nothing; it overfits'
         """
         return f"not good yet: {'; '.join(self.problems)}" if self.problems else "good: nothing speaks against its use"
 
     def lines(self) -> list[str]:
-        """As it is printed."""
-        return [f"verdict: {self.summary}", *(f"  {line}" for line in self.evidence), f"  next: {self.advice}"]
+        """As it is printed.
+
+        >>> Verdict([], ["active latent units: 9 of 50"], ["a smaller code", "more images"]).lines()[1:]
+        ['  active latent units: 9 of 50', '  next: a smaller code', '  then: more images']
+        """
+        advice = [f"  {'then' if number else 'next'}: {line}" for number, line in enumerate(self.advice)]
+        return [f"verdict: {self.summary}", *(f"  {line}" for line in self.evidence), *advice]
 
 
 @torch.no_grad()
@@ -147,14 +160,16 @@ def _variance_of_mean(values: NDArray[np.float64]) -> float:
 
 
 def judge(figures: Figures) -> Verdict:
-    """The verdict on a model with these figures: every problem, what was measured, and the first remedy."""
+    """The verdict on a model with these figures: every problem, what was measured, and the remedies of the gravest."""
     found = list(_problems(figures))
-    advice = found[0][1] if found else _improvement(figures)
-    return Verdict([problem for problem, _ in found], list(_evidence(figures)), advice)
+    advice = list(dict.fromkeys(remedy for _, remedy in found)) or [_improvement(figures)]
+    if sum(remedy.startswith(_MORE_IMAGES) for remedy in advice) > 1:  # others say more than just that
+        advice = [remedy for remedy in advice if remedy != _HELPS_ANY]
+    return Verdict([problem for problem, _ in found], list(_evidence(figures)), advice[:_MOST_ADVICE])
 
 
 def _problems(figures: Figures) -> Iterable[tuple[str, str]]:
-    """Each problem, the gravest first, with the next thing to try."""
+    """Each problem, the gravest first, with what to try."""
     configuration = figures.configuration
     if figures.num_active == 0:
         yield (
@@ -191,9 +206,9 @@ def _problems(figures: Figures) -> Iterable[tuple[str, str]]:
     if 1 / (compared + 1) > DEFAULT_ALPHA:
         yield (
             guarantee(compared, DEFAULT_ALPHA).partition(";")[0],
-            f"more images, or --num-calibration {CALIBRATION_THAT_FIRES}",
+            f"{_MORE_IMAGES}, or --num-calibration {CALIBRATION_THAT_FIRES}",
         )
-    if figures.reliable is not None and figures.reliable < _RELIABLE:
+    if figures.reliable is not None and figures.unreliable:
         yield (
             f"only {100 * figures.reliable:.0f} % of the estimates of log P(x) are reliable",
             f"fewer latent units (--latent-dim {max(1, configuration.latent_dim // 2)}): their posterior is searched "
@@ -203,24 +218,24 @@ def _problems(figures: Figures) -> Iterable[tuple[str, str]]:
 
 def _against_overfitting(configuration: Configuration, *, of_features: bool) -> str:
     if not of_features and not configuration.flip and not configuration.shift:
-        return "more images; or --flip and --shift 2, if mirrored and moved images are as ordinary as these"
+        return f"{_MORE_IMAGES}; or --flip and --shift 2, if mirrored and moved images are as ordinary as these"
     if configuration.preset == "mlp":
-        return f"more images; or a smaller network (--width {max(1, configuration.width // 2)})"
-    return f"more images; or a smaller code (--latent-dim {max(1, configuration.latent_dim // 2)})"
+        return f"{_MORE_IMAGES}; or a smaller network (--width {max(1, configuration.width // 2)})"
+    return f"{_MORE_IMAGES}; or a smaller code (--latent-dim {max(1, configuration.latent_dim // 2)})"
 
 
 def _improvement(figures: Figures) -> str:
-    """What may give a better model where nothing is wrong with it."""
+    """What may give a better model: no longer training or larger code where that is what is wrong with it."""
     configuration = figures.configuration
-    if figures.unused_epochs:
+    if figures.unused_epochs and not figures.overfits:
         epochs = configuration.epochs
         minutes = math.ceil(max(1.0, figures.minutes * (epochs + figures.unused_epochs) / epochs))
         return f"more time: --minutes {minutes}, for {epochs + figures.unused_epochs} epochs instead of {epochs}"
-    if figures.num_active >= 0.9 * configuration.latent_dim:
+    if figures.num_active >= 0.9 * configuration.latent_dim and not (figures.overfits or figures.unreliable):
         return f"a larger code, since nearly every unit is used: --latent-dim {2 * configuration.latent_dim}"
     if configuration.size and configuration.fit == "crop":
         return "another part of the image, or more detail: --fit pad, or a larger --size"
-    return "more images, which help any model"
+    return _HELPS_ANY
 
 
 def _evidence(figures: Figures) -> Iterable[str]:

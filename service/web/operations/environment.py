@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
+from itertools import combinations
 
 PREFIX = "LOGPX_"
 ELSEWHERE = frozenset({"LOGPX_PUBLISH", "LOGPX_PUBLISH_GPU", "LOGPX_PUBLISH_GRAFANA"})
@@ -101,7 +102,31 @@ def _is_set_by_others(name: str, value: str) -> bool:
 
 
 def _meant(name: str, settings: Iterable[str]) -> str | None:
-    """The setting with the most similar name, if one is similar: it begins with this name, or is spelt like it."""
+    """The setting that begins with this name, or has words that are spelt like it, or as a whole is spelt like it.
+
+    Not by a few of their words for keys: a variable that may be meant for keys prevents the start.
+    """
     candidates = sorted(settings, key=len)
     longer = [setting for setting in candidates if setting.startswith(f"{name}_")]
-    return next(iter([*longer, *get_close_matches(name, candidates, 1, _SIMILAR)]), None)
+    by_words = _with_similar_words(name, [setting for setting in candidates if not is_of_keys(setting)])
+    return next(iter([*longer, *by_words, *get_close_matches(name, candidates, 1, _SIMILAR)]), None)
+
+
+def _with_similar_words(name: str, settings: Iterable[str]) -> list[str]:
+    """Those with words in a row that are spelt like the name without its prefix, the most similar first.
+
+    >>> _with_similar_words("LOGPX_STOER", ["LOGPX_PORT", "LOGPX_MODEL_STORE"])
+    ['LOGPX_MODEL_STORE']
+    """
+    own = re.sub(r"^(LOGPX_?|[^_]*_)", "", name)
+
+    def similarity(setting: str) -> tuple[float, float]:
+        words = setting.removeprefix(PREFIX).split("_")
+        rows = ["_".join(words[i:j]) for i, j in combinations(range(len(words) + 1), 2)]
+        return max(SequenceMatcher(None, own, row).ratio() for row in rows), SequenceMatcher(
+            None, name, setting
+        ).ratio()
+
+    similarities = {setting: similarity(setting) for setting in settings}
+    near = [setting for setting, (of_words, _) in similarities.items() if of_words >= _SIMILAR]
+    return sorted(near, key=similarities.__getitem__, reverse=True)

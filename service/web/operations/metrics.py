@@ -1,7 +1,7 @@
 """The metrics at `/metrics` for Prometheus; docs/operations.md describes each."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
@@ -105,6 +105,12 @@ class Metrics:
             registry=self.registry,
         )
 
+        # Of the GPU that the models run on; gpu.py sets these, and there is no series without one.
+        self.gpu_memory_used = self._of_gpu("memory_used_bytes", "memory of the GPU that is in use, by all processes")
+        self.gpu_memory_total = self._of_gpu("memory_total_bytes", "memory of the GPU")
+        self.gpu_utilisation = self._of_gpu("utilisation_ratio", "share of the time in which the GPU was computing")
+        self.gpu_temperature = self._of_gpu("temperature_celsius", "temperature of the GPU")
+        self.gpu_power = self._of_gpu("power_watts", "electrical power that the GPU takes")
         self.reloads = Counter(
             "logpx_reloads",
             "looks at the store for new versions, by what came of it",
@@ -129,6 +135,9 @@ class Metrics:
             "log lines dropped because standard output could not take them",
             registry=self.registry,
         )
+
+    def _of_gpu(self, name: str, documentation: str) -> Gauge:
+        return Gauge(f"logpx_gpu_{name}", documentation, ["uuid"], registry=self.registry)
 
     def texts(self) -> Iterator[bytes]:
         """The exposition format, version 0.0.4, a metric at a time."""
@@ -159,15 +168,19 @@ class SharedText:
 
     Args:
         write: its pieces.
+        prepare: awaited before each writing.
     """
 
-    def __init__(self, write: Callable[[], Iterable[bytes]]) -> None:
+    def __init__(
+        self, write: Callable[[], Iterable[bytes]], prepare: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._write = write
+        self._prepare = prepare
         self._next: asyncio.Future[bytes] | None = None
         self._writing: asyncio.Task[None] | None = None
 
     async def get(self) -> bytes:
-        """The text, written after it was asked for; raises what `write` does."""
+        """The text, written after it was asked for; raises what `write` and `prepare` do."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
             if self._writing is None:
@@ -179,6 +192,8 @@ class SharedText:
             self._next = None
             pieces = []
             try:
+                if self._prepare is not None:
+                    await self._prepare()
                 for piece in self._write():
                     pieces.append(piece)
                     await asyncio.sleep(0)

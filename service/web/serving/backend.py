@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.engine.anomaly.detector import AnomalyScores
 from service.engine.blocks import CPU_BLOCKS
 from service.engine.model import Model
-from service.engine.runtime import DeviceLostError
+from service.engine.runtime import CUDA, DeviceLostError
 from service.web.decoding.interface import Decoding, InProcess
 from service.web.memory_budget import computing_bytes
 from service.web.models.registry import Registry
@@ -164,6 +164,14 @@ class Backend:
             return "the inference thread is dead"
         reasons = {"starting": "the models are still loading", "draining": "the service is shutting down"}
         return None if self.state == "ready" else reasons.get(self.state, "the models could not be loaded")
+
+    @property
+    def cuda_device(self) -> int | None:
+        """The GPU that the models run on, as CUDA counts; None on the CPU, or while that is not known."""
+        try:
+            return self.settings.device_id if self.registry.execution_provider == CUDA else None
+        except NotReadyError:
+            return None
 
     def require_ready(self) -> "Backend":
         """Admit a request. Admitted requests are answered even while draining.
