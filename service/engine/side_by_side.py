@@ -5,12 +5,13 @@ that are computed side by side, and threads hardly wait for one another. Which t
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from itertools import chain, islice
 from typing import Generic, TypeVar
 
-from service.engine.team import Team
+from service.engine.team import Note, Team
 
 P = TypeVar("P")
 Steps = Generator[P | None, None, None]
@@ -74,13 +75,16 @@ class _Helped(Generic[P]):
         self._team, self._at_once = team, at_once
         self._until = 0.0
         self._turn: Future[tuple[P | None, bool]] | None = None
+        self._notes = deque[Note]()
 
     def go_on(self) -> tuple[P | None, bool]:
         """Let it go on for a turn from now: what it has found since it was asked last, and whether it has ended."""
         self._until = time.perf_counter() + _TURN
         if self._turn is not None and not self._turn.done():
+            self._read_notes()
             return None, False
         found, ended = (None, False) if self._turn is None else self._turn.result()
+        self._read_notes()
         self._turn = None if ended else self._team.help(self._compute)
         return found, ended
 
@@ -88,15 +92,22 @@ class _Helped(Generic[P]):
         """Wait until nobody computes it: what it has found since it was asked last."""
         self._until = 0.0
         turn, self._turn = self._turn, None
-        return None if turn is None or turn.cancel() else turn.result()[0]
+        found = None if turn is None or turn.cancel() else turn.result()[0]
+        self._read_notes()
+        return found
 
     def close(self) -> None:
         """End it, however far it has come."""
         self._until = 0.0
         if self._turn is not None and not self._turn.cancel():
             self._turn.exception()  # waits
+        self._read_notes()
         self.computation.close()
 
+    def _read_notes(self) -> None:
+        while self._notes:
+            self._notes.popleft()()
+
     def _compute(self) -> tuple[P | None, bool]:
-        with self._team.shared(self._at_once):
+        with self._team.shared(self._at_once, self._notes):
             return _advance(self.computation, lambda: self._until)

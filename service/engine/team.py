@@ -5,6 +5,7 @@ one another wait once. Which thread makes a run changes no number.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from service.engine.chunks import Chunks
 
 Inputs = Mapping[str, "NDArray[Any] | OrtValue"]
 Outputs = dict[str, NDArray[Any]]
+Note = Callable[[], object]
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -62,13 +64,24 @@ class Team:
             yield
 
     @contextmanager
-    def shared(self, by: int) -> Iterator[None]:
-        """What the calling thread computes in here, it computes with its share of the threads: one of so many."""
-        self._thread.sharing = by
+    def shared(self, by: int, notes: "deque[Note] | None" = None) -> Iterator[None]:
+        """What the calling thread computes in here, it computes with its share of the threads: one of so many.
+
+        With `notes`, it does so for another thread, which is to do what `note` was given.
+        """
+        self._thread.sharing, self._thread.notes = by, notes
         try:
             yield
         finally:
-            self._thread.sharing = 1
+            self._thread.sharing, self._thread.notes = 1, None
+
+    def note(self, note: Note) -> None:
+        """Call this now, or where a helper computes, when the thread that it helps asks how far it has come."""
+        notes: deque[Note] | None = getattr(self._thread, "notes", None)
+        if notes is None:
+            note()
+        else:
+            notes.append(note)
 
     def help(self, task: Callable[[], R]) -> "Future[R]":
         """Have a helper do a task, as soon as one has time for it.

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -155,3 +156,17 @@ def test_an_error_of_one_ends_all(failing: int) -> None:
     with pytest.raises(ValueError, match="as it happens"):
         found_by(side_by_side(Team(2), (one.steps() for one in computations), 2))
     assert [one.closed for one in computations] == [True, True]
+
+
+@pytest.mark.parametrize("asked", [3, None])
+def test_what_a_helper_notes_is_done_by_the_thread_that_it_helps_and_none_is_lost(asked: int | None) -> None:
+    team, noted = Team(2), list[int]()
+    computations = [
+        Computation(name, 20, lambda: team.note(lambda: noted.append(threading.get_ident()))) for name in "ab"
+    ]
+    steps = side_by_side(team, [one.steps() for one in computations], 2)
+    for _ in islice(steps, asked):
+        assert len(noted) <= sum(one.made for one in computations) + 2  # a chunk may be under way
+    steps.close()
+    assert len(noted) == sum(one.made for one in computations)
+    assert set(noted) == {threading.get_ident()}

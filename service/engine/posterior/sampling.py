@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,8 @@ class Sampler:
     ) -> None:
         self.chunk_rows = chunk_rows
         """Decoder rows of one run, at most."""
-        self._rows_run = 0
-        self._counting = Lock()
+        self.rows_run = 0
+        """Decoder rows that have been run so far."""
         self.latent_dim = description.latent_dim
         self.team = runtime.team
         """Makes the runs."""
@@ -84,15 +84,6 @@ class Sampler:
             graphs.LATENTS: standard_normal(2, description.latent_dim, seed=DEFAULT_SEED)[:, None],
         }
         runtime.verify(written.curvature(every), self._curvature, inputs, file, tolerance=CURVATURE_TOLERANCE)
-
-    @property
-    def rows_run(self) -> int:
-        """Decoder rows that have been run so far."""
-        return self._rows_run
-
-    def _count(self, rows: int) -> None:
-        with self._counting:
-            self._rows_run += rows
 
     def decode(self, latents: Float32Array) -> Float32Array:
         """E[x|z] in x's unit, by one run: latents [N, D], at most `chunk_rows` of them → [N, C, H, W]."""
@@ -248,6 +239,12 @@ class Sampler:
         """The inputs that every graph takes, for images [B, P] and `count` decoder rows each, which are counted."""
         self._count(len(x) * count)
         return {graphs.X: x[:, None], graphs.SHAPE: np.array([len(x), count, -1], np.int64)}
+
+    def _count(self, rows: int) -> None:
+        self.team.note(partial(self._add, rows))
+
+    def _add(self, rows: int) -> None:
+        self.rows_run += rows
 
     def _tiles(self, num_images: int, start: int, stop: int) -> Iterator[Tile]:
         return tiles(num_images, slice(start, stop), self.chunk_rows, self.team.size)
