@@ -28,6 +28,7 @@ from service.web.app import create_app
 from service.web.operations.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+ESTIMATE = re.compile(r"(-?\d+\.\d) ± (\d+\.\d)")
 NUMBER = re.compile(r"(-?\d+\.\d+(?:e-?\d+)?)")
 
 
@@ -147,4 +148,8 @@ def test_the_notebook_s_cells_print_what_is_shown(monkeypatch: pytest.MonkeyPatc
         with capture_logs(), redirect_stdout(printed):
             exec("".join(cell["source"]), names)  # noqa: S102 (our own)
         shown = "".join(line for output in cell["outputs"] for line in output["text"])
-        assert matches(shown, printed.getvalue()), printed.getvalue()
+        found = printed.getvalue()
+        for want, have in zip(ESTIMATE.findall(shown), ESTIMATE.findall(found), strict=True):
+            assert abs(float(want[0]) - float(have[0])) <= 2 * float(want[1])  # not to the digit on every processor
+            assert 0 < float(have[1]) <= 0.6
+        assert matches(ESTIMATE.sub("…", shown), ESTIMATE.sub("", found)), found
