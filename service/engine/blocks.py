@@ -14,6 +14,9 @@ class BlockSizes:
 
     rows: int
     """Decoder rows of one run, at most."""
+    estimate_rows: int
+    """The same of an estimate, which takes many runs. Others wait for the end of each, and on a CPU larger ones are not
+    faster."""
     memory: int
     """Bytes that the intermediate results of one run may take, beside others that are made at once."""
     images: int
@@ -44,7 +47,7 @@ _LEAST_ROWS = 32
 
 def cpu_blocks(at_once: int) -> BlockSizes:
     """What suits a CPU on which so many runs are made at once."""
-    return BlockSizes(rows=256, memory=2**29 // at_once, images=256, contested=32)
+    return BlockSizes(rows=256, estimate_rows=96, memory=2**29 // at_once, images=256, contested=32)
 
 
 CPU_BLOCKS = cpu_blocks(1)
@@ -53,7 +56,7 @@ CPU_BLOCKS = cpu_blocks(1)
 def cuda_blocks(memory_limit: int | None) -> BlockSizes:
     """What suits a GPU: its launches cost, and its rows hardly do. A run takes half of the limit, at most 4 GiB."""
     memory = _CUDA_MEMORY if memory_limit is None else min(_CUDA_MEMORY, memory_limit // 2)
-    return BlockSizes(rows=4096, memory=memory, images=4096, contested=512)
+    return BlockSizes(rows=4096, estimate_rows=4096, memory=memory, images=4096, contested=512)
 
 
 def piece_size(count: int, rows_each: int, most_rows: int, at_once: int) -> int:

@@ -99,12 +99,13 @@ class Model:
         written = read_graphs(description, encoder, decoder, likelihood, folder)
         self.graph_bytes = sum(map(len, (encoder, decoder, likelihood, features or b"")))
         self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(written.numbers_a_row)
+        estimate_rows = chunk_rows or min(self._chunk_rows, runtime.blocks.estimate_rows)
         self._encoder = runtime.open(encoder, folder / ENCODER)
         if not trusted:
             try_out(runtime, encoder, self._encoder, decoder, self._first.of_x, description, written.outputs, folder)
         with blaming(folder / DECODER):
             self._sampler = Sampler(
-                written, description, runtime=runtime, file=folder / DECODER, chunk_rows=self._chunk_rows
+                written, description, runtime=runtime, file=folder / DECODER, chunk_rows=estimate_rows
             )
             self._estimator = Estimator(
                 self._sampler, num_pixels=description.x_shape.size, max_steps=max_steps, blocks=runtime.blocks

@@ -351,7 +351,7 @@ def test_a_gpu_without_room_refuses_the_request_alone(
 
 
 def test_rows_of_a_batch_are_what_suits_the_device(store: Any) -> None:
-    for chunk_rows, expected in ((None, 256), (7, 7)):
+    for chunk_rows, expected, of_estimates in ((None, 256, 96), (7, 7, 7)):
         settings = Settings(model_store=store, model="digits", chunk_rows=chunk_rows)
         with TestClient(create_app(settings)) as client:
             while client.get("/readyz").status_code != 200:
@@ -359,3 +359,4 @@ def test_rows_of_a_batch_are_what_suits_the_device(store: Any) -> None:
             backend = backend_of(client)
             assert backend._scheduler.batch_rows == expected
             assert {model._chunk_rows for model in backend.registry.loaded} == {expected}
+            assert {model._sampler.chunk_rows for model in backend.registry.loaded} == {of_estimates}

@@ -47,14 +47,14 @@ class Sampler:
         description: of the model.
         runtime: where they run.
         file: what an error names.
-        chunk_rows: decoder rows of one run, at most.
+        chunk_rows: decoder rows of one run of an estimate, at most.
     """
 
     def __init__(
         self, written: DecoderGraphs, description: Description, *, runtime: Runtime, file: Path, chunk_rows: int
     ) -> None:
         self.chunk_rows = chunk_rows
-        """Decoder rows of one run, at most."""
+        """Decoder rows of one run of an estimate, at most."""
         self.rows_run = 0
         """Decoder rows that have been run so far."""
         self.latent_dim = description.latent_dim
@@ -86,7 +86,7 @@ class Sampler:
         runtime.verify(written.curvature(every), self._curvature, inputs, file, tolerance=CURVATURE_TOLERANCE)
 
     def decode(self, latents: Float32Array) -> Float32Array:
-        """E[x|z] in x's unit, by one run: latents [N, D], at most `chunk_rows` of them → [N, C, H, W]."""
+        """E[x|z] in x's unit, by one run: latents [N, D] → [N, C, H, W]."""
         images: Float32Array = self._mean.run({"z": np.asarray(latents, np.float32)})[graphs.IMAGES]
         return images
 
