@@ -14,9 +14,11 @@ class BlockSizes:
 
     rows: int
     """Decoder rows of one run, at most."""
-    estimate_rows: int
+    most_estimate_rows: int
     """The same of an estimate, which takes many runs. Others wait for the end of each, and on a CPU larger ones are not
     faster."""
+    estimate_numbers: int
+    """Decoder rows of such a run, times the numbers of each (pixels and channels): on a CPU, what its caches hold."""
     memory: int
     """Bytes that the intermediate results of one run may take, beside others that are made at once."""
     images: int
@@ -31,6 +33,15 @@ class BlockSizes:
         (256, 49)
         """
         return max(1, min(self.rows, self.memory // (BYTES_A_PIXEL * num_pixels)))
+
+    def estimate_rows(self, num_pixels: int) -> int:
+        """Decoder rows of one run of an estimate.
+
+        >>> [CPU_BLOCKS.estimate_rows(side**2 * 3) for side in (28, 128, 512)]
+        [96, 16, 4]
+        """
+        fast = max(_EVEN, self.estimate_numbers // num_pixels)
+        return min(self.chunk_rows(num_pixels), self.most_estimate_rows, fast)
 
 
 Tile = tuple[slice, slice]
@@ -47,7 +58,14 @@ _LEAST_ROWS = 32
 
 def cpu_blocks(at_once: int) -> BlockSizes:
     """What suits a CPU on which so many runs are made at once."""
-    return BlockSizes(rows=256, estimate_rows=96, memory=2**29 // at_once, images=256, contested=32)
+    return BlockSizes(
+        rows=256,
+        most_estimate_rows=96,
+        estimate_numbers=3 * 2**18,
+        memory=2**29 // at_once,
+        images=256,
+        contested=32,
+    )
 
 
 CPU_BLOCKS = cpu_blocks(1)
@@ -56,7 +74,9 @@ CPU_BLOCKS = cpu_blocks(1)
 def cuda_blocks(memory_limit: int | None) -> BlockSizes:
     """What suits a GPU: its launches cost, and its rows hardly do. A run takes half of the limit, at most 4 GiB."""
     memory = _CUDA_MEMORY if memory_limit is None else min(_CUDA_MEMORY, memory_limit // 2)
-    return BlockSizes(rows=4096, estimate_rows=4096, memory=memory, images=4096, contested=512)
+    return BlockSizes(
+        rows=4096, most_estimate_rows=4096, estimate_numbers=2**62, memory=memory, images=4096, contested=512
+    )
 
 
 def piece_size(count: int, rows_each: int, most_rows: int, at_once: int) -> int:

@@ -99,7 +99,7 @@ class Model:
         written = read_graphs(description, encoder, decoder, likelihood, folder)
         self.graph_bytes = sum(map(len, (encoder, decoder, likelihood, features or b"")))
         self._chunk_rows = chunk_rows or runtime.blocks.chunk_rows(written.numbers_a_row)
-        estimate_rows = chunk_rows or min(self._chunk_rows, runtime.blocks.estimate_rows)
+        estimate_rows = chunk_rows or runtime.blocks.estimate_rows(written.numbers_a_row)
         self._encoder = runtime.open(encoder, folder / ENCODER)
         if not trusted:
             try_out(runtime, encoder, self._encoder, decoder, self._first.of_x, description, written.outputs, folder)

@@ -227,10 +227,12 @@ def test_a_card_without_room_is_not_lost(card: Callable[..., None], monkeypatch:
 
 
 def test_block_sizes_bound_memory_at_every_size_of_image() -> None:
-    assert (CPU_BLOCKS.chunk_rows(784), CPU_BLOCKS.estimate_rows) == (256, 96)
+    assert (CPU_BLOCKS.chunk_rows(784), CPU_BLOCKS.estimate_rows(784)) == (256, 96)
+    assert cuda_blocks(None).estimate_rows(784) == 4096
     assert cuda_blocks(None).chunk_rows(784) == 4096
     for blocks in (CPU_BLOCKS, cuda_blocks(None), cuda_blocks(2**30)):
         for num_pixels in (1, 784, 300 * 300 * 3, 512 * 512 * 3, 10**9):
             rows = blocks.chunk_rows(num_pixels)
             assert rows == 1 or rows * num_pixels * 40 <= blocks.memory
+            assert 1 <= blocks.estimate_rows(num_pixels) <= rows
     assert cuda_blocks(2**30).memory == 2**29
