@@ -349,7 +349,12 @@ def _difference(service: ChildService, asked: tuple[str, str, bytes, Headers], b
     """Whether the service is there, ready, and answers as before."""
     if (status := service.process.poll()) is not None:
         return [f"the service ended with status {status}"]
-    ready = service.ask("GET", "/readyz")
+    try:
+        ready = service.ask("GET", "/readyz")
+    except OSError as error:  # a process that dies closes its sockets before it has a status
+        with suppress(subprocess.TimeoutExpired):
+            return [f"the service ended with status {service.process.wait(10)}"]
+        return [f"/readyz was not answered: {error}"]
     failings = [] if ready.status == 200 else [f"/readyz answered {ready.status}: {ready.body[:300]!r}"]
     after = service.ask(*asked)
     if (after.status, after.body) != (before.status, before.body):
