@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,6 @@ class Sampler:
         """Decoder rows that have been run so far."""
         self.latent_dim = description.latent_dim
         self.team = runtime.team
-        """Makes the runs."""
         self._noise = NoiseCache(description.latent_dim, runtime)
         self._mean = runtime.open(written.mean(), file)
         self._surprise = runtime.open(written.surprise(), file)
@@ -241,7 +239,7 @@ class Sampler:
         return {graphs.X: x[:, None], graphs.SHAPE: np.array([len(x), count, -1], np.int64)}
 
     def _count(self, rows: int) -> None:
-        self.team.note(partial(self._add, rows))
+        self.team.note(lambda: self._add(rows))
 
     def _add(self, rows: int) -> None:
         self.rows_run += rows
