@@ -4,6 +4,7 @@ Where the runs of one computation are shared out, one thread computes in between
 that are computed side by side, and threads hardly wait for one another. Which thread computes changes no number.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -17,7 +18,7 @@ P = TypeVar("P")
 Steps = Generator[P | None, None, None]
 """A computation in chunks, see chunks.py, that also yields results."""
 
-_TURN = 0.02
+_TURN = 0.001
 """Seconds for which helpers go on while nobody asks for the next chunk: others have their turn then."""
 
 
@@ -38,6 +39,7 @@ def side_by_side(team: Team, computations: Iterable[Steps[P]], at_once: int) -> 
             for other in [*others]:
                 found, ended = other.go_on()
                 if found is not None:
+                    _pause(others)
                     yield found
                 if ended:
                     others.remove(other)
@@ -46,9 +48,11 @@ def side_by_side(team: Team, computations: Iterable[Steps[P]], at_once: int) -> 
                 found, ended = _advance(own)
             if ended:
                 own = next(waiting, None)
+            _pause(others)
             yield found
             if own is None and others:
-                yield others[0].stop()
+                found = others[0].stop()
+                yield found
                 own = others.pop(0).computation
         for one in waiting if own is None else chain([own], waiting):
             yield from one
@@ -57,6 +61,12 @@ def side_by_side(team: Team, computations: Iterable[Steps[P]], at_once: int) -> 
             other.close()
         if own is not None:
             own.close()
+
+
+def _pause(others: "Iterable[_Helped[P]]") -> None:
+    """End their turns soon, unless the next chunk is asked for at once."""
+    for other in others:
+        other.until = time.perf_counter() + _TURN
 
 
 def _advance(computation: Steps[P], until: Callable[[], float] = lambda: 0) -> tuple[P | None, bool]:
@@ -73,13 +83,13 @@ class _Helped(Generic[P]):
     def __init__(self, computation: Steps[P], team: Team, at_once: int) -> None:
         self.computation = computation
         self._team, self._at_once = team, at_once
-        self._until = 0.0
+        self.until = 0.0
         self._turn: Future[tuple[P | None, bool]] | None = None
         self._notes = deque[Note]()
 
     def go_on(self) -> tuple[P | None, bool]:
-        """Let it go on for a turn from now: what it has found since it was asked last, and whether it has ended."""
-        self._until = time.perf_counter() + _TURN
+        """Let it go on until it is paused: what it has found since it was asked last, and whether it has ended."""
+        self.until = math.inf
         if self._turn is not None and not self._turn.done():
             self._read_notes()
             return None, False
@@ -90,7 +100,7 @@ class _Helped(Generic[P]):
 
     def stop(self) -> P | None:
         """Wait until nobody computes it: what it has found since it was asked last."""
-        self._until = 0.0
+        self.until = 0.0
         turn, self._turn = self._turn, None
         found = None if turn is None or turn.cancel() else turn.result()[0]
         self._read_notes()
@@ -98,7 +108,7 @@ class _Helped(Generic[P]):
 
     def close(self) -> None:
         """End it, however far it has come."""
-        self._until = 0.0
+        self.until = 0.0
         if self._turn is not None and not self._turn.cancel():
             self._turn.exception()  # waits
         self._read_notes()
@@ -110,4 +120,4 @@ class _Helped(Generic[P]):
 
     def _compute(self) -> tuple[P | None, bool]:
         with self._team.shared(self._at_once, self._notes):
-            return _advance(self.computation, lambda: self._until)
+            return _advance(self.computation, lambda: self.until)

@@ -102,11 +102,13 @@ def test_a_helper_goes_on_while_others_have_their_turn_but_not_for_long(monkeypa
     steps.close()
 
     monkeypatch.setattr(module, "_TURN", 0.0)
-    helped = Computation("helped", 1000)
-    steps = side_by_side(Team(2), [Computation("own", 1000).steps(), helped.steps()], 2)
-    for asked in range(1, 20):
+    team, helped = Team(2), Computation("helped", 10**9)
+    steps = side_by_side(team, [Computation("own", 10**9).steps(), helped.steps()], 2)
+    for _ in range(20):
         next(steps)
-        assert helped.made <= asked
+        team.help(nothing).result(PATIENCE)  # its only helper has time for others
+        made = helped.made
+        assert team.help(lambda: helped.made).result(PATIENCE) == made
     steps.close()
 
 
