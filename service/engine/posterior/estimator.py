@@ -26,6 +26,8 @@ from service.engine.side_by_side import side_by_side
 
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
+_MANY_SAMPLES = 1000
+"""Of importance samples, from which on all threads have runs of one block to make, and little is computed between."""
 _BLOCK_WEIGHTS = 2**20
 """Log weights held at once; bounds memory where samples are many."""
 
@@ -109,7 +111,8 @@ class Estimator:
     ) -> Parts[Inference]:
         """Prepared images [B, C, H, W] or [B, P], and their q(z|x) → estimates [B] and draws [B, R, D], in parts."""
         most = self._size(effort.limit, posterior.mean.shape[1])
-        at_once = blocks_at_once(len(x), self._sampler.team.size)
+        shares_runs = proposal in IMPORTANCE_PROPOSALS and effort.num_samples >= _MANY_SAMPLES
+        at_once = 1 if shares_runs else blocks_at_once(len(x), self._sampler.team.size)
         blocks = side_blocks(len(x), most, at_once)
         computations = (self._infer_of(x, posterior, images, proposal, effort) for images in blocks)
         yield from side_by_side(self._sampler.team, computations, at_once)
