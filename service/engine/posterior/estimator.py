@@ -27,7 +27,7 @@ from service.engine.side_by_side import side_by_side
 _BLOCK_NUMBERS = 2**22
 """Entries of the matrices [D, D] held at once; bounds memory where the latent space is large."""
 _MANY_SAMPLES = 1000
-"""Of importance samples, from which on all threads have runs of one block to make, and little is computed between."""
+"""An image, from which on all threads have runs of one block to make, and little is computed between."""
 _BLOCK_WEIGHTS = 2**20
 """Log weights held at once; bounds memory where samples are many."""
 
@@ -94,13 +94,16 @@ class Estimator:
         Counted while a hundred noise images were estimated: 12 matrices [D, D] of float64 an image while modes are
         found, 80 more where its mode is searched for from several points, and 12 numbers a sample.
         """
-        at_once = blocks_at_once(num_images, self._sampler.team.size)
+        at_once = self._blocks_at_once(num_images, num_samples)
         images = side_block_size(num_images, self._size(limit, latent_dim), at_once)
         contested = min(images, self._search.block_size(latent_dim))
         matrices = 8 * latent_dim**2 * (12 * images + 80 * contested)
         rows = 4 * self._num_pixels * (2 * images + 26 * contested)
         annealing = self.ladder.memory(images, num_samples, latent_dim)
         return at_once * (matrices + rows + 96 * images * limit + annealing)
+
+    def _blocks_at_once(self, num_images: int, num_samples: int) -> int:
+        return 1 if num_samples >= _MANY_SAMPLES else blocks_at_once(num_images, self._sampler.team.size)
 
     def _size(self, num_samples: int, latent_dim: int) -> int:
         """Images whose estimates are made together."""
@@ -111,8 +114,7 @@ class Estimator:
     ) -> Parts[Inference]:
         """Prepared images [B, C, H, W] or [B, P], and their q(z|x) → estimates [B] and draws [B, R, D], in parts."""
         most = self._size(effort.limit, posterior.mean.shape[1])
-        shares_runs = proposal in IMPORTANCE_PROPOSALS and effort.num_samples >= _MANY_SAMPLES
-        at_once = 1 if shares_runs else blocks_at_once(len(x), self._sampler.team.size)
+        at_once = self._blocks_at_once(len(x), effort.num_samples)
         blocks = side_blocks(len(x), most, at_once)
         computations = (self._infer_of(x, posterior, images, proposal, effort) for images in blocks)
         yield from side_by_side(self._sampler.team, computations, at_once)
